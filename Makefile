@@ -1,0 +1,39 @@
+# Two commands for a fresh clone: `make demo` and `make test`. Both make .venv on first use.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+EXAMPLES := src/rinalmo/assets/examples
+
+.PHONY: demo test lint types pytest clean
+
+demo: $(VENV)/installed
+	@$(BIN)/rinalmo fill-mask $(EXAMPLES)/model_card_masks.fa
+	@$(BIN)/rinalmo embed $(EXAMPLES)/well_known_rnas.fa -o $(VENV)/well_known_rnas.npz
+	@$(BIN)/python examples/nearest_neighbours.py $(VENV)/well_known_rnas.npz
+
+test: lint types pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-dev
+	$(BIN)/mypy
+
+pytest: $(VENV)/installed-dev
+	$(BIN)/pytest -n 2
+
+# The constraints pin torch: without them pip would fetch a CUDA build of several gigabytes.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[h5,h5ad]" --group dev
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache

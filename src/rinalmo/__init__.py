@@ -1,0 +1,122 @@
+"""RiNALMo, the RNA language model.
+
+    import rinalmo
+
+    rinalmo.fill_mask("GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU")     # what stands at the mask
+    rinalmo.embed(["UAGCUUAUCAGACUGAUGUUGA"])                     # (1, hidden) array
+    model = rinalmo.load("starter")                               # torch module on packed tokens
+    rinalmo.RiNALMoModel.from_pretrained(...)                     # Hugging Face class
+
+Names are imported when first used: `import rinalmo` alone loads neither torch nor transformers. It does make the
+Hugging Face Auto classes and pipelines know the model, whenever transformers is imported (`rinalmo.hf.registration`).
+"""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING, Any
+
+from rinalmo.hf.registration import install as _install
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rinalmo.alphabet import Alphabet
+    from rinalmo.errors import (
+        CheckpointError,
+        DownloadError,
+        InputError,
+        MissingExtraError,
+        RinalmoError,
+        SequenceError,
+    )
+    from rinalmo.hf.configuration import RiNALMoConfig
+    from rinalmo.hf.modeling import (
+        RiNALMoForContactPrediction,
+        RiNALMoForMaskedLM,
+        RiNALMoForPreTraining,
+        RiNALMoForSecondaryStructurePrediction,
+        RiNALMoForSequencePrediction,
+        RiNALMoForTokenPrediction,
+        RiNALMoModel,
+    )
+    from rinalmo.hf.tokenization import RnaTokenizer
+    from rinalmo.inference.embeddings import embed
+    from rinalmo.inference.fill_mask import fill_mask
+    from rinalmo.model.config import ModelConfig
+    from rinalmo.model.cost import info
+    from rinalmo.rna.fasta import read_fasta
+    from rinalmo.weights.catalog import models, resolve
+    from rinalmo.weights.checkpoint import convert, load, save
+
+_WHERE = {
+    "Alphabet": "alphabet",
+    "CheckpointError": "errors",
+    "DownloadError": "errors",
+    "InputError": "errors",
+    "MissingExtraError": "errors",
+    "ModelConfig": "model.config",
+    "RiNALMoConfig": "hf.configuration",
+    "RiNALMoForContactPrediction": "hf.modeling",
+    "RiNALMoForMaskedLM": "hf.modeling",
+    "RiNALMoForPreTraining": "hf.modeling",
+    "RiNALMoForSecondaryStructurePrediction": "hf.modeling",
+    "RiNALMoForSequencePrediction": "hf.modeling",
+    "RiNALMoForTokenPrediction": "hf.modeling",
+    "RiNALMoModel": "hf.modeling",
+    "RinalmoError": "errors",
+    "RnaTokenizer": "hf.tokenization",
+    "SequenceError": "errors",
+    "convert": "weights.checkpoint",
+    "embed": "inference.embeddings",
+    "fill_mask": "inference.fill_mask",
+    "info": "model.cost",
+    "load": "weights.checkpoint",
+    "models": "weights.catalog",
+    "read_fasta": "rna.fasta",
+    "resolve": "weights.catalog",
+    "save": "weights.checkpoint",
+}
+
+__all__ = [
+    "Alphabet",
+    "CheckpointError",
+    "DownloadError",
+    "InputError",
+    "MissingExtraError",
+    "ModelConfig",
+    "RiNALMoConfig",
+    "RiNALMoForContactPrediction",
+    "RiNALMoForMaskedLM",
+    "RiNALMoForPreTraining",
+    "RiNALMoForSecondaryStructurePrediction",
+    "RiNALMoForSequencePrediction",
+    "RiNALMoForTokenPrediction",
+    "RiNALMoModel",
+    "RinalmoError",
+    "RnaTokenizer",
+    "SequenceError",
+    "__version__",
+    "convert",
+    "embed",
+    "fill_mask",
+    "info",
+    "load",
+    "models",
+    "read_fasta",
+    "resolve",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'rinalmo' has no attribute {name!r}")
+    value = getattr(_import_module(f"rinalmo.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+_install()

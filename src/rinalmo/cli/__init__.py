@@ -1,0 +1,80 @@
+"""The command line: parse, call one library function, print.
+
+Each command lives in a module of its own that is imported when it runs, so that `--help` needs neither torch nor the
+model. A `RinalmoError` becomes its one line on standard error and exit code 2; a fault of the machine (disk full, no
+permission) one line and exit code 1; Ctrl-C exit code 130.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+import rinalmo
+from rinalmo.errors import RinalmoError
+
+# command → (module, one line for the overview); the line stands here so that the overview imports nothing
+COMMANDS = {
+    "convert": ("convert", "Write a model in another layout."),
+    "embed": ("embed", "Embed the sequences of a FASTA file."),
+    "fill-mask": ("fill_mask", "Predict the nucleotides at <mask>."),
+    "info": ("info", "Sizes and costs of a model, as on its card."),
+    "models": ("models", "List the models that can be named."),
+}
+
+
+class _Commands(click.Group):
+    """Commands that are imported when they are needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"rinalmo.cli.{COMMANDS[cmd_name][0]}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(rinalmo.__version__, prog_name="rinalmo")
+def cli() -> None:
+    """RiNALMo, the RNA language model: predictions and embeddings for your RNA.
+
+    \b
+    rinalmo fill-mask "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"
+    rinalmo embed sequences.fa -o embeddings.parquet
+    """
+
+
+def main() -> None:
+    """Entry point of the `rinalmo` command."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        _stop("interrupted", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except RinalmoError as error:
+        _stop(str(error), 2)
+    except BrokenPipeError:
+        # The reader (such as head) has what it wanted; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except (OSError, MemoryError) as error:
+        _stop(str(error) or type(error).__name__, 1)
+    except KeyboardInterrupt:
+        _stop("interrupted", 130)
+
+
+def _stop(message: str, code: int) -> None:
+    print("rinalmo: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,63 @@
+"""`rinalmo fill-mask`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from rinalmo.cli.options import batch_tokens_option, model_option, threads_option
+
+_FORMATS = ("table", "tsv", "jsonl")
+
+
+@click.command("fill-mask")
+@click.argument("source", metavar="SEQ|FASTA|-")
+@model_option
+@click.option("-k", "--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Candidates per mask.")
+@click.option(
+    "-f", "--format", "style", type=click.Choice(_FORMATS), default="table", show_default=True, help="Output format."
+)
+@batch_tokens_option
+@threads_option
+def command(source: str, model: str, top_k: int, style: str, batch_tokens: int) -> None:
+    """Predict the nucleotides at <mask>.
+
+    SEQ is an RNA or DNA sequence with one or more <mask>; a file name is read as FASTA; - is FASTA from standard input.
+
+    \b
+    rinalmo fill-mask "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"
+    rinalmo fill-mask masked.fa --format tsv > predictions.tsv
+    """
+    from rinalmo.inference.fill_mask import predict
+    from rinalmo.inference.inputs import as_records
+    from rinalmo.rna.fasta import read_fasta
+    from rinalmo.weights.checkpoint import load
+
+    is_sequence = "<" in source and not Path(source).exists()
+    records = as_records(source) if is_sequence else read_fasta(source, allow_mask=True)
+    results = predict(records, load(model), top_k=top_k, batch_tokens=batch_tokens)
+    if style == "tsv":
+        click.echo("id\tposition\tscore\ttoken\ttoken_str\tsequence")
+    for record, masks in results:
+        if style == "table":
+            _table(record.id, masks, record.sequence)
+            continue
+        for candidate in (c for mask in masks for c in mask):
+            values = {"id": record.id, **asdict(candidate)}
+            order = ("id", "position", "score", "token", "token_str", "sequence")
+            if style == "jsonl":
+                click.echo(json.dumps({key: values[key] for key in order}))
+            else:
+                click.echo("\t".join(str(values[key]) for key in order))
+
+
+def _table(name: str, masks: list[list], sequence: str) -> None:  # type: ignore[type-arg]
+    click.echo(f">{name} {sequence}")
+    for mask in masks:
+        click.echo(f"  mask at {mask[0].position}")
+        for candidate in mask:
+            bar = "█" * round(30 * candidate.score)
+            click.echo(f"    {candidate.token_str}  {candidate.score:.4f}  {bar}")

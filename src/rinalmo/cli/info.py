@@ -1,0 +1,43 @@
+"""`rinalmo info`."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("info")
+@click.argument("model", required=False)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Sequence length for FLOPs and MACs; the published figures hold for 128.",
+)
+def command(model: str | None, tokens: int) -> None:
+    """Sizes and costs of MODEL (a preset, a name, a folder or a file), or of all presets.
+
+    Parameters are those of encoder and pooler, in millions. FLOPs and MACs are for one sequence of --tokens tokens
+    through both. Max tokens is the length seen in pre-training; the model itself takes any.
+
+    \b
+    rinalmo info giga
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from rinalmo.model.cost import info
+
+    table = Table(box=box.SIMPLE)
+    headers = "Model", "Layers", "Hidden size", "Heads", "Intermediate size", "Parameters (M)", "FLOPs (G)", "MACs (G)"
+    for header in (*headers, "Max tokens"):
+        table.add_column(header, justify="left" if header == "Model" else "right")
+    for row in info(model, tokens=tokens):
+        sizes = (row.num_layers, row.hidden_size, row.num_heads, row.intermediate_size)
+        costs = (row.parameters / 1e6, row.flops / 1e9, row.macs / 1e9)
+        table.add_row(row.name, *map(str, sizes), *(f"{cost:.2f}" for cost in costs), str(row.max_tokens))
+    console = Console()
+    # A pipe has no width; the table must not be folded to the default 80 columns there.
+    console.print(table, width=None if console.is_terminal else 160)
+    click.echo(f"FLOPs and MACs for one sequence of {tokens} tokens")

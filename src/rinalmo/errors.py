@@ -1,0 +1,65 @@
+"""Every error that this package raises on purpose.
+
+    RinalmoError                    base; str() is one line that says what is wrong, where, and what to do
+    ├── InputError                  the user's sequences, files or options (also a ValueError)
+    │   └── SequenceError           one record: knows file, record and position
+    ├── CheckpointError             a model file that is damaged, foreign, unsafe or does not fit (also a ValueError)
+    ├── DownloadError               a published model could not be fetched (also an OSError)
+    └── MissingExtraError           an optional package is not installed (also an ImportError)
+
+The command line turns a `RinalmoError` into its one line and exit code 2; anything else is a bug.
+"""
+
+
+class RinalmoError(Exception):
+    """Base of all deliberate errors."""
+
+
+class InputError(RinalmoError, ValueError):
+    """The user's input cannot be used as it is."""
+
+
+class SequenceError(InputError):
+    """One record of a sequence file cannot be used.
+
+    `file`, `record` (its name or 1-based number) and `position` (1-based) are kept for programs that want them.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | None = None,
+        record: str | None = None,
+        position: int | None = None,
+    ) -> None:
+        where = [
+            part
+            for part in (
+                file,
+                f"record {record}" if record is not None else None,
+                f"position {position}" if position is not None else None,
+            )
+            if part is not None
+        ]
+        super().__init__(f"{', '.join(where)}: {message}" if where else message)
+        self.file = file
+        self.record = record
+        self.position = position
+
+
+class CheckpointError(RinalmoError, ValueError):
+    """A model file cannot be read as a RiNALMo."""
+
+
+class DownloadError(RinalmoError, OSError):
+    """A published file could not be fetched."""
+
+
+class MissingExtraError(RinalmoError, ImportError):
+    """An optional dependency is missing."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package!r}; install it with: pip install 'rinalmo[{extra}]'")
+        self.package = package
+        self.extra = extra

@@ -1,0 +1,1 @@
+"""The Hugging Face skin: config, tokenizer, models and their registration with the Auto classes."""

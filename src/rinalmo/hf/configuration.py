@@ -1,0 +1,82 @@
+"""`RiNALMoConfig`: the Hugging Face face of `ModelConfig` and `HeadConfig`.
+
+Field names and file format are those of the port, so either package reads the other's `config.json`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, ClassVar
+
+from transformers import PreTrainedConfig
+
+from rinalmo.errors import InputError
+
+
+class RiNALMoConfig(PreTrainedConfig):
+    """Sizes, regularisation and head of a RiNALMo; the defaults are those of giga.
+
+    `num_labels`, `problem_type` (regression, binary, multiclass, multilabel or None: inferred from the labels at each
+    call) and the optional dict `head` (num_labels, problem_type, dropout, transform, transform_act, bias, act,
+    layer_norm_eps) describe the prediction head; values in `head` win. `threshold` is the pairing probability above
+    which a structure decoder accepts a pair. `loss_region` is "upper" (each pair once, as in the paper) or "full".
+    """
+
+    model_type: ClassVar[str] = "rinalmo"
+
+    vocab_size: int = 28
+    hidden_size: int = 1280
+    num_hidden_layers: int = 33
+    num_attention_heads: int = 20
+    intermediate_size: int = 5120
+    hidden_act: str = "gelu"
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    max_position_embeddings: int = 1024
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-5
+    position_embedding_type: str = "rotary"
+    learnable_beta: bool = True
+    token_dropout: bool = True
+    head: dict[str, Any] | None = None
+    lm_head: dict[str, Any] | None = None
+    threshold: float | None = None
+    loss_region: str = "upper"
+    problem_type: str | None = None  # type: ignore[assignment]
+    tie_word_embeddings: bool = False
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
+    unk_token_id: int | None = 3
+    mask_token_id: int | None = 4
+    null_token_id: int | None = 5
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        head = self.head or {}
+        if self.id2label is None:
+            kwargs.setdefault("num_labels", head.get("num_labels") or 1)
+        # Configs from before the port's 0.2 leave this out, which would read as True; the weights are untied.
+        self.tie_word_embeddings = False
+        super().__post_init__(**kwargs)
+        self._check_head(head)
+        if self.loss_region not in ("upper", "full"):
+            raise InputError(f"loss_region {self.loss_region!r} is unknown; use 'upper' or 'full'")
+
+    def _check_head(self, head: dict[str, Any]) -> None:
+        kinds = ("regression", "binary", "multiclass", "multilabel", None)
+        for name in (self.problem_type, head.get("problem_type")):
+            if name not in kinds:
+                raise InputError(f"problem_type {name!r} is unknown; use one of {', '.join(map(str, kinds))}")
+
+    @property
+    def effective_problem_type(self) -> str | None:
+        """The declared kind of problem, the head's before the model's; None if it is to be inferred."""
+        return (self.head or {}).get("problem_type") or self.problem_type
+
+    def head_options(self) -> dict[str, Any]:
+        """The arguments of `HeadConfig` that this config stands for."""
+        from rinalmo.model.heads import HeadConfig
+
+        names = {field.name for field in fields(HeadConfig)}
+        given = {name: value for name, value in (self.head or {}).items() if name in names and value is not None}
+        return {"num_labels": self.num_labels, **given}

@@ -1,0 +1,111 @@
+"""From whatever `from_pretrained` was given to a config and a state dict under our names."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.utils import cached_file
+
+from rinalmo.errors import CheckpointError
+from rinalmo.hf.configuration import RiNALMoConfig
+from rinalmo.model.rinalmo import HEADS
+from rinalmo.weights.catalog import CATALOG
+from rinalmo.weights.checkpoint import Checkpoint, config_of, read
+from rinalmo.weights.files import PICKLE, SHARDS, WEIGHTS
+from rinalmo.weights.layouts import listed
+
+if TYPE_CHECKING:
+    from rinalmo.hf.modeling import RiNALMoPreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def read_for(
+    model_class: type[RiNALMoPreTrainedModel],
+    source: str | Path,
+    config: Any,
+    ignore_mismatched_sizes: bool,
+    options: dict[str, Any],
+) -> tuple[RiNALMoConfig, dict[str, Tensor], dict[str, Any]]:
+    """The config, the tensors for `model_class`, and the options that remain for the base class."""
+    hub = {name: options.pop(name) for name in _HUB_OPTIONS if name in options}
+    checkpoint = read(_local(source, hub))
+    if not isinstance(config, RiNALMoConfig):
+        found = {**checkpoint.files.config, **config_of(checkpoint.spec)}
+        found = {**found, "architectures": checkpoint.files.config.get("architectures")}
+        config, options = RiNALMoConfig.from_dict(found, return_unused_kwargs=True, **options)
+    _agree(config, checkpoint)
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in model_class(config).state_dict().items()}
+    fresh = _fresh_heads(checkpoint, expected, ignore_mismatched_sizes)
+    unused = {_head(name) for name in checkpoint.shapes} - {_head(name) for name in expected}
+    _report(model_class.__name__, source, fresh, unused)
+    state = {n: t for n, t in checkpoint.tensors() if n in expected and _head(n) not in fresh}
+    return config, state, options
+
+
+def _local(source: str | Path, hub: dict[str, Any]) -> Path | str:
+    """A folder, file or catalog name that `read` takes; a hub id is fetched into the hub's cache."""
+    path = Path(source)
+    if path.exists():
+        return path / hub["subfolder"] if hub.get("subfolder") else path
+    if str(source) in CATALOG:
+        return str(source)
+    for name in (WEIGHTS, SHARDS, PICKLE):
+        found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False, **hub)
+        if found is not None:
+            break
+    else:
+        raise CheckpointError(f"{source}: the hub's repository has no {WEIGHTS}")
+    for name in ("config.json", "vocab.txt"):
+        cached_file(str(source), name, _raise_exceptions_for_missing_entries=False, **hub)
+    if name == SHARDS:
+        _fetch_shards(str(source), Path(found), hub)
+    return Path(found).parent
+
+
+def _fetch_shards(source: str, index: Path, hub: dict[str, Any]) -> None:
+    from rinalmo.weights.files import read_json
+
+    for name in sorted(set(read_json(index).get("weight_map", {}).values())):
+        cached_file(source, name, **hub)
+
+
+def _agree(config: RiNALMoConfig, checkpoint: Checkpoint) -> None:
+    """The tensors' sizes are facts; a config that contradicts them is refused before anything is built."""
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size"):
+        said, found = getattr(config, name), getattr(checkpoint.spec.config, name)
+        if said != found:
+            raise CheckpointError(f"{checkpoint.files.path}: the config says {name} {said}, the tensors say {found}")
+
+
+def _fresh_heads(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]], forgive: bool) -> set[str]:
+    """Heads of the class that the file does not have (or, if forgiven, has in another shape)."""
+    have = {_head(name) for name in checkpoint.shapes}
+    fresh = {_head(name) for name in expected} - have
+    for name, shape in expected.items():
+        found = checkpoint.shapes.get(name)
+        if found == shape or _head(name) in fresh:
+            continue
+        if not forgive or _head(name) not in HEADS:
+            said = "missing" if found is None else f"of shape {found}"
+            raise CheckpointError(f"{checkpoint.files.path}: {name} is {said}; the model needs {shape}")
+        fresh.add(_head(name))
+    return fresh
+
+
+def _head(name: str) -> str:
+    return name.split(".")[0]
+
+
+def _report(class_name: str, source: Any, fresh: set[str], unused: set[str]) -> None:
+    if fresh:
+        logger.warning("%s from %s: %s is new, with random weights; train it", class_name, source, listed(fresh))
+    if unused:
+        logger.info("%s from %s: %s is not used", class_name, source, listed(unused))

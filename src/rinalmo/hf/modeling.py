@@ -1,0 +1,380 @@
+"""The Hugging Face classes of the published model card.
+
+Input is padded, as everywhere in transformers; it is unpacked once on the way in and padded once on the way out, so
+padding changes no number. Files are written in the port's layout, which multimolecule reads too, and read in any.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MaskedLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.utils import ModelOutput, can_return_tuple
+
+from rinalmo.errors import InputError
+from rinalmo.hf.configuration import RiNALMoConfig
+from rinalmo.hf.loading import read_for
+from rinalmo.hf.padded import Grid, inner, unpad
+from rinalmo.model.backends import Backend
+from rinalmo.model.config import ModelConfig
+from rinalmo.model.embedding import Embedding
+from rinalmo.model.encoder import Encoder
+from rinalmo.model.heads import ContactHead, HeadConfig, MaskedLMHead, Pooler, SequenceHead, TokenHead
+from rinalmo.model.losses import infer_problem_type, label_loss, structure_loss
+from rinalmo.model.task_heads import StructureHead
+from rinalmo.weights.checkpoint import translate
+from rinalmo.weights.layouts import detect, plan_reading
+
+_BACKENDS: dict[str, Backend] = {"eager": "eager", "sdpa": "auto", "flash_attention_2": "flash"}
+
+
+@dataclass
+class ContactPredictionOutput(ModelOutput):
+    """loss `()`, logits `(batch, length, length, labels)` without CLS and EOS, hidden states, attentions."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class _Encoded:
+    """What the encoder made of a padded batch: packed states, where they stand, padded extras."""
+
+    ids: Tensor
+    states: Tensor
+    grid: Grid
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        return {"hidden_states": self.hidden_states, "attentions": self.attentions}
+
+
+class RiNALMoPreTrainedModel(PreTrainedModel):
+    """Loading, saving and encoding, shared by all."""
+
+    config_class = RiNALMoConfig
+    config: RiNALMoConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _no_split_modules = ["EncoderBlock"]  # noqa: RUF012  (the base class declares it so)
+
+    encoder: Encoder
+
+    def __init__(self, config: RiNALMoConfig) -> None:
+        super().__init__(config)
+        self.encoder = Encoder(ModelConfig.from_dict(config.to_dict()))
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path | None,
+        *model_args: Any,
+        config: Any = None,
+        state_dict: dict[str, Tensor] | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load from a folder or hub id in our layout or the port's, the authors' `.pt` file, or a catalog name.
+
+        A head that the file lacks starts fresh, and a warning names it; anything else missing or unexpected raises.
+        """
+        if pretrained_model_name_or_path is not None and state_dict is None:
+            config, state_dict, kwargs = read_for(
+                cls, pretrained_model_name_or_path, config, ignore_mismatched_sizes, kwargs
+            )
+        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if pretrained_model_name_or_path is not None:
+            model.config.name_or_path = str(pretrained_model_name_or_path)
+            model.name_or_path = str(pretrained_model_name_or_path)
+        return loaded
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """Write `config.json` and `model.safetensors` in the port's layout."""
+        if not getattr(self, "_hf_peft_config_loaded", False):
+            state_dict = translate(self.state_dict() if state_dict is None else state_dict, "multimolecule")
+        super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As torch's, and understands the port's names, which is what a Trainer's checkpoint holds."""
+        if any("encoder.layer." in name for name in state_dict):
+            shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+            plan = plan_reading(detect(shapes), shapes)
+            state_dict = {ours: torch.cat([state_dict[part] for part in parts]) for ours, parts in plan.items()}
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.embedding
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        raise InputError("RiNALMo's vocabulary is fixed; it cannot be resized")
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | Embedding):
+            init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+        if isinstance(getattr(module, "bias", None), nn.Parameter):
+            init.zeros_(module.bias)
+        if isinstance(getattr(module, "beta", None), nn.Parameter):
+            init.ones_(module.beta)
+
+    def _encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+    ) -> _Encoded:
+        want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        ids, grid = unpad(input_ids, attention_mask, self.config.pad_token_id)
+        self.encoder.set_attention_backend(_BACKENDS.get(self.config._attn_implementation or "sdpa", "auto"))
+        out = self.encoder(
+            ids, grid.layout, output_hidden_states=bool(want_states), output_attentions=bool(want_attentions)
+        )
+        states = tuple(map(grid.scatter, out.hidden_states)) if out.hidden_states is not None else None
+        attentions = tuple(_square(layer, grid) for layer in out.attentions) if out.attentions is not None else None
+        return _Encoded(ids, out.last_hidden_state, grid, states, attentions)
+
+    def _label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        kind = self.config.effective_problem_type or infer_problem_type(labels, logits.shape[-1])
+        return label_loss(logits, labels, kind)  # type: ignore[arg-type]
+
+
+class RiNALMoModel(RiNALMoPreTrainedModel):
+    """The encoder and a pooled vector per sequence."""
+
+    def __init__(self, config: RiNALMoConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        self.pooler = Pooler(self.encoder.config) if add_pooling_layer else None
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """`last_hidden_state (batch, length, hidden)`, zeros at padding; `pooler_output (batch, hidden)`."""
+        encoded = self._encode(input_ids, attention_mask, output_attentions, output_hidden_states)
+        pooled = self.pooler(encoded.states, encoded.grid.layout) if self.pooler is not None else None
+        return BaseModelOutputWithPooling(
+            last_hidden_state=encoded.grid.scatter(encoded.states), pooler_output=pooled, **encoded.extras
+        )
+
+
+class RiNALMoForMaskedLM(RiNALMoPreTrainedModel):
+    """Masked-nucleotide prediction."""
+
+    def __init__(self, config: RiNALMoConfig) -> None:
+        super().__init__(config)
+        self.lm_head = MaskedLMHead(self.encoder.config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head.decoder
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> MaskedLMOutput:
+        """Logits `(batch, length, vocabulary)` in fp32; `labels (batch, length)` count where they are not -100."""
+        encoded = self._encode(input_ids, attention_mask, output_attentions, output_hidden_states)
+        logits = self.lm_head(encoded.states)
+        loss = None
+        if labels is not None:
+            labels = _unbatched(labels, input_ids.shape)
+            loss = label_loss(logits, encoded.grid.gather(labels), "multiclass")
+        return MaskedLMOutput(loss=loss, logits=encoded.grid.scatter(logits), **encoded.extras)
+
+
+class RiNALMoForPreTraining(RiNALMoForMaskedLM):
+    """Masked-LM is all of RiNALMo's pre-training; this is `RiNALMoForMaskedLM` under the card's other name."""
+
+
+class RiNALMoForSequencePrediction(RiNALMoPreTrainedModel):
+    """Labels per sequence."""
+
+    def __init__(self, config: RiNALMoConfig) -> None:
+        super().__init__(config)
+        self.pooler = Pooler(self.encoder.config)
+        self.sequence_head = SequenceHead(config.hidden_size, HeadConfig(**config.head_options()))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> SequenceClassifierOutput:
+        """Logits `(batch, labels)`; `labels (batch,)` or `(batch, labels)`."""
+        encoded = self._encode(input_ids, attention_mask, output_attentions, output_hidden_states)
+        logits = self.sequence_head(self.pooler(encoded.states, encoded.grid.layout))
+        loss = None if labels is None else self._label_loss(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits, **encoded.extras)
+
+
+class RiNALMoForTokenPrediction(RiNALMoPreTrainedModel):
+    """Labels per nucleotide."""
+
+    def __init__(self, config: RiNALMoConfig) -> None:
+        super().__init__(config)
+        self.token_head = TokenHead(config.hidden_size, HeadConfig(**config.head_options()))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> TokenClassifierOutput:
+        """Logits `(batch, length - 2, labels)`, without CLS and EOS; `labels (batch, length - 2[, labels])`.
+
+        For a batch of one, labels without the batch axis are taken as well.
+        """
+        encoded = self._encode(input_ids, attention_mask, output_attentions, output_hidden_states)
+        keep, grid = inner(encoded.ids, encoded.grid, self.encoder.config)
+        logits = self.token_head(encoded.states[keep])
+        loss = None
+        if labels is not None:
+            labels = _unbatched(labels, (len(input_ids), grid.width))
+            loss = self._label_loss(logits, grid.gather(labels))
+        return TokenClassifierOutput(loss=loss, logits=grid.scatter(logits), **encoded.extras)
+
+
+class RiNALMoForContactPrediction(RiNALMoPreTrainedModel):
+    """Labels per pair of nucleotides."""
+
+    def __init__(self, config: RiNALMoConfig) -> None:
+        super().__init__(config)
+        self.contact_head = ContactHead(config.hidden_size, HeadConfig(**config.head_options()))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> ContactPredictionOutput:
+        """Logits `(batch, length - 2, length - 2, labels)`; labels of that shape, the last axis optional.
+
+        For a batch of one, labels without the batch axis are taken as well.
+        """
+        encoded = self._encode(input_ids, attention_mask, output_attentions, output_hidden_states)
+        keep, grid = inner(encoded.ids, encoded.grid, self.encoder.config)
+        maps = [self.contact_head(states) for states in grid.layout.split(encoded.states[keep])]
+        loss = None
+        if labels is not None:
+            labels = _unbatched(labels, (len(input_ids), grid.width, grid.width))
+            squares = [square.flatten(0, 1) for square in grid.gather_pairs(labels)]
+            loss = self._label_loss(torch.cat([m.flatten(0, 1) for m in maps]), torch.cat(squares))
+        return ContactPredictionOutput(loss=loss, logits=grid.scatter_pairs(maps), **encoded.extras)
+
+
+class RiNALMoForSecondaryStructurePrediction(RiNALMoPreTrainedModel):
+    """Base-pairing logits, each sequence computed on its own length.
+
+    The masked-LM head is kept beside it, as in the published class, so that such a checkpoint can still fill masks.
+    """
+
+    def __init__(self, config: RiNALMoConfig) -> None:
+        super().__init__(config)
+        self.lm_head = MaskedLMHead(self.encoder.config)
+        self.structure_head = StructureHead(config.hidden_size, num_labels=config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> ContactPredictionOutput:
+        """Logits `(batch, length - 2, length - 2, 1)`; labels are 0/1 pair matrices of that shape, -100 ignored.
+
+        The loss is the mean over structures of each one's mean over `config.loss_region`.
+        """
+        encoded = self._encode(input_ids, attention_mask, output_attentions, output_hidden_states)
+        keep, grid = inner(encoded.ids, encoded.grid, self.encoder.config)
+        maps = [self.structure_head(states) for states in grid.layout.split(encoded.states[keep])]
+        loss = None
+        if labels is not None:
+            labels = _unbatched(labels, (len(input_ids), grid.width, grid.width))
+            losses = [self._structure_loss(m, s) for m, s in zip(maps, grid.gather_pairs(labels), strict=True)]
+            loss = torch.stack(losses).mean()
+        return ContactPredictionOutput(loss=loss, logits=grid.scatter_pairs(maps), **encoded.extras)
+
+    def _structure_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        targets = labels.to(logits.device).reshape(logits.shape)
+        region: Any = self.config.loss_region
+        per_label = [structure_loss(logits[..., n], targets[..., n], region) for n in range(logits.shape[-1])]
+        return torch.stack(per_label).mean()
+
+
+def _unbatched(labels: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
+    """Labels with the leading axes `shape`; a batch of one may leave its first axis out. Anything else raises."""
+    shape = tuple(shape)
+    if labels.shape[: len(shape)] == shape and labels.dim() <= len(shape) + 1:
+        return labels
+    inner_axes = len(shape) - 1
+    if shape[0] == 1 and labels.shape[:inner_axes] == shape[1:] and labels.dim() <= inner_axes + 1:
+        return labels.unsqueeze(0)
+    raise InputError(f"labels have shape {tuple(labels.shape)}; the logits need {shape}")
+
+
+def _square(layer: list[Tensor], grid: Grid) -> Tensor:
+    """Per-sequence attention `(heads, length, length)` as `(batch, heads, width, width)`."""
+    maps = [weights.permute(1, 2, 0) for weights in layer]
+    return grid.scatter_pairs(maps).permute(0, 3, 1, 2)
+
+
+__all__ = [
+    "ContactPredictionOutput",
+    "RiNALMoForContactPrediction",
+    "RiNALMoForMaskedLM",
+    "RiNALMoForPreTraining",
+    "RiNALMoForSecondaryStructurePrediction",
+    "RiNALMoForSequencePrediction",
+    "RiNALMoForTokenPrediction",
+    "RiNALMoModel",
+]

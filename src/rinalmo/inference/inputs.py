@@ -1,0 +1,53 @@
+"""What the Python functions accept as sequences and as a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+import torch
+
+from rinalmo.alphabet import Alphabet
+from rinalmo.errors import InputError
+from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.rna.fasta import Record, read_fasta
+from rinalmo.weights.checkpoint import load
+
+Sequences = str | Path | Iterable[str | Record]
+
+
+def as_model(model: str | Path | RiNALMo, device: torch.device | str = "cpu") -> RiNALMo:
+    """A loaded model in evaluation mode, from its name, folder or file if need be."""
+    if isinstance(model, RiNALMo):
+        return model.to(device).eval()
+    return load(model, device=device)
+
+
+def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Record]:
+    """Records from a FASTA path, one sequence, or an iterable of sequences or records.
+
+    A `Path` is a file; a `str` is a sequence. Sequences without names are called by their number from 1 on.
+    """
+    if isinstance(sequences, Path):
+        yield from read_fasta(sequences, allow_mask=allow_mask)
+        return
+    items = (sequences,) if isinstance(sequences, str) else sequences
+    for number, item in enumerate(items, start=1):
+        if not isinstance(item, str | Record):
+            raise InputError(f"sequence {number} is a {type(item).__name__}; expected text or a FASTA record")
+        yield item if isinstance(item, Record) else Record(id=str(number), description="", sequence=item)
+
+
+def encode(record: Record, alphabet: Alphabet) -> torch.Tensor:
+    """Ids with CLS and EOS, strict: an unknown character raises and is named."""
+    return torch.from_numpy(alphabet.encode(record.sequence, strict=True, record=record.id))
+
+
+def peeked(records: Iterable[Record]) -> Iterator[Record]:
+    """The records, once it is known that there is at least one."""
+    iterator = iter(records)
+    first = next(iterator, None)
+    if first is None:
+        raise InputError("no sequences given")
+    return chain((first,), iterator)

@@ -1,0 +1,1 @@
+"""The model, on packed tokens: torch only, no files, no Hugging Face."""

@@ -1,0 +1,41 @@
+"""Bidirectional multi-head self-attention with rotary positions; no biases.
+
+Query, key and value are one matrix, stacked in that order, as in the published weights.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rinalmo.model.backends import Backend, attend, attend_with_weights
+from rinalmo.model.config import ModelConfig
+from rinalmo.model.packing import Layout
+from rinalmo.model.rotary import Rotation, rotate
+
+
+class Attention(nn.Module):
+    """Self-attention within each sequence of a packed batch."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_size = config.head_size
+        self.dropout = config.attention_dropout
+        self.backend: Backend = "auto"
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "tokens hidden"], layout: Layout, by: Rotation, weights: list[list[Tensor]] | None = None
+    ) -> Float[Tensor, "tokens hidden"]:
+        """With a list given as `weights`, the written-out path runs and appends this layer's attention to it."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.head_size)).unbind(1)
+        q, k = rotate(q, by), rotate(k, by)
+        dropout = self.dropout if self.training else 0.0
+        if weights is None:
+            y = attend(q, k, v, layout, dropout=dropout, backend=self.backend)
+        else:
+            y, layer = attend_with_weights(q, k, v, layout, dropout=dropout)
+            weights.append(layer)
+        out: Tensor = self.output(y.flatten(1))
+        return out

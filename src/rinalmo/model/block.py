@@ -1,0 +1,63 @@
+"""One encoder layer of RiNALMo: bidirectional self-attention, then a SwiGLU feed-forward network.
+
+All tensors are packed: the sequences of a batch lie end to end along one axis, without padding.
+Axis names used throughout `rinalmo.model`:
+
+    tokens   all real tokens of the batch
+    hidden   model width
+
+References: Penić et al. 2025 (arXiv:2403.00043) for the model, Shazeer 2020 (arXiv:2002.05202) for SwiGLU.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rinalmo.model.attention import Attention
+from rinalmo.model.config import ModelConfig
+from rinalmo.model.packing import Layout
+from rinalmo.model.rotary import Rotation
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward network whose swish has a learned slope, `beta`.
+
+    `gate_up` is one matrix: the gate's rows (which go through the swish), then those it multiplies.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.beta = nn.Parameter(torch.ones(1))
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.ffn_size)
+        self.down = nn.Linear(config.ffn_size, config.hidden_size)
+
+    def forward(self, x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        out: Tensor = self.down(gate * torch.sigmoid(self.beta * gate) * up)
+        return out
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention and feed-forward network, each with a residual connection.
+
+    This is not quite pre-norm. The first residual starts from the *normalised* input, and the
+    published weights were trained that way, so the textbook form would give other outputs.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = Attention(config)
+        self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.ffn = SwiGLU(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self, x: Float[Tensor, "tokens hidden"], layout: Layout, by: Rotation, weights: list[list[Tensor]] | None = None
+    ) -> Float[Tensor, "tokens hidden"]:
+        x = self.attention_norm(x)
+        x = x + self.dropout(self.attention(x, layout, by, weights))
+        out: Tensor = x + self.dropout(self.ffn(self.ffn_norm(x)))
+        return out

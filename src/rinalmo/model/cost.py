@@ -1,0 +1,80 @@
+"""What a model costs: parameters, and arithmetic for one sequence.
+
+The published figures for giga, 84.43 GMACs and 168.92 GFLOPs, hold for 128 tokens through encoder and pooler, counted
+as follows (found by solving for the length, exact to the last printed digit):
+
+    MACs    every matrix product: linear layers, query × key, probabilities × value
+    FLOPs   2 × MACs + 5 per element of each layer norm + 1 per attention probability
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rinalmo.model.config import PRESETS, ModelConfig
+
+PUBLISHED_TOKENS = 128
+_MAX_TOKENS = 1022
+
+
+@dataclass(frozen=True)
+class Specification:
+    """One row of the model card's table.
+
+    `parameters` counts encoder and pooler, as published; `macs` and `flops` are for one sequence of `tokens`.
+    `max_tokens` is the length seen in pre-training; the model itself has no limit.
+    """
+
+    name: str
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    intermediate_size: int
+    parameters: int
+    flops: int
+    macs: int
+    tokens: int
+    max_tokens: int = _MAX_TOKENS
+
+
+def info(model: str | ModelConfig | None = None, *, tokens: int = PUBLISHED_TOKENS) -> list[Specification]:
+    """The specification of a preset, a model name, folder or file, or a config; of all presets by default."""
+    if model is None:
+        return [specification(name, ModelConfig.preset(name), tokens) for name in PRESETS]
+    if isinstance(model, ModelConfig):
+        return [specification("custom", model, tokens)]
+    if model in PRESETS:
+        return [specification(model, ModelConfig.preset(model), tokens)]
+    from rinalmo.weights.checkpoint import read
+
+    return [specification(str(model), read(model).spec.config, tokens)]
+
+
+def specification(name: str, config: ModelConfig, tokens: int = PUBLISHED_TOKENS) -> Specification:
+    """Sizes and costs of one config."""
+    macs = count_macs(config, tokens)
+    return Specification(
+        name=name,
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        num_heads=config.num_attention_heads,
+        intermediate_size=config.intermediate_size,
+        parameters=config.encoder_parameters + config.hidden_size**2 + config.hidden_size,
+        flops=2 * macs + _other_operations(config, tokens),
+        macs=macs,
+        tokens=tokens,
+    )
+
+
+def count_macs(config: ModelConfig, tokens: int) -> int:
+    """Multiply-accumulates of one sequence through encoder and pooler."""
+    d = config.hidden_size
+    per_token = 4 * d * d + 3 * d * config.ffn_size
+    attention = 2 * tokens * tokens * d
+    return config.num_hidden_layers * (tokens * per_token + attention) + d * d
+
+
+def _other_operations(config: ModelConfig, tokens: int) -> int:
+    layer_norms = (2 * config.num_hidden_layers + 1) * tokens * config.hidden_size
+    probabilities = config.num_hidden_layers * config.num_attention_heads * tokens * tokens
+    return 5 * layer_norms + probabilities

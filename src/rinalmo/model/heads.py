@@ -1,0 +1,156 @@
+"""General heads on top of the encoder: masked LM, per sequence, per token, per pair of tokens.
+
+All take packed hidden states. `strip_ends` removes CLS and EOS first where a head speaks of nucleotides only.
+The masked-LM head always computes in fp32: in bf16 its logits would come in steps of about 0.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from rinalmo.errors import InputError
+from rinalmo.model.config import ModelConfig
+from rinalmo.model.packing import Layout
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+# Above this many numbers the pairwise product of hidden states is built in blocks of rows.
+_PAIR_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Shape of a `LabelHead`: optional transform, then one linear layer."""
+
+    num_labels: int = 1
+    transform: str | None = None  # None, "linear" or "nonlinear"
+    transform_act: str = "gelu"
+    act: str | None = None
+    bias: bool = True
+    dropout: float = 0.0
+    layer_norm_eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        if self.transform not in (None, "linear", "nonlinear"):
+            raise InputError(f"head transform {self.transform!r} is unknown; use None, 'linear' or 'nonlinear'")
+        for name in (self.transform_act, self.act):
+            if name is not None and name not in ACTIVATIONS:
+                raise InputError(f"activation {name!r} is unknown; there are {', '.join(ACTIVATIONS)}")
+
+
+class Transform(nn.Module):
+    """Linear layer, activation (nonlinear form only), layer norm."""
+
+    def __init__(self, hidden_size: int, activation: str | None, eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.activation = ACTIVATIONS[activation] if activation else None
+        self.norm = nn.LayerNorm(hidden_size, eps=eps)
+
+    def forward(self, x: Float[Tensor, "*any hidden"]) -> Float[Tensor, "*any hidden"]:
+        x = self.dense(x)
+        out: Tensor = self.norm(self.activation(x) if self.activation else x)
+        return out
+
+
+class MaskedLMHead(nn.Module):
+    """Logits over the vocabulary, in fp32. The decoder is not tied to the embedding."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, x: Float[Tensor, "*any hidden"]) -> Float[Tensor, "*any vocabulary"]:
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.gelu(F.linear(x.float(), self.dense.weight.float(), self.dense.bias.float()))
+            norm = self.norm
+            y = F.layer_norm(y, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+            return F.linear(y, self.decoder.weight.float(), self.decoder.bias.float())
+
+
+class Pooler(nn.Module):
+    """One vector per sequence: tanh of a linear layer on its first token (CLS)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, "sequences hidden"]:
+        return torch.tanh(self.dense(first_tokens(x, layout)))
+
+
+class LabelHead(nn.Module):
+    """Dropout, optional transform, linear layer: the part that all prediction heads share."""
+
+    def __init__(self, hidden_size: int, config: HeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.dropout = nn.Dropout(config.dropout)
+        activation = config.transform_act if config.transform == "nonlinear" else None
+        self.transform = Transform(hidden_size, activation, config.layer_norm_eps) if config.transform else None
+        self.decoder = nn.Linear(hidden_size, config.num_labels, bias=config.bias)
+
+    def forward(self, x: Float[Tensor, "*any hidden"]) -> Float[Tensor, "*any labels"]:
+        x = self.dropout(x)
+        x = self.decoder(self.transform(x) if self.transform is not None else x)
+        return ACTIVATIONS[self.config.act](x) if self.config.act else x
+
+
+class SequenceHead(LabelHead):
+    """Labels per sequence, from the pooled vector `(sequences, hidden)`."""
+
+
+class TokenHead(LabelHead):
+    """Labels per nucleotide, from hidden states without CLS and EOS `(tokens, hidden)`."""
+
+
+class ContactHead(LabelHead):
+    """Labels per pair of nucleotides of one sequence, from the product of their hidden states."""
+
+    def forward(self, x: Float[Tensor, "length hidden"]) -> Float[Tensor, "length length labels"]:
+        """Without a transform the product is folded into a bilinear form: no length² × hidden tensor."""
+        if self.transform is None:
+            return self._bilinear(self.dropout(x))
+        rows = max(1, _PAIR_BLOCK // max(1, x.numel()))
+        scores = torch.cat([super(ContactHead, self).forward(block[:, None] * x) for block in x.split(rows)])
+        return (scores + scores.transpose(0, 1)) / 2
+
+    def _bilinear(self, x: Tensor) -> Tensor:
+        scores = torch.stack([(x * weight) @ x.T for weight in self.decoder.weight], dim=-1)
+        if self.decoder.bias is not None:
+            scores = scores + self.decoder.bias
+        # Floating-point sums need not be symmetric to the last bit; averaging makes them so.
+        scores = (scores + scores.transpose(0, 1)) / 2
+        return ACTIVATIONS[self.config.act](scores) if self.config.act else scores
+
+
+def first_tokens(x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, "sequences hidden"]:
+    """The hidden state of each sequence's first token; an empty sequence has none and is refused."""
+    if 0 in layout.lengths:
+        raise InputError(f"sequence {layout.lengths.index(0) + 1} of the batch has no token")
+    return x[layout.cu_seqlens[:-1].long()]
+
+
+def strip_ends(
+    x: Float[Tensor, "tokens hidden"], ids: Int[Tensor, " tokens"], layout: Layout, config: ModelConfig
+) -> tuple[Float[Tensor, "inner hidden"], Layout]:
+    """Hidden states and layout without each sequence's leading CLS and trailing EOS, where it has them."""
+    last = torch.tensor(layout.lengths, device=ids.device)[layout.sequence_ids] - 1
+    leading = (layout.positions == 0) & (ids == config.cls_token_id)
+    trailing = (layout.positions == last) & (ids == config.eos_token_id)
+    keep = ~(leading | trailing)
+    return x[keep], layout.select(keep)

@@ -1,0 +1,128 @@
+"""Packed batches: the sequences lie end to end along one axis, and a `Layout` says where each begins.
+
+No padding token is ever multiplied. Neighbours of equal length form a *run*, which attention can view as one
+`(sequences, length, …)` block without copying; sort a batch by length and there are few runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, groupby
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Run:
+    """`count` neighbouring sequences of the same `length`, from token `start` on."""
+
+    start: int
+    count: int
+    length: int
+
+    @property
+    def stop(self) -> int:
+        """One past the last token."""
+        return self.start + self.count * self.length
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each sequence of a packed batch lies.
+
+    `real` is None but for one quirk: the published ribosome-load model was trained on sequences filled up with pad
+    tokens whose states its head sees. There `real[i]` is how many leading tokens of sequence i are its own; the rest
+    attend to them, nothing attends to the rest, and token dropout does not count it (`pack_padded`).
+    """
+
+    lengths: tuple[int, ...]
+    device: torch.device = torch.device("cpu")
+    real: tuple[int, ...] | None = None
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Start of each sequence, and the total at the end."""
+        return (0, *accumulate(self.lengths))
+
+    @property
+    def total(self) -> int:
+        """Number of tokens in the batch."""
+        return self.offsets[-1]
+
+    @property
+    def max_seqlen(self) -> int:
+        """Length of the longest sequence, 0 for an empty batch."""
+        return max(self.lengths, default=0)
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """Maximal stretches of neighbouring sequences of equal, positive length."""
+        runs, start = [], 0
+        for length, group in groupby(self.lengths):
+            count = len(list(group))
+            if length:
+                runs.append(Run(start, count, length))
+            start += count * length
+        return tuple(runs)
+
+    @cached_property
+    def cu_seqlens(self) -> Int[Tensor, " sequences_and_one"]:
+        """`offsets` as the int32 tensor that variable-length attention kernels take."""
+        return torch.tensor(self.offsets, dtype=torch.int32, device=self.device)
+
+    @cached_property
+    def sequence_ids(self) -> Int[Tensor, " tokens"]:
+        """For each token the index of its sequence."""
+        counts = torch.tensor(self.lengths, dtype=torch.long, device=self.device)
+        return torch.repeat_interleave(torch.arange(len(self.lengths), device=self.device), counts)
+
+    @cached_property
+    def positions(self) -> Int[Tensor, " tokens"]:
+        """For each token its position in its sequence, from 0."""
+        return torch.arange(self.total, device=self.device) - self.cu_seqlens.long()[self.sequence_ids]
+
+    @property
+    def real_lengths(self) -> tuple[int, ...]:
+        """Number of each sequence's own tokens."""
+        return self.lengths if self.real is None else self.real
+
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """One view per sequence of a packed tensor `(tokens, …)`."""
+        return x.split(list(self.lengths))
+
+    def select(self, keep: Bool[Tensor, " tokens"]) -> Layout:
+        """The layout that is left when only the tokens in `keep` stay."""
+        counts = torch.zeros(len(self.lengths), dtype=torch.long, device=self.device)
+        counts.index_add_(0, self.sequence_ids, keep.long())
+        return Layout(tuple(counts.tolist()), self.device)
+
+
+def pack(sequences: Iterable[Sequence[int] | Tensor], device: torch.device | str = "cpu") -> tuple[Tensor, Layout]:
+    """Lay token-id sequences end to end.
+
+    Returns the int64 ids `(tokens,)` and their layout.
+    """
+    parts = [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences]
+    layout = Layout(tuple(len(part) for part in parts), torch.device(device))
+    ids = torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
+    return ids.to(device), layout
+
+
+def pack_padded(sequences: Iterable[Sequence[int] | Tensor], length: int, pad_id: int) -> tuple[Tensor, Layout]:
+    """As `pack`, with each sequence filled up to `length` tokens; see `Layout.real` for why one would want that."""
+    parts = [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences]
+    filled = [torch.nn.functional.pad(part, (0, max(0, length - len(part))), value=pad_id) for part in parts]
+    ids, layout = pack(filled)
+    return ids, Layout(layout.lengths, layout.device, tuple(len(part) for part in parts))
+
+
+def pad(x: Tensor, layout: Layout, length: int | None = None, value: float = 0.0) -> Tensor:
+    """A packed `(tokens, …)` tensor as `(sequences, length, …)`, filled up on the right with `value`."""
+    length = layout.max_seqlen if length is None else length
+    padded = x.new_full((len(layout.lengths), length, *x.shape[1:]), value)
+    padded[layout.sequence_ids, layout.positions] = x
+    return padded

@@ -1,0 +1,327 @@
+"""Load, save and convert whole models, whatever their layout.
+
+Everything that can be read from the tensors is: the layout, the vocabulary, the heads, the sizes. `config.json` adds
+what shapes cannot show (attention heads, eps, dropout) and must agree with them; a file without one is recognised by
+its shapes or refused. Nothing is allocated before names and shapes have been checked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rinalmo.alphabet import CARD_TOKENS, OFFICIAL_TOKENS, STANDARD_TOKENS, Alphabet
+from rinalmo.errors import CheckpointError
+from rinalmo.model.config import PRESETS, ModelConfig
+from rinalmo.model.heads import HeadConfig
+from rinalmo.model.rinalmo import ModelSpec, RiNALMo
+from rinalmo.weights.catalog import resolve
+from rinalmo.weights.files import PICKLES, ModelFiles, open_model, write_folder, write_pickle
+from rinalmo.weights.layouts import LayoutName, detect, listed, plan_reading, plan_writing
+from rinalmo.weights.vocabulary import ROW_TENSORS, invented, move_rows
+
+OFFICIAL = Alphabet(OFFICIAL_TOKENS)
+STANDARD = Alphabet(STANDARD_TOKENS)
+_VOCABULARIES = {len(STANDARD_TOKENS): STANDARD_TOKENS, len(CARD_TOKENS): CARD_TOKENS}
+_OFFICIAL_HEADS = 20  # every model that the authors released
+_BLOCK = re.compile(r"^encoder\.blocks\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk, understood: what to build, and where each of its tensors comes from."""
+
+    spec: ModelSpec
+    layout: LayoutName
+    files: ModelFiles
+    plan: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Our names and tensors, one at a time; views of the mapped file where nothing has to be stacked."""
+        for name, sources in self.plan.items():
+            parts = [self.files.tensor(source) for source in sources]
+            tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+            if self.layout == "official" and name in ROW_TENSORS:
+                tensor = move_rows(name, tensor, OFFICIAL, self.spec.alphabet)
+            yield name, _finite(tensor, name, self.files.path)
+
+
+def read(source: str | Path, *, num_attention_heads: int | None = None) -> Checkpoint:
+    """Understand a model: a name of the catalog, a folder or a file, in any layout.
+
+    Names, shapes and config are checked here; tensors are not read yet. `num_attention_heads` is needed only for
+    a file of unpublished size without `config.json`.
+    """
+    files = open_model(resolve(source))
+    layout = _in_file(files, lambda: detect(files.shapes))
+    plan = _in_file(files, lambda: plan_reading(layout, files.shapes))
+    shapes = {name: _stacked([files.shapes[part] for part in parts]) for name, parts in plan.items()}
+    alphabet, notes = _alphabet(files, layout, shapes)
+    if layout == "official":
+        shapes = {name: (alphabet.size, *shape[1:]) if name in ROW_TENSORS else shape for name, shape in shapes.items()}
+    spec = _in_file(files, lambda: _spec(files, layout, shapes, alphabet, num_attention_heads))
+    _in_file(files, lambda: _check_shapes(spec, shapes))
+    return Checkpoint(spec, layout, files, plan, notes, shapes)
+
+
+def load(
+    source: str | Path = "starter",
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    num_attention_heads: int | None = None,
+) -> RiNALMo:
+    """A model with its weights, in evaluation mode.
+
+    `source` is a name of the catalog (`rinalmo models` lists them), a folder or a file, in our layout, the authors'
+    or multimolecule's. The file is mapped, not copied; `dtype` converts tensor by tensor.
+
+    Raises CheckpointError for a damaged, foreign or unsafe file, DownloadError when a published model is not here.
+    """
+    checkpoint = read(source, num_attention_heads=num_attention_heads)
+    with torch.device("meta"):
+        model = RiNALMo(checkpoint.spec)
+    state = {
+        name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+        for name, tensor in checkpoint.tensors()
+    }
+    for name, buffer in model.named_buffers():
+        state.setdefault(name, torch.full(buffer.shape, float(name.endswith("std")), device=device))
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def save(model: RiNALMo, target: str | Path, layout: LayoutName = "rinalmo", *, overwrite: bool = False) -> Path:
+    """Write a model as a folder (`rinalmo`, `multimolecule`) or a `.pt` file (`official`).
+
+    An existing target is refused unless `overwrite`; it is then replaced once the new one is complete.
+    """
+    return _write(model.spec, model.state_dict(), Path(target), layout, {}, overwrite)
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    layout: LayoutName = "rinalmo",
+    *,
+    num_attention_heads: int | None = None,
+    overwrite: bool = False,
+) -> Checkpoint:
+    """Write the model `source` to `target` in another layout; returns what was read, with notes for the user."""
+    checkpoint = read(source, num_attention_heads=num_attention_heads)
+    _write(checkpoint.spec, dict(checkpoint.tensors()), Path(target), layout, checkpoint.files.config, overwrite)
+    return checkpoint
+
+
+def translate(state: Mapping[str, Tensor], layout: LayoutName) -> dict[str, Tensor]:
+    """A state dict under our names as the given layout's; tensors only, the vocabulary stays."""
+    plan = plan_writing(layout, state)
+    return {
+        name: piece.contiguous()
+        for ours, names in plan.items()
+        for name, piece in zip(names, state[ours].chunk(len(names)) if len(names) > 1 else [state[ours]], strict=True)
+    }
+
+
+def _write(
+    spec: ModelSpec,
+    state: Mapping[str, Tensor],
+    target: Path,
+    layout: LayoutName,
+    original_config: Mapping[str, Any],
+    overwrite: bool,
+) -> Path:
+    if target.exists() and not overwrite:
+        raise CheckpointError(f"{target} exists; choose another name or ask to overwrite it")
+    if layout == "official":
+        _write_official(spec, state, target)
+    else:
+        if target.suffix in (*PICKLES, ".safetensors"):
+            raise CheckpointError(f"{target}: the {layout} layout is a folder, not a {target.suffix} file")
+        config = {**original_config, **config_of(spec)}
+        write_folder(target, translate(state, layout), config, tokenizer_config_of(), spec.alphabet.tokens)
+    return target
+
+
+def _write_official(spec: ModelSpec, state: Mapping[str, Tensor], target: Path) -> None:
+    if target.suffix not in PICKLES:
+        raise CheckpointError(f"{target}: the official layout is one file; give a name that ends in .pt")
+    if "lm_head" not in spec.heads:
+        raise CheckpointError("the official layout needs a masked-LM head, which this model does not have")
+    alphabet = spec.alphabet
+    rows = {name: move_rows(name, state[name], alphabet, OFFICIAL) for name in ROW_TENSORS}
+    kept = {**state, **rows}
+    kept = {name: tensor for name, tensor in kept.items() if not name.startswith("pooler.")}  # they have no pooler
+    if kept.get("ribosome_load_head.target_std") is not None and _is_unscaled(kept):
+        kept = {name: tensor for name, tensor in kept.items() if ".target_" not in name}
+    scalars = {"threshold": spec.threshold} if spec.threshold is not None else {}
+    write_pickle(target, translate(kept, "official"), scalars, spec.config.num_attention_heads)
+
+
+def _is_unscaled(state: Mapping[str, Tensor]) -> bool:
+    mean, std = state["ribosome_load_head.target_mean"], state["ribosome_load_head.target_std"]
+    return float(mean) == 0.0 and float(std) == 1.0
+
+
+def config_of(spec: ModelSpec) -> dict[str, Any]:
+    """The `config.json` of a model, in the terms that the Hugging Face classes and the port share."""
+    alphabet = spec.alphabet
+    values: dict[str, Any] = {field.name: getattr(spec.config, field.name) for field in fields(ModelConfig)}
+    del values["cls_token_id"]
+    ids = {"bos": alphabet.cls_id, "eos": alphabet.eos_id, "pad": alphabet.pad_id, "unk": alphabet.unk_id}
+    values.update({f"{name}_token_id": index for name, index in ids.items()})
+    labels = next((dict(head) for name, head in spec.heads.items() if name in _LABEL_HEADS), None)
+    if labels:
+        values.update(head=labels, num_labels=labels["num_labels"])
+    if spec.threshold is not None:
+        values["threshold"] = spec.threshold
+    return {"model_type": "rinalmo", "architectures": [_architecture(spec)], **values, "tie_word_embeddings": False}
+
+
+_LABEL_HEADS = {
+    "sequence_head": "RiNALMoForSequencePrediction",
+    "token_head": "RiNALMoForTokenPrediction",
+    "contact_head": "RiNALMoForContactPrediction",
+}
+
+
+def _architecture(spec: ModelSpec) -> str:
+    heads = {
+        **_LABEL_HEADS,
+        "structure_head": "RiNALMoForSecondaryStructurePrediction",
+        "lm_head": "RiNALMoForMaskedLM",
+    }
+    return next((name for head, name in heads.items() if head in spec.heads), "RiNALMoModel")
+
+
+def tokenizer_config_of() -> dict[str, Any]:
+    """The `tokenizer_config.json` that makes `AutoTokenizer` read `vocab.txt` beside it."""
+    return {
+        "tokenizer_class": "RnaTokenizer",
+        **{f"{name}_token": f"<{token}>" for name, token in _SPECIALS.items()},
+        "extra_special_tokens": ["<null>"],
+        "nmers": 1,
+        "codon": False,
+        "replace_T_with_U": True,
+        "do_upper_case": True,
+    }
+
+
+_SPECIALS = {"bos": "cls", "cls": "cls", "eos": "eos", "sep": "eos", "mask": "mask", "pad": "pad", "unk": "unk"}
+
+
+def _alphabet(
+    files: ModelFiles, layout: LayoutName, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Alphabet, tuple[str, ...]]:
+    """The vocabulary of the tensors; official rows are moved onto the standard one."""
+    rows = shapes["encoder.embedding.weight"][0]
+    if layout == "official":
+        if rows != OFFICIAL.size:
+            raise CheckpointError(f"{files.path}: {rows} token rows; the official vocabulary has {OFFICIAL.size}")
+        made_up = " ".join(invented(OFFICIAL, STANDARD))
+        return STANDARD, (
+            f"the official vocabulary has no {made_up}: their rows are random (fixed seed); X is the mean of A C G U",
+        )
+    tokens = files.vocabulary or _VOCABULARIES.get(rows)
+    if tokens is None:
+        raise CheckpointError(f"{files.path}: {rows} token rows fit no known vocabulary; put vocab.txt beside the file")
+    if len(tokens) != rows:
+        raise CheckpointError(f"{files.path}: {rows} token rows, but vocab.txt has {len(tokens)} tokens")
+    return Alphabet(tuple(tokens)), ()
+
+
+def _spec(
+    files: ModelFiles,
+    layout: LayoutName,
+    shapes: Mapping[str, tuple[int, ...]],
+    alphabet: Alphabet,
+    num_attention_heads: int | None,
+) -> ModelSpec:
+    hidden = shapes["encoder.embedding.weight"][-1]
+    blocks = {int(match.group(1)) for name in shapes if (match := _BLOCK.match(name))}
+    if blocks != set(range(len(blocks))) or not blocks:
+        raise CheckpointError(f"the file's blocks are not numbered from 0 on: {listed(map(str, blocks))}")
+    values = {**files.config, "vocab_size": alphabet.size, **_special_ids(alphabet)}
+    for name, found in (("hidden_size", hidden), ("num_hidden_layers", len(blocks))):
+        if values.setdefault(name, found) != found:
+            raise CheckpointError(f"config.json says {name} {values[name]}, the tensors say {found}")
+    if num_attention_heads is not None or "num_attention_heads" not in values:
+        values["num_attention_heads"] = num_attention_heads or _heads_of(files, layout, hidden, len(blocks))
+    config = ModelConfig.from_dict(values)
+    threshold = files.scalars.get("threshold", files.config.get("threshold"))
+    spec = ModelSpec(config, alphabet, threshold=threshold)
+    return spec.with_heads(shapes, _head_config(files.config))
+
+
+def _special_ids(alphabet: Alphabet) -> dict[str, int]:
+    return {
+        "mask_token_id": alphabet.mask_id,
+        "cls_token_id": alphabet.cls_id,
+        "eos_token_id": alphabet.eos_id,
+    }
+
+
+def _heads_of(files: ModelFiles, layout: LayoutName, hidden: int, blocks: int) -> int:
+    """Number of attention heads of a file without config: noted, seen in a rotary buffer, or published."""
+    if files.num_attention_heads:
+        return files.num_attention_heads
+    inverse_frequencies = next((s for name, s in files.shapes.items() if name.endswith("inv_freq")), None)
+    if inverse_frequencies:
+        return hidden // (2 * inverse_frequencies[0])
+    published = {(preset["hidden_size"], preset["num_hidden_layers"]) for preset in PRESETS.values()}
+    if layout == "official" or (hidden, blocks) in published:
+        return _OFFICIAL_HEADS
+    raise CheckpointError(
+        f"no config.json beside it, and {blocks} blocks of width {hidden} are no published size "
+        f"({', '.join(PRESETS)}); say how many attention heads it has"
+    )
+
+
+def _head_config(config: Mapping[str, Any]) -> HeadConfig:
+    names = {field.name for field in fields(HeadConfig)}
+    given = config.get("head")
+    values = {name: value for name, value in given.items() if name in names} if isinstance(given, dict) else {}
+    return HeadConfig(**{name: value for name, value in values.items() if value is not None})
+
+
+def _check_shapes(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in RiNALMo(spec).state_dict().items()}
+    missing = [name for name in expected if name not in shapes and ".target_" not in name]
+    surplus = [name for name in shapes if name not in expected]
+    wrong = [f"{n} {shapes[n]} instead of {expected[n]}" for n in expected if n in shapes and shapes[n] != expected[n]]
+    problems = [
+        f"{what}: {listed(names)}"
+        for what, names in (("missing", missing), ("unexpected", surplus), ("of the wrong shape", wrong))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"tensors {'; '.join(problems)}")
+
+
+def _stacked(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if len(shapes) > 1 else shapes[0]
+
+
+def _finite(tensor: Tensor, name: str, path: Path) -> Tensor:
+    # A sum is finite exactly when all its terms are, short of overflow, and needs no copy of the tensor.
+    if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float32)):
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: tensor {name} holds NaN or infinite values")
+    return tensor
+
+
+def _in_file(files: ModelFiles, step: Any) -> Any:
+    """Run a step; name the file in what it raises."""
+    try:
+        return step()
+    except CheckpointError as error:
+        raise CheckpointError(f"{files.path}: {error}") from None

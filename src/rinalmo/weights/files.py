@@ -1,0 +1,246 @@
+"""Model files: named tensors and what stands beside them, read without executing code and written whole.
+
+A model is either a folder (`config.json`, `model.safetensors` or its shards, `vocab.txt`) or one `.safetensors`,
+`.pt`, `.pth`, `.bin` or `.ckpt` file. Tensors stay in the mapped file until they are used. Pickles are read with
+torch's `weights_only`, which builds tensors and plain containers and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import tempfile
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rinalmo.errors import CheckpointError
+
+WEIGHTS, SHARDS, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+_MAX_JSON = 16 << 20
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The tensors of a model and the facts beside them, as found."""
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    tensor: Callable[[str], Tensor]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary: tuple[str, ...] | None = None
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    num_attention_heads: int | None = None
+
+
+def open_model(path: Path) -> ModelFiles:
+    """Open a model folder or file; raises CheckpointError if it is missing, damaged, foreign or unsafe."""
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder")
+    if path.suffix == ".safetensors":
+        return _open_safetensors([path], path.parent)
+    if path.suffix in PICKLES:
+        return _open_pickle(path)
+    raise CheckpointError(f"{path}: not a model file; expected a folder, .safetensors or one of {', '.join(PICKLES)}")
+
+
+def _open_folder(path: Path) -> ModelFiles:
+    if (path / WEIGHTS).exists():
+        return _open_safetensors([path / WEIGHTS], path)
+    if (path / SHARDS).exists():
+        shards = sorted(set(read_json(path / SHARDS).get("weight_map", {}).values()))
+        if any(Path(name).name != name for name in shards):
+            raise CheckpointError(f"{path / SHARDS}: names a file outside its folder")
+        return _open_safetensors([path / name for name in shards], path)
+    if (path / PICKLE).exists():
+        return _open_pickle(path / PICKLE)
+    raise CheckpointError(f"{path}: no {WEIGHTS} in this folder")
+
+
+def _open_safetensors(paths: list[Path], folder: Path) -> ModelFiles:
+    handles: dict[str, Any] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        with _readable(path):
+            handle = safe_open(str(path), framework="pt")
+            for name in handle.keys():  # noqa: SIM118  (the handle is no mapping)
+                handles[name] = handle
+                shapes[name] = tuple(handle.get_slice(name).get_shape())
+    return ModelFiles(
+        path=paths[0] if len(paths) == 1 else folder,
+        shapes=shapes,
+        tensor=lambda name: handles[name].get_tensor(name),
+        config=read_json(folder / "config.json") if (folder / "config.json").exists() else {},
+        vocabulary=read_vocabulary(folder / "vocab.txt"),
+    )
+
+
+def _open_pickle(path: Path) -> ModelFiles:
+    with _readable(path):
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not named tensors")
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    scalars = {name: float(value) for name, value in content.items() if isinstance(value, float | int)}
+    foreign = [str(name) for name in content if name not in tensors and name not in scalars]
+    if foreign or not tensors:
+        raise CheckpointError(f"{path}: not a RiNALMo checkpoint: {', '.join(foreign[:5]) or 'it holds no tensors'}")
+    folder = path.parent
+    own = path.name == PICKLE
+    return ModelFiles(
+        path=path,
+        shapes={name: tuple(value.shape) for name, value in tensors.items()},
+        tensor=tensors.__getitem__,
+        config=read_json(folder / "config.json") if own and (folder / "config.json").exists() else {},
+        vocabulary=read_vocabulary(folder / "vocab.txt") if own else None,
+        scalars=scalars,
+        num_attention_heads=_noted_heads(content),
+    )
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what readers raise on a damaged or unsafe file into one clear line."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged or not a safetensors file ({_first_line(error)})") from None
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused: it is damaged or would execute code when loaded ({_first_line(error)})"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint ({_first_line(error)})") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or _first_line(error)})") from None
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:160] if text else type(error).__name__
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; anything else raises CheckpointError."""
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise CheckpointError(f"{path}: larger than any config")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({_first_line(error)})") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: holds a {type(values).__name__}, not an object")
+    return values
+
+
+def read_vocabulary(path: Path) -> tuple[str, ...] | None:
+    """The tokens of a `vocab.txt`, one a line, or None if there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (UnicodeDecodeError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({_first_line(error)})") from None
+
+
+# A state dict's metadata is ignored by whoever loads it and survives a weights-only load: the one place in the
+# official layout for the number of heads, which its tensors do not show.
+_NOTE = "rinalmo"
+
+
+def write_pickle(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, float], num_heads: int) -> None:
+    """Write a flat state dict, with the number of attention heads noted in its metadata."""
+    content: OrderedDict[str, Any] = OrderedDict({**tensors, **scalars})
+    content._metadata = {_NOTE: {"num_attention_heads": num_heads}}  # type: ignore[attr-defined]
+    with replacing(path) as partial:
+        torch.save(content, partial)
+
+
+def _noted_heads(content: Mapping[str, Any]) -> int | None:
+    note = getattr(content, "_metadata", {}).get(_NOTE, {})
+    heads = note.get("num_attention_heads")
+    return heads if isinstance(heads, int) else None
+
+
+def write_folder(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    tokenizer_config: Mapping[str, Any],
+    vocabulary: tuple[str, ...],
+) -> None:
+    """Write a model folder, complete or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        save_file(dict(tensors), partial / WEIGHTS, metadata={"format": "pt"})
+        (partial / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+        (partial / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+        text = json.dumps(dict(tokenizer_config), indent=2) + "\n"
+        (partial / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        for file in partial.iterdir():
+            _sync(file)
+            file.chmod(0o644)
+        partial.chmod(0o755)
+        _swap(partial, folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place once the block ends without an error."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as a RuntimeError of its zip writer.
+        reason = getattr(error, "strerror", None) or _first_line(error)
+        raise CheckpointError(f"{path}: cannot be written ({reason})") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _swap(new: Path, target: Path) -> None:
+    if not target.exists():
+        new.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    target.rename(old / "folder")
+    try:
+        new.rename(target)
+    except OSError:
+        (old / "folder").rename(target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

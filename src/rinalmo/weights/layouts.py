@@ -1,0 +1,292 @@
+"""What the tensors are called in each layout, as tables that are read in both directions.
+
+    rinalmo         ours: encoder.blocks.0.attention.qkv.weight, lm_head.decoder.weight
+    multimolecule   the port's: model.encoder.layer.0.attention.self.query.weight, lm_head.decoder.weight
+    official        the authors': transformer.blocks.0.mh_attn.Wqkv.weight, pred_head.linear_in.weight
+
+A `Rule` pairs one tensor of ours with one of theirs, or with several that are stacked along the first axis to make
+it. `{i}` stands for the number of a block. A key that no rule names raises, in both directions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from rinalmo.errors import CheckpointError
+
+LayoutName = Literal["rinalmo", "multimolecule", "official"]
+Shapes = Mapping[str, tuple[int, ...]]
+
+_NUMBERED = re.compile(r"\b(blocks|layers?)\.(\d+)\.")
+# Buffers that older classes stored and that can be computed.
+_IGNORED = re.compile(r"(^|\.)(inv_freq|position_ids)$")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One tensor of ours and the one or more of theirs that it is made of, in order.
+
+    Names of the `trunk` carry the file's prefix (`model.`, `lm.`, …), the others stand as they are.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    trunk: bool = True
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One way of naming: rules, and the prefixes that the trunk may carry, the usual one first."""
+
+    rules: tuple[Rule, ...]
+    embedding: str
+    prefixes: tuple[str, ...]
+
+
+def _rules(table: Mapping[str, str], trunk: bool = True, ours: str = "", theirs: str = "") -> tuple[Rule, ...]:
+    return tuple(
+        Rule(ours + key, tuple(theirs + part for part in value.split()), trunk) for key, value in table.items()
+    )
+
+
+def _affine(ours: str, theirs: str) -> dict[str, str]:
+    return {f"{ours}.{part}": f"{theirs}.{part}" for part in ("weight", "bias")}
+
+
+_PORT_BLOCK = {
+    **_affine("attention_norm", "attention.layer_norm"),
+    "attention.qkv.weight": " ".join(f"attention.self.{name}.weight" for name in ("query", "key", "value")),
+    "attention.output.weight": "attention.output.dense.weight",
+    **_affine("ffn_norm", "layer_norm"),
+    "ffn.beta": "intermediate.bias",  # the swish's slope, under a misleading name
+    "ffn.gate_up.weight": "intermediate.linear.weight intermediate.linear_gate.weight",
+    "ffn.gate_up.bias": "intermediate.linear.bias intermediate.linear_gate.bias",
+    **_affine("ffn.down", "output.dense"),
+}
+
+_PORT_LABEL_HEAD = {
+    **_affine("transform.dense", "transform.dense"),
+    **_affine("transform.norm", "transform.layer_norm"),
+    **_affine("decoder", "decoder"),
+}
+
+_PORT = Dialect(
+    rules=(
+        *_rules({"encoder.embedding.weight": "embeddings.word_embeddings.weight"}),
+        *_rules(_PORT_BLOCK, ours="encoder.blocks.{i}.", theirs="encoder.layer.{i}."),
+        *_rules(_affine("encoder.final_norm", "encoder.layer_norm")),
+        *_rules(_affine("pooler.dense", "pooler.dense")),
+        *_rules(
+            {
+                **_affine("dense", "transform.dense"),
+                **_affine("norm", "transform.layer_norm"),
+                "decoder.weight": "decoder.weight",
+                "decoder.bias": "bias",
+            },
+            trunk=False,
+            ours="lm_head.",
+            theirs="lm_head.",
+        ),
+        *(
+            rule
+            for head in ("sequence_head.", "token_head.", "contact_head.")
+            for rule in _rules(_PORT_LABEL_HEAD, trunk=False, ours=head, theirs=head)
+        ),
+        *_rules(
+            {
+                **_affine("projection", "projection"),
+                **{f"blocks.{{i}}.conv{n}.weight": f"convnet.layers.{{i}}.conv{n}.weight" for n in (1, 2, 3)},
+                **_affine("prediction", "prediction"),
+            },
+            trunk=False,
+            ours="structure_head.",
+            theirs="ss_head.",
+        ),
+    ),
+    embedding="embeddings.word_embeddings.weight",
+    prefixes=("model.", "rinalmo.", ""),
+)
+
+_OFFICIAL_FFN = {
+    **_affine("attention_norm", "attn_layer_norm"),
+    **_affine("ffn_norm", "out_layer_norm"),
+    "ffn.beta": "transition.0.beta",
+    "ffn.gate_up.weight": "transition.0.linear.weight transition.0.linear_gate.weight",
+    "ffn.gate_up.bias": "transition.0.linear.bias transition.0.linear_gate.bias",
+    **_affine("ffn.down", "transition.2"),
+}
+
+_OFFICIAL_ATTENTION = {
+    "attention.qkv.weight": "mh_attn.Wqkv.weight",
+    "attention.output.weight": "mh_attn.out_proj.weight",
+}
+
+# What the authors' class without flash-attn writes.
+_OFFICIAL_SPLIT_ATTENTION = {
+    "attention.qkv.weight": " ".join(f"mh_attn.mh_attn.to_{letter}.weight" for letter in "qkv"),
+    "attention.output.weight": "mh_attn.mh_attn.out_proj.weight",
+}
+
+_OFFICIAL_HEADS = {
+    "structure_head": {
+        **_affine("projection", "linear_in"),
+        **{f"blocks.{{i}}.conv{n}.weight": f"resnet.blocks.{{i}}.conv_net.{3 * n - 3}.weight" for n in (1, 2, 3)},
+        **_affine("prediction", "conv_out"),
+    },
+    "ribosome_load_head": {
+        **_affine("projection", "linear_in"),
+        **{f"blocks.{{i}}.conv{n}.weight": f"resnet.blocks.{{i}}.conv_net.{3 * n - 3}.weight" for n in (1, 2)},
+        **_affine("prediction", "linear_out"),
+    },
+    "splice_site_head": {**_affine("dense", "classifier.0"), **_affine("decoder", "classifier.2")},
+    "ncrna_family_head": {**_affine("dense", "classifier.0"), **_affine("decoder", "classifier.2")},
+}
+
+_SCALER = {"target_mean": "_mean", "target_std": "_std"}
+_OFFICIAL_PREFIXES = {"structure_head": "lm.", "ribosome_load_head": "lm.", None: ""}
+
+
+def _official(head: str | None, attention: Mapping[str, str]) -> Dialect:
+    heads = _rules(_OFFICIAL_HEADS[head], trunk=False, ours=f"{head}.", theirs="pred_head.") if head else ()
+    scaler = _rules(_SCALER, trunk=False, ours=f"{head}.", theirs="scaler.") if head == "ribosome_load_head" else ()
+    usual = _OFFICIAL_PREFIXES.get(head, "rinalmo.")
+    return Dialect(
+        rules=(
+            *_rules({"encoder.embedding.weight": "embedding.weight"}),
+            *_rules({**attention, **_OFFICIAL_FFN}, ours="encoder.blocks.{i}.", theirs="transformer.blocks.{i}."),
+            *_rules(_affine("encoder.final_norm", "transformer.final_layer_norm")),
+            *_rules(
+                {
+                    **_affine("dense", "linear1"),
+                    **_affine("norm", "layer_norm"),
+                    **_affine("decoder", "linear2"),
+                },
+                ours="lm_head.",
+                theirs="lm_mask_head.",
+            ),
+            *heads,
+            *scaler,
+        ),
+        embedding="embedding.weight",
+        prefixes=(usual, *(prefix for prefix in ("lm.", "rinalmo.", "") if prefix != usual)),
+    )
+
+
+def detect(keys: Iterable[str]) -> LayoutName:
+    """The layout that these tensor names belong to."""
+    names = set(keys)
+    if any("encoder.layer." in name for name in names):
+        return "multimolecule"
+    if any("transformer.blocks." in name for name in names):
+        return "official"
+    if any(name.startswith("encoder.blocks.") for name in names):
+        return "rinalmo"
+    sample = ", ".join(sorted(names)[:3]) or "none"
+    raise CheckpointError(f"not a RiNALMo: no layout has tensors such as {sample}")
+
+
+def plan_reading(layout: LayoutName, shapes: Shapes) -> dict[str, tuple[str, ...]]:
+    """For each tensor of ours the names of theirs to stack for it. Unmatched and missing ones raise, listed."""
+    names = [name for name in shapes if not _IGNORED.search(name)]
+    if layout == "rinalmo":
+        return {name: (name,) for name in names}
+    dialect = _dialect_of(layout, shapes)
+    prefix = _prefix_of(dialect, names)
+    wanted = {prefix * rule.trunk + part: (rule, n) for rule in dialect.rules for n, part in enumerate(rule.theirs)}
+    found: dict[str, dict[int, str]] = {}
+    sizes: dict[str, int] = {}
+    unmatched = []
+    for name in names:
+        template, number = _template(name)
+        if template not in wanted:
+            unmatched.append(name)
+            continue
+        rule, part = wanted[template]
+        ours = rule.ours.replace("{i}", number)
+        found.setdefault(ours, {})[part] = name
+        sizes[ours] = len(rule.theirs)
+    unmatched = _without_aliases(unmatched, names)
+    if unmatched:
+        raise CheckpointError(f"tensors that no RiNALMo in {layout} layout has: {listed(unmatched)}")
+    torn = [name for ours, parts in found.items() if len(parts) < sizes[ours] for name in parts.values()]
+    if torn:
+        raise CheckpointError(f"tensors whose partners (query/key/value, gate/up) are missing: {listed(torn)}")
+    return {ours: tuple(parts[n] for n in sorted(parts)) for ours, parts in found.items()}
+
+
+def plan_writing(layout: LayoutName, keys: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """For each tensor of ours the names of theirs that it is cut into, equally along the first axis."""
+    names = list(keys)
+    if layout == "rinalmo":
+        return {name: (name,) for name in names}
+    dialect = _dialect_for(layout, names)
+    heads = {name.split(".")[0] for name in names} - {"encoder", "pooler"}
+    prefix = "" if layout == "multimolecule" and not heads else dialect.prefixes[0]
+    rules = {rule.ours: rule for rule in dialect.rules}
+    plan, unmatched = {}, []
+    for name in names:
+        template, number = _template(name)
+        if template not in rules:
+            unmatched.append(name)
+            continue
+        rule = rules[template]
+        plan[name] = tuple((prefix * rule.trunk + part).replace("{i}", number) for part in rule.theirs)
+    if unmatched:
+        raise CheckpointError(f"tensors that the {layout} layout has no name for: {listed(unmatched)}")
+    return plan
+
+
+def _dialect_of(layout: LayoutName, shapes: Shapes) -> Dialect:
+    if layout == "multimolecule":
+        return _PORT
+    split = any("mh_attn.mh_attn." in name for name in shapes)
+    return _official(_official_head(shapes), _OFFICIAL_SPLIT_ATTENTION if split else _OFFICIAL_ATTENTION)
+
+
+def _dialect_for(layout: LayoutName, names: list[str]) -> Dialect:
+    if layout == "multimolecule":
+        return _PORT
+    if layout not in get_args(LayoutName):
+        raise CheckpointError(f"no layout {layout!r}; there are {', '.join(get_args(LayoutName))}")
+    heads = [head for head in _OFFICIAL_HEADS if any(name.startswith(f"{head}.") for name in names)]
+    if len(heads) > 1:
+        raise CheckpointError(f"the official layout holds one task head, not {', '.join(heads)}")
+    return _official(heads[0] if heads else None, _OFFICIAL_ATTENTION)
+
+
+def _official_head(shapes: Shapes) -> str | None:
+    """Which task an official `pred_head` serves; the file does not say, its tensors do."""
+    if "pred_head.conv_out.weight" in shapes:
+        return "structure_head"
+    if "pred_head.linear_out.weight" in shapes:
+        return "ribosome_load_head"
+    if "pred_head.classifier.2.weight" in shapes:
+        return "splice_site_head" if shapes["pred_head.classifier.2.weight"][:1] == (1,) else "ncrna_family_head"
+    return None
+
+
+def _prefix_of(dialect: Dialect, names: list[str]) -> str:
+    for prefix in dialect.prefixes:
+        if prefix + dialect.embedding in names:
+            return prefix
+    raise CheckpointError(f"the file has no token embedding ({dialect.embedding})")
+
+
+def _template(name: str) -> tuple[str, str]:
+    match = _NUMBERED.search(name)
+    return (_NUMBERED.sub(r"\1.{i}.", name), match.group(2)) if match else (name, "")
+
+
+def _without_aliases(unmatched: list[str], names: list[str]) -> list[str]:
+    # The port's decoder.bias is the same tensor as lm_head.bias; some files hold both.
+    return [name for name in unmatched if not (name == "lm_head.decoder.bias" and "lm_head.bias" in names)]
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """Names for an error line: the first few, and how many more."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(ordered[:most]) + more
