@@ -1,7 +1,7 @@
 """Which RNAs are alike? Reads the embeddings that `rinalmo embed` wrote and prints each RNA's nearest neighbour.
 
-    rinalmo embed sequences.fa -o embeddings.npz
-    python examples/nearest_neighbours.py embeddings.npz
+rinalmo embed sequences.fa -o embeddings.npz
+python examples/nearest_neighbours.py embeddings.npz
 """
 
 import sys

@@ -5,6 +5,7 @@
     │   └── SequenceError           one record: knows file, record and position
     ├── CheckpointError             a model file that is damaged, foreign, unsafe or does not fit (also a ValueError)
     ├── DownloadError               a published model could not be fetched (also an OSError)
+    │   └── SourceUnavailable       one address did not deliver; another may (in rinalmo.weights.download)
     └── MissingExtraError           an optional package is not installed (also an ImportError)
 
 The command line turns a `RinalmoError` into its one line and exit code 2; anything else is a bug.

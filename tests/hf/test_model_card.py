@@ -52,8 +52,10 @@ def test_features(name, expected):
     output = model(**tokenizer(TEXT, return_tensors="pt"))
     assert output.last_hidden_state.shape == (1, 24, 160)
     assert output.pooler_output.shape == (1, 160)
-    reference = torch.tensor(expected["features"]["last_hidden_state_first_token"])
-    torch.testing.assert_close(output.last_hidden_state[0, 0], reference, atol=1e-5, rtol=0)
+    reference = {key: torch.tensor(expected["features"][key]) for key in ("last_hidden_state_first_token", "mean")}
+    nucleotides = output.last_hidden_state[0, 1:-1]
+    torch.testing.assert_close(nucleotides[0], reference["last_hidden_state_first_token"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(nucleotides.mean(dim=0), reference["mean"], atol=1e-5, rtol=0)
 
 
 def test_sequence_prediction(name):

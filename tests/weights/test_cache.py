@@ -42,12 +42,12 @@ def quick(url: str, target: Path, **options: object) -> Path:
     return fetch(url, target, **({"backoff": 0.01, "progress": lambda done, total: None} | options))  # type: ignore[arg-type]
 
 
-def run(server: Any, target: Path, *, stderr: int | None = None, sha256: str | None = SUM) -> subprocess.Popen[bytes]:
+def run(server: Any, target: Path) -> subprocess.Popen[bytes]:
     code = (
-        "import sys; from pathlib import Path; from rinalmo.weights.download import fetch;"
-        f"fetch({server.url!r}, Path({str(target)!r}), sha256={sha256!r}, backoff=.01)"
+        "from pathlib import Path; from rinalmo.weights.download import fetch;"
+        f"fetch({server.url!r}, Path({str(target)!r}), sha256={SUM!r}, backoff=.01)"
     )
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE if stderr is None else stderr)
+    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
 
 
 def until(condition: object, seconds: float = 8.0) -> None:
@@ -67,8 +67,10 @@ def test_sha256_of_a_file(tmp_path: Path) -> None:
 
 
 def test_a_present_file_of_another_size_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.pt").write_bytes(OTHER)
-    with pytest.raises(DownloadError, match=f"{len(OTHER)} bytes, but the published file has {len(BODY)}; delete it"):
+    (tmp_path / "model.pt").write_bytes(BODY[:-7])
+    with pytest.raises(
+        DownloadError, match=f"{len(BODY) - 7} bytes, but the published file has {len(BODY)}; delete it"
+    ):
         verify(tmp_path / "model.pt", size=len(BODY))
 
 

@@ -54,9 +54,7 @@ def command(
     chosen = parse_layers(layers)
     count = 0
     with OpenWriter(output, per_token=per_token) as writer:
-        found = embed_records(
-            read_fasta(fasta), load(model), pooling=pooling, layers=chosen, batch_tokens=batch_tokens
-        )
+        found = embed_records(read_fasta(fasta), load(model), pooling=pooling, layers=chosen, batch_tokens=batch_tokens)
         for record, values in progress(found, "embedding"):
             writer.write(record, values)
             count += 1

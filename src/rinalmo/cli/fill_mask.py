@@ -36,8 +36,7 @@ def command(source: str, model: str, top_k: int, style: str, batch_tokens: int) 
     from rinalmo.rna.fasta import read_fasta
     from rinalmo.weights.checkpoint import load
 
-    is_sequence = "<" in source and not Path(source).exists()
-    records = as_records(source) if is_sequence else read_fasta(source, allow_mask=True)
+    records = as_records(source) if _is_sequence(source) else read_fasta(source, allow_mask=True)
     results = predict(records, load(model), top_k=top_k, batch_tokens=batch_tokens)
     if style == "tsv":
         click.echo("id\tposition\tscore\ttoken\ttoken_str\tsequence")
@@ -52,6 +51,11 @@ def command(source: str, model: str, top_k: int, style: str, batch_tokens: int) 
                 click.echo(json.dumps({key: values[key] for key in order}))
             else:
                 click.echo("\t".join(str(values[key]) for key in order))
+
+
+def _is_sequence(source: str) -> bool:
+    """Whether the argument is an RNA itself: it holds a mask, or nothing but nucleotides, and names no file."""
+    return source != "-" and not Path(source).exists() and ("<mask>" in source or set(source.upper()) <= set("ACGUTN"))
 
 
 def _table(name: str, masks: list[list], sequence: str) -> None:  # type: ignore[type-arg]

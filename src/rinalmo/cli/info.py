@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 
@@ -29,15 +31,15 @@ def command(model: str | None, tokens: int) -> None:
 
     from rinalmo.model.cost import info
 
-    table = Table(box=box.SIMPLE)
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     headers = "Model", "Layers", "Hidden size", "Heads", "Intermediate size", "Parameters (M)", "FLOPs (G)", "MACs (G)"
     for header in (*headers, "Max tokens"):
-        table.add_column(header, justify="left" if header == "Model" else "right")
+        table.add_column(header, justify="left" if header == "Model" else "right", overflow="fold")
     for row in info(model, tokens=tokens):
         sizes = (row.num_layers, row.hidden_size, row.num_heads, row.intermediate_size)
         costs = (row.parameters / 1e6, row.flops / 1e9, row.macs / 1e9)
         table.add_row(row.name, *map(str, sizes), *(f"{cost:.2f}" for cost in costs), str(row.max_tokens))
-    console = Console()
-    # A pipe has no width; the table must not be folded to the default 80 columns there.
-    console.print(table, width=None if console.is_terminal else 160)
-    click.echo(f"FLOPs and MACs for one sequence of {tokens} tokens")
+    # A pipe has no width; a table there is not to be folded to some default.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table)
+    click.echo(f"FLOPs and MACs for one sequence of {tokens} tokens.")

@@ -15,4 +15,5 @@ def command() -> None:
     from rinalmo.weights.catalog import models
 
     for entry in models():
-        click.echo(f"{entry.name:8} {entry.summary}")
+        where = "bundled" if entry.bundled else f"in {entry.folder}" if entry.present else "fetched on first use"
+        click.echo(f"{entry.name:8} {entry.parameters:6.1f} M  {entry.license:11} {where:22} {entry.summary}")

@@ -24,9 +24,10 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from rinalmo.errors import InputError
 from rinalmo.hf.configuration import RiNALMoConfig
-from rinalmo.hf.loading import read_for
+from rinalmo.hf.loading import quiet_report, read_for
 from rinalmo.hf.padded import Grid, inner, unpad
 from rinalmo.model.backends import Backend
+from rinalmo.model.block import SwiGLU
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.embedding import Embedding
 from rinalmo.model.encoder import Encoder
@@ -99,7 +100,8 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
             config, state_dict, kwargs = read_for(
                 cls, pretrained_model_name_or_path, config, ignore_mismatched_sizes, kwargs
             )
-        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **kwargs)
+        with quiet_report():
+            loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if pretrained_model_name_or_path is not None:
             model.config.name_or_path = str(pretrained_model_name_or_path)
@@ -130,15 +132,14 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        std = self.config.initializer_range
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | Embedding):
-            init.normal_(module.weight, mean=0.0, std=std)
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
-        if isinstance(getattr(module, "bias", None), nn.Parameter):
-            init.zeros_(module.bias)
-        if isinstance(getattr(module, "beta", None), nn.Parameter):
+        elif isinstance(module, SwiGLU):
             init.ones_(module.beta)
+        if isinstance(bias := getattr(module, "bias", None), nn.Parameter):
+            init.zeros_(bias)
 
     def _encode(
         self,
@@ -318,7 +319,7 @@ class RiNALMoForSecondaryStructurePrediction(RiNALMoPreTrainedModel):
     def __init__(self, config: RiNALMoConfig) -> None:
         super().__init__(config)
         self.lm_head = MaskedLMHead(self.encoder.config)
-        self.structure_head = StructureHead(config.hidden_size, num_labels=config.num_labels)
+        self.structure_head = StructureHead(config.hidden_size, num_labels=config.num_labels or 1)
         self.post_init()
 
     @can_return_tuple
@@ -332,7 +333,9 @@ class RiNALMoForSecondaryStructurePrediction(RiNALMoPreTrainedModel):
     ) -> ContactPredictionOutput:
         """Logits `(batch, length - 2, length - 2, 1)`; labels are 0/1 pair matrices of that shape, -100 ignored.
 
-        The loss is the mean over structures of each one's mean over `config.loss_region`.
+        The loss is the mean over structures of each one's mean over `config.loss_region`, binary cross-entropy
+        unless `problem_type` is "regression". It is not inferred from the labels: the port's class takes float labels
+        for regression.
         """
         encoded = self._encode(input_ids, attention_mask, output_attentions, output_hidden_states)
         keep, grid = inner(encoded.ids, encoded.grid, self.encoder.config)
@@ -347,7 +350,8 @@ class RiNALMoForSecondaryStructurePrediction(RiNALMoPreTrainedModel):
     def _structure_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         targets = labels.to(logits.device).reshape(logits.shape)
         region: Any = self.config.loss_region
-        per_label = [structure_loss(logits[..., n], targets[..., n], region) for n in range(logits.shape[-1])]
+        kind: Any = self.config.effective_problem_type or "binary"
+        per_label = [structure_loss(logits[..., n], targets[..., n], region, kind) for n in range(logits.shape[-1])]
         return torch.stack(per_label).mean()
 
 

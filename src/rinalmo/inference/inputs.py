@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from rinalmo.alphabet import Alphabet
-from rinalmo.errors import InputError
+from rinalmo.errors import InputError, SequenceError
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.fasta import Record, read_fasta
 from rinalmo.weights.checkpoint import load
@@ -39,9 +40,12 @@ def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Re
         yield item if isinstance(item, Record) else Record(id=str(number), description="", sequence=item)
 
 
-def encode(record: Record, alphabet: Alphabet) -> torch.Tensor:
+def encode(record: Record, alphabet: Alphabet) -> np.ndarray:
     """Ids with CLS and EOS, strict: an unknown character raises and is named."""
-    return torch.from_numpy(alphabet.encode(record.sequence, strict=True, record=record.id))
+    try:
+        return alphabet.encode(record.sequence, strict=True)
+    except SequenceError as error:
+        raise SequenceError(str(error), record=record.id) from None
 
 
 def peeked(records: Iterable[Record]) -> Iterator[Record]:

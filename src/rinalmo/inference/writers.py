@@ -63,7 +63,7 @@ class NpzWriter(_Collected):
     """numpy's zip of arrays."""
 
     def finish(self) -> None:
-        arrays = {
+        arrays: dict[str, Any] = {
             "ids": np.array([name for name, _ in self.records]),
             "descriptions": np.array([text for _, text in self.records]),
             "lengths": np.array(self.lengths, dtype=np.int64),
@@ -80,7 +80,9 @@ class H5adWriter(_Collected):
 
     def __init__(self, path: Path, per_token: bool) -> None:
         if per_token:
-            raise InputError("h5ad holds one vector per sequence; write per-nucleotide embeddings to npz, parquet or h5")
+            raise InputError(
+                "h5ad holds one vector per sequence; write per-nucleotide embeddings to npz, parquet or h5"
+            )
         self.anndata = _extra("anndata", "h5ad", "writing h5ad")
         super().__init__(path, per_token)
 

@@ -37,5 +37,4 @@ class Attention(nn.Module):
         else:
             y, layer = attend_with_weights(q, k, v, layout, dropout=dropout)
             weights.append(layer)
-        out: Tensor = self.output(y.flatten(1))
-        return out
+        return self.output(y.flatten(1))

@@ -99,7 +99,7 @@ def _sdpa_run(q: Packed, k: Packed, v: Packed, run: Run, dropout: float) -> Tens
     return out.transpose(1, 2).flatten(0, 1)
 
 
-def _sdpa_one(q: Packed, k: Packed, v: Packed, dropout: float) -> Tensor:
+def _sdpa_one(q: Packed, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout).transpose(0, 1)
 
@@ -110,16 +110,15 @@ def _varlen(q: Packed, k: Packed, v: Packed, layout: Layout, dropout: float) -> 
     if dropout:
         raise InputError("attention backend 'varlen' has no dropout; use 'flash' or 'sdpa' to train with dropout")
     longest, cu_seqlens = layout.max_seqlen, layout.cu_seqlens
-    out: Tensor = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest)
-    return out
+    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest)
+    return out[0] if isinstance(out, tuple) else out
 
 
 def _flash(q: Packed, k: Packed, v: Packed, layout: Layout, dropout: float) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
     longest, cu_seqlens = layout.max_seqlen, layout.cu_seqlens
-    out: Tensor = flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, longest, longest, dropout_p=dropout)
-    return out
+    return flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, longest, longest, dropout_p=dropout)
 
 
 _KERNELS: dict[str, Callable[[Packed, Packed, Packed, Layout, float], Tensor]] = {

@@ -35,8 +35,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        out: Tensor = self.down(gate * torch.sigmoid(self.beta * gate) * up)
-        return out
+        return self.down(gate * torch.sigmoid(self.beta * gate) * up)
 
 
 class EncoderBlock(nn.Module):
@@ -59,5 +58,4 @@ class EncoderBlock(nn.Module):
     ) -> Float[Tensor, "tokens hidden"]:
         x = self.attention_norm(x)
         x = x + self.dropout(self.attention(x, layout, by, weights))
-        out: Tensor = x + self.dropout(self.ffn(self.ffn_norm(x)))
-        return out
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))

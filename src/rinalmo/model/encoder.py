@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rinalmo.model.attention import Attention
 from rinalmo.model.backends import Backend
 from rinalmo.model.block import EncoderBlock
 from rinalmo.model.config import ModelConfig
@@ -45,8 +46,9 @@ class Encoder(nn.Module):
 
     def set_attention_backend(self, backend: Backend) -> None:
         """Use this backend in every block; see `rinalmo.model.backends`."""
-        for block in self.blocks:
-            block.attention.backend = backend
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.backend = backend
 
     def forward(
         self,
@@ -59,7 +61,8 @@ class Encoder(nn.Module):
         """Encode a packed batch. Attention weights take O(length²) memory each: ask for them only on short RNA."""
         x = self.embedding(ids, layout)
         by = rotation(layout.positions, self.config.head_size)
-        states, weights = [x], ([] if output_attentions else None)
+        states = [x]
+        weights: list[list[Tensor]] | None = [] if output_attentions else None
         for block in self.blocks:
             if self.gradient_checkpointing and self.training and weights is None:
                 x = checkpoint(block, x, layout, by, weights, use_reentrant=False)

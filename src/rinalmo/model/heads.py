@@ -61,8 +61,7 @@ class Transform(nn.Module):
 
     def forward(self, x: Float[Tensor, "*any hidden"]) -> Float[Tensor, "*any hidden"]:
         x = self.dense(x)
-        out: Tensor = self.norm(self.activation(x) if self.activation else x)
-        return out
+        return self.norm(self.activation(x) if self.activation else x)
 
 
 class MaskedLMHead(nn.Module):

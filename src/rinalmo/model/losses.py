@@ -82,10 +82,16 @@ def _mismatch(logits: Tensor, labels: Tensor) -> InputError:
     return InputError(f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}")
 
 
-def structure_loss(logits: Tensor, pairs: Tensor, region: Literal["upper", "full"] = "upper") -> Tensor:
-    """Mean binary cross-entropy of one structure's logits `(length, length)` against its 0/1 pair matrix.
+def structure_loss(
+    logits: Tensor,
+    pairs: Tensor,
+    region: Literal["upper", "full"] = "upper",
+    problem_type: Literal["binary", "regression"] = "binary",
+) -> Tensor:
+    """Mean loss of one structure's logits `(length, length)` against its 0/1 pair matrix.
 
-    `upper` counts each pair of positions once, as the paper does; `full` averages over the whole square.
+    `upper` counts each pair of positions once, as the paper does; `full` averages over the whole square. `binary` is
+    the paper's cross-entropy; `regression` the squared error that the port arrives at when the labels are floats.
     Entries of -100 are ignored.
     """
     if logits.shape != pairs.shape:
@@ -93,5 +99,5 @@ def structure_loss(logits: Tensor, pairs: Tensor, region: Literal["upper", "full
     keep = pairs != IGNORE
     if region == "upper":
         keep = keep & torch.ones_like(keep).triu(1)
-    losses = F.binary_cross_entropy_with_logits(logits[keep].float(), pairs[keep].float(), reduction="none")
-    return _mean(losses)
+    loss = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
+    return _mean(loss(logits[keep].float(), pairs[keep].float(), reduction="none"))

@@ -120,7 +120,7 @@ def pack_padded(sequences: Iterable[Sequence[int] | Tensor], length: int, pad_id
     return ids, Layout(layout.lengths, layout.device, tuple(len(part) for part in parts))
 
 
-def pad(x: Tensor, layout: Layout, length: int | None = None, value: float = 0.0) -> Tensor:
+def pad(x: Tensor, layout: Layout, length: int | None = None, value: float | int = 0) -> Tensor:
     """A packed `(tokens, …)` tensor as `(sequences, length, …)`, filled up on the right with `value`."""
     length = layout.max_seqlen if length is None else length
     padded = x.new_full((len(layout.lengths), length, *x.shape[1:]), value)

@@ -85,7 +85,9 @@ def initialise(module: nn.Module, std: float = 0.02) -> None:
 
 def create(spec: ModelSpec, seed: int = 0) -> RiNALMo:
     """A model with fresh weights, the same for the same seed whatever was drawn before."""
-    model = RiNALMo(spec)
+    with torch.device("meta"):
+        model = RiNALMo(spec)
+    model.to_empty(device="cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         initialise(model, spec.config.initializer_range)

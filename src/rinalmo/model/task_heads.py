@@ -118,8 +118,7 @@ class ClassificationHead(nn.Module):
         self.decoder = nn.Linear(width, num_labels)
 
     def forward(self, x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, "sequences labels"]:
-        out: Tensor = self.decoder(F.gelu(self.dense(first_tokens(x, layout))))
-        return out
+        return self.decoder(F.gelu(self.dense(first_tokens(x, layout))))
 
 
 class SpliceSiteHead(ClassificationHead):

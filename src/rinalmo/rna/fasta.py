@@ -1,7 +1,7 @@
 """FASTA in: a stream of `Record`s whose letters have been checked, from a plain, gzip or zstd file or standard input.
 
-Either every record of the input comes out, in order, or an `InputError` says which one cannot be used and why; a file
-that is cut off is never a shorter file. What each oddity of real files leads to is tabled in `docs/formats.md`.
+Either every record of the input comes out, in order, or an `InputError` says which one cannot be used and why; a
+compressed file that is cut off is an error, not a shorter file. `docs/formats.md` tables the outcomes.
 
 The surprise is that the parser is ours. needletail fails on CR line ends, byte order marks and leading blank lines,
 replaces Latin-1 letters in names by U+FFFD, lets an empty record through, and must open its file itself, by path; with

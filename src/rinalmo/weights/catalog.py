@@ -94,6 +94,11 @@ class CatalogEntry:
         """Where the model is, or will be."""
         return (ASSETS if self.bundled else cache_folder()) / self.name
 
+    @property
+    def present(self) -> bool:
+        """Whether the model is on this machine, its sums not checked."""
+        return self.bundled or any(source.present(self.folder) for source in self.sources)
+
 
 def _zenodo(filename: str, sha256: str, size: int | None = None) -> Source:
     return Source("zenodo", "official", "CC-BY-4.0", (RemoteFile(f"{ZENODO}/{filename}", filename, size, sha256),))

@@ -12,6 +12,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -90,7 +91,9 @@ def _open_safetensors(paths: list[Path], folder: Path) -> ModelFiles:
 
 
 def _open_pickle(path: Path) -> ModelFiles:
-    with _readable(path):
+    with _readable(path), warnings.catch_warnings():
+        # torch remarks on pickle protocols that it did not write itself; the outcome says enough.
+        warnings.simplefilter("ignore", UserWarning)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -130,7 +133,11 @@ def _readable(path: Path) -> Iterator[None]:
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: damaged, or not a PyTorch checkpoint ({_first_line(error)})") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or _first_line(error)})") from None
+        raise CheckpointError(f"{path}: cannot be read ({_reason(error)})") from None
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:
@@ -190,8 +197,11 @@ def write_folder(
     vocabulary: tuple[str, ...],
 ) -> None:
     """Write a model folder, complete or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written ({_reason(error)})") from None
     try:
         save_file(dict(tensors), partial / WEIGHTS, metadata={"format": "pt"})
         (partial / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
@@ -203,8 +213,8 @@ def write_folder(
             file.chmod(0o644)
         partial.chmod(0o755)
         _swap(partial, folder)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error.strerror})") from None
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: cannot be written ({_reason(error)})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -220,8 +230,7 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         # torch reports a full disk as a RuntimeError of its zip writer.
-        reason = getattr(error, "strerror", None) or _first_line(error)
-        raise CheckpointError(f"{path}: cannot be written ({reason})") from None
+        raise CheckpointError(f"{path}: cannot be written ({_reason(error)})") from None
     finally:
         partial.unlink(missing_ok=True)
 

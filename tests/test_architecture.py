@@ -1,0 +1,156 @@
+"""Who may import whom, and what importing costs, as drawn in docs/architecture.md."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rinalmo
+
+SOURCE = Path(rinalmo.__file__).parent
+
+# room → rooms it may import besides itself
+ALLOWED = {
+    "errors": set(),
+    "alphabet": {"errors"},
+    "rna": {"errors", "alphabet"},
+    "model": {"errors", "alphabet"},
+    "weights": {"errors", "alphabet", "rna", "model"},
+    "inference": {"errors", "alphabet", "rna", "model", "weights"},
+}
+SKINS = {"hf", "cli"}
+# The one upward import: `info("starter")` reads a model's config when it is called.
+EXCEPTIONS = {("model/cost.py", "weights")}
+FORBIDDEN_PACKAGES = {
+    "model": {"transformers", "safetensors", "needletail"},
+    "rna": {"torch", "transformers"},
+    "alphabet": {"torch", "transformers"},
+    "inference": {"transformers"},
+    "weights": {"transformers"},
+}
+
+
+def modules():
+    return sorted(path for path in SOURCE.rglob("*.py"))
+
+
+def room(path):
+    relative = path.relative_to(SOURCE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_layers(path):
+    here = room(path)
+    if here in SKINS or here == "__init__":
+        return
+    for name in imported(path):
+        if name.startswith("rinalmo."):
+            target = name.split(".")[1]
+            allowed = target == here or target in ALLOWED[here]
+            assert allowed or (str(path.relative_to(SOURCE)), target) in EXCEPTIONS, name
+        assert name.split(".")[0] not in FORBIDDEN_PACKAGES.get(here, set()), name
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_no_file_outgrows_its_room(path):
+    assert len(path.read_text().splitlines()) <= 400
+    assert path.stem not in {"utils", "helpers", "common", "misc"}
+
+
+def in_fresh_python(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("code", ["import rinalmo", "import rinalmo.cli; rinalmo.cli.cli.get_help"])
+def test_import_loads_nothing_heavy(code):
+    heavy = "{'torch', 'transformers', 'numpy', 'pyarrow', 'rich'} & set(sys.modules)"
+    assert in_fresh_python(f"import sys; {code}; print(sorted({heavy}))") == "[]"
+
+
+def test_import_has_no_side_effects():
+    code = """
+import random, socket
+def refuse(*a, **k): raise AssertionError("network at import")
+socket.socket.connect = refuse
+state = random.getstate()
+import torch
+seed = torch.random.get_rng_state()
+import rinalmo
+for name in rinalmo.__all__:
+    getattr(rinalmo, name)
+assert random.getstate() == state
+assert torch.equal(torch.random.get_rng_state(), seed)
+print("unchanged")
+"""
+    assert in_fresh_python(code) == "unchanged"
+
+
+def test_public_names():
+    assert rinalmo.__all__ == sorted(rinalmo.__all__)
+    assert set(rinalmo._WHERE) | {"__version__"} == set(rinalmo.__all__)
+    for name in rinalmo.__all__:
+        assert getattr(rinalmo, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        rinalmo.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "import rinalmo; import transformers",
+        "import transformers; import rinalmo",
+        "import transformers; transformers.AutoModel; transformers.AutoTokenizer; import rinalmo",
+        "import rinalmo; from transformers import pipeline",
+    ],
+)
+def test_auto_classes_know_the_model_in_any_order_of_imports(order):
+    code = f"""
+{order}
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+name = str(rinalmo.resolve("starter"))
+print(type(AutoModelForMaskedLM.from_pretrained(name)).__module__, type(AutoTokenizer.from_pretrained(name)).__module__)
+"""
+    assert in_fresh_python(code) == "rinalmo.hf.modeling rinalmo.hf.tokenization"
+
+
+_OTHER = """
+import transformers
+class RiNALMoConfig(transformers.PreTrainedConfig):
+    model_type = "rinalmo"
+class RiNALMoModel(transformers.PreTrainedModel):
+    config_class = RiNALMoConfig
+class RnaTokenizer(transformers.BertTokenizer):
+    pass
+def other_package():
+    transformers.AutoConfig.register("rinalmo", RiNALMoConfig, exist_ok=True)
+    transformers.AutoModel.register(RiNALMoConfig, RiNALMoModel, exist_ok=True)
+    transformers.AutoTokenizer.register(RiNALMoConfig, tokenizer_class=RnaTokenizer, exist_ok=True)
+"""
+
+
+@pytest.mark.parametrize("order", ["other_package(); import rinalmo", "import rinalmo; other_package()"])
+def test_another_package_with_the_same_model_type(order):
+    """multimolecule registers `rinalmo` too; our classes work whoever comes last."""
+    code = f"""
+{_OTHER}
+{order}
+name = str(rinalmo.resolve("starter"))
+model = rinalmo.RiNALMoForMaskedLM.from_pretrained(name)
+tokenizer = rinalmo.RnaTokenizer.from_pretrained(name)
+fill = transformers.pipeline("fill-mask", model=model, tokenizer=tokenizer)
+print(type(model.config).__module__, fill("GGUC<mask>CUCU")[0]["token_str"] in "ACGU")
+"""
+    assert in_fresh_python(code) == "rinalmo.hf.configuration True"
