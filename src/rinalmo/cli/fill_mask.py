@@ -45,7 +45,7 @@ def command(source: str, model: str, top_k: int, style: str, batch_tokens: int) 
             _table(record.id, masks, record.sequence)
             continue
         for candidate in (c for mask in masks for c in mask):
-            values = {"id": record.id, **asdict(candidate)}
+            values = {"id": record.id, **asdict(candidate), "score": float(f"{candidate.score:.6g}")}
             order = ("id", "position", "score", "token", "token_str", "sequence")
             if style == "jsonl":
                 click.echo(json.dumps({key: values[key] for key in order}))

@@ -37,7 +37,10 @@ def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Re
     for number, item in enumerate(items, start=1):
         if not isinstance(item, str | Record):
             raise InputError(f"sequence {number} is a {type(item).__name__}; expected text or a FASTA record")
-        yield item if isinstance(item, Record) else Record(id=str(number), description="", sequence=item)
+        record = item if isinstance(item, Record) else Record(str(number), "", item, number)
+        if not record.sequence:
+            raise SequenceError("is empty; leave it out", record=record.id)
+        yield record
 
 
 def encode(record: Record, alphabet: Alphabet) -> np.ndarray:

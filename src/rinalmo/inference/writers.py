@@ -12,6 +12,7 @@ complete; before that it is a hidden temporary file beside it.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,7 +102,8 @@ class H5adWriter(_Collected):
         )
         matrix = self.matrix()
         var = pd.DataFrame(index=pd.Index([f"dim_{n}" for n in range(matrix.shape[1])], dtype="object"))
-        self.anndata.AnnData(X=matrix, obs=obs, var=var).write_h5ad(self.path)
+        with _hdf5(self.path) as (file, _):
+            self.anndata.io.write_elem(file, "/", self.anndata.AnnData(X=matrix, obs=obs, var=var))
 
 
 class _Grouped:
@@ -165,16 +167,16 @@ class H5Writer(_Grouped):
 
     def __init__(self, path: Path, per_token: bool) -> None:
         super().__init__(per_token)
-        h5py = _extra("h5py", "h5", "writing HDF5")
-        self.file = h5py.File(path, "w")
-        self.text = h5py.string_dtype()
+        self.text = _extra("h5py", "h5", "writing HDF5").string_dtype()
+        self.stack = contextlib.ExitStack()
+        self.file, self.raw = self.stack.enter_context(_hdf5(path))
 
     def finish(self) -> None:
         self.flush()
-        self.file.close()
+        self.stack.close()
 
     def abandon(self) -> None:
-        self.file.close()
+        self.stack.close()
 
     def write_group(self) -> None:
         values = [v for _, v in self.rows]
@@ -186,6 +188,9 @@ class H5Writer(_Grouped):
             ends = start + np.cumsum([len(v) for v in values])
             self._append("offsets", ends if "offsets" in self.file else np.concatenate([[0], ends]))
         self._append("embeddings", np.concatenate(values) if self.per_token else np.stack(values))
+        self.file.flush()
+        if self.raw.fault is not None:
+            raise self.raw.fault
 
     def _append(self, name: str, values: np.ndarray, dtype: Any = None) -> None:
         if name not in self.file:
@@ -241,6 +246,36 @@ class OpenWriter:
                     self.writer.abandon()
         finally:
             self.partial.unlink(missing_ok=True)
+
+
+class _FaultKeeper(io.FileIO):
+    """A file that keeps its first fault for later and seems to go on.
+
+    The HDF5 library cannot let go of a file that refuses a write: it tries again whenever an object is freed, and
+    prints each failure.
+    """
+
+    fault: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            written = 0
+            while written < len(data) and self.fault is None:
+                written += super().write(memoryview(data)[written:]) or 0
+        except OSError as error:
+            self.fault = error
+        return len(data)
+
+
+@contextlib.contextmanager
+def _hdf5(path: Path) -> Iterator[tuple[Any, _FaultKeeper]]:
+    """A new HDF5 file; a fault of the disk is kept in the second, and raised when the file is closed."""
+    h5py = _extra("h5py", "h5", "writing HDF5")
+    with _FaultKeeper(path, "w+") as raw:
+        with h5py.File(raw, "w") as file:
+            yield file, raw
+        if raw.fault is not None:
+            raise raw.fault
 
 
 @contextlib.contextmanager

@@ -1,0 +1,5 @@
+"""`python -m rinalmo`."""
+
+from rinalmo.cli import main
+
+main()

@@ -1,0 +1,139 @@
+"""The Python functions behind the commands."""
+
+import numpy as np
+import pytest
+import torch
+
+import rinalmo
+from rinalmo.errors import CheckpointError, InputError, SequenceError
+from rinalmo.inference.batching import cut, map_packed, windows
+from rinalmo.model.rinalmo import ModelSpec, create
+
+CARD = "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"
+
+
+def test_fill_mask_equals_the_hugging_face_pipeline():
+    import transformers
+
+    text = "GGUC<mask>CUC<mask>GG"
+    pipeline = transformers.pipeline("fill-mask", model=str(rinalmo.resolve("starter")))
+    for mask, reference in zip(rinalmo.fill_mask(text)[0], pipeline(text), strict=True):
+        assert [c.token for c in mask] == [c["token"] for c in reference]
+        np.testing.assert_allclose([c.score for c in mask], [c["score"] for c in reference], atol=1e-5)
+
+
+def test_fill_mask_of_several(starter):
+    found = rinalmo.fill_mask([CARD, "A<mask>", "<mask>G<mask>"], starter, top_k=2)
+    assert [len(masks) for masks in found] == [1, 1, 2]
+    assert found[2][0][0].sequence.endswith("G<mask>")
+    assert [mask[0].position for mask in found[2]] == [1, 3]
+    alone = rinalmo.fill_mask(CARD, starter, top_k=2)[0]
+    assert [c.sequence for c in found[0][0]] == [c.sequence for c in alone[0]]
+    np.testing.assert_allclose([c.score for c in found[0][0]], [c.score for c in alone[0]], atol=1e-5)
+
+
+def test_top_k_is_no_more_than_the_vocabulary(starter):
+    candidates = rinalmo.fill_mask(CARD, starter, top_k=1000)[0][0]
+    assert len(candidates) == 28
+    assert sum(c.score for c in candidates) == pytest.approx(1, abs=1e-5)
+
+
+def test_embed_shapes_and_order(starter):
+    sequences = ["ACGU", "A", "GGGGGGGG", "ACGU"]
+    pooled = rinalmo.embed(sequences, starter)
+    assert pooled.shape == (4, 160)
+    assert pooled.dtype == np.float32
+    np.testing.assert_allclose(pooled[0], pooled[3], atol=1e-6)
+    assert rinalmo.embed(sequences, starter, layers=[0, 3, -1]).shape == (4, 3, 160)
+    tokens = rinalmo.embed(sequences, starter, pooling="none")
+    assert [t.shape for t in tokens] == [(4, 160), (1, 160), (8, 160), (4, 160)]
+    np.testing.assert_allclose(tokens[2].mean(axis=0), pooled[2], atol=1e-5)
+    for n, sequence in enumerate(sequences):
+        np.testing.assert_allclose(rinalmo.embed(sequence, starter)[0], pooled[n], atol=1e-5)
+
+
+def test_embedding_of_a_letter_beyond_acgu(starter):
+    assert np.isfinite(rinalmo.embed(["acgtNRYKMSWBDHVX"], starter)).all()
+
+
+@pytest.mark.parametrize("bad", ["AC GU", "ACJ", "ACÜ", "MKV\n"])
+def test_unknown_characters_are_named(starter, bad):
+    with pytest.raises(SequenceError, match=r"record 2.*position"):
+        rinalmo.embed(["ACGU", bad], starter)
+
+
+def test_nothing_given(starter):
+    with pytest.raises(InputError, match="no sequences"):
+        rinalmo.embed([], starter)
+    with pytest.raises(InputError, match="sequence 1 is a int"):
+        rinalmo.embed([5], starter)
+    with pytest.raises(InputError, match="pooling"):
+        rinalmo.embed(["A"], starter, pooling="max")
+
+
+def test_empty_sequence_has_no_mean(starter):
+    with pytest.raises(SequenceError, match="record 2.*empty"):
+        rinalmo.embed(["A", ""], starter)
+
+
+def test_model_without_the_head():
+    spec = ModelSpec(rinalmo.ModelConfig(hidden_size=40, num_hidden_layers=1, num_attention_heads=2))
+    with pytest.raises(CheckpointError, match="no lm_head"):
+        rinalmo.fill_mask("<mask>", create(spec))
+
+
+def test_batches_keep_to_the_budget_and_lose_nothing():
+    lengths = [3, 50, 7, 7, 1, 20, 4]
+    sequences = [np.full(n, 6) for n in lengths]
+    for budget in (1, 7, 20, 1000):
+        order = sorted(range(7), key=lambda i: lengths[i])
+        batches = list(cut(order, sequences, budget))
+        assert [i for batch in batches for i in batch] == order
+        assert all(batch for batch in batches)
+        assert all(len(batch) == 1 or sum(lengths[i] for i in batch) <= budget for batch in batches)
+        results = map_packed(lambda ids, layout: list(layout.lengths), sequences, batch_tokens=budget)
+        assert list(results) == lengths
+
+
+def test_windows_are_bounded():
+    read = 0
+
+    def stream():
+        nonlocal read
+        for _ in range(100):
+            read += 1
+            yield np.zeros(10)
+
+    first = next(windows(stream(), 50))
+    assert (len(first), read) == (5, 5)
+
+
+def test_results_come_before_the_input_ends():
+    read = 0
+
+    def stream():
+        nonlocal read
+        for _ in range(1000):
+            read += 1
+            yield np.full(10, 6)
+
+    next(map_packed(lambda ids, layout: list(layout.lengths), stream(), batch_tokens=20))
+    assert read < 50
+
+
+def test_memory_of_a_long_sequence_is_linear(starter):
+    """Attention weights of 20,000 nt would take 8 GB in one layer; no tensor may come near."""
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.numel())
+            return out
+
+    with Watch():
+        rinalmo.embed("ACGU" * 1000, starter)
+    assert largest <= 4002 * 2 * starter.config.ffn_size
