@@ -309,17 +309,18 @@ options = st.fixed_dictionaries(
 makers = st.sampled_from([{}, {"padding_side": "left", "truncation_side": "left"}, {"model_max_length": 5}])
 
 
+def plain(values: Any) -> Any:
+    """Nested lists, also where numpy has an array of rows that differ in length."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    return [plain(value) for value in values] if isinstance(values, list) else values
+
+
 def outcome(tokenizer: RnaTokenizer, text: str | list[str], call: dict[str, Any]) -> Any:
     try:
         encoded = tokenizer(text, **call)
     except ValueError as error:
         return str(error)
-    return {
-        name: (type(values), getattr(values, "dtype", None), np.asarray(values).tolist())
-        if call["return_tensors"]
-        else (type(values), values)
-        for name, values in encoded.items()
-    }
+    return {name: (type(v), str(getattr(v, "dtype", "")), plain(v)) for name, v in encoded.items()}
 
 
 @pytest.mark.filterwarnings("ignore:`max_length` is ignored:UserWarning")
@@ -328,8 +329,6 @@ def outcome(tokenizer: RnaTokenizer, text: str | list[str], call: dict[str, Any]
 def test_byte_table_gives_the_answers_of_the_base_class(
     make: dict[str, Any], text: str | list[str], call: dict[str, Any]
 ) -> None:
-    if call["return_tensors"] == "np" and not call["padding"]:
-        call = call | {"padding": True}  # numpy makes ragged object arrays of the base class's rows
     assert outcome(RnaTokenizer(**make), text, call) == outcome(BaseClassTokenizer(**make), text, call)
 
 

@@ -72,7 +72,7 @@ def test_nothing_given(starter):
 
 
 def test_empty_sequence_has_no_mean(starter):
-    with pytest.raises(SequenceError, match="record 2.*empty"):
+    with pytest.raises(SequenceError, match=r"record 2.*empty"):
         rinalmo.embed(["A", ""], starter)
 
 

@@ -68,6 +68,10 @@ class RiNALMoConfig(PreTrainedConfig):
             if name not in kinds:
                 raise InputError(f"problem_type {name!r} is unknown; use one of {', '.join(map(str, kinds))}")
 
+    def to_dict(self) -> dict[str, Any]:
+        """As the base class, with `num_labels`, which the port reads and the base class leaves to `id2label`."""
+        return {**super().to_dict(), "num_labels": self.num_labels}
+
     @property
     def effective_problem_type(self) -> str | None:
         """The declared kind of problem, the head's before the model's; None if it is to be inferred."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rinalmo.errors import InputError
 from rinalmo.model.config import ModelConfig
+from rinalmo.model.heads import ends
 from rinalmo.model.packing import Layout
 
 
@@ -69,16 +70,15 @@ def _real(input_ids: Tensor, attention_mask: Tensor | None, pad_token_id: int | 
         return torch.ones_like(input_ids, dtype=torch.bool) if pad_token_id is None else input_ids != pad_token_id
     if attention_mask.shape != input_ids.shape:
         raise InputError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}; they must agree"
+            f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids has {tuple(input_ids.shape)}; "
+            "they must agree"
         )
     return attention_mask.bool()
 
 
 def inner(ids: Tensor, grid: Grid, config: ModelConfig) -> tuple[Bool[Tensor, " tokens"], Grid]:
     """Which tokens are neither a leading CLS nor a trailing EOS, and the grid, narrower by these, that they fill."""
-    last = torch.tensor(grid.layout.lengths, device=ids.device)[grid.layout.sequence_ids] - 1
-    leading = (grid.layout.positions == 0) & (ids == config.cls_token_id)
-    trailing = (grid.layout.positions == last) & (ids == config.eos_token_id)
+    leading, trailing = ends(ids, grid.layout, config)
     keep = ~(leading | trailing)
     shift = int(bool(leading.any()))
     narrower = replace(

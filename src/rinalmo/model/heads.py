@@ -1,6 +1,6 @@
 """General heads on top of the encoder: masked LM, per sequence, per token, per pair of tokens.
 
-All take packed hidden states. `strip_ends` removes CLS and EOS first where a head speaks of nucleotides only.
+All take packed hidden states. Where a head speaks of nucleotides only, CLS and EOS (`ends`) are left out first.
 The masked-LM head always computes in fp32: in bf16 its logits would come in steps of about 0.1.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from rinalmo.errors import InputError
@@ -144,12 +144,10 @@ def first_tokens(x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Ten
     return x[layout.cu_seqlens[:-1].long()]
 
 
-def strip_ends(
-    x: Float[Tensor, "tokens hidden"], ids: Int[Tensor, " tokens"], layout: Layout, config: ModelConfig
-) -> tuple[Float[Tensor, "inner hidden"], Layout]:
-    """Hidden states and layout without each sequence's leading CLS and trailing EOS, where it has them."""
+def ends(
+    ids: Int[Tensor, " tokens"], layout: Layout, config: ModelConfig
+) -> tuple[Bool[Tensor, " tokens"], Bool[Tensor, " tokens"]]:
+    """Where each sequence's leading CLS and trailing EOS are, if it has them; heads on nucleotides leave them out."""
     last = torch.tensor(layout.lengths, device=ids.device)[layout.sequence_ids] - 1
     leading = (layout.positions == 0) & (ids == config.cls_token_id)
-    trailing = (layout.positions == last) & (ids == config.eos_token_id)
-    keep = ~(leading | trailing)
-    return x[keep], layout.select(keep)
+    return leading, (layout.positions == last) & (ids == config.eos_token_id)

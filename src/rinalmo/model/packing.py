@@ -7,7 +7,7 @@ No padding token is ever multiplied. Neighbours of equal length form a *run*, wh
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby
 
@@ -40,7 +40,7 @@ class Layout:
     """
 
     lengths: tuple[int, ...]
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     real: tuple[int, ...] | None = None
 
     @cached_property

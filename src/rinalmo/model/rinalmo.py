@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rinalmo.alphabet import STANDARD_TOKENS, Alphabet
+from rinalmo.alphabet import Alphabet
 from rinalmo.errors import CheckpointError
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.encoder import Encoder
@@ -31,7 +31,7 @@ class ModelSpec:
     """
 
     config: ModelConfig
-    alphabet: Alphabet = Alphabet(STANDARD_TOKENS)
+    alphabet: Alphabet = field(default_factory=Alphabet)
     heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     threshold: float | None = None
 

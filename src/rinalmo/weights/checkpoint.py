@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -312,10 +312,11 @@ def _stacked(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _finite(tensor: Tensor, name: str, path: Path) -> Tensor:
-    # A sum is finite exactly when all its terms are, short of overflow, and needs no copy of the tensor.
-    if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float32)):
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: tensor {name} holds NaN or infinite values")
+    if not tensor.is_floating_point():
+        return tensor
+    # A sum is finite when all its terms are, short of overflow, and needs no copy of the tensor.
+    if not (torch.isfinite(tensor.sum(dtype=torch.float32)) or torch.isfinite(tensor).all()):
+        raise CheckpointError(f"{path}: tensor {name} holds NaN or infinite values")
     return tensor
 
 
