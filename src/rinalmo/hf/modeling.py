@@ -51,7 +51,7 @@ class ContactPredictionOutput(ModelOutput):
 
 
 @dataclass
-class _Encoded:
+class Encoded:
     """What the encoder made of a padded batch: packed states, where they stand, padded extras."""
 
     ids: Tensor
@@ -147,7 +147,7 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
         attention_mask: Tensor | None,
         output_attentions: bool | None,
         output_hidden_states: bool | None,
-    ) -> _Encoded:
+    ) -> Encoded:
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         ids, grid = unpad(input_ids, attention_mask, self.config.pad_token_id)
@@ -157,11 +157,7 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
         )
         states = tuple(map(grid.scatter, out.hidden_states)) if out.hidden_states is not None else None
         attentions = tuple(_square(layer, grid) for layer in out.attentions) if out.attentions is not None else None
-        return _Encoded(ids, out.last_hidden_state, grid, states, attentions)
-
-    def _label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        kind = self.config.effective_problem_type or infer_problem_type(labels, logits.shape[-1])
-        return label_loss(logits, labels, kind)  # type: ignore[arg-type]
+        return Encoded(ids, out.last_hidden_state, grid, states, attentions)
 
 
 class RiNALMoModel(RiNALMoPreTrainedModel):
@@ -188,8 +184,41 @@ class RiNALMoModel(RiNALMoPreTrainedModel):
         )
 
 
-class RiNALMoForMaskedLM(RiNALMoPreTrainedModel):
-    """Masked-nucleotide prediction."""
+class RiNALMoHeadModel(RiNALMoPreTrainedModel):
+    """An encoder with one head: each subclass says how it answers and in what form."""
+
+    output_class: type[ModelOutput]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> ModelOutput:
+        """Logits and, with labels, the loss; their shapes are those that the class names."""
+        encoded = self._encode(input_ids, attention_mask, output_attentions, output_hidden_states)
+        loss, logits = self.answer(encoded, labels)
+        return self.output_class(loss=loss, logits=logits, **encoded.extras)
+
+    def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Loss and padded logits."""
+        raise TypeError(f"{type(self).__name__} is a base class; use one of the RiNALMoFor… classes")
+
+    def _label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        kind = self.config.effective_problem_type or infer_problem_type(labels, logits.shape[-1])
+        return label_loss(logits, labels, kind)  # type: ignore[arg-type]
+
+
+class RiNALMoForMaskedLM(RiNALMoHeadModel):
+    """Masked-nucleotide prediction.
+
+    Logits `(batch, length, vocabulary)` in fp32; `labels (batch, length)` count where they are not -100.
+    """
+
+    output_class = MaskedLMOutput
 
     def __init__(self, config: RiNALMoConfig) -> None:
         super().__init__(config)
@@ -199,31 +228,23 @@ class RiNALMoForMaskedLM(RiNALMoPreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head.decoder
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-    ) -> MaskedLMOutput:
-        """Logits `(batch, length, vocabulary)` in fp32; `labels (batch, length)` count where they are not -100."""
-        encoded = self._encode(input_ids, attention_mask, output_attentions, output_hidden_states)
-        logits = self.lm_head(encoded.states)
+    def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        logits, grid = self.lm_head(encoded.states), encoded.grid
         loss = None
         if labels is not None:
-            labels = _unbatched(labels, input_ids.shape)
-            loss = label_loss(logits, encoded.grid.gather(labels), "multiclass")
-        return MaskedLMOutput(loss=loss, logits=encoded.grid.scatter(logits), **encoded.extras)
+            labels = _unbatched(labels, grid.shape)
+            loss = label_loss(logits, grid.gather(labels), "multiclass")
+        return loss, grid.scatter(logits)
 
 
 class RiNALMoForPreTraining(RiNALMoForMaskedLM):
     """Masked-LM is all of RiNALMo's pre-training; this is `RiNALMoForMaskedLM` under the card's other name."""
 
 
-class RiNALMoForSequencePrediction(RiNALMoPreTrainedModel):
-    """Labels per sequence."""
+class RiNALMoForSequencePrediction(RiNALMoHeadModel):
+    """Labels per sequence: logits `(batch, labels)`; labels `(batch,)` or `(batch, labels)`."""
+
+    output_class = SequenceClassifierOutput
 
     def __init__(self, config: RiNALMoConfig) -> None:
         super().__init__(config)
@@ -231,90 +252,70 @@ class RiNALMoForSequencePrediction(RiNALMoPreTrainedModel):
         self.sequence_head = SequenceHead(config.hidden_size, HeadConfig(**config.head_options()))
         self.post_init()
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-    ) -> SequenceClassifierOutput:
-        """Logits `(batch, labels)`; `labels (batch,)` or `(batch, labels)`."""
-        encoded = self._encode(input_ids, attention_mask, output_attentions, output_hidden_states)
+    def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
         logits = self.sequence_head(self.pooler(encoded.states, encoded.grid.layout))
-        loss = None if labels is None else self._label_loss(logits, labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits, **encoded.extras)
+        return None if labels is None else self._label_loss(logits, labels), logits
 
 
-class RiNALMoForTokenPrediction(RiNALMoPreTrainedModel):
-    """Labels per nucleotide."""
+class RiNALMoForTokenPrediction(RiNALMoHeadModel):
+    """Labels per nucleotide: logits `(batch, length - 2, labels)`, without CLS and EOS.
+
+    Labels are `(batch, length - 2[, labels])`; for a batch of one the batch axis may be left out.
+    """
+
+    output_class = TokenClassifierOutput
 
     def __init__(self, config: RiNALMoConfig) -> None:
         super().__init__(config)
         self.token_head = TokenHead(config.hidden_size, HeadConfig(**config.head_options()))
         self.post_init()
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-    ) -> TokenClassifierOutput:
-        """Logits `(batch, length - 2, labels)`, without CLS and EOS; `labels (batch, length - 2[, labels])`.
-
-        For a batch of one, labels without the batch axis are taken as well.
-        """
-        encoded = self._encode(input_ids, attention_mask, output_attentions, output_hidden_states)
+    def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
         keep, grid = inner(encoded.ids, encoded.grid, self.encoder.config)
         logits = self.token_head(encoded.states[keep])
         loss = None
         if labels is not None:
-            labels = _unbatched(labels, (len(input_ids), grid.width))
+            labels = _unbatched(labels, grid.shape)
             loss = self._label_loss(logits, grid.gather(labels))
-        return TokenClassifierOutput(loss=loss, logits=grid.scatter(logits), **encoded.extras)
+        return loss, grid.scatter(logits)
 
 
-class RiNALMoForContactPrediction(RiNALMoPreTrainedModel):
-    """Labels per pair of nucleotides."""
+class RiNALMoForContactPrediction(RiNALMoHeadModel):
+    """Labels per pair of nucleotides: logits `(batch, length - 2, length - 2, labels)`.
+
+    Labels have that shape, the last axis optional; for a batch of one the batch axis may be left out.
+    """
+
+    output_class = ContactPredictionOutput
 
     def __init__(self, config: RiNALMoConfig) -> None:
         super().__init__(config)
         self.contact_head = ContactHead(config.hidden_size, HeadConfig(**config.head_options()))
         self.post_init()
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-    ) -> ContactPredictionOutput:
-        """Logits `(batch, length - 2, length - 2, labels)`; labels of that shape, the last axis optional.
-
-        For a batch of one, labels without the batch axis are taken as well.
-        """
-        encoded = self._encode(input_ids, attention_mask, output_attentions, output_hidden_states)
+    def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
         keep, grid = inner(encoded.ids, encoded.grid, self.encoder.config)
         maps = [self.contact_head(states) for states in grid.layout.split(encoded.states[keep])]
         loss = None
         if labels is not None:
-            labels = _unbatched(labels, (len(input_ids), grid.width, grid.width))
-            squares = [square.flatten(0, 1) for square in grid.gather_pairs(labels)]
-            loss = self._label_loss(torch.cat([m.flatten(0, 1) for m in maps]), torch.cat(squares))
-        return ContactPredictionOutput(loss=loss, logits=grid.scatter_pairs(maps), **encoded.extras)
+            squares = grid.gather_pairs(_unbatched(labels, (*grid.shape, grid.width)))
+            loss = self._label_loss(
+                torch.cat([pairs.flatten(0, 1) for pairs in maps]),
+                torch.cat([square.flatten(0, 1) for square in squares]),
+            )
+        return loss, grid.scatter_pairs(maps)
 
 
-class RiNALMoForSecondaryStructurePrediction(RiNALMoPreTrainedModel):
-    """Base-pairing logits, each sequence computed on its own length.
+class RiNALMoForSecondaryStructurePrediction(RiNALMoHeadModel):
+    """Base-pairing logits `(batch, length - 2, length - 2, 1)`, each sequence computed on its own length.
 
-    The masked-LM head is kept beside it, as in the published class, so that such a checkpoint can still fill masks.
+    Labels are 0/1 pair matrices of that shape, -100 ignored. The loss is the mean over structures of each one's mean
+    over `config.loss_region`, binary cross-entropy unless `problem_type` is "regression"; it is not inferred from the
+    labels, as the port's class does, which takes float labels for regression. The masked-LM head is kept beside it, as
+    in the published class, so that such a checkpoint can still fill masks.
     """
+
+    output_class = ContactPredictionOutput
 
     def __init__(self, config: RiNALMoConfig) -> None:
         super().__init__(config)
@@ -322,30 +323,15 @@ class RiNALMoForSecondaryStructurePrediction(RiNALMoPreTrainedModel):
         self.structure_head = StructureHead(config.hidden_size, num_labels=config.num_labels or 1)
         self.post_init()
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-    ) -> ContactPredictionOutput:
-        """Logits `(batch, length - 2, length - 2, 1)`; labels are 0/1 pair matrices of that shape, -100 ignored.
-
-        The loss is the mean over structures of each one's mean over `config.loss_region`, binary cross-entropy
-        unless `problem_type` is "regression". It is not inferred from the labels: the port's class takes float labels
-        for regression.
-        """
-        encoded = self._encode(input_ids, attention_mask, output_attentions, output_hidden_states)
+    def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
         keep, grid = inner(encoded.ids, encoded.grid, self.encoder.config)
         maps = [self.structure_head(states) for states in grid.layout.split(encoded.states[keep])]
         loss = None
         if labels is not None:
-            labels = _unbatched(labels, (len(input_ids), grid.width, grid.width))
-            losses = [self._structure_loss(m, s) for m, s in zip(maps, grid.gather_pairs(labels), strict=True)]
+            squares = grid.gather_pairs(_unbatched(labels, (*grid.shape, grid.width)))
+            losses = [self._structure_loss(pairs, square) for pairs, square in zip(maps, squares, strict=True)]
             loss = torch.stack(losses).mean()
-        return ContactPredictionOutput(loss=loss, logits=grid.scatter_pairs(maps), **encoded.extras)
+        return loss, grid.scatter_pairs(maps)
 
     def _structure_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         targets = labels.to(logits.device).reshape(logits.shape)

@@ -26,9 +26,14 @@ class Grid:
     columns: Int[Tensor, " tokens"]
     width: int
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(batch, width)`."""
+        return len(self.layout.lengths), self.width
+
     def scatter(self, x: Tensor) -> Tensor:
         """A packed `(tokens, …)` tensor as `(batch, width, …)`, zeros elsewhere."""
-        padded = x.new_zeros((len(self.layout.lengths), self.width, *x.shape[1:]))
+        padded = x.new_zeros((*self.shape, *x.shape[1:]))
         padded[self.rows, self.columns] = x
         return padded
 
