@@ -15,6 +15,7 @@ from rinalmo.cli import COMMANDS
 
 EXAMPLES = rinalmo.resolve("starter").parent / "examples"
 KNOWN = EXAMPLES / "well_known_rnas.fa"
+FP32 = ("--precision", "fp32")
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
@@ -137,7 +138,7 @@ def load_any(path):
 @pytest.mark.parametrize("ending", ["npz", "parquet", "h5", "h5ad"])
 def test_embed_in_every_format(rinalmo_command, tmp_path, ending):
     output = tmp_path / f"out.{ending}"
-    result = rinalmo_command("embed", KNOWN, "-o", output)
+    result = rinalmo_command("embed", KNOWN, "-o", output, *FP32)
     assert result.code == 0, result.err
     assert "19 sequences, 160 dimensions" in result.err
     records = list(rinalmo.read_fasta(KNOWN))
@@ -151,7 +152,7 @@ def test_embed_in_every_format(rinalmo_command, tmp_path, ending):
 def test_embed_per_token_and_layers(rinalmo_command, tmp_path):
     for ending in ("npz", "parquet", "h5"):
         output = tmp_path / f"out.{ending}"
-        assert rinalmo_command("embed", KNOWN, "-o", output, "--per-token", "--layers", "0,-1").code == 0
+        assert rinalmo_command("embed", KNOWN, "-o", output, "--per-token", "--layers", "0,-1", *FP32).code == 0
     expected = rinalmo.embed(KNOWN, pooling="none", layers=[0, -1])
     data = np.load(tmp_path / "out.npz")
     for n, values in enumerate(expected):
@@ -168,7 +169,7 @@ def test_embed_per_token_and_layers(rinalmo_command, tmp_path):
 
 
 def test_embed_cls(rinalmo_command, tmp_path):
-    assert rinalmo_command("embed", KNOWN, "-o", tmp_path / "out.npz", "--cls").code == 0
+    assert rinalmo_command("embed", KNOWN, "-o", tmp_path / "out.npz", "--cls", *FP32).code == 0
     np.testing.assert_allclose(
         np.load(tmp_path / "out.npz")["embeddings"], rinalmo.embed(KNOWN, pooling="cls"), atol=1e-5
     )
@@ -178,7 +179,7 @@ def test_embed_of_compressed_dna_in_lower_case(rinalmo_command, tmp_path):
     text = KNOWN.read_text()
     dna = "".join(x if x[0] == ">" else x.lower().replace("u", "t") for x in text.splitlines(keepends=True))
     (tmp_path / "in.fa").write_bytes(gzip.compress(dna.replace("\n", "\r\n").encode()))
-    assert rinalmo_command("embed", tmp_path / "in.fa", "-o", tmp_path / "out.npz").code == 0
+    assert rinalmo_command("embed", tmp_path / "in.fa", "-o", tmp_path / "out.npz", *FP32).code == 0
     np.testing.assert_allclose(np.load(tmp_path / "out.npz")["embeddings"], rinalmo.embed(KNOWN), atol=1e-6)
 
 
@@ -186,7 +187,7 @@ def test_embed_does_not_depend_on_batches(rinalmo_command, tmp_path):
     results = []
     for tokens in (1, 200, 100_000):
         output = tmp_path / f"{tokens}.npz"
-        assert rinalmo_command("embed", KNOWN, "-o", output, "--batch-tokens", tokens).code == 0
+        assert rinalmo_command("embed", KNOWN, "-o", output, "--batch-tokens", tokens, *FP32).code == 0
         results.append(np.load(output)["embeddings"])
     np.testing.assert_allclose(results[0], results[1], atol=1e-5)
     np.testing.assert_allclose(results[0], results[2], atol=1e-5)
@@ -305,19 +306,26 @@ def test_reader_that_goes_away():
     assert done.stderr == ""
 
 
-def test_interrupt_leaves_nothing_behind(tmp_path):
-    (tmp_path / "many.fa").write_text("".join(f">{n}\n{'ACGU' * 100}\n" for n in range(5000)))
+def test_interrupted_run_is_resumed_to_the_same_bytes(rinalmo_command, tmp_path):
+    (tmp_path / "many.fa").write_text("".join(f">{n}\n{'ACGU' * (20 + n % 90)}\n" for n in range(4000)))
+    output, whole = tmp_path / "out.npz", tmp_path / "whole.npz"
+    command = ["embed", str(tmp_path / "many.fa"), "--threads", "1", "-o"]
+    assert rinalmo_command(*command, whole).code == 0
     process = subprocess.Popen(
-        [sys.executable, "-m", "rinalmo", "embed", str(tmp_path / "many.fa"), "-o", str(tmp_path / "out.npz")],
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-m", "rinalmo", *command, str(output)], stderr=subprocess.PIPE, text=True
     )
-    time.sleep(4)
+    folder = tmp_path / ".out.npz.partial"
+    while not (folder / "000001.npz").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
     process.send_signal(2)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.strip().splitlines()[-1] == "rinalmo: interrupted"
-    assert [p.name for p in tmp_path.iterdir()] == ["many.fa"]
+    assert "--resume goes on" in err
+    assert not output.exists()
+    assert rinalmo_command(*command, output, "--resume").code == 0
+    assert output.read_bytes() == whole.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["many.fa", "out.npz", "whole.npz"]
 
 
 # info, convert, models

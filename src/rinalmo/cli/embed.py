@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from rinalmo.cli.options import batch_tokens_option, model_option, parse_layers, threads_option
+from rinalmo.cli.options import engine_options, parse_layers
 
 
 @click.command("embed")
@@ -18,7 +19,6 @@ from rinalmo.cli.options import batch_tokens_option, model_option, parse_layers,
     type=click.Path(path_type=Path),
     help="File to write; its ending chooses the format: .npz, .parquet, .h5 or .h5ad.",
 )
-@model_option
 @click.option("--per-token", is_flag=True, help="One vector per nucleotide instead of the mean over the sequence.")
 @click.option("--cls", "use_cls", is_flag=True, help="The vector of the CLS token instead of the mean.")
 @click.option(
@@ -28,10 +28,18 @@ from rinalmo.cli.options import batch_tokens_option, model_option, parse_layers,
     metavar="N[,N…]",
     help="Layers to write: 0 is the embedding, -1 the last.",
 )
-@batch_tokens_option
-@threads_option
+@click.option("--shard", metavar="I/N", help="Only every N-th sequence, from the I-th on: one job of an array of N.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same command.")
+@engine_options(precision="auto")
 def command(
-    fasta: str, output: Path, model: str, per_token: bool, use_cls: bool, layers: str, batch_tokens: int
+    fasta: str,
+    output: Path,
+    per_token: bool,
+    use_cls: bool,
+    layers: str,
+    shard: str | None,
+    resume: bool,
+    **engine_settings: Any,
 ) -> None:
     """Embed the sequences of a FASTA file (plain, .gz or .zst; - for standard input).
 
@@ -41,21 +49,24 @@ def command(
     \b
     rinalmo embed sequences.fa -o embeddings.parquet
     rinalmo embed sequences.fa.gz -o tokens.h5 --per-token --layers 3,-1
+    rinalmo embed sequences.fa -o part2.npz --shard 2/8
     """
     if per_token and use_cls:
         raise click.UsageError("--per-token and --cls exclude each other")
-    from rinalmo.cli.progress import progress
-    from rinalmo.inference.embeddings import Pooling, embed_records
-    from rinalmo.inference.writers import OpenWriter
-    from rinalmo.rna.fasta import read_fasta
-    from rinalmo.weights.checkpoint import load
+    from rinalmo.cli.progress import counter
+    from rinalmo.inference.embed_file import embed_file
+    from rinalmo.inference.embeddings import Pooling
+    from rinalmo.inference.engine import Engine
 
     pooling: Pooling = "none" if per_token else "cls" if use_cls else "mean"
+    engine = Engine(**engine_settings)
     chosen = parse_layers(layers)
-    count = 0
-    with OpenWriter(output, per_token=per_token) as writer:
-        found = embed_records(read_fasta(fasta), load(model), pooling=pooling, layers=chosen, batch_tokens=batch_tokens)
-        for record, values in progress(found, "embedding"):
-            writer.write(record, values)
-            count += 1
-    click.echo(f"{output}: {count:,} sequences, {values.shape[-1]} dimensions", err=True)
+    try:
+        with counter("embedding") as tell:
+            count = embed_file(
+                fasta, output, engine, pooling=pooling, layers=chosen, resume=resume, part=shard, tell=tell
+            )
+    except KeyboardInterrupt:
+        click.echo("rinalmo: what is finished has been kept; the same command with --resume goes on", err=True)
+        raise
+    click.echo(f"{output}: {count:,} sequences, {engine.model.config.hidden_size} dimensions", err=True)

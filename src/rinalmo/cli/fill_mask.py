@@ -5,24 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
-from rinalmo.cli.options import batch_tokens_option, model_option, threads_option
+from rinalmo.cli.options import engine_options
 
 _FORMATS = ("table", "tsv", "jsonl")
 
 
 @click.command("fill-mask")
 @click.argument("source", metavar="SEQ|FASTA|-")
-@model_option
 @click.option("-k", "--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Candidates per mask.")
 @click.option(
     "-f", "--format", "style", type=click.Choice(_FORMATS), default="table", show_default=True, help="Output format."
 )
-@batch_tokens_option
-@threads_option
-def command(source: str, model: str, top_k: int, style: str, batch_tokens: int) -> None:
+@engine_options(precision="fp32")
+def command(source: str, top_k: int, style: str, **engine_settings: Any) -> None:
     """Predict the nucleotides at <mask>.
 
     SEQ is an RNA or DNA sequence with one or more <mask>; a file name is read as FASTA; - is FASTA from standard input.
@@ -31,13 +30,13 @@ def command(source: str, model: str, top_k: int, style: str, batch_tokens: int) 
     rinalmo fill-mask "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"
     rinalmo fill-mask masked.fa --format tsv > predictions.tsv
     """
+    from rinalmo.inference.engine import Engine
     from rinalmo.inference.fill_mask import predict
     from rinalmo.inference.inputs import as_records
     from rinalmo.rna.fasta import read_fasta
-    from rinalmo.weights.checkpoint import load
 
     records = as_records(source) if _is_sequence(source) else read_fasta(source, allow_mask=True)
-    results = predict(records, load(model), top_k=top_k, batch_tokens=batch_tokens)
+    results = predict(records, Engine(**engine_settings), top_k=top_k)
     if style == "tsv":
         click.echo("id\tposition\tscore\ttoken\ttoken_str\tsequence")
     for record, masks in results:

@@ -18,6 +18,8 @@ model_option = click.option(
     help="A name from `rinalmo models`, or a model folder or file in any layout.",
 )
 
+threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use.")
+
 batch_tokens_option = click.option(
     "--batch-tokens",
     type=click.IntRange(min=1),
@@ -27,18 +29,22 @@ batch_tokens_option = click.option(
 )
 
 
-def threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--threads`, applied when the command runs."""
-    return click.option(
-        "--threads", type=click.IntRange(min=1), callback=_set_threads, expose_value=False, help="CPU threads to use."
-    )(command)
+def engine_options(precision: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--model`, `--precision` (with this default), `--threads` and `--batch-tokens`, which make an `Engine`."""
+    precision_option = click.option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16"]),
+        default=precision,
+        show_default=True,
+        help="Arithmetic of the encoder; auto is bf16 where the processor has it, fp32 elsewhere.",
+    )
 
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (batch_tokens_option, threads_option, precision_option, model_option):
+            command = option(command)
+        return command
 
-def _set_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
-    if value is not None:
-        import torch
-
-        torch.set_num_threads(value)
+    return add
 
 
 def parse_layers(text: str) -> list[int]:

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-T = TypeVar("T")
 _SECONDS = 10.0
 
 
-def progress(items: Iterable[T], what: str, noun: str = "sequences") -> Iterator[T]:
-    """The items, counted as they pass."""
-    return _bar(items, what, noun) if sys.stderr.isatty() else _lines(items, what, noun)
-
-
-def _bar(items: Iterable[T], what: str, noun: str) -> Iterator[T]:
+@contextmanager
+def counter(what: str, noun: str = "sequences") -> Iterator[Callable[[int], None]]:
+    """A function to call with the number of things done so far."""
+    if not sys.stderr.isatty():
+        yield _lines(what, noun)
+        return
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed:,.0f} " + noun), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
-        for item in items:
-            yield item
-            bar.advance(task)
+        yield lambda count: bar.update(task, completed=count)
 
 
-def _lines(items: Iterable[T], what: str, noun: str) -> Iterator[T]:
+def _lines(what: str, noun: str) -> Callable[[int], None]:
     last = time.monotonic()
-    for count, item in enumerate(items, start=1):
-        yield item
+
+    def tell(count: int) -> None:
+        nonlocal last
         if time.monotonic() - last >= _SECONDS:
             last = time.monotonic()
             print(f"{what}: {count:,} {noun}", file=sys.stderr, flush=True)
+
+    return tell

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rinalmo.errors import InputError
 from rinalmo.model.packing import Layout, pack
 
 R = TypeVar("R")
@@ -33,8 +32,6 @@ def map_packed(
     device: torch.device | str = "cpu",
 ) -> Iterator[R]:
     """Apply `compute` (packed ids, layout → one result per sequence) to all, yielding results in input order."""
-    if batch_tokens < 1:
-        raise InputError(f"batch_tokens is {batch_tokens}; it must be at least 1")
     for window in windows(sequences, _WINDOW_BATCHES * batch_tokens):
         results: list[R | None] = [None] * len(window)
         for batch in cut(sorted(range(len(window)), key=lambda i: len(window[i])), window, batch_tokens):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rinalmo.errors import InputError, SequenceError
-from rinalmo.inference.batching import BATCH_TOKENS, map_packed
-from rinalmo.inference.inputs import Sequences, as_model, as_records, encode, peeked
+from rinalmo.inference.engine import Engine, as_engine
+from rinalmo.inference.inputs import Sequences, as_records, encode, peeked
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.fasta import Record
@@ -37,56 +37,46 @@ class Prediction:
 
 
 def fill_mask(
-    sequences: Sequences,
-    model: str | Path | RiNALMo = "starter",
-    *,
-    top_k: int = 5,
-    batch_tokens: int = BATCH_TOKENS,
-    device: torch.device | str = "cpu",
+    sequences: Sequences, model: str | Path | RiNALMo | Engine = "starter", *, top_k: int = 5
 ) -> list[list[list[Prediction]]]:
     """The `top_k` candidates for each mask of each sequence: per sequence, per mask, best first.
 
     `sequences` is one sequence, several, FASTA records, or the `Path` of a FASTA file; masks are written `<mask>`.
+    `model` is a name, folder, file or loaded model, computed in fp32, or an `Engine` for any other way.
     Raises SequenceError for a sequence without a mask.
     """
-    loaded = as_model(model, device)
     records = as_records(sequences, allow_mask=True)
-    return [found for _, found in predict(records, loaded, top_k=top_k, batch_tokens=batch_tokens)]
+    return [found for _, found in predict(records, as_engine(model), top_k=top_k)]
 
 
 def predict(
-    records: Iterable[Record], model: RiNALMo, *, top_k: int = 5, batch_tokens: int = BATCH_TOKENS
+    records: Iterable[Record], engine: Engine, *, top_k: int = 5
 ) -> Iterator[tuple[Record, list[list[Prediction]]]]:
     """As `fill_mask`, record by record, for streams of any length."""
     if top_k < 1:
         raise InputError(f"top_k is {top_k}; it must be at least 1")
-    waiting: list[tuple[Record, np.ndarray]] = []
+    model = engine.model
+    head, mask_id = model.head("lm_head"), model.alphabet.mask_id
+    waiting: deque[tuple[Record, np.ndarray]] = deque()
 
     def ids() -> Iterator[np.ndarray]:
         for record in peeked(records):
             encoded = encode(record, model.alphabet)
-            _require_mask(record, encoded, model.alphabet.mask_id)
+            _require_mask(record, encoded, mask_id)
             waiting.append((record, encoded))
             yield encoded
 
-    device = next(model.parameters()).device
-    compute = partial(masked_probabilities, model)
-    for probabilities in map_packed(compute, ids(), batch_tokens=batch_tokens, device=device):
-        record, encoded = waiting.pop(0)
+    def compute(packed: Tensor, layout: Layout) -> Sequence[Tensor]:
+        # The LM head runs on the masked positions only, in fp32.
+        masked = packed == mask_id
+        states = engine.hidden_states(packed, layout, [model.config.num_hidden_layers])[0]
+        with torch.inference_mode():
+            probabilities = head(states[masked]).softmax(dim=-1).cpu()
+        return layout.select(masked).split(probabilities)
+
+    for probabilities in engine.map(compute, ids()):
+        record, encoded = waiting.popleft()
         yield record, _candidates(encoded, probabilities, model, top_k)
-
-
-@torch.inference_mode()
-def masked_probabilities(model: RiNALMo, ids: Tensor, layout: Layout) -> Sequence[Tensor]:
-    """For each sequence the probabilities `(masks, vocabulary)` at its masks, fp32.
-
-    The LM head runs on the masked positions only.
-    """
-    head = model.head("lm_head")
-    masked = ids == model.alphabet.mask_id
-    states = model.encoder(ids, layout).last_hidden_state[masked]
-    probabilities = head(states).softmax(dim=-1).cpu()
-    return layout.select(masked).split(probabilities)
 
 
 def _require_mask(record: Record, ids: np.ndarray, mask_id: int) -> None:

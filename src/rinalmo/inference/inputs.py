@@ -1,4 +1,4 @@
-"""What the Python functions accept as sequences and as a model."""
+"""What the Python functions accept as sequences."""
 
 from __future__ import annotations
 
@@ -7,22 +7,12 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from rinalmo.alphabet import Alphabet
 from rinalmo.errors import InputError, SequenceError
-from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.fasta import Record, read_fasta
-from rinalmo.weights.checkpoint import load
 
 Sequences = str | Path | Iterable[str | Record]
-
-
-def as_model(model: str | Path | RiNALMo, device: torch.device | str = "cpu") -> RiNALMo:
-    """A loaded model in evaluation mode, from its name, folder or file if need be."""
-    if isinstance(model, RiNALMo):
-        return model.to(device).eval()
-    return load(model, device=device)
 
 
 def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Record]:

@@ -1,12 +1,12 @@
 """Embeddings on disk, in the formats that other tools read.
 
-    .npz       numpy: `ids`, `lengths`, `embeddings`; per nucleotide also `offsets` into the rows
+    .npz       numpy: `ids`, `descriptions`, `lengths`, `embeddings`; per nucleotide also `offsets` into the rows
     .parquet   one row per sequence: id, description, length, embedding (list of float, or list of lists)
     .h5        HDF5: the arrays of the npz as datasets
     .h5ad      AnnData for scanpy: X is the matrix, obs has id, description and length; pooled vectors only
 
-Every format keeps the order of the input, and identical ids as they are. A file appears under its name once it is
-complete; before that it is a hidden temporary file beside it.
+Every format keeps the order of the input, and identical ids as they are. Embeddings arrive in chunks and only one is
+in memory at a time. A file appears under its name once it is complete.
 """
 
 from __future__ import annotations
@@ -14,238 +14,169 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from rinalmo.errors import InputError, MissingExtraError
-from rinalmo.rna.fasta import Record
+from rinalmo.inference.runs import Chunk
 
-# A group of rows is written once it holds this many, or this many numbers.
-_ROWS, _NUMBERS = 1024, 1 << 24
-
-
-class Writer(Protocol):
-    """Takes embeddings one by one; `finish` completes the file."""
-
-    def write(self, record: Record, values: np.ndarray) -> None: ...
-    def finish(self) -> None: ...
-    def abandon(self) -> None: ...
+Chunks = Callable[[], Iterator[Chunk]]
 
 
-class _Collected:
-    """Keeps everything until the end; for formats that are written in one piece."""
-
-    def __init__(self, path: Path, per_token: bool) -> None:
-        self.path, self.per_token = path, per_token
-        self.records: list[tuple[str, str]] = []
-        self.lengths: list[int] = []
-        self.values: list[np.ndarray] = []
-
-    def write(self, record: Record, values: np.ndarray) -> None:
-        self.records.append((record.id, record.description))
-        self.lengths.append(len(record.sequence))
-        self.values.append(values)
-
-    def abandon(self) -> None:
-        self.values.clear()
-
-    def matrix(self) -> np.ndarray:
-        return np.concatenate(self.values) if self.per_token else np.stack(self.values)
-
-    def offsets(self) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum([len(v) for v in self.values])]).astype(np.int64)
+def check_output(path: Path, *, per_token: bool = False, num_layers: int = 1) -> None:
+    """Raise InputError or MissingExtraError now for what could not be written in the end."""
+    if path.suffix not in _WRITERS:
+        raise InputError(f"{path}: cannot write {path.suffix or 'a file without ending'!r}; use {', '.join(_WRITERS)}")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder; make it first")
+    if path.suffix == ".h5ad" and (per_token or num_layers > 1):
+        raise InputError(f"{path}: h5ad holds one vector per sequence; use .npz, .parquet or .h5 for more")
+    if path.suffix in (".h5", ".hdf5"):
+        _extra("h5py", "h5", "writing HDF5")
+    if path.suffix == ".h5ad":
+        _extra("anndata", "h5ad", "writing h5ad")
 
 
-class NpzWriter(_Collected):
-    """numpy's zip of arrays."""
-
-    def finish(self) -> None:
-        arrays: dict[str, Any] = {
-            "ids": np.array([name for name, _ in self.records]),
-            "descriptions": np.array([text for _, text in self.records]),
-            "lengths": np.array(self.lengths, dtype=np.int64),
-            "embeddings": self.matrix(),
-        }
-        if self.per_token:
-            arrays["offsets"] = self.offsets()
-        with self.path.open("wb") as file:
-            np.savez(file, **arrays)
+def write_embeddings(path: Path, chunks: Chunks, *, per_token: bool = False) -> None:
+    """Write all chunks to `path`, in the format of its ending. `chunks` may be called more than once."""
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        _WRITERS[path.suffix](partial, chunks, per_token)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-class H5adWriter(_Collected):
-    """AnnData: cells are sequences, variables are the embedding's dimensions."""
-
-    def __init__(self, path: Path, per_token: bool) -> None:
-        if per_token:
-            raise InputError(
-                "h5ad holds one vector per sequence; write per-nucleotide embeddings to npz, parquet or h5"
-            )
-        self.anndata = _extra("anndata", "h5ad", "writing h5ad")
-        super().__init__(path, per_token)
-
-    def write(self, record: Record, values: np.ndarray) -> None:
-        if values.ndim > 1:
-            raise InputError("h5ad holds one layer; write several layers to npz, parquet or h5")
-        super().write(record, values)
-
-    def finish(self) -> None:
-        import pandas as pd
-
-        names = [name for name, _ in self.records]
-        obs = pd.DataFrame(
-            {"id": names, "description": [text for _, text in self.records], "length": self.lengths},
-            index=pd.Index(_unique(names), dtype="object"),
-        )
-        matrix = self.matrix()
-        var = pd.DataFrame(index=pd.Index([f"dim_{n}" for n in range(matrix.shape[1])], dtype="object"))
-        with _hdf5(self.path) as (file, _):
-            self.anndata.io.write_elem(file, "/", self.anndata.AnnData(X=matrix, obs=obs, var=var))
+def _npz(path: Path, chunks: Chunks, per_token: bool) -> None:
+    index = _Index(chunks)
+    arrays = {
+        "ids": np.array(index.ids),
+        "descriptions": np.array(index.descriptions),
+        "lengths": index.lengths,
+    }
+    if per_token:
+        arrays["offsets"] = index.offsets
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+        with archive.open("embeddings.npy", "w", force_zip64=True) as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": index.shape(per_token)}
+            np.lib.format.write_array_header_2_0(file, header)
+            for chunk in chunks():
+                file.write(np.ascontiguousarray(chunk.values, dtype="<f4").tobytes())
 
 
-class _Grouped:
-    """Collects rows and writes them group by group."""
+def _parquet(path: Path, chunks: Chunks, per_token: bool) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def __init__(self, per_token: bool) -> None:
-        self.per_token = per_token
-        self.rows: list[tuple[Record, np.ndarray]] = []
-        self.numbers = 0
-
-    def write(self, record: Record, values: np.ndarray) -> None:
-        self.rows.append((record, values))
-        self.numbers += values.size
-        if len(self.rows) >= _ROWS or self.numbers >= _NUMBERS:
-            self.flush()
-
-    def flush(self) -> None:
-        if self.rows:
-            self.write_group()
-        self.rows.clear()
-        self.numbers = 0
-
-    def write_group(self) -> None:
-        raise AssertionError("each format writes its own groups")
-
-
-class ParquetWriter(_Grouped):
-    """Row groups, written as they fill."""
-
-    def __init__(self, path: Path, per_token: bool) -> None:
-        super().__init__(per_token)
-        self.path = path
-        self.file: Any = None
-
-    def finish(self) -> None:
-        self.flush()
-        self.abandon()
-
-    def abandon(self) -> None:
-        if self.file is not None:
-            self.file.close()
-
-    def write_group(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        table = pa.table(
-            {
-                "id": [record.id for record, _ in self.rows],
-                "description": [record.description for record, _ in self.rows],
-                "length": pa.array([len(record.sequence) for record, _ in self.rows], pa.int64()),
-                "embedding": _nested([values for _, values in self.rows], self.per_token),
+    with contextlib.ExitStack() as stack:
+        file: Any = None
+        for chunk in chunks():
+            columns = {
+                "id": pa.array(chunk.ids, pa.string()),
+                "description": pa.array(chunk.descriptions, pa.string()),
+                "length": pa.array(chunk.lengths),
+                "embedding": _nested(chunk, per_token),
             }
-        )
-        self.file = self.file or pq.ParquetWriter(self.path, table.schema)
-        self.file.write_table(table)
+            table = pa.table(columns)
+            file = file or stack.enter_context(pq.ParquetWriter(path, table.schema))
+            file.write_table(table)
 
 
-class H5Writer(_Grouped):
-    """Datasets that grow."""
+def _nested(chunk: Chunk, per_token: bool) -> Any:
+    """The values as an Arrow list column: fixed-size axes, but for the nucleotides of each sequence."""
+    import pyarrow as pa
 
-    def __init__(self, path: Path, per_token: bool) -> None:
-        super().__init__(per_token)
-        self.text = _extra("h5py", "h5", "writing HDF5").string_dtype()
-        self.stack = contextlib.ExitStack()
-        self.file, self.raw = self.stack.enter_context(_hdf5(path))
-
-    def finish(self) -> None:
-        self.flush()
-        self.stack.close()
-
-    def abandon(self) -> None:
-        self.stack.close()
-
-    def write_group(self) -> None:
-        values = [v for _, v in self.rows]
-        self._append("ids", np.array([record.id for record, _ in self.rows], dtype=object), self.text)
-        self._append("descriptions", np.array([r.description for r, _ in self.rows], dtype=object), self.text)
-        self._append("lengths", np.array([len(record.sequence) for record, _ in self.rows], dtype=np.int64))
-        if self.per_token:
-            start = int(self.file["offsets"][-1]) if "offsets" in self.file else 0
-            ends = start + np.cumsum([len(v) for v in values])
-            self._append("offsets", ends if "offsets" in self.file else np.concatenate([[0], ends]))
-        self._append("embeddings", np.concatenate(values) if self.per_token else np.stack(values))
-        self.file.flush()
-        if self.raw.fault is not None:
-            raise self.raw.fault
-
-    def _append(self, name: str, values: np.ndarray, dtype: Any = None) -> None:
-        if name not in self.file:
-            shape = (None, *values.shape[1:])
-            self.file.create_dataset(name, data=values, maxshape=shape, dtype=dtype, chunks=True)
-            return
-        dataset = self.file[name]
-        dataset.resize(len(dataset) + len(values), axis=0)
-        dataset[-len(values) :] = values
+    inner = pa.array(chunk.values.reshape(-1))
+    for size in reversed(chunk.values.shape[1:]):
+        inner = pa.FixedSizeListArray.from_arrays(inner, size)
+    if not per_token:
+        return inner
+    offsets = np.concatenate([[0], np.cumsum(chunk.lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), inner)
 
 
-_WRITERS: dict[str, type[Any]] = {
-    ".npz": NpzWriter,
-    ".parquet": ParquetWriter,
-    ".h5": H5Writer,
-    ".hdf5": H5Writer,
-    ".h5ad": H5adWriter,
+def _h5(path: Path, chunks: Chunks, per_token: bool) -> None:
+    index = _Index(chunks)
+    text = _extra("h5py", "h5", "writing HDF5").string_dtype()
+    with _hdf5(path) as file:
+        file.create_dataset("ids", data=np.array(index.ids, dtype=object), dtype=text)
+        file.create_dataset("descriptions", data=np.array(index.descriptions, dtype=object), dtype=text)
+        file.create_dataset("lengths", data=index.lengths)
+        if per_token:
+            file.create_dataset("offsets", data=index.offsets)
+        _fill(file, "embeddings", index.shape(per_token), chunks)
+
+
+def _h5ad(path: Path, chunks: Chunks, per_token: bool) -> None:
+    import pandas as pd
+
+    anndata = _extra("anndata", "h5ad", "writing h5ad")
+    index = _Index(chunks)
+    shape = index.shape(per_token)
+    obs = pd.DataFrame(
+        {"id": index.ids, "description": index.descriptions, "length": index.lengths},
+        index=pd.Index(_unique(index.ids), dtype="object"),
+    )
+    var = pd.DataFrame(index=pd.Index([f"dim_{n}" for n in range(shape[1])], dtype="object"))
+    with _hdf5(path) as file:
+        anndata.io.write_elem(file, "/", anndata.AnnData(obs=obs, var=var))
+        if "X" in file:
+            del file["X"]
+        # The matrix is written chunk by chunk, marked as anndata marks a dense array.
+        _fill(file, "X", shape, chunks).attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+
+
+_WRITERS: dict[str, Callable[[Path, Chunks, bool], None]] = {
+    ".npz": _npz,
+    ".parquet": _parquet,
+    ".h5": _h5,
+    ".hdf5": _h5,
+    ".h5ad": _h5ad,
 }
 
 
-class OpenWriter:
-    """A writer for `path`, by its ending, as a context manager; the file appears when the block ends well."""
+class _Index:
+    """What is known of all sequences without their embeddings."""
 
-    def __init__(self, path: Path, *, per_token: bool = False) -> None:
-        if path.suffix not in _WRITERS:
-            raise InputError(f"{path}: cannot write {path.suffix or 'a file without ending'!r}; use {_endings()}")
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder; give the name of a file")
-        if not path.parent.is_dir():
-            raise InputError(f"{path.parent}: no such folder; make it first")
-        self.path = path
-        self.partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-        self.per_token = per_token
+    def __init__(self, chunks: Chunks) -> None:
+        self.ids: list[str] = []
+        self.descriptions: list[str] = []
+        lengths: list[np.ndarray] = []
+        self.inner: tuple[int, ...] = ()
+        for chunk in chunks():
+            self.ids += chunk.ids
+            self.descriptions += chunk.descriptions
+            lengths.append(chunk.lengths)
+            self.inner = chunk.values.shape[1:]
+        self.lengths = np.concatenate(lengths)
 
-    def __enter__(self) -> Writer:
-        try:
-            self.writer: Writer = _WRITERS[self.path.suffix](self.partial, self.per_token)
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({_reason(error)})") from None
-        return self.writer
+    @property
+    def offsets(self) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(self.lengths)])
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                with _clear_errors(self.path):
-                    self.writer.finish()
-                    _sync(self.partial)
-                    self.partial.replace(self.path)
-            else:
-                with contextlib.suppress(Exception):
-                    self.writer.abandon()
-        finally:
-            self.partial.unlink(missing_ok=True)
+    def shape(self, per_token: bool) -> tuple[int, ...]:
+        return (int(self.lengths.sum()) if per_token else len(self.ids), *self.inner)
+
+
+def _fill(file: Any, name: str, shape: tuple[int, ...], chunks: Chunks) -> Any:
+    dataset = file.create_dataset(name, shape=shape, dtype="f4")
+    start = 0
+    for chunk in chunks():
+        dataset[start : start + len(chunk.values)] = chunk.values
+        start += len(chunk.values)
+    return dataset
 
 
 class _FaultKeeper(io.FileIO):
@@ -268,69 +199,32 @@ class _FaultKeeper(io.FileIO):
 
 
 @contextlib.contextmanager
-def _hdf5(path: Path) -> Iterator[tuple[Any, _FaultKeeper]]:
-    """A new HDF5 file; a fault of the disk is kept in the second, and raised when the file is closed."""
+def _hdf5(path: Path) -> Iterator[Any]:
+    """A new HDF5 file; a fault of the disk is raised once, when the file is closed."""
     h5py = _extra("h5py", "h5", "writing HDF5")
     with _FaultKeeper(path, "w+") as raw:
         with h5py.File(raw, "w") as file:
-            yield file, raw
+            yield file
         if raw.fault is not None:
             raise raw.fault
 
 
-@contextlib.contextmanager
-def _clear_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({_reason(error)})") from None
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error).splitlines()[0]
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _endings() -> str:
-    return ", ".join(_WRITERS)
-
-
 def _extra(package: str, extra: str, purpose: str) -> Any:
-    import importlib
-
     try:
-        return importlib.import_module(package)
+        return import_module(package)
     except ImportError:
         raise MissingExtraError(package, extra, purpose) from None
 
 
-def _nested(values: list[np.ndarray], per_token: bool) -> Any:
-    """Arrays as an Arrow list column: fixed-size axes, but for the nucleotides of each sequence."""
-    import pyarrow as pa
-
-    inner = pa.array(np.concatenate([v.reshape(-1) for v in values]))
-    for size in reversed(values[0].shape[1 if per_token else 0 :]):
-        inner = pa.FixedSizeListArray.from_arrays(inner, size)
-    if not per_token:
-        return inner
-    offsets = np.concatenate([[0], np.cumsum([len(v) for v in values])]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), inner)
-
-
 def _unique(names: list[str]) -> list[str]:
     """Names with -1, -2, … added to repeats: an AnnData index must be unique."""
-    seen: dict[str, int] = {}
-    taken = set(names)
+    taken, used = set(names), set[str]()
     result = []
     for name in names:
-        candidate = name
-        while seen.get(candidate) is not None or (candidate != name and candidate in taken):
-            seen[name] = seen.get(name, 0) + 1
-            candidate = f"{name}-{seen[name]}"
-        seen.setdefault(candidate, 0)
+        candidate, number = name, 0
+        while candidate in used or (number and candidate in taken):
+            number += 1
+            candidate = f"{name}-{number}"
+        used.add(candidate)
         result.append(candidate)
     return result

@@ -1,0 +1,71 @@
+"""A FASTA file in, a file of embeddings out: the work of `rinalmo embed`, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rinalmo.errors import InputError
+from rinalmo.inference.embeddings import Pooling, embed_records, layer_indices
+from rinalmo.inference.engine import Engine
+from rinalmo.inference.runs import Chunk, Run, chunked, input_sum, shard
+from rinalmo.inference.writers import check_output, write_embeddings
+from rinalmo.rna.fasta import Record, read_fasta
+
+
+def embed_file(
+    fasta: str | Path,
+    output: str | Path,
+    engine: Engine,
+    *,
+    pooling: Pooling = "mean",
+    layers: Sequence[int] = (-1,),
+    resume: bool = False,
+    part: str | None = None,
+    tell: Callable[[int], Any] = lambda count: None,
+) -> int:
+    """Embed every sequence of `fasta` ("-" is standard input) and write `output`; returns their number.
+
+    The ending of `output` chooses the format (`rinalmo.inference.writers`). `part` "i/n" takes every n-th sequence from
+    the i-th on; no result depends on it. `tell` is called with the number of sequences done so far.
+
+    An interrupted run keeps what it has finished in a hidden folder beside the output; `resume` continues it, and the
+    result is the same to the byte. Raises InputError if input or options are not those it was started with.
+    """
+    output = Path(output)
+    per_token = pooling == "none"
+    layers = layer_indices(layers, engine.model.config.num_hidden_layers)
+    check_output(output, per_token=per_token, num_layers=len(layers))
+    settings = {
+        "input": input_sum(fasta),
+        "model": engine.fingerprint,
+        "precision": engine.precision,
+        "batch_tokens": engine.batch_tokens,
+        "pooling": pooling,
+        "layers": list(layers),
+        "shard": part,
+    }
+    if resume and settings["input"] is None:
+        raise InputError(f"{fasta}: can be read only once, so a run on it cannot be resumed; save it to a file first")
+    run = Run(output)
+    with run.opened(settings, resume=resume) as finished:
+        count = 0
+        chunks = chunked(shard(read_fasta(fasta), part))
+        for number, records in enumerate(chunks):
+            if number >= finished:
+                values = embed_records(records, engine, pooling=pooling, layers=layers)
+                run.write(number, Chunk.of(records, list(_told(values, count, tell)), per_token))
+            count += len(records)
+            tell(count)
+        if count == 0:
+            raise InputError(f"{fasta}: no sequence falls in --shard {part}")
+        write_embeddings(output, run.chunks, per_token=per_token)
+        run.remove()
+    return count
+
+
+def _told(values: Iterator[tuple[Record, Any]], done: int, tell: Callable[[int], Any]) -> Iterator[Any]:
+    for extra, (_, value) in enumerate(values, start=1):
+        tell(done + extra)
+        yield value

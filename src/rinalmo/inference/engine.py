@@ -1,0 +1,87 @@
+"""`Engine`: a model made ready to compute many sequences fast."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rinalmo.errors import InputError
+from rinalmo.inference.batching import BATCH_TOKENS, map_packed
+from rinalmo.model.packing import Layout
+from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.weights.checkpoint import load
+
+Precision = Literal["auto", "fp32", "bf16"]
+R = TypeVar("R")
+
+
+class Engine:
+    """A model, a precision, a number of threads and a token budget per batch.
+
+    model         a loaded `RiNALMo`, or a catalog name, folder or file
+    precision     "fp32", "bf16", or "auto": bf16 where the processor multiplies it natively, fp32 elsewhere
+    threads       CPU threads for this process; torch's own choice if None
+    batch_tokens  tokens computed at once; memory grows with it, results do not depend on it
+    device        "cpu" or a CUDA device
+
+    Raises InputError for an unknown precision or a budget below 1.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | RiNALMo = "starter",
+        precision: Precision = "auto",
+        *,
+        threads: int | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if precision not in get_args(Precision):
+            raise InputError(f"precision {precision!r} is unknown; use one of {', '.join(get_args(Precision))}")
+        if batch_tokens < 1:
+            raise InputError(f"batch_tokens is {batch_tokens}; it must be at least 1")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.model = (model if isinstance(model, RiNALMo) else load(model)).to(device).eval()
+        self.device = torch.device(device)
+        self.batch_tokens = batch_tokens
+        self.precision = _native_precision(self.device) if precision == "auto" else precision
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of config, vocabulary and the small tensors, which no training leaves as they were."""
+        digest = hashlib.sha256(repr((self.model.config, self.model.alphabet.tokens)).encode())
+        for name, tensor in sorted(self.model.encoder.state_dict().items()):
+            if tensor.dim() < 2 or name == "embedding.weight":
+                digest.update(tensor.float().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.inference_mode()
+    def hidden_states(self, ids: Tensor, layout: Layout, layers: Sequence[int]) -> list[Tensor]:
+        """The packed states of the chosen layers (0 is the embedding, the number of blocks the final norm), fp32."""
+        last = self.model.config.num_hidden_layers
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            out = self.model.encoder(ids, layout, output_hidden_states=any(layer != last for layer in layers))
+        states = out.hidden_states or ()
+        return [(out.last_hidden_state if layer == last else states[layer]).float() for layer in layers]
+
+    def map(self, compute: Callable[[Tensor, Layout], Sequence[R]], sequences: Iterable[np.ndarray]) -> Iterator[R]:
+        """`compute` over all sequences of ids, packed into batches; results one by one, in the order of the input."""
+        return map_packed(compute, sequences, batch_tokens=self.batch_tokens, device=self.device)
+
+
+def as_engine(model: str | Path | RiNALMo | Engine) -> Engine:
+    """An engine for whatever stands for a model."""
+    return model if isinstance(model, Engine) else Engine(model, "fp32")
+
+
+def _native_precision(device: torch.device) -> Precision:
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"

@@ -1,0 +1,204 @@
+"""A long embedding run that can be stopped at any moment and continued.
+
+Records are taken in chunks; each chunk's embeddings are a file of their own in a hidden folder beside the output,
+and the output is put together from them at the end. Where a chunk ends depends on the input and the options alone,
+so a run that was interrupted writes the same bytes as one that was not.
+
+    .out.parquet.partial/
+        run.json          what is being computed, from which file (sha256), with which options
+        lock              held while a process works here
+        000000.npz …      finished chunks
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rinalmo.errors import InputError, RinalmoError
+from rinalmo.rna.fasta import Record
+
+CHUNK_RECORDS, CHUNK_TOKENS = 1024, 1 << 16
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Embeddings of some consecutive records.
+
+    `values` has one row per record, or with per-nucleotide embeddings one row per nucleotide.
+    """
+
+    ids: list[str]
+    descriptions: list[str]
+    lengths: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, records: list[Record], values: list[np.ndarray], per_token: bool) -> Chunk:
+        """Records and the array of each."""
+        return cls(
+            [record.id for record in records],
+            [record.description for record in records],
+            np.array([len(record.sequence) for record in records], dtype=np.int64),
+            np.concatenate(values) if per_token else np.stack(values),
+        )
+
+
+def chunked(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Consecutive records, cut where a chunk is full."""
+    chunk: list[Record] = []
+    tokens = 0
+    for record in records:
+        chunk.append(record)
+        tokens += len(record.sequence)
+        if len(chunk) == CHUNK_RECORDS or tokens >= CHUNK_TOKENS:
+            yield chunk
+            chunk, tokens = [], 0
+    if chunk:
+        yield chunk
+
+
+def shard(records: Iterable[Record], part: str | None) -> Iterator[Record]:
+    """Every n-th record, from the i-th on, for `part` "i/n"; all for None."""
+    if part is None:
+        return iter(records)
+    try:
+        index, count = (int(number) for number in part.split("/"))
+    except ValueError:
+        raise InputError(f"--shard {part!r}: write i/n, such as 1/8") from None
+    if not 1 <= index <= count:
+        raise InputError(f"--shard {part!r}: the first number goes from 1 to the second")
+    return islice(records, index - 1, None, count)
+
+
+class Run:
+    """The folder of one run, locked while in use."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.folder = output.with_name(f".{output.name}.partial")
+
+    @contextlib.contextmanager
+    def opened(self, settings: dict[str, Any], *, resume: bool) -> Iterator[int]:
+        """Hold the run; gives the number of finished chunks to go on from. Without any at the end, nothing is left.
+
+        With `resume` the settings must be those of the interrupted run; without, an old run is thrown away.
+        """
+        with _faults(self.output), _lock(self.folder, self.output):
+            if resume and (self.folder / "run.json").exists():
+                self._require_same(settings)
+            else:
+                self._clear()
+                _write(self.folder / "run.json", json.dumps(settings, indent=2).encode())
+            try:
+                yield len(self.chunk_files())
+            finally:
+                if not self.chunk_files():
+                    self.remove()
+
+    def chunk_files(self) -> list[Path]:
+        """Finished chunks, in order."""
+        return sorted(self.folder.glob("[0-9]*.npz"))
+
+    def write(self, number: int, chunk: Chunk) -> None:
+        """Add a finished chunk; it is there wholly or not at all."""
+        path = self.folder / f"{number:06d}.npz"
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            names = np.array(json.dumps([chunk.ids, chunk.descriptions]))
+            np.savez(file, names=names, lengths=chunk.lengths, values=chunk.values)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All finished chunks, one in memory at a time."""
+        for path in self.chunk_files():
+            with np.load(path, allow_pickle=False) as data:
+                ids, descriptions = json.loads(str(data["names"]))
+                yield Chunk(ids, descriptions, data["lengths"], data["values"])
+
+    def remove(self) -> None:
+        """Delete the folder, once the output is complete."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _clear(self) -> None:
+        for path in self.folder.iterdir():
+            if path.name != "lock":
+                path.unlink()
+
+    def _require_same(self, settings: dict[str, Any]) -> None:
+        before = json.loads((self.folder / "run.json").read_text())
+        changed = sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key))
+        if changed:
+            raise InputError(
+                f"{self.output}: cannot be resumed: {', '.join(changed)} changed since it was started; "
+                "run without --resume to start anew"
+            )
+
+
+def input_sum(source: str | Path) -> str | None:
+    """The sha256 of the input file; None for what can be read only once."""
+    path = Path(source)
+    if str(source) == "-" or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _lock(folder: Path, output: Path) -> Iterator[None]:
+    """Hold the folder; a second process is told so. A dead process's lock is freed by the system."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            handle = (folder / "lock").open("a")
+        except FileNotFoundError:
+            continue  # whoever held it has finished, and removed the folder
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{output}: another process is writing it") from None
+            if _is_still(handle.fileno(), folder / "lock"):
+                yield
+                return
+
+
+def _is_still(descriptor: int, path: Path) -> bool:
+    """Whether the path still leads to the open file: it may have been removed between opening and locking it."""
+    try:
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@contextlib.contextmanager
+def _faults(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except RinalmoError:
+        raise
+    except OSError as error:
+        reason = error.strerror or str(error).splitlines()[0]
+        raise InputError(f"{output}: cannot be written ({reason})") from None
