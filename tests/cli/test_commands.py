@@ -307,7 +307,7 @@ def test_reader_that_goes_away():
 
 
 def test_interrupted_run_is_resumed_to_the_same_bytes(rinalmo_command, tmp_path):
-    (tmp_path / "many.fa").write_text("".join(f">{n}\n{'ACGU' * (20 + n % 90)}\n" for n in range(4000)))
+    (tmp_path / "many.fa").write_text("".join(f">{n}\n{'ACGU' * (3 + n % 5)}\n" for n in range(2500)))
     output, whole = tmp_path / "out.npz", tmp_path / "whole.npz"
     command = ["embed", str(tmp_path / "many.fa"), "--threads", "1", "-o"]
     assert rinalmo_command(*command, whole).code == 0

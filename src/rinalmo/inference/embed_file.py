@@ -60,7 +60,7 @@ def embed_file(
             tell(count)
         if count == 0:
             raise InputError(f"{fasta}: no sequence falls in --shard {part}")
-        write_embeddings(output, run.chunks, per_token=per_token)
+        write_embeddings(output, run.chunks, run.folder, per_token=per_token)
         run.remove()
     return count
 

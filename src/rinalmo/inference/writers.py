@@ -44,16 +44,16 @@ def check_output(path: Path, *, per_token: bool = False, num_layers: int = 1) ->
         _extra("anndata", "h5ad", "writing h5ad")
 
 
-def write_embeddings(path: Path, chunks: Chunks, *, per_token: bool = False) -> None:
-    """Write all chunks to `path`, in the format of its ending. `chunks` may be called more than once."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    try:
-        _WRITERS[path.suffix](partial, chunks, per_token)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def write_embeddings(path: Path, chunks: Chunks, scratch: Path, *, per_token: bool = False) -> None:
+    """Write all chunks to `path`, in the format of its ending. `chunks` may be called more than once.
+
+    The file grows in the folder `scratch`, on the same disk, and is moved to its name when it is complete.
+    """
+    partial = scratch / f"output{path.suffix}"
+    _WRITERS[path.suffix](partial, chunks, per_token)
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def _npz(path: Path, chunks: Chunks, per_token: bool) -> None:

@@ -1,0 +1,173 @@
+"""Embedding runs that are sharded, killed, resumed, raced: the output is always whole, and always the same."""
+
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+
+import rinalmo
+from rinalmo.errors import InputError, SequenceError
+from rinalmo.inference import runs
+from rinalmo.inference.embed_file import embed_file
+from rinalmo.inference.engine import Engine
+from rinalmo.inference.runs import Run
+
+
+@pytest.fixture(scope="module")
+def engine(starter):
+    return Engine(starter, "fp32", threads=1)
+
+
+@pytest.fixture
+def fasta(tmp_path, monkeypatch):
+    """60 records of 1 to 90 nt, in chunks of four."""
+    monkeypatch.setattr(runs, "CHUNK_RECORDS", 4)
+    path = tmp_path / "in.fa"
+    chooser = random.Random(0)
+    sequences = ["".join(chooser.choices("ACGU", k=chooser.randint(1, 90))) for _ in range(60)]
+    path.write_text("".join(f">s{n}\n{sequence}\n" for n, sequence in enumerate(sequences)))
+    return path
+
+
+def others(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name != "in.fa")
+
+
+def test_shards_together_are_the_whole(engine, fasta, tmp_path):
+    embed_file(fasta, tmp_path / "whole.npz", engine)
+    whole = np.load(tmp_path / "whole.npz")
+    for index in (1, 2, 3):
+        embed_file(fasta, tmp_path / f"{index}.npz", engine, part=f"{index}/3")
+        part = np.load(tmp_path / f"{index}.npz")
+        assert list(part["ids"]) == [f"s{n}" for n in range(index - 1, 60, 3)]
+        np.testing.assert_allclose(part["embeddings"], whole["embeddings"][index - 1 :: 3], atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["0/3", "4/3", "x", "1", "1/0"])
+def test_shards_that_do_not_exist(engine, fasta, tmp_path, part):
+    with pytest.raises(InputError, match="--shard"):
+        embed_file(fasta, tmp_path / "out.npz", engine, part=part)
+    assert others(tmp_path) == []
+
+
+def test_empty_shard(engine, fasta, tmp_path):
+    with pytest.raises(InputError, match="no sequence falls in"):
+        embed_file(fasta, tmp_path / "out.npz", engine, part="100/100")
+    assert others(tmp_path) == []
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(count):
+    def tell(done):
+        if done >= count:
+            raise Stopped
+
+    return tell
+
+
+def test_resume_does_not_compute_again(engine, fasta, tmp_path, monkeypatch):
+    output = tmp_path / "out.npz"
+    with pytest.raises(Stopped):
+        embed_file(fasta, output, engine, tell=stop_at(30))
+    assert len(Run(output).chunk_files()) == 7
+    computed = 0
+    original = engine.hidden_states
+
+    def count(ids, layout, layers):
+        nonlocal computed
+        computed += len(layout.lengths)
+        return original(ids, layout, layers)
+
+    monkeypatch.setattr(engine, "hidden_states", count)
+    assert embed_file(fasta, output, engine, resume=True) == 60
+    assert computed == 60 - 28
+    assert others(tmp_path) == ["out.npz"]
+
+
+@pytest.mark.parametrize("what", ["input", "layers", "precision", "model"])
+def test_changed_run_is_not_resumed(engine, fasta, tmp_path, what):
+    output = tmp_path / "out.npz"
+    with pytest.raises(Stopped):
+        embed_file(fasta, output, engine, tell=stop_at(30))
+    options = {}
+    if what == "input":
+        fasta.write_text(fasta.read_text().replace("s59", "s60"))
+    elif what == "layers":
+        options = {"layers": [0]}
+    elif what == "precision":
+        engine = Engine(engine.model, "bf16")
+    else:
+        model = rinalmo.load("starter")
+        model.encoder.final_norm.weight.data += 1
+        engine = Engine(model, "fp32")
+    with pytest.raises(InputError, match=f"cannot be resumed: {what} changed"):
+        embed_file(fasta, output, engine, resume=True, **options)
+    assert embed_file(fasta, output, engine, **options) == 60  # without --resume it starts anew
+
+
+def test_resume_of_nothing_is_a_start(engine, fasta, tmp_path):
+    assert embed_file(fasta, tmp_path / "out.npz", engine, resume=True) == 60
+
+
+def test_standard_input_cannot_be_resumed(engine, tmp_path):
+    with pytest.raises(InputError, match="read only once"):
+        embed_file("-", tmp_path / "out.npz", engine, resume=True)
+
+
+def test_faulty_record_leaves_what_was_finished_but_no_output(engine, fasta, tmp_path):
+    fasta.write_text(fasta.read_text() + ">bad\nACGJ\n")
+    with pytest.raises(SequenceError, match="'J'"):
+        embed_file(fasta, tmp_path / "out.npz", engine)
+    assert others(tmp_path) == [".out.npz.partial"]
+
+
+def forked(function):
+    """Run `function` in a child process; the model is loaded already, so this takes milliseconds."""
+    child = os.fork()
+    if child == 0:
+        try:
+            function()
+            os._exit(0)
+        except InputError as error:
+            os._exit(3 if "another process" in str(error) else 4)
+        except BaseException:
+            os._exit(5)
+    return child
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_killed_fifty_times(engine, fasta, tmp_path, ending):
+    """Each id once, in order, and the bytes of an undisturbed run."""
+    whole, output = tmp_path / f"whole.{ending}", tmp_path / f"out.{ending}"
+    start = time.monotonic()
+    embed_file(fasta, whole, engine)
+    duration = time.monotonic() - start
+    chooser = random.Random(1)
+    for number in range(50):
+        child = forked(lambda: embed_file(fasta, output, engine, resume=True))
+        time.sleep(chooser.uniform(0, duration / 4))
+        os.kill(child, signal.SIGKILL if number % 2 else signal.SIGINT)
+        os.waitpid(child, 0)
+        if output.exists():
+            assert output.read_bytes() == whole.read_bytes()
+            output.unlink()
+    embed_file(fasta, output, engine, resume=True)
+    assert output.read_bytes() == whole.read_bytes()
+    assert others(tmp_path) == sorted([output.name, whole.name])
+
+
+def test_two_processes_and_one_output(engine, fasta, tmp_path):
+    whole, output = tmp_path / "whole.npz", tmp_path / "out.npz"
+    embed_file(fasta, whole, engine)
+    children = [forked(lambda: embed_file(fasta, output, engine)) for _ in range(4)]
+    codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+    assert codes[0] == 0
+    assert set(codes) <= {0, 3}
+    assert output.read_bytes() == whole.read_bytes()
+    assert others(tmp_path) == ["out.npz", "whole.npz"]
