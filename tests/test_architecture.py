@@ -21,8 +21,6 @@ ALLOWED = {
     "inference": {"errors", "alphabet", "rna", "model", "weights"},
 }
 SKINS = {"hf", "cli", "__init__", "__main__"}
-# The one upward import: `info("starter")` reads a model's config when it is called.
-EXCEPTIONS = {("model/cost.py", "weights")}
 FORBIDDEN_PACKAGES = {
     "model": {"transformers", "safetensors", "needletail"},
     "rna": {"torch", "transformers"},
@@ -57,8 +55,7 @@ def test_layers(path):
     for name in imported(path):
         if name.startswith("rinalmo."):
             target = name.split(".")[1]
-            allowed = target == here or target in ALLOWED[here]
-            assert allowed or (str(path.relative_to(SOURCE)), target) in EXCEPTIONS, name
+            assert target == here or target in ALLOWED[here], name
         assert name.split(".")[0] not in FORBIDDEN_PACKAGES.get(here, set()), name
 
 

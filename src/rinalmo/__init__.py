@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     from rinalmo.inference.embeddings import embed
     from rinalmo.inference.fill_mask import fill_mask
     from rinalmo.model.config import ModelConfig
-    from rinalmo.model.cost import info
     from rinalmo.rna.fasta import read_fasta
     from rinalmo.weights.catalog import models, resolve
     from rinalmo.weights.checkpoint import convert, load, save
+    from rinalmo.weights.info import info
 
 _WHERE = {
     "Alphabet": "alphabet",
@@ -68,7 +68,7 @@ _WHERE = {
     "convert": "weights.checkpoint",
     "embed": "inference.embeddings",
     "fill_mask": "inference.fill_mask",
-    "info": "model.cost",
+    "info": "weights.info",
     "load": "weights.checkpoint",
     "models": "weights.catalog",
     "read_fasta": "rna.fasta",

@@ -87,6 +87,13 @@ def test_fill_mask_reads_dna_and_standard_input(rinalmo_command):
         assert fields == reference
 
 
+def test_fill_mask_of_a_sequence_longer_than_any_file_name(rinalmo_command):
+    result = rinalmo_command("fill-mask", "ACGU" * 1000 + "<mask>", "--format", "tsv")
+    assert result.code == 0
+    assert result.out.splitlines()[1].split("\t")[1] == "4001"
+    assert rinalmo_command("fill-mask", "<mask>", "-m", "x" * 5000).code == 2
+
+
 def test_fill_mask_of_nothing_but_masks(rinalmo_command):
     result = rinalmo_command("fill-mask", "<mask>" * 7, "--format", "jsonl")
     assert len(result.out.splitlines()) == 35
@@ -99,6 +106,8 @@ def test_fill_mask_of_nothing_but_masks(rinalmo_command):
         ("ACGU", "has no <mask>"),
         ("GG<mask>UJ", "'J'"),
         ("GG<MASK>U", "<"),
+        ("GG<mask><pad>U", "'<'"),
+        ("GG<mask>-U", "gaps"),
         ("no_such_file.fa", "does not exist"),
     ],
 )
@@ -247,6 +256,7 @@ def test_embed_of_faulty_files(rinalmo_command, tmp_path, name):
         ((KNOWN, "-o", "{tmp}/out.h5ad", "--per-token"), "one vector per sequence"),
         ((KNOWN, "-o", "{tmp}/out.npz", "--model", "gigga"), "did you mean 'giga'"),
         ((KNOWN, "-o", "{tmp}/out.npz", "--model", "micro"), "put it at"),
+        (("missing.fa", "-o", "{tmp}/out.npz", "--model", "micro"), "missing.fa does not exist"),
     ],
 )
 def test_embed_errors(rinalmo_command, tmp_path, monkeypatch, arguments, words):
@@ -361,6 +371,42 @@ def test_convert_there_and_back(rinalmo_command, golden, tmp_path):
     again = rinalmo_command("convert", official, tmp_path / "ours")
     assert (again.code, "exists" in again.err) == (2, True)
     assert rinalmo_command("convert", official, tmp_path / "ours", "--overwrite").code == 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "device", "link"])
+def test_overwrite_replaces_models_only(rinalmo_command, tmp_path, kind):
+    target = tmp_path / "target"
+    if kind == "folder":
+        target.mkdir()
+        (target / "thesis.txt").write_text("years of work")
+    elif kind == "file":
+        target.write_text("years of work")
+    elif kind == "device":
+        os.mkfifo(target)
+    else:
+        (tmp_path / "thesis.txt").write_text("years of work")
+        target.symlink_to(tmp_path / "thesis.txt")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    result = rinalmo_command("convert", "starter", target, "--overwrite")
+    assert result.code == 2
+    assert "not overwritten" in result.err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_convert_says_what_is_left_out_and_keeps_what_it_can(rinalmo_command, tmp_path):
+    assert rinalmo_command("convert", "starter", tmp_path / "a").code == 0
+    for name, values in {
+        "config.json": {"layer_norm_eps": 1e-12, "attention_dropout": 0.3, "token_dropout": False},
+        "tokenizer_config.json": {"do_upper_case": False},
+    }.items():
+        path = tmp_path / "a" / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    result = rinalmo_command("convert", tmp_path / "a", tmp_path / "b.pt", "--layout", "official")
+    assert "their rows are left out" in result.err
+    config = rinalmo.load(tmp_path / "b.pt").config
+    assert (config.layer_norm_eps, config.attention_dropout, config.token_dropout) == (1e-12, 0.3, False)
+    assert rinalmo_command("convert", tmp_path / "a", tmp_path / "c", "--layout", "multimolecule").code == 0
+    assert rinalmo.RnaTokenizer.from_pretrained(tmp_path / "c").do_upper_case is False
 
 
 def test_models(rinalmo_command):

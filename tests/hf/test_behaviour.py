@@ -179,6 +179,62 @@ def test_token_loss_ignores_padding(name, tokenizer):
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(flat, torch.cat([labels[0], labels[1, :3]])))
 
 
+def test_token_labels_aligned_with_the_input(name, tokenizer):
+    """What `DataCollatorForTokenClassification` makes of labels with -100 at CLS and EOS."""
+    from transformers import DataCollatorForTokenClassification
+
+    model = rinalmo.RiNALMoForTokenPrediction.from_pretrained(name, num_labels=3)
+    texts, labels = ["GGUCUCU", "ACG"], [[0, 1, 2, 0, 1, 2, 0], [2, 2, 1]]
+    rows = [dict(tokenizer(t)) | {"labels": [-100, *y, -100]} for t, y in zip(texts, labels, strict=True)]
+    loss = model(**DataCollatorForTokenClassification(tokenizer)(rows)).loss
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    plain = torch.tensor([labels[0], labels[1] + [-100] * 4])
+    torch.testing.assert_close(model(**batch, labels=plain).loss, loss)
+    shifted = [dict(tokenizer(t)) | {"labels": y} for t, y in zip(texts, labels, strict=True)]
+    with pytest.raises(InputError, match="CLS and EOS must have -100"):
+        model(**DataCollatorForTokenClassification(tokenizer)(shifted))
+
+
+def test_trainer_trains_saves_and_resumes(name, tokenizer, tmp_path):
+    pytest.importorskip("accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    model = rinalmo.RiNALMoForSequencePrediction.from_pretrained(name, num_labels=2, problem_type="multiclass")
+    rows = [dict(tokenizer("ACGU" * n)) | {"labels": n % 2} for n in range(1, 9)]
+    options = {
+        "per_device_train_batch_size": 4,
+        "save_steps": 1,
+        "report_to": [],
+        "use_cpu": True,
+        "save_total_limit": 1,
+    }
+    arguments = TrainingArguments(str(tmp_path), max_steps=2, **options)
+    Trainer(model, arguments, train_dataset=rows, processing_class=tokenizer).train()
+    again = rinalmo.RiNALMoForSequencePrediction.from_pretrained(tmp_path / "checkpoint-2")
+    torch.testing.assert_close(again.sequence_head.decoder.weight, model.sequence_head.decoder.weight.cpu())
+
+
+def test_auto_dtype_and_catalog_names(name):
+    assert rinalmo.RiNALMoModel.from_pretrained(name, dtype="auto").dtype == torch.float32
+    assert rinalmo.RnaTokenizer.from_pretrained("starter")("ACGU")["input_ids"] == [1, 6, 7, 8, 9, 2]
+
+
+def test_head_options_win_over_num_labels():
+    config = rinalmo.RiNALMoConfig(num_labels=2, head={"num_labels": 5})
+    assert config.num_labels == 5
+    assert len(config.id2label) == 5
+    with pytest.raises(InputError, match="head is"):
+        rinalmo.RiNALMoConfig(head=[1])
+
+
+def test_structure_labels_of_another_kind(name, tokenizer):
+    cls = rinalmo.RiNALMoForSecondaryStructurePrediction
+    with pytest.raises(InputError, match="pairs are binary"):
+        cls.from_pretrained(name, problem_type="multiclass")
+    with pytest.raises(InputError, match="do not fit"):
+        cls.from_pretrained(name, num_labels=2)(**tokenizer("ACG", return_tensors="pt"), labels=torch.zeros(1, 3, 3))
+
+
 def test_structure_head_does_not_depend_on_the_batch(name, tokenizer):
     model = rinalmo.RiNALMoForSecondaryStructurePrediction.from_pretrained(name)
     texts = ["GGUCUCUAUC", "ACGUUU"]

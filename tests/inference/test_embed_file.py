@@ -59,21 +59,21 @@ def test_empty_shard(engine, fasta, tmp_path):
     assert others(tmp_path) == []
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
 def stop_at(count):
     def tell(done):
         if done >= count:
-            raise Stopped
+            raise StoppedError
 
     return tell
 
 
 def test_resume_does_not_compute_again(engine, fasta, tmp_path, monkeypatch):
     output = tmp_path / "out.npz"
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         embed_file(fasta, output, engine, tell=stop_at(30))
     assert len(Run(output).chunk_files()) == 7
     computed = 0
@@ -93,7 +93,7 @@ def test_resume_does_not_compute_again(engine, fasta, tmp_path, monkeypatch):
 @pytest.mark.parametrize("what", ["input", "layers", "precision", "model"])
 def test_changed_run_is_not_resumed(engine, fasta, tmp_path, what):
     output = tmp_path / "out.npz"
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         embed_file(fasta, output, engine, tell=stop_at(30))
     options = {}
     if what == "input":

@@ -56,10 +56,30 @@ def test_embedding_of_a_letter_beyond_acgu(starter):
     assert np.isfinite(rinalmo.embed(["acgtNRYKMSWBDHVX"], starter)).all()
 
 
-@pytest.mark.parametrize("bad", ["AC GU", "ACJ", "ACÜ", "MKV\n"])
+@pytest.mark.parametrize("bad", ["AC-GU", "ACJ", "ACÜ", "MKVLE", "AC<mask>", "A\0C"])
 def test_unknown_characters_are_named(starter, bad):
     with pytest.raises(SequenceError, match=r"record 2.*position"):
         rinalmo.embed(["ACGU", bad], starter)
+
+
+def test_sequences_are_read_as_fasta_is(starter):
+    """White space, case and T are folded; a file's name is told from a sequence."""
+    np.testing.assert_allclose(rinalmo.embed("ac gt\nACGT", starter), rinalmo.embed("ACGUACGU", starter), atol=1e-6)
+    with pytest.raises(InputError, match="as a mapping"):
+        rinalmo.embed({"a": "ACGU"}, starter)
+    with pytest.raises(InputError, match=r"give Path\("):
+        rinalmo.embed(str(rinalmo.resolve("starter") / "config.json"), starter)
+    with pytest.raises(SequenceError, match="'<'"):
+        rinalmo.fill_mask("AC<mask><pad>GU", starter)
+
+
+def test_the_callers_model_stays_as_it_is(starter):
+    model = rinalmo.load("starter").train()
+    first = rinalmo.embed(["ACGUACGU"], model)
+    assert model.training
+    np.testing.assert_array_equal(first, rinalmo.embed(["ACGUACGU"], model))  # no dropout
+    with pytest.raises(InputError, match="is no model here"):
+        rinalmo.embed(["ACGU"], torch.nn.Linear(2, 2))
 
 
 def test_nothing_given(starter):

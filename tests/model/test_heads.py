@@ -78,6 +78,7 @@ def test_problem_type_is_inferred_without_the_ignored():
     assert infer_problem_type(torch.tensor([0.5]), 1) == "regression"
     assert infer_problem_type(torch.tensor([1, -100]), 1) == "binary"
     assert infer_problem_type(torch.tensor([[0, 1, -100]]), 3) == "multilabel"
+    assert infer_problem_type(torch.tensor([[0, 0, 0]]), 3) == "multilabel"
     assert infer_problem_type(torch.tensor([0, 1, 2]), 3) == "multiclass"
     assert infer_problem_type(torch.tensor([0, 1]), 3) == "multiclass"
 
@@ -95,6 +96,12 @@ def test_ignored_entries_do_not_count():
     torch.testing.assert_close(label_loss(logits[:, :1], labels, "binary"), expected)
     full = torch.tensor([[1, 0], [0, 0], [1, 1]])
     torch.testing.assert_close(label_loss(logits, full, "multilabel"), F.multilabel_soft_margin_loss(logits, full))
+
+
+@pytest.mark.parametrize("kind", ["binary", "multilabel"])
+def test_targets_beyond_zero_and_one(kind):
+    with pytest.raises(InputError, match="are 0 or 1"):
+        label_loss(torch.zeros(2, 1), torch.tensor([[0], [7]]), kind)
 
 
 @pytest.mark.parametrize("kind", ["regression", "binary", "multiclass", "multilabel"])

@@ -7,7 +7,7 @@ import torch
 from rinalmo.errors import InputError
 from rinalmo.model.backends import attend, attend_with_weights, best_backend
 from rinalmo.model.config import PRESETS, ModelConfig
-from rinalmo.model.packing import Layout, pack, pad
+from rinalmo.model.packing import Layout, pack
 from rinalmo.model.rinalmo import ModelSpec, create
 
 SEQUENCES = [
@@ -104,7 +104,6 @@ def test_layout():
     assert layout.sequence_ids.tolist() == [0, 0, 1, 1, 3, 3, 3]
     assert layout.cu_seqlens.tolist() == [0, 2, 4, 4, 7]
     assert layout.select(torch.tensor([1, 0, 1, 1, 0, 0, 1], dtype=torch.bool)).lengths == (1, 2, 0, 1)
-    assert pad(torch.arange(7), layout, value=-1).tolist() == [[0, 1, -1], [2, 3, -1], [-1] * 3, [4, 5, 6]]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +134,7 @@ def test_ffn_width_is_truncated(name):
 
 
 def test_giga_row_of_the_model_card():
-    from rinalmo.model.cost import info
+    from rinalmo.weights.info import info
 
     row = info("giga")[0]
     assert (row.num_layers, row.hidden_size, row.num_heads, row.intermediate_size) == (33, 1280, 20, 5120)

@@ -123,6 +123,9 @@ def test_header_of_absurd_size(folder):
         (lambda t: t.update({"encoder.final_norm.bias": torch.zeros(3)}), r"wrong shape: .*final_norm\.bias \(3,\)"),
         (lambda t: t["encoder.final_norm.bias"].fill_(float("nan")), "holds NaN"),
         (lambda t: t["encoder.blocks.0.ffn.beta"].fill_(float("inf")), "holds NaN"),
+        (lambda t: t.pop("encoder.embedding.weight"), "no token embedding"),
+        (lambda t: t.update({"encoder.embedding.weight": torch.zeros(())}), "embedding has shape"),
+        (lambda t: t.update({"encoder.final_norm.bias": torch.zeros(160, dtype=torch.int32)}), "floating-point"),
         (lambda t: t.pop("encoder.blocks.0.ffn.beta"), r"missing: encoder\.blocks\.0\.ffn\.beta"),
     ],
 )
@@ -151,6 +154,10 @@ def test_missing_partner_of_a_stacked_tensor(golden, tmp_path):
         ({"num_attention_heads": 0}, "num_attention_heads"),
         ({"hidden_size": "160"}, "hidden_size"),
         ({"hidden_dropout": 2.0}, "hidden_dropout"),
+        ({"layer_norm_eps": "abc"}, "layer_norm_eps"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps"),
+        ({"token_dropout": "no"}, "token_dropout"),
+        ({"threshold": "high"}, "threshold"),
     ],
 )
 def test_config_that_contradicts_or_asks_too_much(folder, values, match):

@@ -54,19 +54,24 @@ def command(
     if per_token and use_cls:
         raise click.UsageError("--per-token and --cls exclude each other")
     from rinalmo.cli.progress import counter
-    from rinalmo.inference.embed_file import embed_file
+    from rinalmo.inference.embed_file import check_input, embed_file
     from rinalmo.inference.embeddings import Pooling
     from rinalmo.inference.engine import Engine
+    from rinalmo.inference.runs import Run
 
     pooling: Pooling = "none" if per_token else "cls" if use_cls else "mean"
-    engine = Engine(**engine_settings)
     chosen = parse_layers(layers)
+    check_input(fasta)  # before a model is loaded, or fetched, for a file that is not there
+    engine = Engine(**engine_settings)
+    if resume and (kept := Run(output).finished()):
+        click.echo(f"{output}: going on after {kept:,} sequences", err=True)
     try:
         with counter("embedding") as tell:
             count = embed_file(
                 fasta, output, engine, pooling=pooling, layers=chosen, resume=resume, part=shard, tell=tell
             )
     except KeyboardInterrupt:
-        click.echo("rinalmo: what is finished has been kept; the same command with --resume goes on", err=True)
+        if kept := Run(output).finished():
+            click.echo(f"rinalmo: {kept:,} sequences are kept; the same command with --resume goes on", err=True)
         raise
     click.echo(f"{output}: {count:,} sequences, {engine.model.config.hidden_size} dimensions", err=True)

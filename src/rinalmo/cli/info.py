@@ -20,7 +20,7 @@ def command(model: str | None, tokens: int) -> None:
     """Sizes and costs of MODEL (a preset, a name, a folder or a file), or of all presets.
 
     Parameters are those of encoder and pooler, in millions. FLOPs and MACs are for one sequence of --tokens tokens
-    through both. Max tokens is the length seen in pre-training; the model itself takes any.
+    through both. Max tokens is the length seen in pre-training, where known; the model itself takes any.
 
     \b
     rinalmo info giga
@@ -29,7 +29,7 @@ def command(model: str | None, tokens: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rinalmo.model.cost import info
+    from rinalmo.weights.info import info
 
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
     headers = "Model", "Layers", "Hidden size", "Heads", "Intermediate size", "Parameters (M)", "FLOPs (G)", "MACs (G)"
@@ -38,7 +38,7 @@ def command(model: str | None, tokens: int) -> None:
     for row in info(model, tokens=tokens):
         sizes = (row.num_layers, row.hidden_size, row.num_heads, row.intermediate_size)
         costs = (row.parameters / 1e6, row.flops / 1e9, row.macs / 1e9)
-        table.add_row(row.name, *map(str, sizes), *(f"{cost:.2f}" for cost in costs), str(row.max_tokens))
+        table.add_row(row.name, *map(str, sizes), *(f"{cost:.2f}" for cost in costs), str(row.max_tokens or "–"))
     # A pipe has no width; a table there is not to be folded to some default.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)

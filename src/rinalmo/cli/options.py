@@ -18,7 +18,7 @@ model_option = click.option(
     help="A name from `rinalmo models`, or a model folder or file in any layout.",
 )
 
-threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads to use.")
+threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads to use.")
 
 batch_tokens_option = click.option(
     "--batch-tokens",

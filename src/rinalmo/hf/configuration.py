@@ -53,11 +53,15 @@ class RiNALMoConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         head = self.head or {}
+        if not isinstance(head, dict):
+            raise InputError(f"config: head is {head!r}; it must be an object with the head's options, or null")
         if self.id2label is None:
-            kwargs.setdefault("num_labels", head.get("num_labels") or 1)
+            kwargs.setdefault("num_labels", 1)
         # Configs from before the port's 0.2 leave this out, which would read as True; the weights are untied.
         self.tie_word_embeddings = False
         super().__post_init__(**kwargs)
+        if head.get("num_labels") not in (None, self.num_labels):
+            self.num_labels = head["num_labels"]  # makes new label names as well
         self._check_head(head)
         if self.loss_region not in ("upper", "full"):
             raise InputError(f"loss_region {self.loss_region!r} is unknown; use 'upper' or 'full'")

@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 from rinalmo.errors import CheckpointError
 from rinalmo.hf.configuration import RiNALMoConfig
 from rinalmo.model.rinalmo import HEADS
-from rinalmo.weights.catalog import CATALOG
+from rinalmo.weights.catalog import find
 from rinalmo.weights.checkpoint import Checkpoint, config_of, read
 from rinalmo.weights.files import PICKLE, SHARDS, WEIGHTS
 from rinalmo.weights.layouts import listed
@@ -39,7 +39,10 @@ def read_for(
     hub = {name: options.pop(name) for name in _HUB_OPTIONS if name in options}
     checkpoint = read(_local(source, hub))
     if not isinstance(config, RiNALMoConfig):
+        # "auto" is no dtype that a config could hold; the base class resolves it.
+        dtypes: dict[str, Any] = {name: options.pop(name) for name in ("dtype", "torch_dtype") if name in options}
         config, options = RiNALMoConfig.from_dict(_config_values(checkpoint), return_unused_kwargs=True, **options)
+        options |= dtypes
     _agree(config, checkpoint)
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in model_class(config).state_dict().items()}
@@ -65,14 +68,17 @@ def _local(source: str | Path, hub: dict[str, Any]) -> Path | str:
     path = Path(source)
     if path.exists():
         return path / hub["subfolder"] if hub.get("subfolder") else path
-    if str(source) in CATALOG:
+    if "/" not in str(source) and find(str(source)):
         return str(source)
     for name in (WEIGHTS, SHARDS, PICKLE):
         found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False, **hub)
         if found is not None:
             break
     else:
-        raise CheckpointError(f"{source}: the hub's repository has no {WEIGHTS}")
+        raise CheckpointError(
+            f"{source}: no such folder, and the hub cannot be reached or its repository has no {WEIGHTS}; "
+            "`rinalmo models` lists what can be fetched by name"
+        )
     for name in ("config.json", "vocab.txt"):
         cached_file(str(source), name, _raise_exceptions_for_missing_entries=False, **hub)
     if name == SHARDS:
@@ -89,7 +95,7 @@ def _fetch_shards(source: str, index: Path, hub: dict[str, Any]) -> None:
 
 def _agree(config: RiNALMoConfig, checkpoint: Checkpoint) -> None:
     """The tensors' sizes are facts; a config that contradicts them is refused before anything is built."""
-    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size"):
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "mask_token_id"):
         said, found = getattr(config, name), getattr(checkpoint.spec.config, name)
         if said != found:
             raise CheckpointError(f"{checkpoint.files.path}: the config says {name} {said}, the tensors say {found}")

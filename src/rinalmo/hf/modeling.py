@@ -32,7 +32,7 @@ from rinalmo.model.config import ModelConfig
 from rinalmo.model.embedding import Embedding
 from rinalmo.model.encoder import Encoder
 from rinalmo.model.heads import ContactHead, HeadConfig, MaskedLMHead, Pooler, SequenceHead, TokenHead
-from rinalmo.model.losses import infer_problem_type, label_loss, structure_loss
+from rinalmo.model.losses import IGNORE, infer_problem_type, label_loss, structure_loss
 from rinalmo.model.task_heads import StructureHead
 from rinalmo.weights.checkpoint import translate
 from rinalmo.weights.layouts import detect, plan_reading
@@ -260,7 +260,8 @@ class RiNALMoForSequencePrediction(RiNALMoHeadModel):
 class RiNALMoForTokenPrediction(RiNALMoHeadModel):
     """Labels per nucleotide: logits `(batch, length - 2, labels)`, without CLS and EOS.
 
-    Labels are `(batch, length - 2[, labels])`; for a batch of one the batch axis may be left out.
+    Labels are `(batch, length - 2[, labels])`; for a batch of one the batch axis may be left out. Labels aligned with
+    `input_ids`, as `DataCollatorForTokenClassification` pads them, are taken too if CLS and EOS have -100.
     """
 
     output_class = TokenClassifierOutput
@@ -275,8 +276,11 @@ class RiNALMoForTokenPrediction(RiNALMoHeadModel):
         logits = self.token_head(encoded.states[keep])
         loss = None
         if labels is not None:
-            labels = _unbatched(labels, grid.shape)
-            loss = self._label_loss(logits, grid.gather(labels))
+            aligned = labels.shape[:2] == encoded.grid.shape != grid.shape
+            found = (
+                _inner_labels(labels, encoded.grid, keep) if aligned else grid.gather(_unbatched(labels, grid.shape))
+            )
+            loss = self._label_loss(logits, found)
         return loss, grid.scatter(logits)
 
 
@@ -319,6 +323,8 @@ class RiNALMoForSecondaryStructurePrediction(RiNALMoHeadModel):
 
     def __init__(self, config: RiNALMoConfig) -> None:
         super().__init__(config)
+        if config.effective_problem_type not in (None, "binary", "regression"):
+            raise InputError(f"problem_type {config.effective_problem_type!r}: pairs are binary, or regression")
         self.lm_head = MaskedLMHead(self.encoder.config)
         self.structure_head = StructureHead(config.hidden_size, num_labels=config.num_labels or 1)
         self.post_init()
@@ -334,6 +340,8 @@ class RiNALMoForSecondaryStructurePrediction(RiNALMoHeadModel):
         return loss, grid.scatter_pairs(maps)
 
     def _structure_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if labels.numel() != logits.numel():
+            raise InputError(f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}")
         targets = labels.to(logits.device).reshape(logits.shape)
         region: Any = self.config.loss_region
         kind: Any = self.config.effective_problem_type or "binary"
@@ -350,6 +358,18 @@ def _unbatched(labels: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
     if shape[0] == 1 and labels.shape[:inner_axes] == shape[1:] and labels.dim() <= inner_axes + 1:
         return labels.unsqueeze(0)
     raise InputError(f"labels have shape {tuple(labels.shape)}; the logits need {shape}")
+
+
+def _inner_labels(labels: Tensor, grid: Grid, keep: Tensor) -> Tensor:
+    """The nucleotides' labels out of labels for every token."""
+    found = grid.gather(labels)
+    outer = found[~keep.to(found.device)]
+    if not bool(((outer == IGNORE) | outer.isnan()).all()):
+        raise InputError(
+            f"labels have shape {tuple(labels.shape)}, one for each token: CLS and EOS must have {IGNORE}; "
+            "or give labels for the nucleotides only"
+        )
+    return found[keep.to(found.device)]
 
 
 def _square(layer: list[Tensor], grid: Grid) -> Tensor:

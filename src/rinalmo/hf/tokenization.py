@@ -19,6 +19,7 @@ from transformers.utils.generic import PaddingStrategy
 
 from rinalmo.alphabet import Alphabet, Ids, tokens_for, word_length
 from rinalmo.errors import InputError
+from rinalmo.weights.catalog import find, resolve
 
 _NAMED_TOKENS = {
     "bos_token": "<cls>",
@@ -93,6 +94,20 @@ class RnaTokenizer(PreTrainedTokenizer):
         if not any(len(word) == self.nmers for word in read.words):
             raise InputError(f"{vocab_file} has no token of {self.nmers} letters; leave nmers and codon out")
         return read
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the base class; a name from `rinalmo models` is read from where that model is kept.
+
+        The authors' files come without a vocabulary, and are read with the standard one.
+        """
+        name = str(pretrained_model_name_or_path)
+        if "/" not in name and not Path(name).exists() and find(name):
+            path = resolve(name)
+            if path.is_file():
+                return cls(*args, **kwargs)
+            pretrained_model_name_or_path = path
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def convert_to_native_format(cls, **kwargs: Any) -> dict[str, Any]:

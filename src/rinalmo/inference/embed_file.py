@@ -65,6 +65,13 @@ def embed_file(
     return count
 
 
+def check_input(fasta: str | Path) -> None:
+    """Raise InputError for a file that cannot be opened or does not start as FASTA does; nothing for a stream."""
+    path = Path(fasta)
+    if str(fasta) != "-" and (path.is_file() or not path.exists()):
+        next(read_fasta(fasta), None)
+
+
 def _told(values: Iterator[tuple[Record, Any]], done: int, tell: Callable[[int], Any]) -> Iterator[Any]:
     for extra, (_, value) in enumerate(values, start=1):
         tell(done + extra)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
@@ -28,7 +29,7 @@ class Engine:
     precision     "fp32", "bf16", or "auto": bf16 where the processor multiplies it natively, fp32 elsewhere
     threads       CPU threads for this process; torch's own choice if None
     batch_tokens  tokens computed at once; memory grows with it, results do not depend on it
-    device        "cpu" or a CUDA device
+    device        "cpu" or a CUDA device; where a loaded model is already if None
 
     Raises InputError for an unknown precision or a budget below 1.
     """
@@ -40,16 +41,22 @@ class Engine:
         *,
         threads: int | None = None,
         batch_tokens: int = BATCH_TOKENS,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> None:
         if precision not in get_args(Precision):
             raise InputError(f"precision {precision!r} is unknown; use one of {', '.join(get_args(Precision))}")
         if batch_tokens < 1:
             raise InputError(f"batch_tokens is {batch_tokens}; it must be at least 1")
+        if not isinstance(model, str | Path | RiNALMo):
+            raise InputError(
+                f"a {type(model).__name__} is no model here; give a name, a path or what rinalmo.load gives"
+            )
         if threads is not None:
             torch.set_num_threads(threads)
-        self.model = (model if isinstance(model, RiNALMo) else load(model)).to(device).eval()
-        self.device = torch.device(device)
+        self.model = model if isinstance(model, RiNALMo) else load(model, device=device or "cpu")
+        if device is not None:
+            self.model.to(device)
+        self.device = self.model.encoder.embedding.weight.device
         self.batch_tokens = batch_tokens
         self.precision = _native_precision(self.device) if precision == "auto" else precision
 
@@ -66,7 +73,10 @@ class Engine:
     def hidden_states(self, ids: Tensor, layout: Layout, layers: Sequence[int]) -> list[Tensor]:
         """The packed states of the chosen layers (0 is the embedding, the number of blocks the final norm), fp32."""
         last = self.model.config.num_hidden_layers
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with (
+            _evaluating(self.model),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
+        ):
             out = self.model.encoder(ids, layout, output_hidden_states=any(layer != last for layer in layers))
         states = out.hidden_states or ()
         return [(out.last_hidden_state if layer == last else states[layer]).float() for layer in layers]
@@ -74,6 +84,17 @@ class Engine:
     def map(self, compute: Callable[[Tensor, Layout], Sequence[R]], sequences: Iterable[np.ndarray]) -> Iterator[R]:
         """`compute` over all sequences of ids, packed into batches; results one by one, in the order of the input."""
         return map_packed(compute, sequences, batch_tokens=self.batch_tokens, device=self.device)
+
+
+@contextmanager
+def _evaluating(model: RiNALMo) -> Iterator[None]:
+    """Evaluation mode for a while: a model in the middle of its training is given back as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def as_engine(model: str | Path | RiNALMo | Engine) -> Engine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from rinalmo.alphabet import Alphabet
 from rinalmo.errors import InputError, SequenceError
-from rinalmo.rna.fasta import Record, read_fasta
+from rinalmo.rna.fasta import Record, make_record, read_fasta
 
 Sequences = str | Path | Iterable[str | Record]
 
@@ -23,14 +23,29 @@ def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Re
     if isinstance(sequences, Path):
         yield from read_fasta(sequences, allow_mask=allow_mask)
         return
+    if isinstance(sequences, Mapping):
+        raise InputError("sequences came as a mapping; give a list of sequences or of rinalmo.rna.Record(name, …)")
     items = (sequences,) if isinstance(sequences, str) else sequences
     for number, item in enumerate(items, start=1):
         if not isinstance(item, str | Record):
             raise InputError(f"sequence {number} is a {type(item).__name__}; expected text or a FASTA record")
-        record = item if isinstance(item, Record) else Record(str(number), "", item, number)
-        if not record.sequence:
-            raise SequenceError("is empty; leave it out", record=record.id)
-        yield record
+        yield item if isinstance(item, Record) else _from_text(item, number, allow_mask)
+
+
+def _from_text(sequence: str, number: int, allow_mask: bool) -> Record:
+    try:
+        return make_record(sequence, str(number), number=number, allow_mask=allow_mask)
+    except SequenceError:
+        if "." in sequence and _exists(sequence):
+            raise InputError(f"{sequence!r} is the name of a file; give Path({sequence!r}) to read it") from None
+        raise
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # too long for a name, or holding a NUL
+        return False
 
 
 def encode(record: Record, alphabet: Alphabet) -> np.ndarray:

@@ -111,6 +111,14 @@ class Run:
         """Finished chunks, in order."""
         return sorted(self.folder.glob("[0-9]*.npz"))
 
+    def finished(self) -> int:
+        """Number of sequences in the finished chunks."""
+        count = 0
+        for path in self.chunk_files():
+            with np.load(path, allow_pickle=False) as data:
+                count += len(data["lengths"])
+        return count
+
     def write(self, number: int, chunk: Chunk) -> None:
         """Add a finished chunk; it is there wholly or not at all."""
         path = self.folder / f"{number:06d}.npz"

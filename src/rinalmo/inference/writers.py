@@ -1,8 +1,8 @@
 """Embeddings on disk, in the formats that other tools read.
 
-    .npz       numpy: `ids`, `descriptions`, `lengths`, `embeddings`; per nucleotide also `offsets` into the rows
+    .npz       numpy: `ids`, `lengths`, `embeddings`; per nucleotide also `offsets` into the rows
     .parquet   one row per sequence: id, description, length, embedding (list of float, or list of lists)
-    .h5        HDF5: the arrays of the npz as datasets
+    .h5        HDF5: the arrays of the npz as datasets, and `descriptions`
     .h5ad      AnnData for scanpy: X is the matrix, obs has id, description and length; pooled vectors only
 
 Every format keeps the order of the input, and identical ids as they are. Embeddings arrive in chunks and only one is
@@ -60,7 +60,6 @@ def _npz(path: Path, chunks: Chunks, per_token: bool) -> None:
     index = _Index(chunks)
     arrays = {
         "ids": np.array(index.ids),
-        "descriptions": np.array(index.descriptions),
         "lengths": index.lengths,
     }
     if per_token:

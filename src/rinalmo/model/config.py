@@ -9,7 +9,7 @@ Reference: Penić et al. 2025 (arXiv:2403.00043).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from typing import Any
 
 from rinalmo.errors import CheckpointError
@@ -41,11 +41,12 @@ class ModelConfig:
             object.__setattr__(self, "intermediate_size", 4 * self.hidden_size)
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if value < 1:
                 raise CheckpointError(f"config: {name} is {value!r}; it must be a positive whole number")
-        for name in ("attention_dropout", "hidden_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise CheckpointError(f"config: {name} is {getattr(self, name)!r}; it must lie in [0, 1)")
+        for name, top in (("attention_dropout", 1.0), ("hidden_dropout", 1.0), ("layer_norm_eps", 1.0)):
+            value = getattr(self, name)
+            if not 0.0 <= value < top:
+                raise CheckpointError(f"config: {name} is {value!r}; it must be a number in [0, {top:g})")
         if self.hidden_size % self.num_attention_heads or self.head_size % 2:
             raise CheckpointError(
                 f"config: hidden_size {self.hidden_size} cannot be split into {self.num_attention_heads} attention "
@@ -91,7 +92,23 @@ class ModelConfig:
         missing = {"hidden_size", "num_hidden_layers"} - known.keys()
         if missing:
             raise CheckpointError(f"config: no value for {', '.join(sorted(missing))}")
-        return cls(**known)
+        return cls(**{field.name: _typed(field, known[field.name]) for field in fields(cls) if field.name in known})
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
+
+def _typed(field: Field[Any], value: Any) -> Any:
+    """The value as the field's type, from JSON, where a float may be written as 0."""
+    kind = str(field.type)
+    fits = {
+        "bool": isinstance(value, bool),
+        "int": isinstance(value, int) and not isinstance(value, bool),
+        "float": isinstance(value, int | float) and not isinstance(value, bool),
+    }[kind]
+    if not fits:
+        raise CheckpointError(f"config: {field.name} is {value!r}; it must be {_KINDS[kind]}")
+    return float(value) if kind == "float" else value
 
 
 PRESETS: dict[str, dict[str, Any]] = {

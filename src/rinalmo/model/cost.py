@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from rinalmo.model.config import PRESETS, ModelConfig
 
 PUBLISHED_TOKENS = 128
-_MAX_TOKENS = 1022
+PUBLISHED_MAX_TOKENS = 1022
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Specification:
     """One row of the model card's table.
 
     `parameters` counts encoder and pooler, as published; `macs` and `flops` are for one sequence of `tokens`.
-    `max_tokens` is the length seen in pre-training; the model itself has no limit.
+    `max_tokens` is the length seen in pre-training where it is known; the model itself has no limit.
     """
 
     name: str
@@ -34,20 +34,7 @@ class Specification:
     flops: int
     macs: int
     tokens: int
-    max_tokens: int = _MAX_TOKENS
-
-
-def info(model: str | ModelConfig | None = None, *, tokens: int = PUBLISHED_TOKENS) -> list[Specification]:
-    """The specification of a preset, a model name, folder or file, or a config; of all presets by default."""
-    if model is None:
-        return [specification(name, ModelConfig.preset(name), tokens) for name in PRESETS]
-    if isinstance(model, ModelConfig):
-        return [specification("custom", model, tokens)]
-    if model in PRESETS:
-        return [specification(model, ModelConfig.preset(model), tokens)]
-    from rinalmo.weights.checkpoint import read
-
-    return [specification(str(model), read(model).spec.config, tokens)]
+    max_tokens: int | None = None
 
 
 def specification(name: str, config: ModelConfig, tokens: int = PUBLISHED_TOKENS) -> Specification:
@@ -63,6 +50,7 @@ def specification(name: str, config: ModelConfig, tokens: int = PUBLISHED_TOKENS
         flops=2 * macs + _other_operations(config, tokens),
         macs=macs,
         tokens=tokens,
+        max_tokens=PUBLISHED_MAX_TOKENS if name in PRESETS else None,
     )
 
 

@@ -10,7 +10,7 @@ A batch in which everything is ignored gives 0, with a gradient of 0.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +30,8 @@ def infer_problem_type(labels: Tensor, num_labels: int) -> ProblemType:
         return "binary"
     values = labels[labels != IGNORE].unique()
     is_matrix = labels.dim() > 1 and labels.shape[-1] == num_labels
-    return "multilabel" if is_matrix and len(values) == 2 else "multiclass"
-
-
-def check_problem_type(name: str | None) -> None:
-    """Raise for a kind of problem that does not exist; None means that it is inferred from the labels."""
-    if name is not None and name not in get_args(ProblemType):
-        raise InputError(f"problem_type {name!r} is unknown; use one of {', '.join(get_args(ProblemType))}, or None")
+    two_valued = len(values) == 2 or bool(((values == 0) | (values == 1)).all())
+    return "multilabel" if is_matrix and two_valued else "multiclass"
 
 
 def label_loss(logits: Tensor, labels: Tensor, problem_type: ProblemType) -> Tensor:
@@ -49,6 +44,9 @@ def label_loss(logits: Tensor, labels: Tensor, problem_type: ProblemType) -> Ten
         keep = ~labels.isnan()
         return _mean(F.mse_loss(logits[keep], labels[keep].float(), reduction="none"))
     keep = labels != IGNORE
+    wrong = labels[keep & (labels != 0) & (labels != 1)]
+    if wrong.numel():
+        raise InputError(f"{problem_type} labels are 0 or 1 (or {IGNORE}: ignored), not {wrong[0].item()}")
     losses = F.binary_cross_entropy_with_logits(logits, labels.clamp(min=0).float(), reduction="none")
     if problem_type == "binary":
         return _mean(losses[keep])

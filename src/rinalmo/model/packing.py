@@ -118,11 +118,3 @@ def pack_padded(sequences: Iterable[Sequence[int] | Tensor], length: int, pad_id
     filled = [torch.nn.functional.pad(part, (0, max(0, length - len(part))), value=pad_id) for part in parts]
     ids, layout = pack(filled)
     return ids, Layout(layout.lengths, layout.device, tuple(len(part) for part in parts))
-
-
-def pad(x: Tensor, layout: Layout, length: int | None = None, value: float | int = 0) -> Tensor:
-    """A packed `(tokens, …)` tensor as `(sequences, length, …)`, filled up on the right with `value`."""
-    length = layout.max_seqlen if length is None else length
-    padded = x.new_full((len(layout.lengths), length, *x.shape[1:]), value)
-    padded[layout.sequence_ids, layout.positions] = x
-    return padded

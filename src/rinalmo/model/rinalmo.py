@@ -10,13 +10,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 
 from rinalmo.alphabet import Alphabet
 from rinalmo.errors import CheckpointError
 from rinalmo.model.config import ModelConfig
-from rinalmo.model.encoder import Encoder
+from rinalmo.model.encoder import Encoder, EncoderOutput
 from rinalmo.model.heads import ContactHead, HeadConfig, MaskedLMHead, Pooler, SequenceHead, TokenHead
+from rinalmo.model.packing import Layout
 from rinalmo.model.task_heads import NcrnaFamilyHead, RibosomeLoadHead, SpliceSiteHead, StructureHead
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -61,6 +63,10 @@ class RiNALMo(nn.Module):
     def alphabet(self) -> Alphabet:
         """The tokens that this model's ids stand for."""
         return self.spec.alphabet
+
+    def forward(self, ids: Int[Tensor, " tokens"], layout: Layout) -> EncoderOutput:
+        """The encoder's states of a packed batch (`rinalmo.model.packing.pack`); heads are applied to them by name."""
+        return self.encoder(ids, layout)
 
     def head(self, name: str) -> nn.Module:
         """One of the heads; raises if this model does not have it."""

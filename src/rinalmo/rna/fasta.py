@@ -208,7 +208,13 @@ def _letter_table(letters: str) -> bytes:
     return bytes(letter if letter in allowed else 0 for letter in to_rna)
 
 
-def _record(number: int, entry: bytes, table: bytes, allow_mask: bool, file: str) -> Record:
+def make_record(sequence: str, name: str, *, number: int = 1, allow_mask: bool = False) -> Record:
+    """A record from text instead of a file: the same letters, the same errors."""
+    entry = f"{name}\n{sequence}".encode("utf-8", "surrogatepass")
+    return _record(number, entry, _letter_table(IUPAC_LETTERS), allow_mask, None)
+
+
+def _record(number: int, entry: bytes, table: bytes, allow_mask: bool, file: str | None) -> Record:
     header, _, body = entry.partition(b"\n")
     words = header.split(None, 1)
     if not words or b"\0" in header:
@@ -217,13 +223,14 @@ def _record(number: int, entry: bytes, table: bytes, allow_mask: bool, file: str
     id_ = _decode(words[0])
     sequence = _to_rna(body, table, allow_mask)
     if not sequence:
-        message = f"no sequence (it is number {number} in the file); remove it, or copy the file again if it is cut off"
+        in_file = f"no sequence (it is number {number} in the file); remove it, or copy the file again if it is cut off"
+        message = in_file if file else "is empty; leave it out"
         raise SequenceError(message, file=file, record=_one_line(id_[:60]))
     if b"\0" in sequence:
         written = (body.replace(_MASK, b"N") if allow_mask else body).translate(None, _WHITESPACE)
         # A mask counts as one position.
         start = len(sequence[: sequence.index(0)].replace(_MASK, b"N"))
-        problem = _letter_problem(written, start, number, table, allow_mask)
+        problem = _letter_problem(written, start, number if file else None, table, allow_mask)
         raise SequenceError(problem, file=file, record=_one_line(id_[:60]), position=start + 1)
     description = _decode(words[1].rstrip()) if len(words) > 1 else ""
     return Record(id_, description, sequence.decode("ascii"), number)
@@ -236,9 +243,10 @@ def _to_rna(body: bytes, table: bytes, allow_mask: bool) -> bytes:
     return body.translate(table, _WHITESPACE)
 
 
-def _letter_problem(written: bytes, start: int, number: int, table: bytes, allow_mask: bool) -> str:
+def _letter_problem(written: bytes, start: int, number: int | None, table: bytes, allow_mask: bool) -> str:
     character = _first_character(written[start : start + 4])
-    problem = f"{character!r} (in record number {number} of the file) is not an RNA letter; "
+    where = f" (in record number {number} of the file)" if number else ""
+    problem = f"{character!r}{where} is not an RNA letter; "
     if character in "-.~":
         return problem + "remove alignment gaps, for example with: seqkit seq -g"
     if character == "\0":

@@ -187,8 +187,11 @@ def resolve(name_or_path: str | Path) -> Path:
     `DownloadError` if the model cannot be fetched.
     """
     path = Path(name_or_path).expanduser()
-    if path.exists():
-        return path
+    try:
+        if path.exists():
+            return path
+    except (OSError, ValueError) as error:  # too long for a name, or holding a NUL
+        raise CheckpointError(f"{str(name_or_path)[:60]!r}… is no name of a model or file: {error}") from None
     entry = find(str(name_or_path))
     if entry is None:
         raise CheckpointError(_unknown(str(name_or_path)))

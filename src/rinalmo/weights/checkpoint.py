@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from rinalmo.alphabet import CARD_TOKENS, OFFICIAL_TOKENS, STANDARD_TOKENS, Alphabet
-from rinalmo.errors import CheckpointError
+from rinalmo.errors import CheckpointError, InputError
 from rinalmo.model.config import PRESETS, ModelConfig
 from rinalmo.model.heads import HeadConfig
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.weights.catalog import resolve
-from rinalmo.weights.files import PICKLES, ModelFiles, open_model, write_folder, write_pickle
+from rinalmo.weights.files import PICKLES, ModelFiles, open_model, require_replaceable, write_folder, write_pickle
 from rinalmo.weights.layouts import LayoutName, detect, listed, plan_reading, plan_writing
 from rinalmo.weights.vocabulary import ROW_TENSORS, invented, move_rows
 
@@ -30,6 +30,8 @@ OFFICIAL = Alphabet(OFFICIAL_TOKENS)
 STANDARD = Alphabet(STANDARD_TOKENS)
 _VOCABULARIES = {len(STANDARD_TOKENS): STANDARD_TOKENS, len(CARD_TOKENS): CARD_TOKENS}
 _OFFICIAL_HEADS = 20  # every model that the authors released
+# Config values that the official tensors do not show; noted where the file allows it.
+_NOTED = ("num_attention_heads", "layer_norm_eps", "attention_dropout", "hidden_dropout", "token_dropout")
 _BLOCK = re.compile(r"^encoder\.blocks\.(\d+)\.")
 
 
@@ -63,6 +65,7 @@ def read(source: str | Path, *, num_attention_heads: int | None = None) -> Check
     files = open_model(resolve(source))
     layout = _in_file(files, lambda: detect(files.shapes))
     plan = _in_file(files, lambda: plan_reading(layout, files.shapes))
+    _in_file(files, lambda: _check_embedding(files, plan))
     shapes = {name: _stacked([files.shapes[part] for part in parts]) for name, parts in plan.items()}
     alphabet, notes = _alphabet(files, layout, shapes)
     if layout == "official":
@@ -79,7 +82,7 @@ def load(
     device: torch.device | str = "cpu",
     num_attention_heads: int | None = None,
 ) -> RiNALMo:
-    """A model with its weights, in evaluation mode.
+    """A model with its weights, in evaluation mode and without gradients (`requires_grad_(True)` to train it).
 
     `source` is a name of the catalog (`rinalmo models` lists them), a folder or a file, in our layout, the authors'
     or multimolecule's. The file is mapped, not copied; `dtype` converts tensor by tensor.
@@ -104,7 +107,7 @@ def save(model: RiNALMo, target: str | Path, layout: LayoutName = "rinalmo", *, 
 
     An existing target is refused unless `overwrite`; it is then replaced once the new one is complete.
     """
-    return _write(model.spec, model.state_dict(), Path(target), layout, {}, overwrite)
+    return _write(model.spec, model.state_dict(), Path(target), layout, None, overwrite)
 
 
 def convert(
@@ -117,8 +120,8 @@ def convert(
 ) -> Checkpoint:
     """Write the model `source` to `target` in another layout; returns what was read, with notes for the user."""
     checkpoint = read(source, num_attention_heads=num_attention_heads)
-    _write(checkpoint.spec, dict(checkpoint.tensors()), Path(target), layout, checkpoint.files.config, overwrite)
-    return checkpoint
+    _write(checkpoint.spec, dict(checkpoint.tensors()), Path(target), layout, checkpoint.files, overwrite)
+    return replace(checkpoint, notes=(*checkpoint.notes, *_losses(checkpoint.spec, layout)))
 
 
 def translate(state: Mapping[str, Tensor], layout: LayoutName) -> dict[str, Tensor]:
@@ -136,18 +139,21 @@ def _write(
     state: Mapping[str, Tensor],
     target: Path,
     layout: LayoutName,
-    original_config: Mapping[str, Any],
+    original: ModelFiles | None,
     overwrite: bool,
 ) -> Path:
+    target = target.absolute()
     if target.exists() and not overwrite:
         raise CheckpointError(f"{target} exists; choose another name or ask to overwrite it")
+    require_replaceable(target)
     if layout == "official":
         _write_official(spec, state, target)
     else:
         if target.suffix in (*PICKLES, ".safetensors"):
             raise CheckpointError(f"{target}: the {layout} layout is a folder, not a {target.suffix} file")
-        config = {**original_config, **config_of(spec)}
-        write_folder(target, translate(state, layout), config, tokenizer_config_of(), spec.alphabet.tokens)
+        config = {**(original.config if original else {}), **config_of(spec)}
+        tokenizer = {**tokenizer_config_of(), **(original.tokenizer_config if original else {})}
+        write_folder(target, translate(state, layout), config, tokenizer, spec.alphabet.tokens)
     return target
 
 
@@ -163,7 +169,18 @@ def _write_official(spec: ModelSpec, state: Mapping[str, Tensor], target: Path) 
     if kept.get("ribosome_load_head.target_std") is not None and _is_unscaled(kept):
         kept = {name: tensor for name, tensor in kept.items() if ".target_" not in name}
     scalars = {"threshold": spec.threshold} if spec.threshold is not None else {}
-    write_pickle(target, translate(kept, "official"), scalars, spec.config.num_attention_heads)
+    write_pickle(target, translate(kept, "official"), scalars, {name: getattr(spec.config, name) for name in _NOTED})
+
+
+def _losses(spec: ModelSpec, layout: LayoutName) -> list[str]:
+    """What the official layout has no place for, in words."""
+    if layout != "official":
+        return []
+    dropped = " ".join(token for token in invented(OFFICIAL, spec.alphabet))
+    notes = [f"the official vocabulary has no {dropped} X: their rows are left out"]
+    if "pooler" in spec.heads:
+        notes.append("the official layout has no pooler: it is left out")
+    return notes
 
 
 def _is_unscaled(state: Mapping[str, Tensor]) -> bool:
@@ -218,6 +235,15 @@ def tokenizer_config_of() -> dict[str, Any]:
 _SPECIALS = {"bos": "cls", "cls": "cls", "eos": "eos", "sep": "eos", "mask": "mask", "pad": "pad", "unk": "unk"}
 
 
+def _check_embedding(files: ModelFiles, plan: Mapping[str, tuple[str, ...]]) -> None:
+    name = "encoder.embedding.weight"
+    if name not in plan:
+        raise CheckpointError("the file has no token embedding")
+    shape = files.shapes[plan[name][0]]
+    if len(shape) != 2:
+        raise CheckpointError(f"the token embedding has shape {shape}; expected (tokens, hidden)")
+
+
 def _alphabet(
     files: ModelFiles, layout: LayoutName, shapes: Mapping[str, tuple[int, ...]]
 ) -> tuple[Alphabet, tuple[str, ...]]:
@@ -235,7 +261,10 @@ def _alphabet(
         raise CheckpointError(f"{files.path}: {rows} token rows fit no known vocabulary; put vocab.txt beside the file")
     if len(tokens) != rows:
         raise CheckpointError(f"{files.path}: {rows} token rows, but vocab.txt has {len(tokens)} tokens")
-    return Alphabet(tuple(tokens)), ()
+    try:
+        return Alphabet(tuple(tokens)), ()
+    except InputError as error:
+        raise CheckpointError(f"{files.path.parent / 'vocab.txt'}: {error}") from None
 
 
 def _spec(
@@ -249,7 +278,7 @@ def _spec(
     blocks = {int(match.group(1)) for name in shapes if (match := _BLOCK.match(name))}
     if blocks != set(range(len(blocks))) or not blocks:
         raise CheckpointError(f"the file's blocks are not numbered from 0 on: {listed(map(str, blocks))}")
-    values = {**files.config, "vocab_size": alphabet.size, **_special_ids(alphabet)}
+    values = {**files.noted, **files.config, "vocab_size": alphabet.size, **_special_ids(alphabet)}
     for name, found in (("hidden_size", hidden), ("num_hidden_layers", len(blocks))):
         if values.setdefault(name, found) != found:
             raise CheckpointError(f"config.json says {name} {values[name]}, the tensors say {found}")
@@ -257,6 +286,8 @@ def _spec(
         values["num_attention_heads"] = num_attention_heads or _heads_of(files, layout, hidden, len(blocks))
     config = ModelConfig.from_dict(values)
     threshold = files.scalars.get("threshold", files.config.get("threshold"))
+    if not isinstance(threshold, float | int | None):
+        raise CheckpointError(f"config: threshold is {threshold!r}; it must be a number")
     spec = ModelSpec(config, alphabet, threshold=threshold)
     return spec.with_heads(shapes, _head_config(files.config))
 
@@ -270,9 +301,7 @@ def _special_ids(alphabet: Alphabet) -> dict[str, int]:
 
 
 def _heads_of(files: ModelFiles, layout: LayoutName, hidden: int, blocks: int) -> int:
-    """Number of attention heads of a file without config: noted, seen in a rotary buffer, or published."""
-    if files.num_attention_heads:
-        return files.num_attention_heads
+    """Number of attention heads of a file that does not say: seen in a rotary buffer, or published."""
     inverse_frequencies = next((s for name, s in files.shapes.items() if name.endswith("inv_freq")), None)
     if inverse_frequencies:
         return hidden // (2 * inverse_frequencies[0])
@@ -281,7 +310,8 @@ def _heads_of(files: ModelFiles, layout: LayoutName, hidden: int, blocks: int) -
         return _OFFICIAL_HEADS
     raise CheckpointError(
         f"no config.json beside it, and {blocks} blocks of width {hidden} are no published size "
-        f"({', '.join(PRESETS)}); say how many attention heads it has"
+        f"({', '.join(PRESETS)}); say how many attention heads it has "
+        "(num_attention_heads, or --heads of rinalmo convert)"
     )
 
 
@@ -313,7 +343,7 @@ def _stacked(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
 
 def _finite(tensor: Tensor, name: str, path: Path) -> Tensor:
     if not tensor.is_floating_point():
-        return tensor
+        raise CheckpointError(f"{path}: tensor {name} is {tensor.dtype}; weights are floating-point numbers")
     # A sum is finite when all its terms are, short of overflow, and needs no copy of the tensor.
     if not (torch.isfinite(tensor.sum(dtype=torch.float32)) or torch.isfinite(tensor).all()):
         raise CheckpointError(f"{path}: tensor {name} holds NaN or infinite values")

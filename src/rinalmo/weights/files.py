@@ -28,6 +28,7 @@ from torch import Tensor
 
 from rinalmo.errors import CheckpointError
 
+_TOKENIZER = "tokenizer_config.json"
 WEIGHTS, SHARDS, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 _MAX_JSON = 16 << 20
@@ -43,7 +44,8 @@ class ModelFiles:
     config: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: tuple[str, ...] | None = None
     scalars: Mapping[str, float] = field(default_factory=dict)
-    num_attention_heads: int | None = None
+    noted: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def open_model(path: Path) -> ModelFiles:
@@ -87,6 +89,7 @@ def _open_safetensors(paths: list[Path], folder: Path) -> ModelFiles:
         tensor=lambda name: handles[name].get_tensor(name),
         config=read_json(folder / "config.json") if (folder / "config.json").exists() else {},
         vocabulary=read_vocabulary(folder / "vocab.txt"),
+        tokenizer_config=read_json(folder / _TOKENIZER) if (folder / _TOKENIZER).exists() else {},
     )
 
 
@@ -99,8 +102,9 @@ def _open_pickle(path: Path) -> ModelFiles:
         content = content["state_dict"]
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not named tensors")
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    scalars = {name: float(value) for name, value in content.items() if isinstance(value, float | int)}
+    named = {name: value for name, value in content.items() if isinstance(name, str)}
+    tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    scalars = {name: float(value) for name, value in named.items() if isinstance(value, float | int)}
     foreign = [str(name) for name in content if name not in tensors and name not in scalars]
     if foreign or not tensors:
         raise CheckpointError(f"{path}: not a RiNALMo checkpoint: {', '.join(foreign[:5]) or 'it holds no tensors'}")
@@ -113,7 +117,7 @@ def _open_pickle(path: Path) -> ModelFiles:
         config=read_json(folder / "config.json") if own and (folder / "config.json").exists() else {},
         vocabulary=read_vocabulary(folder / "vocab.txt") if own else None,
         scalars=scalars,
-        num_attention_heads=_noted_heads(content),
+        noted=_noted(content),
     )
 
 
@@ -171,22 +175,24 @@ def read_vocabulary(path: Path) -> tuple[str, ...] | None:
 
 
 # A state dict's metadata is ignored by whoever loads it and survives a weights-only load: the one place in the
-# official layout for the number of heads, which its tensors do not show.
+# official layout for the number of heads and what else its tensors do not show.
 _NOTE = "rinalmo"
 
 
-def write_pickle(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, float], num_heads: int) -> None:
-    """Write a flat state dict, with the number of attention heads noted in its metadata."""
+def write_pickle(
+    path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, float], note: Mapping[str, Any]
+) -> None:
+    """Write a flat state dict, with a note in its metadata."""
     content: OrderedDict[str, Any] = OrderedDict({**tensors, **scalars})
-    content._metadata = {_NOTE: {"num_attention_heads": num_heads}}  # type: ignore[attr-defined]
+    content._metadata = {_NOTE: dict(note)}  # type: ignore[attr-defined]
     with replacing(path) as partial:
         torch.save(content, partial)
 
 
-def _noted_heads(content: Mapping[str, Any]) -> int | None:
-    note = getattr(content, "_metadata", {}).get(_NOTE, {})
-    heads = note.get("num_attention_heads")
-    return heads if isinstance(heads, int) else None
+def _noted(content: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = getattr(content, "_metadata", None)
+    note = metadata.get(_NOTE) if isinstance(metadata, dict) else None
+    return note if isinstance(note, dict) else {}
 
 
 def write_folder(
@@ -238,6 +244,20 @@ def replacing(path: Path) -> Iterator[Path]:
 def _sync(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+# What a model folder may hold and still be replaced as a whole.
+_MODEL_FILES = {WEIGHTS, SHARDS, PICKLE, "config.json", "vocab.txt", "tokenizer_config.json", "README.md"}
+
+
+def require_replaceable(target: Path) -> None:
+    """Raise unless `target` is absent, a model file, or a folder with a model's files and nothing else."""
+    if target.is_dir() and not target.is_symlink():
+        foreign = sorted(path.name for path in target.iterdir() if path.name not in _MODEL_FILES)
+        if foreign:
+            raise CheckpointError(f"{target}: holds {foreign[0]}, which is no part of a model; it is not overwritten")
+    elif os.path.lexists(target) and not (target.is_file() and target.suffix in PICKLES):
+        raise CheckpointError(f"{target}: is not a model; it is not overwritten")
 
 
 def _swap(new: Path, target: Path) -> None:
