@@ -108,8 +108,9 @@ class Run:
                     self.remove()
 
     def chunk_files(self) -> list[Path]:
-        """Finished chunks, in order."""
-        return sorted(self.folder.glob("[0-9]*.npz"))
+        """Finished chunks, in order: those from the first on without a gap."""
+        found = sorted(self.folder.glob("[0-9]*.npz"))
+        return [path for number, path in enumerate(found) if path.name == _name(number)]
 
     def finished(self) -> int:
         """Number of sequences in the finished chunks."""
@@ -121,7 +122,7 @@ class Run:
 
     def write(self, number: int, chunk: Chunk) -> None:
         """Add a finished chunk; it is there wholly or not at all."""
-        path = self.folder / f"{number:06d}.npz"
+        path = self.folder / _name(number)
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
             names = np.array(json.dumps([chunk.ids, chunk.descriptions]))
@@ -138,7 +139,11 @@ class Run:
                 yield Chunk(ids, descriptions, data["lengths"], data["values"])
 
     def remove(self) -> None:
-        """Delete the folder, once the output is complete."""
+        """Delete the folder, once the output is complete.
+
+        The settings go first: without them what a kill leaves behind is not taken for a run to resume.
+        """
+        (self.folder / "run.json").unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _clear(self) -> None:
@@ -154,6 +159,10 @@ class Run:
                 f"{self.output}: cannot be resumed: {', '.join(changed)} changed since it was started; "
                 "run without --resume to start anew"
             )
+
+
+def _name(number: int) -> str:
+    return f"{number:06d}.npz"
 
 
 def input_sum(source: str | Path) -> str | None:
