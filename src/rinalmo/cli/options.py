@@ -33,7 +33,7 @@ def engine_options(precision: str) -> Callable[[Callable[..., Any]], Callable[..
     """`--model`, `--precision` (with this default), `--threads` and `--batch-tokens`, which make an `Engine`."""
     precision_option = click.option(
         "--precision",
-        type=click.Choice(["auto", "fp32", "bf16"]),
+        type=click.Choice(["auto", "fp32", "bf16", "int8"]),
         default=precision,
         show_default=True,
         help="Arithmetic of the encoder; auto is bf16 where the processor has it, fp32 elsewhere.",

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from rinalmo.errors import InputError
 from rinalmo.inference.batching import BATCH_TOKENS, map_packed
+from rinalmo.inference.fast_encoder import FastEncoder, is_available
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.weights.checkpoint import load
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "int8"]
 R = TypeVar("R")
 
 
@@ -26,7 +27,8 @@ class Engine:
     """A model, a precision, a number of threads and a token budget per batch.
 
     model         a loaded `RiNALMo`, or a catalog name, folder or file
-    precision     "fp32", "bf16", or "auto": bf16 where the processor multiplies it natively, fp32 elsewhere
+    precision     "fp32"; "bf16"; "int8" (weights and activations of matrix products, bf16 elsewhere; CPU only);
+                  "auto": bf16 where the processor multiplies it natively, fp32 elsewhere
     threads       CPU threads for this process; torch's own choice if None
     batch_tokens  tokens computed at once; memory grows with it, results do not depend on it
     device        "cpu" or a CUDA device; where a loaded model is already if None
@@ -59,6 +61,7 @@ class Engine:
         self.device = self.model.encoder.embedding.weight.device
         self.batch_tokens = batch_tokens
         self.precision = _native_precision(self.device) if precision == "auto" else precision
+        self._fast = self._packed()
 
     @property
     def fingerprint(self) -> str:
@@ -72,6 +75,8 @@ class Engine:
     @torch.inference_mode()
     def hidden_states(self, ids: Tensor, layout: Layout, layers: Sequence[int]) -> list[Tensor]:
         """The packed states of the chosen layers (0 is the embedding, the number of blocks the final norm), fp32."""
+        if self._fast is not None:
+            return self._fast(ids, layout, layers)
         last = self.model.config.num_hidden_layers
         with (
             _evaluating(self.model),
@@ -80,6 +85,15 @@ class Engine:
             out = self.model.encoder(ids, layout, output_hidden_states=any(layer != last for layer in layers))
         states = out.hidden_states or ()
         return [(out.last_hidden_state if layer == last else states[layer]).float() for layer in layers]
+
+    def _packed(self) -> FastEncoder | None:
+        """The encoder with its weights packed for this processor; None where the plain one has to do."""
+        fits = self.device.type == "cpu" and is_available()
+        if self.precision == "int8" and not fits:
+            raise InputError("precision 'int8' needs a CPU and a torch build with oneDNN; use 'bf16' or 'fp32'")
+        if not fits or (self.precision == "bf16" and _native_precision(self.device) != "bf16"):
+            return None
+        return FastEncoder(self.model.encoder, self.precision)  # type: ignore[arg-type]
 
     def map(self, compute: Callable[[Tensor, Layout], Sequence[R]], sequences: Iterable[np.ndarray]) -> Iterator[R]:
         """`compute` over all sequences of ids, packed into batches; results one by one, in the order of the input."""

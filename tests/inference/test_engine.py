@@ -1,0 +1,129 @@
+"""The fast encoder against the plain one: fp32 to rounding, bf16 and int8 to their own precision, in any company."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import rinalmo
+from rinalmo.errors import InputError
+from rinalmo.inference.engine import Engine
+from rinalmo.inference.fast_encoder import FastEncoder, is_available
+from rinalmo.model.config import ModelConfig
+from rinalmo.model.packing import pack
+from rinalmo.model.rinalmo import ModelSpec, create
+
+pytestmark = pytest.mark.skipif(not is_available(), reason="this torch has no oneDNN operators")
+
+# Largest distance of a token's state from the plain fp32 one, both at unit norm.
+# The mean distance in bf16 is 7e-3, that of torch.bfloat16 in the plain encoder as well.
+TOLERANCE = {"fp32": 1e-5, "bf16": 3e-2, "int8": 6e-2}
+
+
+def batch(lengths, seed=0, masks=True):
+    chooser = random.Random(seed)
+    letters = (6, 7, 8, 9, 4) if masks else (6, 7, 8, 9)
+    return [[1, *chooser.choices(letters, k=length), 2] for length in lengths]
+
+
+def distance(a, b):
+    return float((F.normalize(a, dim=-1) - F.normalize(b, dim=-1)).norm(dim=-1).max())
+
+
+@torch.inference_mode()
+def plain(model, sequences, layers):
+    ids, layout = pack(sequences)
+    out = model.encoder(ids, layout, output_hidden_states=True)
+    return [out.hidden_states[layer] for layer in layers]
+
+
+def fast(model, precision, sequences, layers):
+    ids, layout = pack(sequences)
+    return FastEncoder(model.encoder, precision)(ids, layout, layers)
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("lengths", [(1,), (30, 5, 5, 200, 1, 77), (500, 499, 3), (1500,)])
+def test_states_of_every_layer(starter, precision, lengths):
+    sequences, layers = batch(lengths), [0, 3, 6]
+    for found, expected in zip(
+        fast(starter, precision, sequences, layers), plain(starter, sequences, layers), strict=True
+    ):
+        assert found.dtype == torch.float32
+        assert distance(found, expected) < TOLERANCE[precision]
+
+
+@pytest.mark.parametrize("name", ["nano", "micro"])
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_published_shapes(name, precision):
+    config = ModelConfig.preset(name, num_hidden_layers=2)
+    model = create(ModelSpec(config)).eval()
+    sequences = batch((40, 100, 64))
+    assert distance(fast(model, precision, sequences, [2])[0], plain(model, sequences, [2])[0]) < TOLERANCE[precision]
+
+
+def test_official_numbers(golden):
+    """The reference's own numbers through the fast encoder: heads of 4 dimensions, masks, IUPAC letters."""
+    expected = np.load(golden / "official" / "official_tiny.npz")
+    model = rinalmo.load(golden / "official" / "official_tiny_pretrained.pt")
+    index = {token: i for i, token in enumerate(model.alphabet.tokens)}
+    from rinalmo.alphabet import OFFICIAL_TOKENS
+
+    rows = [[index[OFFICIAL_TOKENS[i].replace("T", "U")] for i in row if i != 1] for row in expected["tokens_masked"]]
+    found = fast(model, "fp32", rows, [model.config.num_hidden_layers])[0]
+    real = expected["tokens_masked"] != 1
+    np.testing.assert_allclose(found, expected["masked_representation"][real], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("beta", [-1.5, 0.0, 0.3, 4.0])
+def test_any_slope_of_the_swish(beta):
+    model = create(ModelSpec(ModelConfig(hidden_size=40, num_hidden_layers=2, num_attention_heads=5))).eval()
+    for block in model.encoder.blocks:
+        block.ffn.beta.data.fill_(beta)
+    sequences = batch((9, 20))
+    torch.testing.assert_close(
+        fast(model, "fp32", sequences, [2])[0], plain(model, sequences, [2])[0], atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_scores_too_large_for_the_short_cut(precision):
+    """Attention without subtracting the maximum overflows here; the layer is computed the careful way."""
+    model = create(ModelSpec(ModelConfig(hidden_size=40, num_hidden_layers=1, num_attention_heads=5))).eval()
+    weight = model.encoder.blocks[0].attention.qkv.weight.data
+    weight[:80] = torch.eye(40).repeat(2, 1) * 20
+    sequences = batch((9, 20, 20, 3))
+    found, expected = fast(model, precision, sequences, [1])[0], plain(model, sequences, [1])[0]
+    assert torch.isfinite(found).all()
+    assert distance(found, expected) < (1e-4 if precision == "fp32" else 0.1)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 2e-2)])
+def test_company_does_not_matter(starter, precision, tolerance):
+    sequences = batch((30, 5, 5, 200, 1, 77, 78, 79))
+    encoder = FastEncoder(starter.encoder, precision)
+    alone = [encoder(*pack([s]), [6])[0] for s in sequences]
+    for order in (range(8), (7, 0, 6, 1, 5, 2, 4, 3)):
+        ids, layout = pack([sequences[i] for i in order])
+        for i, found in zip(order, layout.split(encoder(ids, layout, [6])[0]), strict=True):
+            assert distance(found, alone[i]) < tolerance
+
+
+def test_precisions_of_the_engine(starter):
+    assert Engine(starter).precision in ("bf16", "fp32")
+    with pytest.raises(InputError, match="precision 'fp8' is unknown"):
+        Engine(starter, "fp8")
+    with pytest.raises(InputError, match="batch_tokens"):
+        Engine(starter, batch_tokens=0)
+    text = "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"
+    exact = {c.token: c.score for c in rinalmo.fill_mask(text, Engine(starter, "fp32"))[0][0]}
+    for precision, tolerance in (("bf16", 0.02), ("int8", 0.05)):
+        for candidate in rinalmo.fill_mask(text, Engine(starter, precision))[0][0]:
+            assert candidate.score == pytest.approx(exact.get(candidate.token, 0.0), abs=tolerance)
+
+
+def test_empty_batch(starter):
+    ids, layout = pack([])
+    assert FastEncoder(starter.encoder, "fp32")(ids, layout, [6])[0].shape == (0, 160)
