@@ -26,7 +26,7 @@ from pathlib import Path
 
 PEER = ("multimolecule==0.2.2", "torch==2.13.0")
 WIDTHS = {"nano": (320, 6), "micro": (480, 12), "giga": (1280, 2)}
-WORKLOADS = {"mix": 64, "equal": 64, "long": 1}
+WORKLOADS = {"mix": 32, "equal": 32, "long": 1}
 PEER_BATCHES = (1, 4, 8, 32)
 
 
@@ -145,7 +145,7 @@ class Side:
 def compare(width: str, workload: str, folder: Path, peer: str, threads: int, repeats: int) -> None:
     texts = sequences(workload)
     tokens = sum(map(len, texts)) + 2 * len(texts)
-    (folder / "texts.json").write_text(json.dumps(texts))
+    (folder.parent / "texts.json").write_text(json.dumps(texts))
     hidden, layers = WIDTHS[width]
     sides = {
         f"rinalmo {precision}": Side(sys.executable, ["rinalmo", str(folder), precision], threads)
@@ -200,7 +200,7 @@ def peer_python(given: str | None, scratch: Path) -> str:
 
 def main() -> None:
     if sys.argv[1:2] in (["rinalmo"], ["peer"]):
-        texts = json.loads((Path(sys.argv[2]) / "texts.json").read_text())
+        texts = json.loads((Path(sys.argv[2]).parent / "texts.json").read_text())
         {"rinalmo": serve_rinalmo, "peer": serve_peer}[sys.argv[1]](sys.argv[2], texts, sys.argv[3])
         return
     if sys.argv[1:2] == ["peak"]:

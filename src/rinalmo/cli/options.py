@@ -23,7 +23,7 @@ threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="C
 batch_tokens_option = click.option(
     "--batch-tokens",
     type=click.IntRange(min=1),
-    default=8192,
+    default=4096,
     show_default=True,
     help="Nucleotides computed at once; less needs less memory. Results do not depend on it.",
 )

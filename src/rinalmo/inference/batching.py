@@ -19,7 +19,7 @@ from rinalmo.model.packing import Layout, pack
 R = TypeVar("R")
 Ids = np.ndarray
 
-BATCH_TOKENS = 8192
+BATCH_TOKENS = 4096
 _WINDOW_BATCHES = 8
 _WINDOW_SEQUENCES = 4096
 
