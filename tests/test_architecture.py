@@ -17,6 +17,7 @@ ALLOWED = {
     "alphabet": {"errors"},
     "rna": {"errors", "alphabet"},
     "model": {"errors", "alphabet"},
+    "metrics": {"errors", "rna"},
     "weights": {"errors", "alphabet", "rna", "model"},
     "inference": {"errors", "alphabet", "rna", "model", "weights"},
 }
@@ -24,6 +25,7 @@ SKINS = {"hf", "cli", "__init__", "__main__"}
 FORBIDDEN_PACKAGES = {
     "model": {"transformers", "safetensors", "needletail"},
     "rna": {"torch", "transformers"},
+    "metrics": {"torch", "transformers"},
     "alphabet": {"torch", "transformers"},
     "inference": {"transformers"},
     "weights": {"transformers"},
