@@ -13,7 +13,7 @@ import numpy as np
 from rinalmo.errors import InputError
 
 MIN_DISTANCE = 4  # a hairpin loop has at least three nucleotides
-_CANONICAL = {"AU", "UA", "GC", "CG", "GU", "UG"}
+_CANONICAL = (("A", "U"), ("G", "C"), ("G", "U"))
 
 Pairs = list[tuple[int, int]]
 
@@ -54,7 +54,7 @@ def canonical_mask(sequence: str) -> np.ndarray:
     codes = np.frombuffer(sequence.upper().replace("T", "U").encode("ascii", "replace"), dtype=np.uint8)
     table = np.zeros((256, 256), dtype=bool)
     for first, second in _CANONICAL:
-        table[ord(first), ord(second)] = True
+        table[ord(first), ord(second)] = table[ord(second), ord(first)] = True
     return table[codes[:, None], codes[None, :]]
 
 
