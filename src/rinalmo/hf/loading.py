@@ -17,7 +17,7 @@ from rinalmo.hf.configuration import RiNALMoConfig
 from rinalmo.model.rinalmo import HEADS
 from rinalmo.weights.catalog import find
 from rinalmo.weights.checkpoint import Checkpoint, config_of, read
-from rinalmo.weights.files import PICKLE, SHARDS, WEIGHTS
+from rinalmo.weights.files import PICKLE, SHARDS, WEIGHTS, shard_names
 from rinalmo.weights.layouts import listed
 
 if TYPE_CHECKING:
@@ -82,15 +82,9 @@ def _local(source: str | Path, hub: dict[str, Any]) -> Path | str:
     for name in ("config.json", "vocab.txt"):
         cached_file(str(source), name, _raise_exceptions_for_missing_entries=False, **hub)
     if name == SHARDS:
-        _fetch_shards(str(source), Path(found), hub)
+        for shard in shard_names(Path(found)):
+            cached_file(str(source), shard, **hub)
     return Path(found).parent
-
-
-def _fetch_shards(source: str, index: Path, hub: dict[str, Any]) -> None:
-    from rinalmo.weights.files import read_json
-
-    for name in sorted(set(read_json(index).get("weight_map", {}).values())):
-        cached_file(source, name, **hub)
 
 
 def _agree(config: RiNALMoConfig, checkpoint: Checkpoint) -> None:

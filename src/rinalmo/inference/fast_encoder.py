@@ -71,7 +71,6 @@ class LinearInt8:
         self.weight = torch.ops.onednn.qlinear_prepack((weight / self.scale[:, None]).round().to(torch.int8), None)
         self.zero = torch.zeros(len(weight), dtype=torch.int32)
         self.bias = bias
-        self.one = torch.ones(())
 
     def __call__(self, x: Quantised, then: str = "none") -> Float[Tensor, "tokens out"]:
         return self._product(x.values, x.scale.item(), self.bias, then)

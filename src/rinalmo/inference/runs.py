@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -100,7 +100,8 @@ class Run:
                 self._require_same(settings)
             else:
                 self._clear()
-                _write(self.folder / "run.json", json.dumps(settings, indent=2).encode())
+                with _replacing(self.folder / "run.json") as file:
+                    file.write(json.dumps(settings, indent=2).encode())
             try:
                 yield len(self.chunk_files())
             finally:
@@ -122,14 +123,9 @@ class Run:
 
     def write(self, number: int, chunk: Chunk) -> None:
         """Add a finished chunk; it is there wholly or not at all."""
-        path = self.folder / _name(number)
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            names = np.array(json.dumps([chunk.ids, chunk.descriptions]))
+        names = np.array(json.dumps([chunk.ids, chunk.descriptions]))
+        with _replacing(self.folder / _name(number)) as file:
             np.savez(file, names=names, lengths=chunk.lengths, values=chunk.values)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
 
     def chunks(self) -> Iterator[Chunk]:
         """All finished chunks, one in memory at a time."""
@@ -201,10 +197,12 @@ def _is_still(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _write(path: Path, content: bytes) -> None:
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` once it is written and on the disk."""
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
-        file.write(content)
+        yield file
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

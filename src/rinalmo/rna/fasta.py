@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
@@ -201,6 +202,7 @@ def _entries(chunks: Iterable[bytes]) -> Iterator[bytes]:
     yield b"".join(pieces)
 
 
+@cache
 def _letter_table(letters: str) -> bytes:
     """Map each byte to its RNA letter, or to 0 if it is not one: one pass over a sequence folds and checks it."""
     to_rna = bytes(range(256)).upper().replace(b"T", b"U")

@@ -65,13 +65,18 @@ def _open_folder(path: Path) -> ModelFiles:
     if (path / WEIGHTS).exists():
         return _open_safetensors([path / WEIGHTS], path)
     if (path / SHARDS).exists():
-        shards = sorted(set(read_json(path / SHARDS).get("weight_map", {}).values()))
-        if any(Path(name).name != name for name in shards):
-            raise CheckpointError(f"{path / SHARDS}: names a file outside its folder")
-        return _open_safetensors([path / name for name in shards], path)
+        return _open_safetensors([path / name for name in shard_names(path / SHARDS)], path)
     if (path / PICKLE).exists():
         return _open_pickle(path / PICKLE)
     raise CheckpointError(f"{path}: no {WEIGHTS} in this folder")
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that a sharded model's index names; one outside its folder raises."""
+    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    if any(Path(name).name != name for name in names):
+        raise CheckpointError(f"{index}: names a file outside its folder")
+    return names
 
 
 def _open_safetensors(paths: list[Path], folder: Path) -> ModelFiles:
