@@ -9,8 +9,11 @@ import torch.nn.functional as F
 
 import rinalmo
 from rinalmo.errors import InputError
+from rinalmo.inference import fast_encoder
 from rinalmo.inference.engine import Engine
-from rinalmo.inference.fast_encoder import FastEncoder, is_available
+from rinalmo.inference.fast_attention import ChannelsFirst, TokensFirst
+from rinalmo.inference.fast_encoder import FastEncoder
+from rinalmo.inference.packed_linear import is_available
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import pack
 from rinalmo.model.rinalmo import ModelSpec, create
@@ -20,6 +23,12 @@ pytestmark = pytest.mark.skipif(not is_available(), reason="this torch has no on
 # Largest distance of a token's state from the plain fp32 one, both at unit norm.
 # The mean distance in bf16 is 7e-3, that of torch.bfloat16 in the plain encoder as well.
 TOLERANCE = {"fp32": 1e-5, "bf16": 3e-2, "int8": 6e-2}
+
+
+@pytest.fixture(params=[ChannelsFirst, TokensFirst], autouse=True)
+def attention(request, monkeypatch):
+    """Both forms of attention, whichever this processor would take."""
+    monkeypatch.setattr(fast_encoder, "best_attention", request.param)
 
 
 def batch(lengths, seed=0, masks=True):

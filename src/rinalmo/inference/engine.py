@@ -14,7 +14,8 @@ from torch import Tensor
 
 from rinalmo.errors import InputError
 from rinalmo.inference.batching import BATCH_TOKENS, map_packed
-from rinalmo.inference.fast_encoder import FastEncoder, is_available
+from rinalmo.inference.fast_encoder import FastEncoder
+from rinalmo.inference.packed_linear import is_available
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.weights.checkpoint import load
