@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from rinalmo.errors import InputError
 from rinalmo.inference.batching import BATCH_TOKENS, map_packed
-from rinalmo.inference.fast_encoder import FastEncoder
+from rinalmo.inference.fast_encoder import FastBlock, FastEncoder
+from rinalmo.inference.fast_encoder import Precision as FastPrecision
 from rinalmo.inference.packed_linear import is_available
+from rinalmo.model.block import EncoderBlock
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.weights.checkpoint import load
@@ -27,7 +30,8 @@ R = TypeVar("R")
 class Engine:
     """A model, a precision, a number of threads and a token budget per batch.
 
-    model         a loaded `RiNALMo`, or a catalog name, folder or file
+    model         a loaded `RiNALMo`, or a catalog name, folder or file. What is loaded here keeps one copy of the
+                  weights: on a CPU the packed one, and `engine.model.encoder` is then left without its matrices
     precision     "fp32"; "bf16"; "int8" (weights and activations of matrix products, bf16 elsewhere; CPU only);
                   "auto": bf16 where the processor multiplies it natively, fp32 elsewhere
     threads       CPU threads for this process; torch's own choice if None
@@ -56,13 +60,17 @@ class Engine:
             )
         if threads is not None:
             torch.set_num_threads(threads)
-        self.model = model if isinstance(model, RiNALMo) else load(model, device=device or "cpu")
-        if device is not None:
-            self.model.to(device)
-        self.device = self.model.encoder.embedding.weight.device
+        self.device = _device_of(model) if device is None else torch.device(device)
         self.batch_tokens = batch_tokens
         self.precision = _native_precision(self.device) if precision == "auto" else precision
-        self._fast = self._packed()
+        packs = self._packs()
+        blocks: list[FastBlock] = []
+        if isinstance(model, RiNALMo):
+            self.model = model if device is None else model.to(device)
+        else:
+            take = partial(_take, blocks=blocks, precision=self.precision)  # type: ignore[arg-type]
+            self.model = load(model, device=self.device, consume=take if packs else None)
+        self._fast = FastEncoder(self.model.encoder, self.precision, blocks) if packs else None  # type: ignore[arg-type]
 
     @property
     def fingerprint(self) -> str:
@@ -87,18 +95,29 @@ class Engine:
         states = out.hidden_states or ()
         return [(out.last_hidden_state if layer == last else states[layer]).float() for layer in layers]
 
-    def _packed(self) -> FastEncoder | None:
-        """The encoder with its weights packed for this processor; None where the plain one has to do."""
+    def _packs(self) -> bool:
+        """Whether the encoder's weights are packed for this processor; elsewhere the plain one has to do."""
         fits = self.device.type == "cpu" and is_available()
         if self.precision == "int8" and not fits:
             raise InputError("precision 'int8' needs a CPU and a torch build with oneDNN; use 'bf16' or 'fp32'")
-        if not fits or (self.precision == "bf16" and _native_precision(self.device) != "bf16"):
-            return None
-        return FastEncoder(self.model.encoder, self.precision)  # type: ignore[arg-type]
+        return fits and (self.precision != "bf16" or _native_precision(self.device) == "bf16")
 
     def map(self, compute: Callable[[Tensor, Layout], Sequence[R]], sequences: Iterable[np.ndarray]) -> Iterator[R]:
         """`compute` over all sequences of ids, packed into batches; results one by one, in the order of the input."""
         return map_packed(compute, sequences, batch_tokens=self.batch_tokens, device=self.device)
+
+
+def _take(block: EncoderBlock, *, blocks: list[FastBlock], precision: FastPrecision) -> None:
+    """Pack a block's weights and leave the block without its matrices; what is small it keeps as its own."""
+    blocks.append(FastBlock(block, precision))
+    for module in block.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            kept = parameter.to("meta") if parameter.dim() > 1 else parameter.clone()
+            setattr(module, name, torch.nn.Parameter(kept, requires_grad=False))
+
+
+def _device_of(model: str | Path | RiNALMo) -> torch.device:
+    return model.encoder.embedding.weight.device if isinstance(model, RiNALMo) else torch.device("cpu")
 
 
 @contextmanager

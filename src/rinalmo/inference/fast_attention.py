@@ -89,11 +89,10 @@ class ChannelsFirst:
     def __init__(self, heads: int, size: int, dtype: torch.dtype) -> None:
         self.heads, self.size, self.dtype = heads, size, dtype
 
-    def arrange(self, weight: Float[Tensor, "three_hidden hidden"]) -> Float[Tensor, "rows hidden"]:
+    def arrange(self, weight: Float[Tensor, "three_hidden hidden"], dtype: torch.dtype) -> Float[Tensor, "rows hidden"]:
         """The qkv matrix with the scale of the scores in its queries and a zero row after the values of each head."""
-        q, k, v = weight.chunk(3)
-        v = F.pad(v.view(self.heads, self.size, -1), (0, 0, 0, 1)).flatten(0, 1)
-        return torch.cat((q * (LOG2_E * self.size**-0.5), k, v))
+        q, k, v = _scaled(weight, self.size, dtype)
+        return torch.cat((q, k, F.pad(v.view(self.heads, self.size, -1), (0, 0, 0, 1)).flatten(0, 1)))
 
     def tables(self, positions: Int[Tensor, " filled"]) -> tuple[Tensor, Tensor]:
         """Cosines and sines `(half, filled)`."""
@@ -159,13 +158,10 @@ class TokensFirst:
         # From this length on torch's kernel is the faster one.
         self.long: int | None = 256 if size < 32 else 144
 
-    def arrange(self, weight: Float[Tensor, "three_hidden hidden"]) -> Float[Tensor, "three_hidden hidden"]:
+    def arrange(self, weight: Float[Tensor, "three_hidden hidden"], dtype: torch.dtype) -> Float[Tensor, "rows hidden"]:
         """The qkv matrix with the scale of the scores in its queries and halves before heads in queries and keys."""
-        q, k, v = weight.chunk(3)
-        return torch.cat((self._halves_first(q * (LOG2_E * self.size**-0.5)), self._halves_first(k), v))
-
-    def _halves_first(self, weight: Tensor) -> Tensor:
-        return weight.view(self.heads, 2, self.size // 2, -1).transpose(0, 1).reshape(weight.shape)
+        q, k, v = (x.view(self.heads, 2, self.size // 2, -1) for x in _scaled(weight, self.size, dtype))
+        return torch.cat((q.transpose(0, 1).flatten(0, 2), k.transpose(0, 1).flatten(0, 2), v.flatten(0, 2)))
 
     def tables(self, positions: Int[Tensor, " filled"]) -> tuple[Tensor, Tensor]:
         """Cosines and sines `(filled, 1, 1, half)`."""
@@ -209,6 +205,12 @@ def best_attention(heads: int, size: int, dtype: torch.dtype) -> ChannelsFirst |
     """The faster of the two on this processor."""
     tiles = dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
     return (TokensFirst if tiles else ChannelsFirst)(heads, size, dtype)
+
+
+def _scaled(weight: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries with the scale of the scores, keys, values."""
+    q, k, v = weight.chunk(3)
+    return (q * (LOG2_E * size**-0.5)).to(dtype), k.to(dtype), v.to(dtype)
 
 
 def _safe(sums: Tensor) -> bool:

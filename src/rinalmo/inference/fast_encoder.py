@@ -7,6 +7,7 @@ filling up to few shapes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ class FastBlock:
         self.int8 = precision == "int8"
         size, hidden = block.attention.head_size, len(block.attention.output.weight)
         self.attention = best_attention(hidden // size, size, self.dtype)
-        self.attention_norm, self.ffn_norm = block.attention_norm, block.ffn_norm
+        self.attention_norm, self.ffn_norm = _own(block.attention_norm), _own(block.ffn_norm)
         self.qkv = self._packed_qkv(block)
         ffn = block.ffn
         gate_up, bias = ffn.gate_up.weight.detach(), ffn.gate_up.bias.detach()
@@ -54,7 +55,8 @@ class FastBlock:
         return self.down.add_to(self._input(hidden), x)
 
     def _packed_qkv(self, block: EncoderBlock) -> Any:
-        weight = self.attention.arrange(block.attention.qkv.weight.detach())
+        qkv = block.attention.qkv.weight.detach()
+        weight = self.attention.arrange(qkv, torch.float32 if self.int8 else self.dtype)
         if self.int8:
             return LinearInt8(*_fold(block.attention_norm, weight))
         return TransposedLinear(weight, self.dtype) if self.attention.transposed else Linear(weight, None, self.dtype)
@@ -73,6 +75,11 @@ class FastBlock:
         return quantise(x, per_token=True) if self.int8 else x
 
 
+def _own(norm: torch.nn.LayerNorm) -> torch.nn.LayerNorm:
+    """A copy that keeps nothing of the mapped file alive."""
+    return copy.deepcopy(norm)
+
+
 def _norm(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
     return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
@@ -89,14 +96,20 @@ def _fold(norm: torch.nn.LayerNorm, weight: Tensor, bias: Tensor | None = None) 
 
 
 class FastEncoder:
-    """An `Encoder` packed for inference on a CPU. The encoder's weights are copied, once, here."""
+    """An `Encoder` packed for inference on a CPU.
 
-    def __init__(self, encoder: Encoder, precision: Precision = "bf16") -> None:
+    Its weights are copied, once, here: from the encoder, or block by block beforehand, where the encoder's own were
+    not kept.
+    """
+
+    def __init__(
+        self, encoder: Encoder, precision: Precision = "bf16", blocks: Sequence[FastBlock] | None = None
+    ) -> None:
         self.config = encoder.config
         self.embedding, self.final_norm = encoder.embedding, encoder.final_norm
-        self.blocks = [FastBlock(block, precision) for block in encoder.blocks if isinstance(block, EncoderBlock)]
+        self.blocks = blocks or [FastBlock(block, precision) for block in encoder.blocks]  # type: ignore[arg-type]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, ids: Int[Tensor, " tokens"], layout: Layout, layers: Sequence[int]) -> list[Tensor]:
         """Packed states `(tokens, hidden)`, fp32, of the chosen layers: 0 the embedding, n block n's output.
 

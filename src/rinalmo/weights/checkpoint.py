@@ -8,16 +8,17 @@ its shapes or refused. Nothing is allocated before names and shapes have been ch
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rinalmo.alphabet import CARD_TOKENS, OFFICIAL_TOKENS, STANDARD_TOKENS, Alphabet
 from rinalmo.errors import CheckpointError, InputError
+from rinalmo.model.block import EncoderBlock
 from rinalmo.model.config import PRESETS, ModelConfig
 from rinalmo.model.heads import HeadConfig
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
@@ -48,12 +49,22 @@ class Checkpoint:
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Our names and tensors, one at a time; views of the mapped file where nothing has to be stacked."""
-        for name, sources in self.plan.items():
-            parts = [self.files.tensor(source) for source in sources]
-            tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-            if self.layout == "official" and name in ROW_TENSORS:
-                tensor = move_rows(name, tensor, OFFICIAL, self.spec.alphabet)
-            yield name, _finite(tensor, name, self.files.path)
+        return ((name, self.tensor(name)) for name in self.plan)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor under our name."""
+        parts = [self.files.tensor(source) for source in self.plan[name]]
+        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if self.layout == "official" and name in ROW_TENSORS:
+            tensor = move_rows(name, tensor, OFFICIAL, self.spec.alphabet)
+        return _finite(tensor, name, self.files.path)
+
+    def by_block(self) -> Iterator[tuple[int | None, list[str]]]:
+        """The names of each block in turn, then (None) all others."""
+        number = {name: int(match.group(1)) for name in self.plan if (match := _BLOCK.match(name))}
+        for block in range(self.spec.config.num_hidden_layers):
+            yield block, [name for name, of in number.items() if of == block]
+        yield None, [name for name in self.plan if name not in number]
 
 
 def read(source: str | Path, *, num_attention_heads: int | None = None) -> Checkpoint:
@@ -81,25 +92,37 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     num_attention_heads: int | None = None,
+    consume: Callable[[EncoderBlock], None] | None = None,
 ) -> RiNALMo:
     """A model with its weights, in evaluation mode and without gradients (`requires_grad_(True)` to train it).
 
     `source` is a name of the catalog (`rinalmo models` lists them), a folder or a file, in our layout, the authors'
     or multimolecule's. The file is mapped, not copied; `dtype` converts tensor by tensor.
 
+    `consume` is called with each block, in order, as soon as it has its weights, and may take them: blocks are read
+    one at a time, and the memory of one that keeps nothing of the file is free before the next is read.
+
     Raises CheckpointError for a damaged, foreign or unsafe file, DownloadError when a published model is not here.
     """
     checkpoint = read(source, num_attention_heads=num_attention_heads)
     with torch.device("meta"):
-        model = RiNALMo(checkpoint.spec)
-    state = {
-        name: tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-        for name, tensor in checkpoint.tensors()
-    }
+        model = RiNALMo(checkpoint.spec).eval().requires_grad_(False)
     for name, buffer in model.named_buffers():
-        state.setdefault(name, torch.full(buffer.shape, float(name.endswith("std")), device=device))
-    model.load_state_dict(state, assign=True)
-    return model.eval().requires_grad_(False)
+        _assign(model, name, torch.full(buffer.shape, float(name.endswith("std")), device=device))
+    for block, names in checkpoint.by_block():
+        for name in names:
+            tensor = checkpoint.tensor(name)
+            _assign(model, name, tensor.to(device=device, dtype=dtype))
+        if consume and block is not None:
+            consume(model.encoder.get_submodule(f"blocks.{block}"))  # type: ignore[arg-type]
+            checkpoint.files.release()
+    return model
+
+
+def _assign(model: RiNALMo, name: str, tensor: Tensor) -> None:
+    module, _, last = name.rpartition(".")
+    owner = model.get_submodule(module)
+    setattr(owner, last, nn.Parameter(tensor, requires_grad=False) if last in owner._parameters else tensor)
 
 
 def save(model: RiNALMo, target: str | Path, layout: LayoutName = "rinalmo", *, overwrite: bool = False) -> Path:

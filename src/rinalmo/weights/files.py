@@ -46,6 +46,7 @@ class ModelFiles:
     scalars: Mapping[str, float] = field(default_factory=dict)
     noted: Mapping[str, Any] = field(default_factory=dict)
     tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
+    release: Callable[[], None] = lambda: None  # let go of the mapped file; what is asked for next maps it anew
 
 
 def open_model(path: Path) -> ModelFiles:
@@ -80,18 +81,25 @@ def shard_names(index: Path) -> list[str]:
 
 
 def _open_safetensors(paths: list[Path], folder: Path) -> ModelFiles:
-    handles: dict[str, Any] = {}
+    handles: dict[Path, Any] = {}
+
+    def opened(path: Path) -> Any:
+        if path not in handles:
+            handles[path] = safe_open(str(path), framework="pt")
+        return handles[path]
+
+    homes: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
         with _readable(path):
-            handle = safe_open(str(path), framework="pt")
-            for name in handle.keys():  # noqa: SIM118  (the handle is no mapping)
-                handles[name] = handle
-                shapes[name] = tuple(handle.get_slice(name).get_shape())
+            for name in opened(path).keys():  # noqa: SIM118  (the handle is no mapping)
+                homes[name] = path
+                shapes[name] = tuple(opened(path).get_slice(name).get_shape())
     return ModelFiles(
         path=paths[0] if len(paths) == 1 else folder,
         shapes=shapes,
-        tensor=lambda name: handles[name].get_tensor(name),
+        tensor=lambda name: opened(homes[name]).get_tensor(name),
+        release=handles.clear,
         config=read_json(folder / "config.json") if (folder / "config.json").exists() else {},
         vocabulary=read_vocabulary(folder / "vocab.txt"),
         tokenizer_config=read_json(folder / _TOKENIZER) if (folder / _TOKENIZER).exists() else {},
