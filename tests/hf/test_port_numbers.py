@@ -94,7 +94,6 @@ def test_heads_and_losses(port, base, name, cls):
         close(out.loss, expected["loss"])
 
 
-@torch.inference_mode()
 @pytest.mark.parametrize("n", [0, 1, 2])
 def test_secondary_structure(port, n):
     expected = np.load(port / "secondary-structure" / "expected.npz")
@@ -103,9 +102,14 @@ def test_secondary_structure(port, n):
     # The port infers regression from float labels and averages over the full square.
     model = cls.from_pretrained(port / "secondary-structure", loss_region="full", problem_type="regression")
     tokenizer = rinalmo.RnaTokenizer.from_pretrained(port / "secondary-structure")
-    out = model(**tokenizer(sequence, return_tensors="pt"), labels=torch.from_numpy(expected[f"labels_{n}"]))
-    close(out.logits, expected[f"logits_{n}"])
-    close(out.loss, expected[f"loss_full_{n}"])
+    inputs = tokenizer(sequence, return_tensors="pt")
+    labels = torch.from_numpy(expected[f"labels_{n}"])
+    for wanted in (True, False):  # with gradients the plain encoder computes, without them the fast one
+        with torch.set_grad_enabled(wanted):
+            out = model(**inputs, labels=labels)
+        # The instance norms enlarge fp32 rounding, which differs between processors: 1e-5 of the logits' size too.
+        np.testing.assert_allclose(out.logits.detach(), expected[f"logits_{n}"], atol=1e-5, rtol=1e-5)
+        close(out.loss.detach(), expected[f"loss_full_{n}"])
 
 
 def test_fill_mask_pipeline(port):

@@ -136,3 +136,13 @@ def test_precisions_of_the_engine(starter):
 def test_empty_batch(starter):
     ids, layout = pack([])
     assert FastEncoder(starter.encoder, "fp32")(ids, layout, [6])[0].shape == (0, 160)
+
+
+def test_a_named_model_is_kept_once(starter):
+    """Loaded by the engine, a model's matrices are packed as they are read, and not kept beside."""
+    engine = Engine("starter", "fp32")
+    blocks = engine.model.encoder.blocks
+    assert all(parameter.is_meta == (parameter.dim() > 1) for parameter in blocks.parameters())
+    given = Engine(starter, "fp32")
+    assert engine.fingerprint == given.fingerprint
+    assert np.array_equal(rinalmo.embed(["GGUCUCUCUGG"], engine), rinalmo.embed(["GGUCUCUCUGG"], given))

@@ -6,7 +6,6 @@ padding changes no number. Files are written in the port's layout, which multimo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,45 +23,23 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from rinalmo.errors import InputError
 from rinalmo.hf.configuration import RiNALMoConfig
+from rinalmo.hf.fast_path import FastPath
 from rinalmo.hf.loading import quiet_report, read_for
+from rinalmo.hf.outputs import ContactPredictionOutput, Encoded
 from rinalmo.hf.padded import Grid, inner, unpad
 from rinalmo.model.backends import Backend
 from rinalmo.model.block import SwiGLU
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.embedding import Embedding
-from rinalmo.model.encoder import Encoder
+from rinalmo.model.encoder import Encoder, EncoderOutput
 from rinalmo.model.heads import ContactHead, HeadConfig, MaskedLMHead, Pooler, SequenceHead, TokenHead
 from rinalmo.model.losses import IGNORE, infer_problem_type, label_loss, structure_loss
+from rinalmo.model.packing import Layout
 from rinalmo.model.task_heads import StructureHead
 from rinalmo.weights.checkpoint import translate
 from rinalmo.weights.layouts import detect, plan_reading
 
 _BACKENDS: dict[str, Backend] = {"eager": "eager", "sdpa": "auto", "flash_attention_2": "flash"}
-
-
-@dataclass
-class ContactPredictionOutput(ModelOutput):
-    """loss `()`, logits `(batch, length, length, labels)` without CLS and EOS, hidden states, attentions."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class Encoded:
-    """What the encoder made of a padded batch: packed states, where they stand, padded extras."""
-
-    ids: Tensor
-    states: Tensor
-    grid: Grid
-    hidden_states: tuple[Tensor, ...] | None
-    attentions: tuple[Tensor, ...] | None
-
-    @property
-    def extras(self) -> dict[str, Any]:
-        return {"hidden_states": self.hidden_states, "attentions": self.attentions}
 
 
 class RiNALMoPreTrainedModel(PreTrainedModel):
@@ -81,6 +58,7 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
     def __init__(self, config: RiNALMoConfig) -> None:
         super().__init__(config)
         self.encoder = Encoder(ModelConfig.from_dict(config.to_dict()))
+        self._fast_path = FastPath()
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -151,13 +129,21 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         ids, grid = unpad(input_ids, attention_mask, self.config.pad_token_id)
-        self.encoder.set_attention_backend(_BACKENDS.get(self.config._attn_implementation or "sdpa", "auto"))
-        out = self.encoder(
-            ids, grid.layout, output_hidden_states=bool(want_states), output_attentions=bool(want_attentions)
-        )
+        out = self._states(ids, grid.layout, bool(want_states), bool(want_attentions))
         states = tuple(map(grid.scatter, out.hidden_states)) if out.hidden_states is not None else None
         attentions = tuple(_square(layer, grid) for layer in out.attentions) if out.attentions is not None else None
         return Encoded(ids, out.last_hidden_state, grid, states, attentions)
+
+    def _states(self, ids: Tensor, layout: Layout, all_layers: bool, attentions: bool) -> EncoderOutput:
+        """From the engine's encoder where it can stand in, else from the plain one."""
+        backend = _BACKENDS.get(self.config._attn_implementation or "sdpa", "auto")
+        fast = self._fast_path.of(self.encoder) if backend == "auto" and not attentions else None
+        if fast is None:
+            self.encoder.set_attention_backend(backend)
+            return self.encoder(ids, layout, output_hidden_states=all_layers, output_attentions=attentions)
+        last = len(fast.blocks)
+        found = [states.to(self.dtype) for states in fast(ids, layout, range(last + 1) if all_layers else [last])]
+        return EncoderOutput(found[-1], tuple(found) if all_layers else None, None)
 
 
 class RiNALMoModel(RiNALMoPreTrainedModel):

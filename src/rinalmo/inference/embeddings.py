@@ -56,11 +56,16 @@ def embed_records(
             waiting.append(record)
             yield encode(record, engine.model.alphabet)
 
-    def compute(packed: Tensor, layout: Layout) -> list[np.ndarray]:
+    def compute(packed: Tensor, layout: Layout) -> Sequence[np.ndarray]:
         states = engine.hidden_states(packed, layout, chosen)
         # One layer gives no layer axis, so that the common case is a plain matrix.
         stacked = torch.stack(states, dim=1) if len(states) > 1 else states[0]
-        return [_pooled(part, pooling).cpu().numpy() for part in layout.split(stacked)]
+        pooled = [_pooled(part, pooling) for part in layout.split(stacked)]
+        # One transfer for the whole batch; on a GPU each one waits for the device.
+        together = (torch.cat(pooled) if pooling == "none" else torch.stack(pooled)).cpu().numpy()
+        return (
+            np.split(together, np.cumsum([len(part) for part in pooled])[:-1]) if pooling == "none" else list(together)
+        )
 
     for values in engine.map(compute, ids()):
         yield waiting.popleft(), values
@@ -79,8 +84,8 @@ def layer_indices(layers: Sequence[int], num_blocks: int) -> list[int]:
 def _pooled(states: Tensor, pooling: Pooling) -> Tensor:
     match pooling:
         case "cls":
-            return states[0].clone()
+            return states[0]
         case "mean":
             return states[1:-1].mean(dim=0)
         case _:
-            return states[1:-1].clone()
+            return states[1:-1]

@@ -106,7 +106,7 @@ class FastEncoder:
         self, encoder: Encoder, precision: Precision = "bf16", blocks: Sequence[FastBlock] | None = None
     ) -> None:
         self.config = encoder.config
-        self.embedding, self.final_norm = encoder.embedding, encoder.final_norm
+        self.embedding, self.final_norm = encoder.embedding, _own(encoder.final_norm).float()
         self.blocks = blocks or [FastBlock(block, precision) for block in encoder.blocks]  # type: ignore[arg-type]
 
     @torch.no_grad()

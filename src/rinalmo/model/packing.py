@@ -109,6 +109,8 @@ def pack(sequences: Iterable[Sequence[int] | Tensor], device: torch.device | str
     parts = [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences]
     layout = Layout(tuple(len(part) for part in parts), torch.device(device))
     ids = torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
+    if layout.device.type == "cuda":  # pinned memory is copied while the GPU still computes the batch before
+        return ids.pin_memory().to(device, non_blocking=True), layout
     return ids.to(device), layout
 
 

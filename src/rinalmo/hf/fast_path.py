@@ -1,0 +1,85 @@
+"""Inference of the Hugging Face classes through the engine's fast encoder.
+
+`FastPath` keeps an encoder's packed weights for as long as they are current. It steps aside wherever the plain
+encoder is needed: in training, when gradients are wanted, off the CPU, and when somebody has changed, wrapped or
+hooked a module (LoRA, quantisation, activation hooks).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rinalmo.inference.fast_encoder import FastEncoder, Precision
+from rinalmo.inference.packed_linear import is_available
+from rinalmo.model.attention import Attention
+from rinalmo.model.block import EncoderBlock, SwiGLU
+from rinalmo.model.embedding import Embedding
+from rinalmo.model.encoder import Encoder
+
+_OURS = {Encoder, Embedding, EncoderBlock, Attention, SwiGLU, nn.ModuleList, nn.LayerNorm, nn.Linear, nn.Dropout}
+_PRECISIONS: dict[torch.dtype, Precision] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+
+
+class FastPath:
+    """The packed form of one encoder, made when it is first needed and again when its weights have changed."""
+
+    def __init__(self) -> None:
+        self._stamp: Any = None
+        self._packed: FastEncoder | None = None
+
+    def forget(self) -> None:
+        """Drop the packed weights."""
+        self._stamp = self._packed = None
+
+    def of(self, encoder: Encoder) -> FastEncoder | None:
+        """The packed encoder, or None where the plain one has to compute."""
+        precision = _precision(encoder)
+        if precision is None:
+            self.forget()
+            return None
+        if self._stamp != (stamp := _stamp(encoder)):
+            self._packed, self._stamp = FastEncoder(encoder, precision), stamp
+        return self._packed
+
+    def __deepcopy__(self, memo: Any) -> FastPath:
+        return FastPath()
+
+    def __reduce__(self) -> Any:
+        return FastPath, ()
+
+
+def _precision(encoder: Encoder) -> Precision | None:
+    """What to compute in, if the fast encoder may stand in for this one now."""
+    parameters = list(encoder.parameters())
+    if encoder.training or not is_available() or torch.compiler.is_compiling():
+        return None
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+        return None
+    kinds = {(parameter.device.type, parameter.dtype) for parameter in parameters}
+    if len(kinds) != 1 or any(map(_is_changed, encoder.modules())):
+        return None
+    device, dtype = kinds.pop()
+    if device != "cpu" or torch.is_autocast_enabled("cpu"):
+        return None
+    if dtype == torch.bfloat16 and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return None
+    return _PRECISIONS.get(dtype)
+
+
+def _is_changed(module: nn.Module) -> bool:
+    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return type(module) not in _OURS or bool(hooked)
+
+
+def _stamp(encoder: Encoder) -> tuple[Any, ...]:
+    """Changes with the weights: by assignment, in place, and (which torch does not count) in place through `.data`."""
+    parameters = [parameter.detach() for parameter in encoder.parameters()]
+    first: Tensor = torch.stack([parameter.flatten()[0] for parameter in parameters])
+    return tuple((parameter.data_ptr(), _version(parameter)) for parameter in parameters), tuple(first.tolist())
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
