@@ -5,9 +5,11 @@ Query, key and value are one matrix, stacked in that order, as in the published 
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rinalmo.model import cpu_training
 from rinalmo.model.backends import Backend, attend, attend_with_weights
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import Layout
@@ -29,12 +31,20 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "tokens hidden"], layout: Layout, by: Rotation, weights: list[list[Tensor]] | None = None
     ) -> Float[Tensor, "tokens hidden"]:
         """With a list given as `weights`, the written-out path runs and appends this layer's attention to it."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, -1, self.head_size)).unbind(1)
-        q, k = rotate(q, by), rotate(k, by)
+        qkv = self.qkv(x)
         dropout = self.dropout if self.training else 0.0
+        if weights is None and self.backend == "auto" and layout.real is None and trains_on_cpu(qkv):
+            return self.output(cpu_training.attend(qkv, layout, by, x.shape[-1] // self.head_size, dropout))
+        q, k, v = qkv.unflatten(-1, (3, -1, self.head_size)).unbind(1)
+        q, k = rotate(q, by), rotate(k, by)
         if weights is None:
             y = attend(q, k, v, layout, dropout=dropout, backend=self.backend)
         else:
             y, layer = attend_with_weights(q, k, v, layout, dropout=dropout)
             weights.append(layer)
         return self.output(y.flatten(1))
+
+
+def trains_on_cpu(x: Tensor) -> bool:
+    """Whether `cpu_training` serves best: gradients are wanted, on a CPU."""
+    return x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()

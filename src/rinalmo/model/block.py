@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rinalmo.model.attention import Attention
+from rinalmo.model.attention import Attention, trains_on_cpu
 from rinalmo.model.config import ModelConfig
+from rinalmo.model.cpu_training import gated_swish
 from rinalmo.model.packing import Layout
 from rinalmo.model.rotary import Rotation
 
@@ -35,6 +36,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
+        if trains_on_cpu(gate):
+            return self.down(gated_swish(gate, up, self.beta))
         return self.down(gate * torch.sigmoid(self.beta * gate) * up)
 
 
