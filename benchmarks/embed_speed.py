@@ -1,185 +1,211 @@
-"""Time `rinalmo`'s engine beside multimolecule's RiNALMo: real tokens per second through the encoder.
+"""Time `rinalmo`'s engine beside its peers: real tokens per second through the encoder, hidden states out.
 
-    python benchmarks/embed_speed.py                                    # makes a venv for the peer
-    python benchmarks/embed_speed.py --peer-python path/to/bin/python   # one that has multimolecule
+    python benchmarks/embed_speed.py                                     # multimolecule, installed on first use
+    python benchmarks/embed_speed.py --official path/to/RiNALMo          # and the authors' code
+    python benchmarks/embed_speed.py --widths giga --workloads mix --repeats 3
 
-Both sides get the same random weights (through a folder in the port's layout) and the same sequences, an ncRNA-like
-mix of lengths, equal lengths, or one long sequence. The peer runs as its card uses it (fp32, one padded batch in
-input order) and at its best (bf16, sorted, the best of several batch sizes, one by one included). Each side runs in a
-process of its own with the same number of threads; they take turns, and medians count.
+    rinalmo PRECISION    the engine, as all commands use it
+    plain PRECISION      our plain PyTorch encoder (`F.linear`, `scaled_dot_product_attention`) on the same packed
+                         batches: the packing without the fast encoder
+    card                 multimolecule as its model card uses it: fp32, one padded batch in input order
+    best N               multimolecule in bf16, with `scaled_dot_product_attention`, sorted, N sequences at a time
+    nested               multimolecule in bf16 on one NestedTensor
+    official             the authors' code as it runs without flash-attn: fp32, one padded batch in input order
+    peak                 the matrix products alone: plain bf16 `F.linear` of the model's shapes over as many tokens
 
-"Peak" is what plain bf16 `F.linear` calls of the same shapes reach in the same run, for the tokens of one batch.
+All get the same sequences, and all but the authors' code (other vocabulary; random weights) the same weights.
+"difference" is how far the CLS states of the first sequence are from plain fp32 (layer-normed: their size is 1).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-import venv
 from pathlib import Path
+from typing import Any
 
-PEER = ("multimolecule==0.2.2", "torch==2.13.0")
-WIDTHS = {"nano": (320, 6), "micro": (480, 12), "giga": (1280, 2)}
-WORKLOADS = {"mix": 32, "equal": 32, "long": 1}
-PEER_BATCHES = (1, 4, 8, 32)
+import sides
+from sides import Run, Side
+
+WIDTHS = {"nano": (320, 6), "micro": (480, 12), "giga": (1280, 2)}  # giga: 2 of its 33 layers, all alike
+WORKLOADS = ("mix", "equal", "long")
+BATCHES = (1, 4, 8, 32)
+# Lengths of real ncRNA: the 128-quantiles (0.5/128, 1.5/128, …) of the 162,230 sequences of at most 1,022 nt out of
+# 185,257 distinct ones collected from Rfam, bpRNA, miRBase, NCYPred, SILVA, GtRNAdb, GENCODE and others in 2026.
+# Mean 168 nt.
+MIX = (
+    *(21, 33, 36, 41, 48, 51, 53, 55, 57, 59, 61, 62, 64, 65, 66, 67, 69, 70, 71, 71, 72, 72, 72, 73, 73, 73, 73, 74),
+    *(74, 74, 75, 76, 76, 76, 77, 77, 78, 79, 80, 81, 82, 82, 83, 84, 85, 86, 87, 88, 89, 90, 91, 92, 93, 95, 96, 97),
+    *(98, 100, 101, 102, 104, 105, 107, 109, 110, 111, 113, 115, 116, 117, 118, 119, 120, 121, 122, 125, 127, 129),
+    *(131, 133, 136, 139, 141, 144, 148, 150, 152, 154, 154, 154, 155, 155, 156, 156, 156, 158, 163, 169, 175, 181),
+    *(187, 193, 201, 206, 212, 216, 221, 228, 239, 252, 264, 276, 294, 309, 328, 347, 367, 396, 431, 480, 538, 582),
+    *(643, 713, 789, 852, 915, 961),
+)
 
 
-def sequences(workload: str) -> list[str]:
-    """Random RNA: lognormal lengths of 20 to 815 nt, 200 nt each, or one of 4,096 nt."""
+def sequences(workload: str, width: str) -> list[str]:
+    """Random RNA of real lengths in random order (32 for giga, 128 else), 32 of 200 nt, or one of 4,096 nt."""
     draw = random.Random(0)
-    count = WORKLOADS[workload]
-    lengths = {
-        "mix": [min(815, max(20, round(draw.lognormvariate(5.0, 0.75)))) for _ in range(count)],
-        "equal": [200] * count,
-        "long": [4096],
-    }[workload]
+    mix = list(MIX[2::4] if width == "giga" else MIX)
+    draw.shuffle(mix)
+    lengths = {"mix": mix, "equal": [200] * 32, "long": [4096]}[workload]
     return ["".join(draw.choices("ACGU", k=length)) for length in lengths]
 
 
-def serve_rinalmo(folder: str, texts: list[str], precision: str) -> None:
+def rinalmo(folder: str, workload: str, width: str, precision: str) -> Run:
     from rinalmo.inference.engine import Engine
 
     engine = Engine(folder, precision)  # type: ignore[arg-type]
-    ids = [engine.model.alphabet.encode(text) for text in texts]
+    ids = [engine.model.alphabet.encode(text) for text in sequences(workload, width)]
     last = [engine.model.config.num_hidden_layers]
 
-    def run() -> None:
-        for _ in engine.map(lambda packed, layout: layout.split(engine.hidden_states(packed, layout, last)[0]), ids):
-            pass
+    def run() -> list[float]:
+        states = engine.map(lambda packed, layout: layout.split(engine.hidden_states(packed, layout, last)[0]), ids)
+        first, *_ = states
+        return first[0].tolist()
 
-    answer(run)
+    return run
 
 
-def serve_peer(folder: str, texts: list[str], mode: str) -> None:
-    import multimolecule
+def plain(folder: str, workload: str, width: str, precision: str) -> Run:
     import torch
 
-    tokenizer = multimolecule.RnaTokenizer.from_pretrained(folder)
-    card = mode == "card"
-    options = {} if card else {"dtype": torch.bfloat16, "attn_implementation": "sdpa"}
-    model = multimolecule.RiNALMoModel.from_pretrained(folder, **options).eval()
-    if not card:
-        texts = sorted(texts, key=len)
-    size = len(texts) if card else int(mode)
+    from rinalmo.inference.batching import map_packed
+    from rinalmo.weights.checkpoint import load
+
+    model = load(folder).eval().to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    ids = [model.alphabet.encode(text) for text in sequences(workload, width)]
+
+    @torch.inference_mode()
+    def run() -> list[float]:
+        states = map_packed(lambda packed, layout: layout.split(model(packed, layout).last_hidden_state), ids)
+        first, *_ = states
+        return first[0].tolist()
+
+    return run
+
+
+def multimolecule(folder: str, workload: str, width: str, size: int | None = None, nested: bool = False) -> Run:
+    import multimolecule as port
+    import torch
+    from danling import NestedTensor
+
+    tokenizer = port.RnaTokenizer.from_pretrained(folder)
+    options: Any = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"} if size else {}
+    model = port.RiNALMoModel.from_pretrained(folder, **options).eval()
+    texts = sequences(workload, width)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i])) if size else list(range(len(texts)))
+    step = size or len(order)
+
+    def batch(rows: list[int]) -> Any:
+        if nested:
+            return {"input_ids": NestedTensor([torch.tensor(tokenizer(texts[i])["input_ids"]) for i in rows])}
+        return tokenizer([texts[i] for i in rows], padding=True, return_tensors="pt")
+
+    batches = [batch(order[start : start + step]) for start in range(0, len(order), step)]
+
+    @torch.inference_mode()
+    def run() -> list[float]:
+        states = [state[0] for inputs in batches for state in model(**inputs).last_hidden_state]
+        return states[order.index(0)].tolist()
+
+    return run
+
+
+def official(checkout: str, workload: str, width: str) -> Run:
+    sides.use_official(checkout)
+    import torch
+    from rinalmo.config import model_config
+    from rinalmo.data.alphabet import Alphabet
+    from rinalmo.model.model import RiNALMo
+
+    config = model_config(width)
+    config.model.transformer.num_blocks = WIDTHS[width][1]
+    config.model.transformer.use_flash_attn = False
+    model = RiNALMo(config).eval()
+    batch = torch.tensor(Alphabet().batch_tokenize(sequences(workload, width)))
 
     @torch.inference_mode()
     def run() -> None:
-        for start in range(0, len(texts), size):
-            model(**tokenizer(texts[start : start + size], padding=True, return_tensors="pt"))
+        model(batch)
 
-    answer(run)
+    return run
 
 
-def serve_peak(hidden: str, tokens: str) -> None:
+def peak(workload: str, width: str) -> Run:
     import torch
     import torch.nn.functional as F
 
-    d, f, n = int(hidden), 2 * 4 * int(hidden) // 3, int(tokens)
-    shapes = [(d, 3 * d), (d, d), (d, 2 * f), (f, d)]
-    pairs = [(torch.randn(n, i).bfloat16(), torch.randn(o, i).bfloat16()) for i, o in shapes]
+    (hidden, layers), ffn = WIDTHS[width], 2 * 4 * WIDTHS[width][0] // 3
+    tokens = sum(len(text) + 2 for text in sequences(workload, width))
+    shapes = layers * [(hidden, 3 * hidden), (hidden, hidden), (hidden, 2 * ffn), (ffn, hidden)]
+    inputs = {into: torch.randn(tokens, into).bfloat16() for into in (hidden, ffn)}
+    weights = [torch.randn(out, into).bfloat16() for into, out in shapes]
 
+    @torch.inference_mode()
     def run() -> None:
-        for x, weight in pairs:
-            F.linear(x, weight)
+        for weight in weights:
+            F.linear(inputs[weight.shape[1]], weight)
 
-    answer(run)
-
-
-def answer(run) -> None:  # type: ignore[no-untyped-def]
-    """Run once per line of standard input and print the seconds."""
-    run()
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        run()
-        print(time.perf_counter() - start, flush=True)
+    return run
 
 
-class Side:
-    """One way of computing, in its own process."""
-
-    def __init__(self, python: str, arguments: list[str], threads: int) -> None:
-        self.seconds: list[float] = []
-        environment = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PATH": "/usr/bin:/bin"}
-        self.process = subprocess.Popen(
-            [python, "-W", "ignore", __file__, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-
-    def line(self) -> str:
-        assert self.process.stdout
-        return self.process.stdout.readline().strip()
-
-    def wait_ready(self) -> bool:
-        while (line := self.line()) != "ready":
-            if not line and self.process.poll() is not None:
-                return False
-        return True
-
-    def run(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        self.seconds.append(float(self.line()))
-
-    def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
+def start(folder: str, workload: str, width: str, chosen: Any) -> dict[str, Side]:
+    """All sides, by name, ready or failed."""
+    work: Any = {"threads": chosen.threads, "workload": workload, "width": width}
+    own = work | {"folder": folder}
+    found = {"plain fp32": Side("plain", **own, precision="fp32"), "plain bf16": Side("plain", **own, precision="bf16")}
+    found |= {f"rinalmo {name}": Side("rinalmo", **own, precision=name) for name in chosen.precisions}
+    if chosen.peer:
+        own["python"] = chosen.peer
+        found["card"] = Side("multimolecule", **own)
+        sizes = BATCHES if workload != "long" else (1,)
+        found |= {f"best {size}": Side("multimolecule", **own, size=size) for size in sizes}
+        found["nested"] = Side("multimolecule", **own, size=max(BATCHES), nested=True)
+    if chosen.peer and chosen.official:
+        found["official"] = Side("official", **work, python=chosen.peer, checkout=chosen.official)
+    return found | {"peak": Side("peak", **work)}
 
 
-def compare(width: str, workload: str, folder: Path, peer: str, threads: int, repeats: int) -> None:
-    texts = sequences(workload)
-    tokens = sum(map(len, texts)) + 2 * len(texts)
-    (folder.parent / "texts.json").write_text(json.dumps(texts))
-    hidden, layers = WIDTHS[width]
-    sides = {
-        f"rinalmo {precision}": Side(sys.executable, ["rinalmo", str(folder), precision], threads)
-        for precision in ("fp32", "bf16", "int8")
-    }
-    sides["peer card"] = Side(peer, ["peer", str(folder), "card"], threads)
-    batches = PEER_BATCHES if workload != "long" else (1,)
-    sides |= {f"peer best {n}": Side(peer, ["peer", str(folder), str(n)], threads) for n in batches}
-    sides["peak"] = Side(sys.executable, ["peak", str(hidden), str(min(tokens, 8192))], threads)
-    ready = {name: side for name, side in sides.items() if side.wait_ready()}
-    for _ in range(repeats):
-        for side in ready.values():
-            side.run()
-    for side in ready.values():
+def compare(folder: str, workload: str, width: str, chosen: Any) -> None:
+    found = start(folder, workload, width, chosen)
+    sides.take_turns(found.values(), chosen.repeats)
+    for side in found.values():
         side.close()
-    report(width, workload, tokens, layers, hidden, {name: side.median for name, side in ready.items()})
+    report(workload, width, found)
 
 
-def report(width: str, workload: str, tokens: int, layers: int, hidden: int, medians: dict[str, float]) -> None:
-    rate = {name: tokens / seconds for name, seconds in medians.items() if name != "peak"}
-    best = max(value for name, value in rate.items() if name.startswith("peer best"))
-    matrix = 2 * layers * hidden * (4 * hidden + 3 * (2 * 4 * hidden // 3))  # operations per token
-    peak = (matrix / layers) * min(tokens, 8192) / medians["peak"]
-    print(f"\n{width} ({layers} layers × {hidden}), {workload}: {tokens:,} tokens")
-    print(f"| {'':16} | tokens/s | × card | × best | of the bf16 peak |")
-    print("|---|---|---|---|---|")
-    for name, value in rate.items():
-        print(
-            f"| {name:16} | {value:8,.0f} | {value / rate['peer card']:6.2f} | {value / best:6.2f} | "
-            f"{value * matrix / peak:.2f} |"
+def report(workload: str, width: str, found: dict[str, Side]) -> None:
+    hidden, layers = WIDTHS[width]
+    texts = sequences(workload, width)
+    tokens = sum(map(len, texts)) + 2 * len(texts)
+    operations = 2 * layers * hidden * (4 * hidden + 3 * (2 * 4 * hidden // 3)) * tokens
+    best = min((side.median for name, side in found.items() if name.startswith(("best", "nested"))), default=0)
+    card = found["card"].median if "card" in found else 0
+    exact, limit = found["plain fp32"], found["peak"].median
+    print(f"\n{width} width, {layers} layers, {workload}: {len(texts)} sequences, {tokens:,} tokens, longest", end=" ")
+    print(f"{max(map(len, texts)):,} nt. Peak: {operations / limit / 1e9:,.0f} GFLOP/s.\n")
+    done = {name: side for name, side in found.items() if side.seconds and name != "peak"}
+    rows = [
+        (
+            *(name, f"{tokens / side.median:,.0f}"),
+            *(f"{base / side.median:.2f}" for base in (card, best, exact.median, limit)),
+            difference(side.value, exact.value),
         )
+        for name, side in done.items()
+    ]
+    sides.table(("", "tokens/s", "× card", "× best", "× plain fp32", "of peak", "difference"), rows)
+    for name, side in found.items():
+        if side.failure:
+            print(f"\nNot measured: {name} ({side.failure}).")
+
+
+def difference(states: list[float] | None, exact: list[float]) -> str:
+    return "" if states is None else f"{max(abs(a - b) for a, b in zip(states, exact, strict=True)):.0e}"
 
 
 def make_model(width: str, folder: Path) -> None:
+    """A model with random weights in the layout that both we and multimolecule read."""
     from rinalmo.model.config import ModelConfig
     from rinalmo.model.rinalmo import ModelSpec, create
     from rinalmo.weights.checkpoint import save
@@ -189,38 +215,21 @@ def make_model(width: str, folder: Path) -> None:
     save(create(ModelSpec(config, heads={"pooler": {}})), folder, "multimolecule", overwrite=True)
 
 
-def peer_python(given: str | None, scratch: Path) -> str:
-    if given:
-        return given
-    venv.create(scratch / "peer", with_pip=True)
-    python = str(scratch / "peer" / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *PEER], check=True)
-    return python
-
-
 def main() -> None:
-    if sys.argv[1:2] in (["rinalmo"], ["peer"]):
-        texts = json.loads((Path(sys.argv[2]).parent / "texts.json").read_text())
-        {"rinalmo": serve_rinalmo, "peer": serve_peer}[sys.argv[1]](sys.argv[2], texts, sys.argv[3])
-        return
-    if sys.argv[1:2] == ["peak"]:
-        serve_peak(*sys.argv[2:4])
-        return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", help="a Python that has multimolecule 0.2.2")
-    parser.add_argument("--widths", nargs="+", choices=WIDTHS, default=list(WIDTHS))
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        peer = peer_python(options.peer_python, scratch)
-        for width in options.widths:
-            for workload in options.workloads:
-                make_model(width, scratch / "model")
-                compare(width, workload, scratch / "model", peer, options.threads, options.repeats)
+    chosen = sides.options(
+        __doc__,
+        widths={"nargs": "+", "choices": list(WIDTHS), "default": list(WIDTHS)},
+        workloads={"nargs": "+", "choices": WORKLOADS, "default": list(WORKLOADS)},
+        precisions={"nargs": "+", "default": ["fp32", "bf16", "int8"]},
+    )
+    sides.head("Encoder", chosen)
+    with tempfile.TemporaryDirectory() as scratch:
+        for width in chosen.widths:
+            make_model(width, Path(scratch, width))
+            for workload in chosen.workloads:
+                compare(str(Path(scratch, width)), workload, width, chosen)
 
 
 if __name__ == "__main__":
-    main()
+    serves = {f.__name__: f for f in (rinalmo, plain, multimolecule, official, peak)}
+    sides.serve_or(main, serves)

@@ -3,8 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from rinalmo.errors import InputError
+from rinalmo.model import task_heads
 from rinalmo.model.heads import ContactHead, HeadConfig, MaskedLMHead
 from rinalmo.model.losses import infer_problem_type, label_loss, structure_loss
 from rinalmo.model.task_heads import StructureHead
@@ -20,6 +22,53 @@ def test_split_projection_equals_the_concatenated_one():
         pairs = block(pairs)
     upper = head.prediction(pairs)[0, 0].triu(1)
     torch.testing.assert_close(head(x)[..., 0], upper + upper.T)
+
+
+@pytest.mark.parametrize("num_blocks", [0, 1, 2, 3])
+@pytest.mark.parametrize(("length", "block"), [(1, 1), (2, 1), (3, 10**6), (23, 1), (23, 4 * 23 * 5), (40, 4 * 40 * 8)])
+def test_structure_by_rows_equals_the_plain_network(num_blocks, length, block, monkeypatch):
+    """Inference works through the map in blocks of rows: of one row, of several with a shorter last one, of all."""
+    monkeypatch.setattr(task_heads, "BLOCK", block)
+    torch.manual_seed(0)
+    head, x = StructureHead(12, channels=4, num_blocks=num_blocks, num_labels=2), 2 + torch.randn(length, 12)
+    expected = head(x)
+    assert expected.requires_grad
+    for _ in range(2):  # the second time shows that nothing was overwritten
+        with torch.inference_mode():
+            torch.testing.assert_close(head(x), expected.detach(), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_structure_head_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(task_heads, "BLOCK", 8 * 30 * 4)
+    torch.manual_seed(0)
+    head, x = StructureHead(12, channels=8), torch.randn(30, 12)
+    expected = head(x)
+    found = head.bfloat16()(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_structure_head_holds_one_and_a_half_maps(monkeypatch):
+    """The plain network holds four, and more while gradients are recorded."""
+    length, channels = 300, 16
+    head, x = StructureHead(12, channels=channels), torch.randn(length, 12)
+    sizes: dict[StorageWeakRef, int] = {}
+    most = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal most
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else (out,):
+                sizes[StorageWeakRef(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
+            most = max(most, sum(size for storage, size in sizes.items() if not storage.expired()))
+            return out
+
+    monkeypatch.setattr(task_heads, "BLOCK", 4 * channels * length)
+    with torch.inference_mode(), Watch():
+        head(x)
+    assert 1.5 * 4 * channels * length**2 < most < 1.7 * 4 * channels * length**2
 
 
 @pytest.mark.parametrize("length", [1, 2])

@@ -3,10 +3,18 @@
 `StructureHead` and `RibosomeLoadHead` use instance norms, whose statistics run over every position they are given:
 a padded sequence would get other numbers. Here each sequence is computed on its own length.
 
+The structure head is written twice. Where gradients are recorded, or the sequence is short, it is the plain network.
+Elsewhere its map of pairs, length² × channels, is computed in blocks of rows that stay in the processor's cache, and
+1.5 such maps are held instead of four: the outer sum that it starts from is made whenever a block of it is asked for,
+and in the end only the columns right of the diagonal are kept.
+
 Reference: Penić et al. 2025 (arXiv:2403.00043), supplement.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, chain
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +40,45 @@ class PairBlock(nn.Module):
             y = F.relu(_instance_norm(conv(y)), inplace=True)
         return x + y
 
+    def by_rows(self, x: Rows, *, upper: bool) -> Rows:
+        """As `forward`, without gradients. With `upper` only what the upper triangle needs; `x` is then used up."""
+        x = list(x) if upper else x
+        starts = _first_columns(x) if upper else [0] * len(x)
+        out = _reserve(x, starts)
+        moments = self._widen(x, starts, out)
+        moments = self._contract(x, starts, out, *moments.affine())
+        scale, shift = moments.affine()
+        for k, kept in enumerate(out):
+            torch.addcmul(shift, kept, scale, out=kept).relu_().add_(x[k][..., starts[k] :])
+        return out
+
+    def _widen(self, x: Rows, starts: list[int], out: list[Tensor]) -> _Moments:
+        """The first two convolutions, into `out`. Columns before `starts` go where nothing reads `x` again."""
+        weight, moments = self.conv1.weight[:, :, 0, 0], _Moments()
+        for rows in x:
+            moments.add(_mix(rows, weight))
+        scale, shift = moments.affine()
+        hidden = (_mix(rows, weight * scale[:, 0], shift[:, 0]).relu_() for rows in x)
+        moments = _Moments()
+        for k, rows in enumerate(_with_neighbours(hidden)):
+            y = _convolve(rows, self.conv2)
+            moments.add(y)
+            out[k].copy_(y[..., starts[k] :])
+            if starts[k]:
+                x[k][..., : starts[k]] = y[..., : starts[k]]
+        return moments
+
+    def _contract(self, x: Rows, starts: list[int], out: list[Tensor], scale: Tensor, shift: Tensor) -> _Moments:
+        """The last convolution, in place; of the columns before `starts` only the moments count."""
+        weight, moments = self.conv3.weight[:, :, 0, 0], _Moments()
+        for k, kept in enumerate(out):
+            for y in (kept, x[k][..., : starts[k]]) if starts[k] else (kept,):
+                z = _mix(torch.addcmul(shift, y, scale).relu_(), weight)
+                moments.add(z)
+                if y is kept:
+                    kept.copy_(z)
+        return moments
+
 
 class StructureHead(nn.Module):
     """Pairing logits of one sequence.
@@ -49,12 +96,115 @@ class StructureHead(nn.Module):
     def forward(self, x: Float[Tensor, "length hidden"]) -> Float[Tensor, "length length labels"]:
         """Symmetric logits; only the map's upper triangle is used, the diagonal is 0."""
         left, right = self.projection.weight.chunk(2, dim=1)
-        first, second = (x @ left.T).T, (x @ right.T).T + self.projection.bias[:, None]
-        pairs = (first[:, :, None] + second[:, None, :])[None]
+        first, second = x @ left.T, x @ right.T + self.projection.bias
+        plain = torch.is_grad_enabled() or len(x) * first.numel() <= BLOCK
+        upper = (self._plain if plain else self._by_rows)(first, second).triu(1)
+        return (upper + upper.transpose(1, 2)).permute(1, 2, 0)
+
+    def _plain(
+        self, first: Float[Tensor, "length channels"], second: Float[Tensor, "length channels"]
+    ) -> Float[Tensor, "labels length length"]:
+        pairs = (first.T[:, :, None] + second.T[:, None, :])[None]
         for block in self.blocks:
             pairs = block(pairs)
-        upper = self.prediction(pairs)[0].triu(1)
-        return (upper + upper.transpose(1, 2)).permute(1, 2, 0)
+        return self.prediction(pairs)[0]
+
+    def _by_rows(
+        self, first: Float[Tensor, "length channels"], second: Float[Tensor, "length channels"]
+    ) -> Float[Tensor, "labels length length"]:
+        pairs: Rows = _OuterSum(first, second)
+        for block in self.blocks:
+            assert isinstance(block, PairBlock)
+            pairs = block.by_rows(pairs, upper=block is self.blocks[-1])
+        out = first.new_zeros(self.prediction.out_channels, len(first), len(first))
+        heights = [rows.shape[1] for rows in pairs]
+        for part, rows in zip(out.split(heights, dim=1), _with_neighbours(pairs), strict=True):
+            y = _convolve(rows, self.prediction)
+            part[..., -y.shape[2] :] = y
+        return out
+
+
+# A map of pairs in blocks of rows, each `(channels, rows, columns)`. Where only the upper triangle is kept, the later
+# blocks lack columns on the left.
+Rows = Sequence[Tensor]
+
+BLOCK = 1 << 19  # numbers in one block: 2 MB, which fit into the cache of a core
+
+
+class _OuterSum(Sequence[Tensor]):
+    """`first[i] + second[j]` for all i and j, in blocks that are computed whenever they are asked for."""
+
+    def __init__(self, first: Float[Tensor, "length channels"], second: Float[Tensor, "length channels"]) -> None:
+        self.parts = [part.T[:, :, None] for part in first.split(max(1, BLOCK // first.numel()))]
+        self.second = second.T.contiguous()[:, None]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, k: int) -> Tensor:  # type: ignore[override]  # no slices
+        return self.parts[k] + self.second
+
+
+class _Moments:
+    """Sums over a map that comes in blocks, from which an instance norm follows; added up in fp64."""
+
+    def __init__(self) -> None:
+        self.count, self.dtype = 0, torch.float32
+        self.sum = self.squares = torch.zeros((), dtype=torch.float64)
+
+    def add(self, rows: Float[Tensor, "channels rows columns"]) -> None:
+        """Take one block into account."""
+        flat = rows.flatten(1).float()
+        self.count, self.dtype = self.count + flat.shape[1], rows.dtype
+        self.sum = self.sum + flat.sum(1).double()
+        self.squares = self.squares + flat.square().sum(1).double()
+
+    def affine(self, eps: float = 1e-5) -> tuple[Float[Tensor, "channels 1 1"], Float[Tensor, "channels 1 1"]]:
+        """The norm as a factor and a summand for each channel."""
+        mean = self.sum / self.count
+        scale = ((self.squares / self.count - mean**2).clamp(min=0) + eps).rsqrt()
+        return scale.to(self.dtype)[:, None, None], (-mean * scale).to(self.dtype)[:, None, None]
+
+
+def _first_columns(blocks: Rows) -> list[int]:
+    """Where each block must begin so that a 3 × 3 convolution finds all it needs right of the diagonal."""
+    rows = accumulate((block.shape[1] for block in blocks[:-1]), initial=0)
+    return [max(0, row - 1) for row in rows]
+
+
+def _reserve(like: Rows, starts: list[int]) -> list[Tensor]:
+    """Room for as many blocks of these shapes, less the columns before `starts`, in one piece that never fragments."""
+    shapes = [(*block.shape[:2], block.shape[2] - start) for block, start in zip(like, starts, strict=True)]
+    sizes = [channels * rows * columns for channels, rows, columns in shapes]
+    parts = like[0].new_empty(sum(sizes)).split(sizes)
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _with_neighbours(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Each block with the row above it and the row below it; zeros outside of the map and for columns that lack."""
+    above = here = None
+    for below in chain(blocks, [None]):
+        if here is not None:
+            columns, nothing = here.shape[2], torch.zeros_like(here[:, :1])
+            top = nothing if above is None else above[..., -columns:]
+            bottom = nothing if below is None else F.pad(below[:, :1], (columns - below.shape[2], 0))
+            yield torch.cat((top, here, bottom), dim=1)
+            above = here[:, -1:]
+        here = below
+
+
+def _mix(
+    rows: Float[Tensor, "into rows columns"], weight: Float[Tensor, "out into"], bias: Tensor | None = None
+) -> Float[Tensor, "out rows columns"]:
+    """A 1 × 1 convolution."""
+    flat = rows.flatten(1)
+    mixed = weight @ flat if bias is None else torch.addmm(bias, weight, flat)
+    return mixed.unflatten(1, rows.shape[1:])
+
+
+def _convolve(rows: Float[Tensor, "into rows_and_two columns"], conv: nn.Conv2d) -> Float[Tensor, "out rows columns"]:
+    """A 3 × 3 convolution of a block with its neighbours."""
+    return F.conv2d(rows[None], conv.weight, conv.bias, padding=(0, 1))[0]
 
 
 class SequenceBlock(nn.Module):

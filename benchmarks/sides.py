@@ -1,0 +1,250 @@
+"""What the benchmark scripts share: sides that take turns, the peers' environment, the head of a report, tables.
+
+A *side* is one way of computing something, in a process of its own with a set number of threads. It prepares, runs
+once untimed, then runs whenever it is asked. The sides of a comparison are asked in turn, so that a busy machine
+slows them all, and medians are compared. How far its memory rises is asked in a run of its own, since handing free
+memory back before it would slow a timed one.
+
+The surprise: a script is on both ends. It starts itself with a side's Python and `--serve NAME ARGUMENTS`, and the
+peers' Pythons have no `rinalmo`; so nothing beyond the standard library is imported up here. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import venv
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import MagicMock
+
+PEERS = ("multimolecule==0.2.2", "torch==2.13.0")
+OFFICIAL_NEEDS = ("einops", "ml_collections", "scikit-learn")
+Run = Callable[[], Any]  # computes once; what it returns can be compared between sides
+
+
+# The parent's end.
+
+
+class Side:
+    """One way of computing, in its own process; `failure` says why if it could not get ready."""
+
+    def __init__(self, serve: str, threads: int, python: str = sys.executable, **arguments: Any) -> None:
+        self.seconds: list[float] = []
+        self.value: Any = None
+        self.failure = ""
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, open as long as the process is
+        command = [python, "-W", "ignore", sys.argv[0], "--serve", serve, json.dumps(arguments)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors, "text": True}
+        self._process = subprocess.Popen(command, env=environment(threads), **pipes)
+        self._hear()
+
+    def run(self) -> None:
+        """Run once and keep the seconds."""
+        if answer := self._ask("run"):
+            self.seconds.append(answer["seconds"])
+
+    def memory(self) -> int:
+        """Bytes by which the process grows at most while it runs once more."""
+        return self._ask("memory").get("bytes", 0)
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._process.wait()
+
+    @property
+    def median(self) -> float:
+        """Median seconds; infinite for a side that failed."""
+        return statistics.median(self.seconds) if self.seconds else float("inf")
+
+    def _ask(self, what: str) -> dict[str, Any]:
+        if self.failure or not self._process.stdin:
+            return {}
+        self._process.stdin.write(what + "\n")
+        self._process.stdin.flush()
+        return self._hear()
+
+    def _hear(self) -> dict[str, Any]:
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        if line:
+            answer: dict[str, Any] = json.loads(line)
+            self.value = answer.get("value", self.value)
+            return answer
+        code = self._process.wait()
+        self._errors.seek(0)
+        said = [line.strip() for line in self._errors if line.strip()]
+        self.failure = said[-1] if said and code > 0 else f"ended by signal {-code}"
+        return {}
+
+
+def take_turns(sides: Iterable[Side], repeats: int) -> None:
+    """Each side once, and again, `repeats` times."""
+    chosen = list(sides)
+    for _ in range(repeats):
+        for side in chosen:
+            side.run()
+
+
+class Spent(NamedTuple):
+    """What a whole process took. `anonymous` leaves out the pages that only mirror a file and can be dropped."""
+
+    seconds: float
+    peak: int
+    anonymous: int
+    output: str
+
+
+def spend(command: Sequence[str], threads: int) -> Spent:
+    """Run a command to its end and measure it; its memory is looked at every few milliseconds."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, env=environment(threads), stdout=subprocess.PIPE, text=True)
+    peaks = {"VmHWM": 0, "RssAnon": 0}
+
+    def watch() -> None:
+        while process.poll() is None:
+            for key in peaks:
+                peaks[key] = max(peaks[key], _status(key, process.pid))
+            time.sleep(0.003)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    output = process.communicate()[0]
+    seconds = time.perf_counter() - start
+    watcher.join()
+    if process.returncode:
+        sys.exit(f"failed ({process.returncode}): {' '.join(command)}")
+    return Spent(seconds, peaks["VmHWM"], peaks["RssAnon"], output)
+
+
+def environment(threads: int) -> dict[str, str]:
+    """This process's environment with a set number of threads and no network."""
+    count = str(threads)
+    return os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "HF_HUB_OFFLINE": "1"}
+
+
+# The side's end.
+
+
+def serve_or(main: Callable[[], None], serves: dict[str, Callable[..., Run]]) -> None:
+    """`main`, or, in a process that a `Side` started, one of `serves`."""
+    if sys.argv[1:2] != ["--serve"]:
+        main()
+        return
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    run = serves[sys.argv[2]](**json.loads(sys.argv[3]))
+    print(json.dumps({"value": run()}), file=answers)
+    for line in sys.stdin:
+        print(json.dumps(_timed(run) if line.strip() == "run" else _grown(run)), file=answers)
+
+
+def _timed(run: Run) -> dict[str, float]:
+    start = time.perf_counter()
+    run()
+    return {"seconds": time.perf_counter() - start}
+
+
+def _grown(run: Run) -> dict[str, int]:
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = _status("VmRSS")
+    run()
+    return {"bytes": _status("VmHWM") - before}
+
+
+def _status(key: str, process: int | str = "self") -> int:
+    """A line of /proc/PROCESS/status in bytes; 0 once the process is gone."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(key + ":")), 0)
+
+
+def use_official(checkout: str) -> None:
+    """Let the authors' code be imported, whose modules ask for flash-attn even where they do not use it."""
+    sys.path.insert(0, checkout)
+    for name in ("flash_attn", "flash_attn.layers", "flash_attn.layers.rotary", "flash_attn.bert_padding"):
+        sys.modules[name] = MagicMock()
+
+
+# Options, peers, reports.
+
+
+def options(doc: str | None, **more: dict[str, Any]) -> argparse.Namespace:
+    """The command line of a script: the common options, then its own."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", help="one that has multimolecule 0.2.2; default: installed once, in ~/.cache")
+    parser.add_argument("--no-peers", action="store_true", help="measure rinalmo alone")
+    parser.add_argument("--official", help="a checkout of lbcb-sci/RiNALMo, to measure the authors' code too")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    for name, settings in more.items():
+        parser.add_argument("--" + name.replace("_", "-"), **settings)
+    chosen = parser.parse_args()
+    chosen.peer = None if chosen.no_peers else chosen.peer_python or _installed()
+    chosen.official = chosen.official and not chosen.no_peers and str(Path(chosen.official).resolve())
+    return chosen
+
+
+def _installed() -> str:
+    """The Python of an environment that has the peers, made on first use."""
+    folder = Path.home() / ".cache" / "rinalmo-benchmarks" / "-".join(PEERS)
+    python = folder / "bin" / "python"
+    if subprocess.run([python, "-c", "import multimolecule"], capture_output=True).returncode if python.exists() else 1:
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS, *OFFICIAL_NEEDS], check=True)
+    return str(python)
+
+
+def head(title: str, chosen: argparse.Namespace) -> None:
+    """Print what a reader needs to judge or repeat the numbers below."""
+    here = Path(__file__).parent
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
+    versions = [f"Python {platform.python_version()}", *_versions(sys.executable, "torch", "transformers", "numpy")]
+    versions += _versions(chosen.peer, "multimolecule", "torch") if chosen.peer else []
+    print(f"## {title}\n")
+    print(f"{date.today()}, {processor()}, {chosen.threads} threads, commit {commit.stdout.strip() or 'unknown'};")
+    print(", ".join(versions) + ".  ")
+    print(f"`python {' '.join(sys.argv)}`\n", flush=True)
+
+
+def processor() -> str:
+    """The processor and which fast kinds of arithmetic it has."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    facts = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
+    kinds = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx2")
+    flags = [kind for kind in kinds if kind in facts.get("flags", "").split()]
+    return f"{facts.get('model name', platform.processor())} ({', '.join(flags)}), {os.cpu_count()} cores"
+
+
+def _versions(python: str, *packages: str) -> list[str]:
+    code = "import sys, importlib.metadata as m; print(*(f'{p} {m.version(p)}' for p in sys.argv[1:]), sep=',')"
+    found = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True)
+    return found.stdout.strip().split(",") if found.returncode == 0 else []
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a Markdown table, aligned for reading as text."""
+    cells = [list(columns), *map(list, rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
+    print("\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]), flush=True)
+
+
+def megabytes(size: float) -> str:
+    """A size for a table."""
+    return f"{size / 1e6:,.0f} MB"
