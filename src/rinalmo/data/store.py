@@ -97,6 +97,12 @@ class TokenStore:
         rows, row = self._find(index)
         return rows.names[rows.name_offsets[row] : rows.name_offsets[row + 1]].tobytes().decode()
 
+    def blocks(self) -> Iterator[NDArray[np.uint8]]:
+        """The letters of all sequences, end to end, one record batch at a time."""
+        for number in range(-(-len(self) // ROWS)):
+            rows = self._rows.get(number) or self._load(number)
+            yield rows.letters[: rows.letter_offsets[-1]]
+
     def sequence_range(self, split: str) -> range:
         """The sequences of `train` or `validation`."""
         return range(*self._split(split)["sequences"])
