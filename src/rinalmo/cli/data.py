@@ -123,6 +123,27 @@ def card_command(store: Path) -> None:
     click.echo(f"{path}: written", err=True)
 
 
+@command.command("download")
+@click.argument("database", metavar="DATABASE")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--mirror", metavar="URL", help="Another address that has the same files in the same places.")
+def download_command(database: str, folder: Path, mirror: str | None) -> None:
+    """Fetch a database: rnacentral, rfam, ensembl (release 109), ensembl-bacteria (release 56) or nt.
+
+    What has arrived is kept: the same command goes on where it was. Give the folder to `prepare` as LABEL=DIR.
+
+    \b
+    rinalmo data download rfam databases/rfam
+    rinalmo data prepare store rfam=databases/rfam
+    """
+    from rinalmo.cli.progress import counter
+    from rinalmo.data.download import download
+
+    with counter(f"downloading {database}", "files") as tell:
+        files = download(database, folder, mirror=mirror, tell=tell)
+    click.echo(f"{folder}: {len(files):,} files of {database}", err=True)
+
+
 def _labelled(text: str) -> tuple[str, Path]:
     label, sign, path = text.partition("=")
     if not (sign and label and path):

@@ -38,8 +38,8 @@ class Facts:
     letters: list[tuple[str, int]]
 
 
-def write_card(folder: Path, tell: Callable[[int], Any] = lambda count: None) -> Path:
-    """Write `card.md` and `plots/` into the folder of a store; returns the card's path."""
+def write_card(folder: Path, tell: Callable[[int], Any] = lambda count: None, *, name: str | None = None) -> Path:
+    """Write `card.md` and `plots/` into a store, in the card called `name` or as its folder; returns the path."""
     store = TokenStore.open(folder)
     facts = count(store, tell)
     try:
@@ -47,7 +47,7 @@ def write_card(folder: Path, tell: Callable[[int], Any] = lambda count: None) ->
         note = ""
     except MissingExtraError as error:
         drawn, note = {}, f"Without plots: {error}."
-    text = "\n".join(_lines(store, facts, drawn, note))
+    text = "\n".join(_lines(store, name or folder.resolve().name, facts, drawn, note))
     with replacing(folder / CARD) as file:
         file.write(text.encode())
     return folder / CARD
@@ -87,9 +87,9 @@ def _labels(labels: Sequence[str], ids: NDArray[Any]) -> list[tuple[str, int]]:
     return sorted(zip(labels, numbers, strict=True), key=lambda pair: (-pair[1], pair[0]))
 
 
-def _lines(store: TokenStore, facts: Facts, drawn: dict[str, str], note: str) -> Iterator[str]:
+def _lines(store: TokenStore, name: str, facts: Facts, drawn: dict[str, str], note: str) -> Iterator[str]:
     manifest, provenance = store.manifest, store.manifest["provenance"]
-    yield f"# Data card: {store.path.resolve().name}\n"
+    yield f"# Data card: {name}\n"
     yield (
         f"{len(store):,} sequences, {manifest['nucleotides']:,} nucleotides, {manifest['clusters']:,} clusters.  \n"
         f"Fingerprint `{store.fingerprint}`.\n"

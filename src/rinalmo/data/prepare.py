@@ -83,7 +83,8 @@ def prepare(
     with held(folder, out):
         _open(folder, settings, out, restart)
         try:
-            _Run(folder, recipe, given, banned, mmseqs, settings, threads or os.cpu_count() or 1, progress).finish()
+            threads = threads or os.cpu_count() or 1
+            _Run(out.name, folder, recipe, given, banned, mmseqs, settings, threads, progress).finish()
             _clear(folder, (_SETTINGS, "store"))
             (folder / "store").rename(out)  # replaces an empty folder
             sync_folder(out.parent)
@@ -97,6 +98,7 @@ def prepare(
 class _Run:
     """The steps, each from what the ones before it left in the folder."""
 
+    name: str
     folder: Path
     recipe: PrepareRecipe
     sources: list[Source]
@@ -115,7 +117,7 @@ class _Run:
         with replacing(target / REPORT) as file:
             file.write((json.dumps(report, indent=1) + "\n").encode())
         with self.progress("writing the data card") as tell:
-            write_card(target, tell)
+            write_card(target, tell, name=self.name)
 
     def _write(self, target: Path) -> None:
         staged = self._staged()
