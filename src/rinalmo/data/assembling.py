@@ -6,7 +6,8 @@ or less moves few of them from one side to the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -44,9 +45,12 @@ class Selection:
 def split(chosen: Selection, recipe: SplitRecipe) -> NDArray[np.bool_]:
     """For each cluster whether it validates: the recipe's share of them, at least one of several if not zero."""
     kept = np.flatnonzero(chosen.clusters >= 0)
-    _, firsts = np.unique(chosen.clusters[kept], return_index=True)
-    digests = [blake2b(chosen.staged.letters(index), digest_size=8).digest() for index in kept[firsts].tolist()]
-    keys = draws.key(recipe.seed, np.frombuffer(b"".join(digests), dtype="<u8"))
+    # Clusters are numbered as they come, so that each begins where the largest number so far grows.
+    firsts = kept[np.diff(np.maximum.accumulate(chosen.clusters[kept]), prepend=-1) > 0]
+    keys = np.empty(len(firsts), dtype=np.uint64)
+    for number, index in enumerate(firsts):
+        keys[number] = int.from_bytes(blake2b(chosen.staged.letters(int(index)), digest_size=8).digest())
+    keys = draws.key(recipe.seed, keys)
     count = round(recipe.validation_fraction * len(keys))
     if recipe.validation_fraction > 0 and len(keys) > 1:
         count = max(count, 1)
@@ -63,47 +67,46 @@ def assemble(
     tell: Callable[[int], Any],
 ) -> None:
     """Write the store, and beside it which sequences of which sources were equal to those that stayed."""
-    kept = np.flatnonzero(chosen.clusters >= 0)
-    numbers = chosen.clusters[kept]
-    order = kept[np.lexsort((numbers, validates[numbers]))]  # stable: within a cluster as they came
-    sources, source_ids = _used(*chosen.staged.labels("sources"), order)
-    families, family_ids = _used(*chosen.staged.labels("families"), order, always=1)
+    staged, clusters = chosen.staged, chosen.clusters
+    order = _order(clusters, validates)
+    sources, source_tables = staged.labels("sources", clusters >= 0)
+    families, family_tables = staged.labels("families", clusters >= 0)
     with StoreWriter(target, sources=sources, families=families, provenance=provenance) as writer:
         last = -1
-        for done, index in enumerate(order.tolist()):
-            if (number := int(chosen.clusters[index])) != last:
+        for done, index in enumerate(order):  # not as a list, which would take five times the memory
+            if (number := int(clusters[index])) != last:
                 writer.start_cluster(SPLITS[int(validates[number])])
                 last = number
-            store, place = chosen.staged.find(index)
-            letters = store[place].tobytes()
-            writer.add(store.name(place), letters, int(source_ids[index]), int(family_ids[index]))
+            which, place = staged.find(int(index))
+            store = staged.stores[which]
+            source = int(source_tables[which][store.source_ids[place]])
+            family = int(family_tables[which][store.family_ids[place]])
+            writer.add(store.name(place), store[place].tobytes(), source, family)
             if done % _EVERY == 0:
                 tell(done)
         _write_duplicates(chosen, order, writer.folder / DUPLICATES)
     tell(len(order))
 
 
+def _order(clusters: Numbers, validates: NDArray[np.bool_]) -> Numbers:
+    """The sequences to store: train first, by cluster, and within a cluster as they came."""
+    kept = np.flatnonzero(clusters >= 0)
+    numbers = clusters[kept]
+    numbers += validates[numbers] * len(validates)
+    return kept[np.argsort(numbers, kind="stable")]
+
+
 def duplicate_pairs(staged: Staged, first: Numbers, excluded: int) -> list[list[Any]]:
     """How many sequences equal an earlier one: [source of the one kept, source of the others, number], most first."""
-    labels, ids = staged.labels("sources")
-    others = np.flatnonzero((first != np.arange(len(first))) & (np.arange(len(first)) >= excluded))
-    pairs, counts = np.unique(ids[first[others]] * len(labels) + ids[others], return_counts=True)
-    rows = [
-        [labels[pair // len(labels)], labels[pair % len(labels)], int(n)] for pair, n in zip(pairs, counts, strict=True)
-    ]
-    return sorted(rows, key=lambda row: -row[2])
-
-
-def _used(labels: list[str], ids: Numbers, order: Numbers, always: int = 0) -> tuple[list[str], Numbers]:
-    """The labels that occur in the store (and the first `always`), and the ids renumbered to them."""
-    occur = np.zeros(len(labels), dtype=bool)
-    occur[ids[order]] = True
-    occur[:always] = True
-    new = np.cumsum(occur) - 1
-    return [label for label, used in zip(labels, occur, strict=True) if used], new[ids]
+    pairs: Counter[tuple[str, str]] = Counter()
+    for index in np.flatnonzero(first != np.arange(len(first))):
+        if index >= excluded:
+            pairs[staged.source(int(first[index])), staged.source(int(index))] += 1
+    return [[kept, other, count] for (kept, other), count in pairs.most_common()]
 
 
 def _write_duplicates(chosen: Selection, order: Numbers, path: Path) -> None:
+    staged = chosen.staged
     place = np.full(len(chosen.first), -1, dtype=np.int64)
     place[order] = np.arange(len(order))
     others = np.flatnonzero((chosen.clusters == DUPLICATE) & (place[chosen.first] >= 0))
@@ -111,13 +114,8 @@ def _write_duplicates(chosen: Selection, order: Numbers, path: Path) -> None:
     with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
         for start in range(0, len(others), _CHUNK):
             part = others[start : start + _CHUNK]
-            rows = list(_named(chosen.staged, part))
-            columns = [place[chosen.first[part]], [source for source, _ in rows], [name for _, name in rows]]
+            names = [staged.name(int(index)) for index in part]
+            sources = [staged.source(int(index)) for index in part]
+            columns = [place[chosen.first[part]], sources, names]
             arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
             writer.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA))
-
-
-def _named(staged: Staged, indices: Numbers) -> Iterator[tuple[str, str]]:
-    for index in indices.tolist():
-        store, place = staged.find(index)
-        yield store.sources[int(store.source_ids[place])], store.name(place)

@@ -70,16 +70,25 @@ def _numbered(
     candidates = indices >= distinct.excluded
     out = candidates & np.isin(labels, taboo)
     kept = candidates & ~out
-    _, firsts, inverse, sizes = np.unique(labels[kept], return_index=True, return_inverse=True, return_counts=True)
-    rank = np.empty(len(firsts), dtype=np.int64)
-    rank[np.argsort(firsts)] = np.arange(len(firsts))
+    numbers = _in_order_of_first(labels[kept])
+    sizes = np.bincount(numbers)
     clusters = np.full(len(distinct.first), DUPLICATE, dtype=np.int64)
-    clusters[indices[kept]] = rank[inverse]
+    clusters[indices[kept]] = numbers
     clusters[indices[~kept]] = EXCLUDED
     facts |= {"sequences": int(candidates.sum()), "kept": int(kept.sum())}
     facts["dropped"] = {"in a cluster with an excluded sequence": int(out.sum())} if out.any() else {}
     facts |= {"clusters": len(sizes), "of one sequence": int((sizes == 1).sum()), "largest": int(sizes.max(initial=0))}
     return clusters, facts
+
+
+def _in_order_of_first(labels: Numbers) -> Numbers:
+    """The labels, small non-negative numbers, replaced by 0, 1, … in the order in which they first occur."""
+    places = np.arange(len(labels))
+    first = np.empty(int(labels.max(initial=-1)) + 1, dtype=np.int64)
+    first[labels[::-1]] = places[::-1]  # of equal labels the last write wins, which is the first place
+    own_first = first[labels]
+    rank: Numbers = np.cumsum(own_first == places) - 1
+    return rank[own_first]
 
 
 def _from_tables(distinct: Distinct, indices: Numbers) -> tuple[Numbers, Numbers]:
@@ -88,10 +97,9 @@ def _from_tables(distinct: Distinct, indices: Numbers) -> tuple[Numbers, Numbers
     labels = np.empty(len(distinct.first), dtype=np.int64)
     for i, label in enumerate(distinct.staged.cluster_labels()):
         if i >= distinct.excluded and not label:
-            store, place = distinct.staged.find(i)
             raise InputError(
-                f"{store.name(place)}: its table names no cluster; give every source a table with a cluster column, "
-                "or choose another clustering.method"
+                f"{distinct.staged.name(i)}: its table names no cluster; give every source a table with a cluster "
+                "column, or choose another clustering.method"
             )
         labels[i] = numbers.setdefault(label, len(numbers))
     own = np.arange(len(labels)) >= distinct.excluded

@@ -7,10 +7,12 @@ the steps that follow. Beside the sequences lie `counts.json` and, if the source
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -143,30 +145,46 @@ class Staged:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.stores = [TokenStore.open(folder) for folder in folders]
-        self.starts = np.cumsum([0, *(len(store) for store in self.stores)])
+        self.starts = [0, *accumulate(len(store) for store in self.stores)]
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return self.starts[-1]
 
-    def find(self, index: int) -> tuple[TokenStore, int]:
-        """The store of a sequence, and its place in it."""
-        number = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return self.stores[number], index - int(self.starts[number])
+    def find(self, index: int) -> tuple[int, int]:
+        """Which store a sequence is in, and its place there."""
+        number = bisect_right(self.starts, index) - 1
+        return number, index - self.starts[number]
 
     def letters(self, index: int) -> bytes:
         """The letters of a sequence."""
-        store, place = self.find(index)
-        return store[place].tobytes()
+        number, place = self.find(index)
+        return self.stores[number][place].tobytes()
 
-    def labels(self, kind: str) -> tuple[list[str], NDArray[np.int64]]:
-        """All `sources` or `families`, and for each sequence the number of its own."""
+    def name(self, index: int) -> str:
+        """The name of a sequence."""
+        number, place = self.find(index)
+        return self.stores[number].name(place)
+
+    def source(self, index: int) -> str:
+        """The source of a sequence."""
+        number, place = self.find(index)
+        return self.stores[number].sources[int(self.stores[number].source_ids[place])]
+
+    def labels(self, kind: str, wanted: NDArray[np.bool_]) -> tuple[list[str], list[NDArray[np.int64]]]:
+        """The `sources` or `families` of the wanted sequences, and for each store a table from its numbers to theirs."""
         numbers: dict[str, int] = {"": 0} if kind == "families" else {}
-        parts = []
-        for store in self.stores:
-            own = store.families if kind == "families" else store.sources
-            mapped = np.array([numbers.setdefault(label, len(numbers)) for label in own], dtype=np.int64)
-            parts.append(mapped[store.family_ids if kind == "families" else store.source_ids])
-        return list(numbers), np.concatenate(parts)
+        tables = []
+        for store, (start, stop) in zip(self.stores, pairwise(self.starts), strict=True):
+            labels, ids = (
+                (store.families, store.family_ids) if kind == "families" else (store.sources, store.source_ids)
+            )
+            occur = np.bincount(ids[wanted[start:stop]], minlength=len(labels)) > 0
+            table = [
+                numbers.setdefault(label, len(numbers)) if used else -1
+                for label, used in zip(labels, occur, strict=True)
+            ]
+            tables.append(np.array(table, dtype=np.int64))
+        return list(numbers), tables
 
     def cluster_labels(self) -> Iterator[str]:
         """The cluster of each sequence, as the tables say; "" where they do not."""
