@@ -15,11 +15,13 @@ SOURCE = Path(rinalmo.__file__).parent
 ALLOWED = {
     "errors": set(),
     "alphabet": {"errors"},
+    "durable": {"errors"},
     "rna": {"errors", "alphabet"},
     "model": {"errors", "alphabet"},
     "metrics": {"errors", "rna"},
-    "weights": {"errors", "alphabet", "rna", "model"},
-    "inference": {"errors", "alphabet", "rna", "model", "weights"},
+    "weights": {"errors", "alphabet", "durable", "rna", "model"},
+    "data": {"errors", "alphabet", "durable", "rna", "model", "weights"},
+    "inference": {"errors", "alphabet", "durable", "rna", "model", "weights"},
 }
 SKINS = {"hf", "cli", "__init__", "__main__"}
 FORBIDDEN_PACKAGES = {
@@ -28,6 +30,7 @@ FORBIDDEN_PACKAGES = {
     "metrics": {"torch", "transformers"},
     "alphabet": {"torch", "transformers"},
     "inference": {"transformers"},
+    "data": {"transformers"},
     "weights": {"transformers"},
 }
 

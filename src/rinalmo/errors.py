@@ -6,14 +6,18 @@
     ├── CheckpointError             a model file that is damaged, foreign, unsafe or does not fit (also a ValueError)
     ├── DownloadError               a published model could not be fetched (also an OSError)
     │   └── SourceUnavailable       one address did not deliver; another may (in rinalmo.weights.download)
+    ├── ToolError                   an external program failed (also a RuntimeError)
     └── MissingExtraError           an optional package is not installed (also an ImportError)
 
-The command line turns a `RinalmoError` into its one line and exit code 2; anything else is a bug.
+The command line turns a `RinalmoError` into its one line and its `exit_code`: 2 for what the user gave, 1 for what
+happened while running. Anything else is a bug.
 """
 
 
 class RinalmoError(Exception):
     """Base of all deliberate errors."""
+
+    exit_code = 2
 
 
 class InputError(RinalmoError, ValueError):
@@ -55,6 +59,12 @@ class CheckpointError(RinalmoError, ValueError):
 
 class DownloadError(RinalmoError, OSError):
     """A published file could not be fetched."""
+
+
+class ToolError(RinalmoError, RuntimeError):
+    """An external program failed, or did not do what it should."""
+
+    exit_code = 1
 
 
 class MissingExtraError(RinalmoError, ImportError):

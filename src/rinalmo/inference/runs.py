@@ -13,19 +13,17 @@ so a run that was interrupted writes the same bytes as one that was not.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from rinalmo.durable import file_sha256, held, replacing
 from rinalmo.errors import InputError, RinalmoError
 from rinalmo.rna.fasta import Record
 
@@ -95,12 +93,12 @@ class Run:
 
         With `resume` the settings must be those of the interrupted run; without, an old run is thrown away.
         """
-        with _faults(self.output), _lock(self.folder, self.output):
+        with _faults(self.output), held(self.folder, self.output):
             if resume and (self.folder / "run.json").exists():
                 self._require_same(settings)
             else:
                 self._clear()
-                with _replacing(self.folder / "run.json") as file:
+                with replacing(self.folder / "run.json") as file:
                     file.write(json.dumps(settings, indent=2).encode())
             try:
                 yield len(self.chunk_files())
@@ -124,7 +122,7 @@ class Run:
     def write(self, number: int, chunk: Chunk) -> None:
         """Add a finished chunk; it is there wholly or not at all."""
         names = np.array(json.dumps([chunk.ids, chunk.descriptions]))
-        with _replacing(self.folder / _name(number)) as file:
+        with replacing(self.folder / _name(number)) as file:
             np.savez(file, names=names, lengths=chunk.lengths, values=chunk.values)
 
     def chunks(self) -> Iterator[Chunk]:
@@ -166,46 +164,7 @@ def input_sum(source: str | Path) -> str | None:
     path = Path(source)
     if str(source) == "-" or not path.is_file():
         return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def _lock(folder: Path, output: Path) -> Iterator[None]:
-    """Hold the folder; a second process is told so. A dead process's lock is freed by the system."""
-    while True:
-        folder.mkdir(exist_ok=True)
-        try:
-            handle = (folder / "lock").open("a")
-        except FileNotFoundError:
-            continue  # whoever held it has finished, and removed the folder
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{output}: another process is writing it") from None
-            if _is_still(handle.fileno(), folder / "lock"):
-                yield
-                return
-
-
-def _is_still(descriptor: int, path: Path) -> bool:
-    """Whether the path still leads to the open file: it may have been removed between opening and locking it."""
-    try:
-        return path.stat().st_ino == os.fstat(descriptor).st_ino
-    except FileNotFoundError:
-        return False
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` once it is written and on the disk."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    return file_sha256(path)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ The surprise: `name.lock` stays for ever, because removing it would race with a 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from email.message import Message
 from pathlib import Path
 from typing import IO, Any
 
+from rinalmo.durable import file_sha256, sync_folder
 from rinalmo.errors import DownloadError
 
 if sys.platform == "win32":
@@ -43,12 +43,6 @@ def verify(path: Path, *, size: int | None = None, sha256: str | None = None) ->
     if found != sha256:
         raise DownloadError(f"{path}: sha256 is {found}, the published file's is {sha256}; delete it and run again")
     _remember(path, sha256)
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -195,7 +189,7 @@ class Part:
                 os.fsync(file.fileno())
             self.path.replace(self.target)
             self.state_path.unlink(missing_ok=True)
-            _sync_folder(self.target.parent)
+            sync_folder(self.target.parent)
         _remember(self.target, found)
 
 
@@ -203,13 +197,3 @@ def validator(headers: Message) -> str | None:
     """What names this version of the file in If-Range; weak ETags may not."""
     etag: str | None = headers.get("ETag")
     return etag if etag is not None and not etag.startswith("W/") else headers.get("Last-Modified")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; Windows has no such call."""
-    if sys.platform != "win32":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -1,0 +1,1 @@
+"""From sequence databases to batches: prepare · store · sampler · masking · batches."""

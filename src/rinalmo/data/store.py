@@ -1,0 +1,225 @@
+"""The token store: prepared sequences in a folder that is opened in no time, however many they are.
+
+    manifest.json       format, version, counts, labels, provenance, size and sha256 of each file; written last
+    sequences.arrow     names and letters, `ROWS` sequences a record batch, so that sequence i is found by division
+    lengths.bin, sources.bin, families.bin      one little-endian number a sequence
+    clusters.bin        where each cluster begins, and at the end the number of sequences
+
+Sequences lie in the order train, validation; within each by cluster, so that a cluster is a stretch of neighbours.
+Letters are ASCII, one byte a nucleotide, so that a store serves every vocabulary: ids are one table look-up away.
+
+The surprise is how much opening does not read. It checks the manifest, the sizes and Arrow's own footer; a record
+batch is checked against `lengths.bin` when it is first touched; flipped bits in letters are found by `verify` alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rinalmo.durable import file_sha256
+from rinalmo.errors import InputError
+
+FORMAT, VERSION = "rinalmo token store", 1
+MANIFEST, SEQUENCES = "manifest.json", "sequences.arrow"
+ROWS = 4096
+COLUMNS = {"lengths": "<u4", "sources": "<u2", "families": "<u4", "clusters": "<u8"}
+SPLITS = ("train", "validation")
+# Arrow's plain string arrays end at 2 GB, which a batch of very long sequences may pass.
+SCHEMA = pa.schema([pa.field("name", pa.large_string(), False), pa.field("letters", pa.large_string(), False)])
+
+
+class _Rows(NamedTuple):
+    """One record batch as arrays: row r of a column is values[offsets[r] : offsets[r + 1]]."""
+
+    name_offsets: NDArray[np.int64]
+    names: NDArray[np.uint8]
+    letter_offsets: NDArray[np.int64]
+    letters: NDArray[np.uint8]
+
+
+class TokenStore:
+    """Sequences by index and by cluster, read from the mapped files; made by `TokenStore.open`.
+
+    `lengths`, `source_ids` and `family_ids` are mapped arrays with one number a sequence; the ids index `sources` and
+    `families`, where family 0 is "" for those without one. Threads may share a store.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path, self.manifest = path, manifest
+        self.sources: list[str] = manifest["sources"]
+        self.families: list[str] = manifest["families"]
+        self.lengths = self._column("lengths")
+        self.source_ids = self._column("sources")
+        self.family_ids = self._column("families")
+        self.cluster_starts = self._column("clusters")
+        self._rows: dict[int, _Rows] = {}
+        self._lock = threading.Lock()
+        self._reader = self._open_sequences()
+
+    @classmethod
+    def open(cls, path: str | Path) -> TokenStore:
+        """Map the store in a folder. Raises InputError if it is none, of another version, cut off or mixed up."""
+        path = Path(path)
+        manifest = read_manifest(path)
+        for name, facts in manifest["files"].items():
+            size = (path / name).stat().st_size if (path / name).is_file() else None
+            if size != facts["bytes"]:
+                found = "is missing" if size is None else f"has {size} bytes"
+                raise InputError(f"{path / name}: {found}, the manifest says {facts['bytes']}; copy the store again")
+        with _readable(path):
+            return cls(path, manifest)
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the manifest, which holds those of the files: names exactly this content."""
+        return str(self.manifest["sha256"])
+
+    def __len__(self) -> int:
+        return int(self.manifest["sequences"])
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        """The letters of a sequence, shape (length,): a read-only view of the mapped file."""
+        rows, row = self._find(index)
+        return rows.letters[rows.letter_offsets[row] : rows.letter_offsets[row + 1]]
+
+    def name(self, index: int) -> str:
+        """The id that the sequence had in its source."""
+        rows, row = self._find(index)
+        return rows.names[rows.name_offsets[row] : rows.name_offsets[row + 1]].tobytes().decode()
+
+    def blocks(self) -> Iterator[NDArray[np.uint8]]:
+        """The letters of all sequences, end to end, one record batch at a time."""
+        for number in range(-(-len(self) // ROWS)):
+            rows = self._rows.get(number) or self._load(number)
+            yield rows.letters[: rows.letter_offsets[-1]]
+
+    def sequence_range(self, split: str) -> range:
+        """The sequences of `train` or `validation`."""
+        return range(*self._split(split)["sequences"])
+
+    def cluster_range(self, split: str) -> range:
+        """The clusters of `train` or `validation`."""
+        return range(*self._split(split)["clusters"])
+
+    def num_clusters(self, split: str) -> int:
+        """Number of clusters of `train` or `validation`."""
+        return len(self.cluster_range(split))
+
+    def members(self, cluster: int) -> range:
+        """The sequences of a cluster."""
+        starts, stops = self.spans(np.array([cluster]))
+        return range(int(starts[0]), int(stops[0]))
+
+    def spans(self, clusters: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First sequence of each cluster, and one past its last."""
+        starts = self.cluster_starts[clusters].astype(np.int64)
+        stops = self.cluster_starts[clusters + 1].astype(np.int64)
+        if not ((starts < stops) & (stops <= len(self))).all():
+            raise InputError(f"{self.path / 'clusters.bin'}: damaged; copy or prepare the store again")
+        return starts, stops
+
+    def verify(self) -> None:
+        """Read every file and compare its sum with the manifest's. Raises InputError at the first that differs."""
+        for name, facts in self.manifest["files"].items():
+            if (found := file_sha256(self.path / name)) != facts["sha256"]:
+                raise InputError(
+                    f"{self.path / name}: damaged: its sha256 is {found}, the manifest says {facts['sha256']}; "
+                    "copy or prepare the store again"
+                )
+
+    def _split(self, split: str) -> dict[str, list[int]]:
+        if split not in SPLITS:
+            raise InputError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
+        parts: dict[str, list[int]] = self.manifest["splits"][split]
+        return parts
+
+    def _find(self, index: int) -> tuple[_Rows, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path}: there is no sequence {index} among {len(self)}")
+        number, row = divmod(int(index), ROWS)
+        return self._rows.get(number) or self._load(number), row
+
+    def _load(self, number: int) -> _Rows:
+        """Views of a record batch, checked and kept: a kilobyte for `ROWS` sequences, not their letters."""
+        with self._lock, _readable(self.path):
+            names, letters = self._reader.get_batch(number).columns
+            rows = _Rows(*_views(names), *_views(letters))
+        lengths = self.lengths[number * ROWS : (number + 1) * ROWS]
+        whole = rows.letter_offsets[0] == 0 and rows.letter_offsets[-1] <= len(rows.letters)
+        if not (whole and np.array_equal(np.diff(rows.letter_offsets), lengths)):
+            raise InputError(f"{self.path / SEQUENCES}: damaged at sequence {number * ROWS} or later; copy it again")
+        self._rows[number] = rows
+        return rows
+
+    def _column(self, name: str) -> NDArray[Any]:
+        count = self.manifest["clusters"] + 1 if name == "clusters" else len(self)
+        column = np.memmap(self.path / f"{name}.bin", dtype=COLUMNS[name], mode="r")
+        if len(column) != count:
+            raise InputError(f"{self.path / f'{name}.bin'}: {len(column)} numbers, expected {count}")
+        return column
+
+    def _open_sequences(self) -> pa.RecordBatchFileReader:
+        reader = pa.ipc.open_file(pa.memory_map(str(self.path / SEQUENCES)))
+        if not reader.schema.equals(SCHEMA) or reader.num_record_batches != -(-len(self) // ROWS):
+            raise InputError(f"{self.path / SEQUENCES}: does not fit the manifest; copy or prepare the store again")
+        return reader
+
+    def __repr__(self) -> str:
+        return f"TokenStore({str(self.path)!r}, {len(self):,} sequences, {self.manifest['clusters']:,} clusters)"
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a store, whose sum is right. Raises InputError if there is none, or of another version."""
+    path = folder / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{folder}: no token store; make one with: rinalmo data prepare") from None
+    try:
+        manifest = json.loads(text)
+    except ValueError:
+        raise InputError(f"{path}: damaged; copy or prepare the store again") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InputError(f"{path}: not the manifest of a token store")
+    if manifest.get("version") != VERSION:
+        raise InputError(
+            f"{folder}: a token store of version {manifest.get('version')}; this rinalmo reads version {VERSION}, "
+            "prepare it again or use the rinalmo that wrote it"
+        )
+    if manifest.get("sha256") != manifest_sum(manifest):
+        raise InputError(f"{path}: damaged or edited (its sum is wrong); copy or prepare the store again")
+    return manifest
+
+
+def manifest_sum(manifest: dict[str, Any]) -> str:
+    """The sha256 of all entries but the sum itself."""
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _views(column: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Offsets and values of a string column, without copying."""
+    _, offsets, values = column.buffers()
+    rows = np.frombuffer(offsets, dtype=np.int64)[: len(column) + 1]
+    return rows, np.frombuffer(values, dtype=np.uint8) if values is not None else np.empty(0, dtype=np.uint8)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path}: damaged, or no token store ({reason})") from None
