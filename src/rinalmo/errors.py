@@ -4,16 +4,20 @@
     ├── InputError                  the user's sequences, files or options (also a ValueError)
     │   └── SequenceError           one record: knows file, record and position
     ├── CheckpointError             a model file that is damaged, foreign, unsafe or does not fit (also a ValueError)
+    ├── TrainingError               a run that cannot go on: full disk, lost process, loss not finite (also a RuntimeError)
     ├── DownloadError               a published model could not be fetched (also an OSError)
     │   └── SourceUnavailable       one address did not deliver; another may (in rinalmo.weights.download)
     └── MissingExtraError           an optional package is not installed (also an ImportError)
 
-The command line turns a `RinalmoError` into its one line and exit code 2; anything else is a bug.
+The command line turns a `RinalmoError` into its one line and its `exit_code`: 2 for what the user gave, 1 for what
+happened while running. Anything else is a bug.
 """
 
 
 class RinalmoError(Exception):
     """Base of all deliberate errors."""
+
+    exit_code = 2
 
 
 class InputError(RinalmoError, ValueError):
@@ -51,6 +55,12 @@ class SequenceError(InputError):
 
 class CheckpointError(RinalmoError, ValueError):
     """A model file cannot be read as a RiNALMo."""
+
+
+class TrainingError(RinalmoError, RuntimeError):
+    """A run cannot go on, for a reason outside what the user gave. What it saved is kept."""
+
+    exit_code = 1
 
 
 class DownloadError(RinalmoError, OSError):

@@ -18,11 +18,13 @@ from rinalmo.errors import RinalmoError
 
 # command → (module, one line for the overview); the line stands here so that the overview imports nothing
 COMMANDS = {
+    "card": ("card", "Write the model card of a run or a model."),
     "convert": ("convert", "Write a model in another layout."),
     "embed": ("embed", "Embed the sequences of a FASTA file."),
     "fill-mask": ("fill_mask", "Predict the nucleotides at <mask>."),
     "info": ("info", "Sizes and costs of a model, as on its card."),
     "models": ("models", "List the models that can be named."),
+    "pretrain": ("pretrain", "Train a model on a token store."),
 }
 
 
@@ -64,7 +66,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except RinalmoError as error:
-        _stop(str(error), 2)
+        _stop(str(error), error.exit_code)
     except BrokenPipeError:
         # The reader (such as head) has what it wanted; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
