@@ -9,6 +9,7 @@ import signal
 import socket
 import traceback
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from rinalmo.training.pretrain import pretrain
@@ -21,14 +22,14 @@ class Process:
     """A forked process: its exit code (negative: the signal that ended it) and the error that ended it, if one did."""
 
     handle: multiprocessing.Process
-    errors: object
+    errors: multiprocessing.SimpleQueue
 
     def wait(self):
         self.handle.join(60)
         assert self.handle.exitcode is not None, "still running after a minute"
         return self.handle.exitcode
 
-    @property
+    @cached_property
     def error(self):
         return self.errors.get() if not self.errors.empty() else None
 

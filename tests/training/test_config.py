@@ -80,7 +80,13 @@ def test_errors_name_key_value_and_the_nearest_key(override, message):
 def test_overrides_are_converted_like_the_file():
     recipe = load_recipe(
         "pretrain-nano",
-        ["optimizer.lr=5e-5", "model.hidden_size=160", "train.max_steps=7", "data.weights.source.rfam=2", "init=starter"],
+        [
+            "optimizer.lr=5e-5",
+            "model.hidden_size=160",
+            "train.max_steps=7",
+            "data.weights.source.rfam=2",
+            "init=starter",
+        ],
     )
     assert (recipe.optimizer.lr, recipe.model.config().hidden_size, recipe.train.max_steps) == (5e-5, 160, 7)
     assert recipe.data.weights.source == {"rfam": 2.0}

@@ -52,7 +52,8 @@ def test_the_loss_falls_and_the_model_is_ready_for_use(make_recipe, tmp_path):
     training = [line["loss"] for line in lines if "loss" in line]
     validation = [line["validation/loss"] for line in lines if "validation/loss" in line]
     assert len(training) == 6
-    assert training[-1] < training[0] - 1
+    assert training[0] > 2
+    assert training[-1] < 1.42  # it has found out that there are four letters (ln 4 = 1.386)
     assert validation[-1] < validation[0]
     assert all(0 < line["mfu"] < 1 and line["tokens_per_second"] > 0 for line in lines if "loss" in line)
     assert {"validation/first/accuracy", "validation/second/perplexity"} <= lines[-1].keys()
@@ -232,12 +233,6 @@ def test_the_command_stops_at_sigterm_and_goes_on(store, tmp_path):
     assert f"note: going on after step {done}" in finished.stderr
     assert f"step {done + 2}/{done + 2}  loss" in finished.stderr
     assert f"use it with --model {tmp_path / 'run' / 'model'}" in finished.stderr
-
-
-def test_the_command_says_what_is_wrong_in_one_line(rinalmo_command, tmp_path):
-    result = rinalmo_command("pretrain", "pretrain-nano", "-o", tmp_path / "run", "--set", "optimizer.lrr=1")
-    assert (result.code, result.out) == (2, "")
-    assert result.err == "rinalmo: pretrain-nano: no key 'optimizer.lrr'; did you mean optimizer.lr?\n"
 
 
 @pytest.mark.slow

@@ -9,7 +9,9 @@ average gradients over processes; the loop multiplies each loss by their number,
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -77,7 +79,13 @@ def joined(deadline: float) -> Iterator[Ranks]:
         dist.init_process_group(backend, timeout=timedelta(seconds=deadline))
     try:
         yield Ranks(dist.get_rank(), world, device)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
     finally:
+        # What DDP holds must be gone before: if its reducer is the last to let go of a gloo group, it waits for the
+        # group's threads while these wait for Python's lock, and the process never ends (seen in one run of three).
+        gc.collect()
         dist.destroy_process_group()
 
 

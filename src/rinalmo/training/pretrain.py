@@ -61,8 +61,19 @@ def pretrain(
 
     Raises InputError for what is wrong with recipe, data or folder, TrainingError for what goes wrong later.
     """
-    folder = RunFolder(output)
-    with joined(recipe.train.deadline) as ranks, ExitStack() as stack:
+    with joined(recipe.train.deadline) as ranks:
+        return _pretrain(recipe, RunFolder(output), ranks, resume, on_event, on_note)
+
+
+def _pretrain(
+    recipe: Recipe,
+    folder: RunFolder,
+    ranks: Ranks,
+    resume: bool,
+    on_event: Callable[[Event], None],
+    on_note: Callable[[str], None],
+) -> Outcome:
+    with ExitStack() as stack:
         store, recipe = _open_store(recipe)
         ranks.first(lambda: stack.enter_context(folder.locked()))
         notes = ranks.first(lambda: folder.begin(recipe, resume or restarted()))
@@ -75,8 +86,7 @@ def pretrain(
         if log:
             stack.callback(log.close)
             log.begin(notes, trainer.progress.step, store=_facts(store), processes=ranks.world)
-        finished = trainer.run()
-        if finished:
+        if trainer.run():
             _export(model, folder.model, ranks)
             if log:
                 log.plot()
