@@ -4,7 +4,7 @@
     ├── InputError                  the user's sequences, files or options (also a ValueError)
     │   └── SequenceError           one record: knows file, record and position
     ├── CheckpointError             a model file that is damaged, foreign, unsafe or does not fit (also a ValueError)
-    ├── TrainingError               a run that cannot go on: full disk, lost process, loss not finite (also a RuntimeError)
+    ├── TrainingError               a run that cannot go on: full disk, lost process, loss of NaN (also a RuntimeError)
     ├── DownloadError               a published model could not be fetched (also an OSError)
     │   └── SourceUnavailable       one address did not deliver; another may (in rinalmo.weights.download)
     └── MissingExtraError           an optional package is not installed (also an ImportError)

@@ -1,4 +1,4 @@
-"""`rinalmo pretrain` and `rinalmo card` as a user would use them: one process, a small store, one clear line for errors."""
+"""`rinalmo pretrain` and `rinalmo card` as a user would use them, on a small store."""
 
 import random
 

@@ -1,6 +1,7 @@
 """The masked-LM task: its loss and its figures against ones written out here, and where its weights come from."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -29,8 +30,7 @@ def losses_one_by_one(model, batches):
     """Cross-entropy of every selected token, each sequence through the model on its own."""
     found = []
     for batch in batches:
-        starts = batch.layout.offsets
-        for first, last in zip(starts[:-1], starts[1:], strict=True):
+        for first, last in pairwise(batch.layout.offsets):
             here = (batch.positions >= first) & (batch.positions < last)
             ids, layout = pack([batch.ids[first:last]])
             logits = model.lm_head(model(ids, layout).last_hidden_state)
