@@ -22,6 +22,7 @@ ALLOWED = {
     "weights": {"errors", "alphabet", "durable", "rna", "model"},
     "data": {"errors", "alphabet", "durable", "rna", "model", "weights"},
     "inference": {"errors", "alphabet", "durable", "rna", "model", "weights"},
+    "training": {"errors", "alphabet", "durable", "rna", "model", "metrics", "weights", "data", "inference"},
 }
 SKINS = {"hf", "cli", "__init__", "__main__"}
 FORBIDDEN_PACKAGES = {
@@ -30,6 +31,7 @@ FORBIDDEN_PACKAGES = {
     "metrics": {"torch", "transformers"},
     "alphabet": {"torch", "transformers"},
     "inference": {"transformers"},
+    "training": {"transformers"},
     "data": {"transformers"},
     "weights": {"transformers"},
 }

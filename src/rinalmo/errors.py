@@ -4,6 +4,7 @@
     ├── InputError                  the user's sequences, files or options (also a ValueError)
     │   └── SequenceError           one record: knows file, record and position
     ├── CheckpointError             a model file that is damaged, foreign, unsafe or does not fit (also a ValueError)
+    ├── TrainingError               a run that cannot go on: full disk, lost process, loss of NaN (also a RuntimeError)
     ├── DownloadError               a published model could not be fetched (also an OSError)
     │   └── SourceUnavailable       one address did not deliver; another may (in rinalmo.weights.download)
     ├── ToolError                   an external program failed (also a RuntimeError)
@@ -55,6 +56,12 @@ class SequenceError(InputError):
 
 class CheckpointError(RinalmoError, ValueError):
     """A model file cannot be read as a RiNALMo."""
+
+
+class TrainingError(RinalmoError, RuntimeError):
+    """A run cannot go on, for a reason outside what the user gave. What it saved is kept."""
+
+    exit_code = 1
 
 
 class DownloadError(RinalmoError, OSError):

@@ -18,12 +18,14 @@ from rinalmo.errors import RinalmoError
 
 # command → (module, one line for the overview); the line stands here so that the overview imports nothing
 COMMANDS = {
+    "card": ("card", "Write the model card of a run or a model."),
     "convert": ("convert", "Write a model in another layout."),
     "data": ("data", "Make token stores from sequence databases."),
     "embed": ("embed", "Embed the sequences of a FASTA file."),
     "fill-mask": ("fill_mask", "Predict the nucleotides at <mask>."),
     "info": ("info", "Sizes and costs of a model, as on its card."),
     "models": ("models", "List the models that can be named."),
+    "pretrain": ("pretrain", "Train a model on a token store."),
 }
 
 

@@ -6,6 +6,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rinalmo.training.loop import Event
 
 _SECONDS = 10.0
 
@@ -35,3 +39,55 @@ def _lines(what: str, noun: str) -> Callable[[int], None]:
             print(f"{what}: {count:,} {noun}", file=sys.stderr, flush=True)
 
     return tell
+
+
+@contextmanager
+def training() -> Iterator[tuple[Callable[[Event], None], Callable[[str], None]]]:
+    """Two functions to call: with each line of a run's log, and with each note."""
+    if not sys.stderr.isatty():
+        yield _training_lines(), lambda text: print(f"note: {text}", file=sys.stderr, flush=True)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(bar_width=20), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None)
+
+        def tell(event: Event) -> None:
+            if "loss" in event.values:
+                bar.update(task, completed=event.step, total=event.steps, description=_described(event))
+            else:
+                bar.console.print(_described(event), highlight=False)
+
+        yield tell, lambda text: bar.console.print(f"note: {text}", highlight=False)
+
+
+def _training_lines() -> Callable[[Event], None]:
+    last = -_SECONDS
+
+    def tell(event: Event) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _SECONDS or "loss" not in event.values or event.step == event.steps:
+            last = now
+            print(_described(event), file=sys.stderr, flush=True)
+
+    return tell
+
+
+def _described(event: Event) -> str:
+    """One line: `step 1,200/75,900  loss 1.2345  lr 5.0e-05  12,345 tokens/s  MFU 41 %`."""
+    values: dict[str, Any] = dict(event.values)
+    parts = [f"step {event.step:,}/{event.steps:,}"]
+    if "loss" in values:
+        parts += [
+            f"loss {values['loss']:.4f}",
+            f"lr {values['lr']:.1e}",
+            f"{values['tokens_per_second']:,.0f} tokens/s",
+        ]
+        parts += [f"MFU {100 * values['mfu']:.0f} %"] if "mfu" in values else []
+    else:
+        names = ("loss", "accuracy", "perplexity")
+        parts += [f"validation {name} {values[key]:.4f}" for name in names if (key := f"validation/{name}") in values]
+    return "  ".join(parts)

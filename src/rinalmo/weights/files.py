@@ -260,7 +260,7 @@ def _sync(path: Path) -> None:
 
 
 # What a model folder may hold and still be replaced as a whole.
-_MODEL_FILES = {WEIGHTS, SHARDS, PICKLE, "config.json", "vocab.txt", "tokenizer_config.json", "README.md"}
+_MODEL_FILES = {WEIGHTS, SHARDS, PICKLE, "config.json", "vocab.txt", "tokenizer_config.json", "README.md", "loss.png"}
 
 
 def require_replaceable(target: Path) -> None:

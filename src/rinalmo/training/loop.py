@@ -1,0 +1,263 @@
+"""The one training loop. What is learned comes from a `Task`; a step is the same for all of them.
+
+    batches of the step ─► sum of losses / number of targets of all processes ─► gradient ─► clip ─► AdamW
+
+The loss is the mean over all targets of the global batch, not a mean of means: however the batch is cut into
+micro-batches and processes, the gradient is the same but for the order of sums.
+
+The surprise: no random state is saved. Each micro-batch seeds its dropout from the run's seed, the step and its own
+place in the step, as the data does (`rinalmo.data.draws`), so a resumed run draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rinalmo.data import draws
+from rinalmo.errors import TrainingError
+from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.training.checkpoint import Checkpoints
+from rinalmo.training.config import Recipe
+from rinalmo.training.distributed import Ranks, Spread
+from rinalmo.training.optim import MOMENTS, learning_rate, make_optimizer, moments, set_steps
+from rinalmo.training.throughput import Work, training_flops
+
+B = TypeVar("B")
+_PATIENCE = 2.0  # seconds between a Ctrl-C and one that is meant to be another
+_DROPOUT = 7  # what the keys of this file are for; the data's are other numbers
+
+
+class Task(Protocol[B]):
+    """What is learned, from which batches, and how it is judged.
+
+    model    what is saved
+    module   what is called and trained; holds the model
+    steps    optimizer steps of the whole run
+    """
+
+    @property
+    def model(self) -> RiNALMo: ...
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    def batches(self) -> Sequence[B]:
+        """This process's micro-batches of the next step; equally many on every process."""
+
+    def lengths(self, batch: B) -> Sequence[int]:
+        """Tokens of each sequence of a micro-batch."""
+
+    def targets(self, batch: B) -> int:
+        """Number of terms that the loss of a micro-batch is a sum of."""
+
+    def loss(self, module: nn.Module, batch: B) -> Tensor:
+        """The sum of losses over the targets of a micro-batch, fp32."""
+
+    def evaluate(self, module: nn.Module, ranks: Ranks) -> Iterator[tuple[str, float]]:
+        """Names and values of what is measured on the validation data; "validation/loss" decides which is best."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batches come from; plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a run tells as it goes: the step it has finished, of how many, and what is to be written down."""
+
+    step: int
+    steps: int
+    values: Mapping[str, float]
+
+
+@dataclass
+class Progress:
+    """How far a run is; part of each checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    tokens: float = 0.0
+    best_step: int | None = None
+    best_loss: float | None = None
+    losses: list[float] = field(default_factory=list)  # since the last line of the log
+
+
+class Trainer:
+    """A task, a model spread over processes, and an optimizer, going from step to step."""
+
+    def __init__(
+        self, task: Task[Any], recipe: Recipe, ranks: Ranks, checkpoints: Checkpoints, tell: Callable[[Event], None]
+    ) -> None:
+        self.task, self.recipe, self.ranks, self.checkpoints, self.tell = task, recipe, ranks, checkpoints, tell
+        self.progress = Progress()
+        self.spread = Spread(task.module, task.model, recipe.train, ranks)
+        self.optimizer = make_optimizer(task.module, recipe.optimizer)
+        self.work = Work()
+        self.peak = 0.0  # FLOP/s of all processes together, where known
+        self.signals: list[int] = []
+
+    def resume(self) -> list[str]:
+        """Go on from the newest whole checkpoint if there is one; returns notes on those that are not whole."""
+        path, notes = self.checkpoints.newest()
+        if path is not None:
+            state = self.checkpoints.restore(path, self._tensors())
+            self.progress = Progress(**state["progress"])
+            set_steps(self.optimizer, self.progress.step)
+            self.task.load_state_dict(state["task"])
+        return notes
+
+    def run(self) -> bool:
+        """Train to the end; False if a signal stopped it before, after a checkpoint was written."""
+        with _signals() as self.signals:
+            while self.progress.step < self.task.steps:
+                stop = self._step()
+                last = self.progress.step == self.task.steps
+                self._record(last)
+                improved = self._validate(last)
+                if stop or last or improved or self.progress.step % self.recipe.train.checkpoint_every == 0:
+                    self.save()
+                if stop and not last:
+                    return False
+        return True
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment and remove those that are no longer wanted."""
+        progress, keep = self.progress, self.recipe.checkpoint
+        state = {"progress": vars(progress), "task": self.task.state_dict()}
+        self.checkpoints.save(progress.step, self._tensors(), state)
+        self.checkpoints.prune(keep.keep_last, progress.best_step if keep.keep_best else None)
+
+    def _step(self) -> bool:
+        """One optimizer step; returns whether any process was told to stop."""
+        started = time.perf_counter()
+        batches = self.task.batches()
+        counts, lengths = [self.task.targets(b) for b in batches], [self.task.lengths(b) for b in batches]
+        flops = sum(training_flops(self.task.model.config, *pair) for pair in zip(lengths, counts, strict=True))
+        shares = self.ranks.gather([sum(counts), sum(map(sum, lengths)), flops])
+        targets, tokens, flops = shares.sum(dim=0).tolist()
+        mine = self._backward(batches, self.ranks.world / max(1.0, targets))
+        total, stop = self.ranks.gather([mine, len(self.signals)]).sum(dim=0).tolist()
+        loss, norm = total / max(1.0, targets), self.spread.clip(self.recipe.train.clip)
+        self._require_finite(loss, norm)
+        self._update()
+        progress, seconds = self.progress, time.perf_counter() - started
+        progress.step += 1
+        progress.seconds += seconds
+        progress.tokens += tokens
+        progress.losses.append(loss)
+        self.norm = norm
+        self.work.add(tokens, flops, seconds)
+        return stop > 0
+
+    def _backward(self, batches: Sequence[Any], scale: float) -> float:
+        """Add up the gradients of this process's micro-batches; returns the sum of their losses."""
+        self.task.module.train()
+        total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        for number, batch in enumerate(batches):
+            place = self.ranks.rank + self.ranks.world * number
+            torch.manual_seed(int(draws.key(self.recipe.train.seed, _DROPOUT, self.progress.step, place)))
+            with self.spread.forward(last=number == len(batches) - 1) as module:
+                loss = self.task.loss(module, batch)
+            (loss * scale).backward()
+            total += loss.detach()
+        return total.item()
+
+    def _update(self) -> None:
+        rate = self.rate(self.progress.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, from 0 on."""
+        return learning_rate(step, self.recipe.optimizer.lr, self.recipe.schedule, self.task.steps)
+
+    def _require_finite(self, loss: float, norm: float) -> None:
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(
+                f"step {self.progress.step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}; lower "
+                "optimizer.lr or lengthen schedule.warmup_steps, and start from an earlier checkpoint"
+            )
+
+    def _record(self, last: bool) -> None:
+        """Tell the mean loss since the last time."""
+        progress = self.progress
+        if progress.step % self.recipe.logging.every and not last:
+            return
+        values = {
+            "loss": math.fsum(progress.losses) / len(progress.losses),
+            "lr": self.rate(progress.step - 1),
+            "gradient_norm": self.norm,
+            "tokens": progress.tokens,
+            "seconds": progress.seconds,
+            "tokens_per_second": self.work.tokens_per_second,
+        }
+        if self.peak:
+            values["mfu"] = self.work.utilisation(self.peak)
+        self.tell(Event(progress.step, self.task.steps, values))
+        progress.losses, self.work = [], Work()
+
+    def _validate(self, last: bool) -> bool:
+        """Evaluate if it is time; returns whether this is the best so far."""
+        progress = self.progress
+        if progress.step % self.recipe.validation.every and not last:
+            return False
+        self.task.module.eval()
+        with torch.no_grad(), self.spread.forward() as module:
+            values = dict(self.task.evaluate(module, self.ranks))
+        self.spread.rest()
+        if not values:
+            return False
+        self.tell(Event(progress.step, self.task.steps, values))
+        loss = values["validation/loss"]
+        improved = progress.best_loss is None or loss < progress.best_loss
+        if improved:
+            progress.best_loss, progress.best_step = loss, progress.step
+        return improved and self.recipe.checkpoint.keep_best
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Weights and optimizer by name: what a checkpoint holds as tensors."""
+        means = moments(self.optimizer)
+        trained = {name: p for name, p in self.task.model.named_parameters() if p.requires_grad}
+        named = {f"{m}.{name}": means[id(p)][m] for m in MOMENTS for name, p in trained.items()}
+        return {**{f"model.{name}": t for name, t in self.task.model.state_dict().items()}, **named}
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """SIGTERM and SIGINT ask the loop to stop after its step, and are noted in the list.
+
+    A later Ctrl-C stops at once. A terminal and torchrun both pass the first one on, so "later" is by the clock.
+    """
+    noted: list[int] = []
+    first = math.inf
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if number == signal.SIGINT and time.monotonic() > first + _PATIENCE:
+            raise KeyboardInterrupt
+        first = min(first, time.monotonic())
+        noted.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,110 @@
+"""Runs in processes of their own, to be killed or to be several.
+
+They are forked, so that none of them pays for importing torch again; what happens in them is the real thing.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import traceback
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from rinalmo.training.pretrain import pretrain
+
+_FORK = multiprocessing.get_context("fork")
+
+
+@dataclass
+class Process:
+    """A forked process: its exit code (negative: the signal that ended it) and the error that ended it, if one did."""
+
+    handle: multiprocessing.Process
+    errors: multiprocessing.SimpleQueue
+
+    def wait(self):
+        self.handle.join(60)
+        assert self.handle.exitcode is not None, "still running after a minute"
+        return self.handle.exitcode
+
+    @cached_property
+    def error(self):
+        return self.errors.get() if not self.errors.empty() else None
+
+
+def start(function, *arguments, environment=None):
+    """Call a function in a forked process."""
+    errors = _FORK.SimpleQueue()
+
+    def call():
+        os.environ.update(environment or {})
+        try:
+            function(*arguments)
+        except BaseException as error:
+            errors.put(f"{type(error).__name__}: {error}")
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+
+    handle = _FORK.Process(target=call)
+    handle.start()
+    return Process(handle, errors)
+
+
+def start_ranks(world, function, *arguments):
+    """Call a function in as many processes as torchrun would start, with the environment it would set."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        start(function, *arguments, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(world)
+    ]
+
+
+def train(recipe, folder, world=1, resume=False):
+    """A whole run in processes of its own; all of them must end well."""
+
+    def run():
+        pretrain(recipe, folder, resume=resume)
+
+    processes = [start(run)] if world == 1 else start_ranks(world, run)
+    codes = [process.wait() for process in processes]
+    assert codes == [0] * world, [process.error for process in processes]
+    return folder
+
+
+def weights(folder):
+    """The bytes of a finished run's model."""
+    return (Path(folder) / "model" / "model.safetensors").read_bytes()
+
+
+def killing_at(number):
+    """Kill this process at the number-th call that makes something durable or removes it."""
+    calls = [0]
+
+    def killing(call):
+        def maybe(*arguments, **options):
+            calls[0] += 1
+            if calls[0] == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **options)
+
+        return maybe
+
+    for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
+        setattr(os, name, killing(getattr(os, name)))
+    return calls
+
+
+def stopping(step, number):
+    """A listener that sends this process a signal once it hears of the step, so that the next one is the last."""
+
+    def listen(event):
+        if event.step == step and "loss" in event.values:
+            os.kill(os.getpid(), number)
+
+    return listen

@@ -1,0 +1,103 @@
+"""One process, two, copies and shards: the same losses; and what happens when one of them dies."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from rinalmo.training.log import read_log
+from rinalmo.training.pretrain import pretrain
+
+from .processes import killing_at, start_ranks, stopping, train, weights
+
+
+def losses(folder):
+    return [line[name] for line in read_log(folder) for name in ("loss", "validation/loss") if name in line]
+
+
+@pytest.fixture
+def twenty_steps(make_recipe):
+    """Half of the micro-batches for each of two processes, so that they draw the same dropout as one alone."""
+
+    def make(**changes):
+        batch = {"data__sequences_per_batch": None, "data__tokens_per_batch": 512, "data__fixed_tokens": True}
+        return make_recipe(
+            **batch,
+            data__micro_tokens=128,
+            train__max_steps=20,
+            train__checkpoint_every=7,
+            validation__every=10,
+            **changes,
+        )
+
+    return make
+
+
+@pytest.fixture
+def alone(twenty_steps, tmp_path):
+    return train(twenty_steps(), tmp_path / "alone")
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_two_processes_have_the_losses_of_one_and_each_goes_on_with_the_others_run(
+    twenty_steps, tmp_path, alone, sharding
+):
+    """Dropout included. The run of two is then continued by one, which sees the weights, moments and data of both."""
+    two = train(twenty_steps(train__sharding=sharding), tmp_path / "two", world=2)
+    assert len(losses(two)) == 20 + 2
+    assert losses(two) == pytest.approx(losses(alone), abs=1e-5)
+    for folder in (two, alone):
+        longer = twenty_steps(train__sharding=sharding) if folder == alone else twenty_steps()
+        longer = longer.model_copy(update={"train": longer.train.model_copy(update={"max_steps": 24})})
+        train(longer, folder, world=2 if folder == alone else 1, resume=True)
+    assert len(losses(two)) == len(losses(alone)) == 24 + 3
+    assert losses(two)[-5:] == pytest.approx(losses(alone)[-5:], abs=1e-5)
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_a_stop_and_a_resume_of_two_processes_change_no_bit(make_recipe, tmp_path, sharding):
+    """The first of the two hears a signal after the third step; both save and end well."""
+    recipe = make_recipe(train__sharding=sharding, train__checkpoint_every=100)
+    whole = train(recipe, tmp_path / "whole", world=2)
+
+    def run():
+        assert pretrain(recipe, tmp_path / "parts", on_event=stopping(3, signal.SIGTERM)).step == 4
+
+    processes = start_ranks(2, run)
+    assert [process.wait() for process in processes] == [0, 0], [process.error for process in processes]
+    train(recipe, tmp_path / "parts", world=2, resume=True)
+    assert weights(tmp_path / "parts") == weights(whole)
+    assert losses(tmp_path / "parts") == losses(whole)
+
+
+def test_a_lost_process_is_noticed_soon_and_one_alone_goes_on(make_recipe, tmp_path):
+    """The second of two is killed while a checkpoint is written."""
+    recipe = make_recipe(train__sharding="fsdp")
+
+    def run():
+        if os.environ["RANK"] == "1":
+            killing_at(2)  # its second shard
+        pretrain(recipe, tmp_path / "run")
+
+    started = time.monotonic()
+    first, second = start_ranks(2, run)
+    assert (first.wait(), second.wait()) == (1, -signal.SIGKILL)
+    assert time.monotonic() - started < recipe.train.deadline + 10
+    assert first.error.startswith("TrainingError: ")
+    assert "resume" in first.error
+    train(recipe, tmp_path / "run", resume=True)
+    alone = train(recipe, tmp_path / "alone")
+    assert losses(tmp_path / "run") == pytest.approx(losses(alone), abs=1e-5)
+
+
+def test_two_runs_in_one_folder_end_all_processes_of_the_second(make_recipe, tmp_path):
+    recipe = make_recipe()
+    train(recipe, tmp_path / "run")
+
+    def run():
+        pretrain(recipe, tmp_path / "run")
+
+    processes = start_ranks(2, run)
+    assert [process.wait() for process in processes] == [1, 1]
+    assert all("holds a run; go on with it by --resume" in process.error for process in processes)

@@ -1,0 +1,286 @@
+"""Whole runs: they learn, can be repeated, interrupted and resumed, and keep others out of their folder."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import rinalmo
+from rinalmo.errors import InputError, TrainingError
+from rinalmo.training.checkpoint import listed, step_of
+from rinalmo.training.config import load_recipe
+from rinalmo.training.log import read_log
+from rinalmo.training.pretrain import pretrain
+
+from .processes import killing_at, start, stopping, train, weights
+
+_TIMES = {"seconds", "tokens_per_second", "mfu"}
+
+
+def log(folder):
+    return [{name: value for name, value in line.items() if name not in _TIMES} for line in read_log(folder)]
+
+
+@pytest.fixture
+def finished(make_recipe, tmp_path):
+    return train(make_recipe(), tmp_path / "whole")
+
+
+def test_the_loss_falls_and_the_model_is_ready_for_use(make_recipe, tmp_path):
+    recipe = make_recipe(
+        train__max_steps=60,
+        train__precision="bf16",
+        model__attention_dropout=0.0,
+        model__hidden_dropout=0.0,
+        data__weights={"cluster_exponent": 1.0},
+        data__workers=1,
+        validation__every=30,
+        logging__every=10,
+        logging__tensorboard=True,
+        logging__plots=True,
+        logging__peak_flops=None,
+    )
+    outcome = pretrain(recipe, tmp_path / "run")
+    assert outcome.finished
+    lines = read_log(tmp_path / "run")
+    training = [line["loss"] for line in lines if "loss" in line]
+    validation = [line["validation/loss"] for line in lines if "validation/loss" in line]
+    assert len(training) == 6
+    assert training[0] > 2
+    assert training[-1] < 1.42  # it has found out that there are four letters (ln 4 = 1.386)
+    assert validation[-1] < validation[0]
+    assert all(0 < line["mfu"] < 1 and line["tokens_per_second"] > 0 for line in lines if "loss" in line)
+    assert {"validation/first/accuracy", "validation/second/perplexity"} <= lines[-1].keys()
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    found = rinalmo.fill_mask("GGUC<mask>CUCUGG", tmp_path / "run" / "model")
+    assert {candidate.token_str for candidate in found[0][0]} >= set("ACGU")
+
+
+def test_a_run_can_be_repeated_from_its_own_recipe(finished, tmp_path):
+    recipe = load_recipe(finished / "recipe.yaml")
+    assert recipe.data.fingerprint
+    train(recipe, tmp_path / "again")
+    assert weights(tmp_path / "again") == weights(finished)
+    assert log(tmp_path / "again") == log(finished)
+    (entry,) = json.loads((finished / "versions.json").read_text())
+    assert (entry["torch"], entry["rinalmo"]) == (torch.__version__, rinalmo.__version__)
+    assert entry["store"]["fingerprint"] == recipe.data.fingerprint
+    with pytest.raises(InputError, match="is not the store of this recipe"):
+        pretrain(load_recipe(finished / "recipe.yaml", ["data.fingerprint=other"]), tmp_path / "third")
+
+
+def test_another_seed_is_another_run(finished, make_recipe, tmp_path):
+    train(make_recipe(train__seed=1), tmp_path / "other")
+    assert log(tmp_path / "other")[0]["loss"] != log(finished)[0]["loss"]
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_a_resumed_run_is_the_same_to_the_bit(make_recipe, finished, tmp_path, signal_number):
+    recipe = make_recipe()
+
+    before = signal.getsignal(signal_number)
+    outcome = pretrain(recipe, tmp_path / "run", on_event=stopping(3, signal_number))
+    assert (outcome.step, outcome.finished, outcome.signal) == (4, False, signal_number)
+    assert signal.getsignal(signal_number) is before
+    assert not (tmp_path / "run" / "model").exists()
+    notes = []
+    assert pretrain(recipe, tmp_path / "run", resume=True, on_note=notes.append).finished
+    assert notes == ["going on after step 4"]
+    assert weights(tmp_path / "run") == weights(finished)
+    assert log(tmp_path / "run") == log(finished)
+
+
+def kill_and_resume(recipe, folder, draw, calls):
+    """Kill the run at a random durable call, again and again, until it gets through; returns how often."""
+    kills = 0
+
+    def run(number):
+        killing_at(number)
+        pretrain(recipe, folder, resume=True)
+
+    while True:
+        code = start(run, draw.randrange(1, calls)).wait()
+        if code == 0:
+            return kills
+        assert code == -signal.SIGKILL
+        kills += 1
+
+
+def test_kills_at_random_moments_change_no_bit(make_recipe, finished, tmp_path):
+    """Seeds chosen so that there are some kills; the slow test does more of them, by the clock."""
+    kills = sum(
+        kill_and_resume(make_recipe(), tmp_path / str(seed), random.Random(seed), calls=60) for seed in range(2)
+    )
+    assert kills >= 3
+    for seed in range(2):
+        assert weights(tmp_path / str(seed)) == weights(finished)
+        assert log(tmp_path / str(seed)) == log(finished)
+
+
+def test_a_damaged_checkpoint_costs_some_steps_and_nothing_else(make_recipe, finished, tmp_path):
+    pretrain(make_recipe(), tmp_path / "run", on_event=stopping(4, signal.SIGTERM))
+    newest = listed(tmp_path / "run" / "checkpoints")[-1]
+    shard = next(newest.glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    notes = []
+    pretrain(make_recipe(), tmp_path / "run", resume=True, on_note=notes.append)
+    assert "step-00000005 is damaged" in notes[0]
+    assert notes[1] == "going on after step 4"
+    assert weights(tmp_path / "run") == weights(finished)
+    assert log(tmp_path / "run") == log(finished)
+
+
+def test_the_best_checkpoint_stays(make_recipe, tmp_path):
+    """With a rate that ruins the model, the first validation stays the best."""
+    recipe = make_recipe(
+        optimizer__lr=1.0, schedule__warmup_steps=5, schedule__min_lr=1.0, train__max_steps=9, checkpoint__keep_last=1
+    )
+    pretrain(recipe, tmp_path / "run")
+    assert [step_of(path) for path in listed(tmp_path / "run" / "checkpoints")] == [3, 9]
+
+
+def test_a_run_in_use_is_left_alone_and_a_dead_ones_lock_is_not_in_the_way(make_recipe, tmp_path):
+    recipe = make_recipe()
+
+    def second():
+        with pytest.raises(InputError, match="run: another process is writing it"):
+            pretrain(recipe, tmp_path / "run", resume=True)
+
+    def compete(event):
+        if event.step == 2 and "validation/loss" not in event.values:
+            process = start(second)
+            assert process.wait() == 0, process.error
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert start(lambda: pretrain(recipe, tmp_path / "run", on_event=compete)).wait() == -signal.SIGKILL
+    assert (tmp_path / "run" / "lock").exists()
+    assert pretrain(recipe, tmp_path / "run", resume=True).finished
+
+
+def test_what_a_folder_holds_is_not_overwritten(make_recipe, finished, tmp_path):
+    with pytest.raises(InputError, match="whole: holds a run; go on with it by --resume"):
+        pretrain(make_recipe(), finished)
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match=r"holds thesis\.tex and is no run"):
+        pretrain(make_recipe(), tmp_path)
+
+
+def test_a_resumed_run_keeps_its_recipe_but_for_what_does_not_change_it(make_recipe, finished):
+    with pytest.raises(InputError, match=r"cannot be resumed: optimizer\.lr was 0\.01 and is 0\.02 now"):
+        pretrain(make_recipe(optimizer__lr=0.02), finished, resume=True)
+    notes = []
+    longer = make_recipe(train__max_steps=8, logging__every=2)
+    assert pretrain(longer, finished, resume=True, on_note=notes.append).step == 8
+    assert "train.max_steps was 6 and is 8 from here on" in notes
+    assert [line["step"] for line in read_log(finished) if "loss" in line] == [1, 2, 3, 4, 5, 6, 8]
+
+
+def test_a_loss_that_is_no_number_ends_the_run(make_recipe, tmp_path):
+    recipe = make_recipe(optimizer__lr=1e30, schedule__warmup_steps=0, schedule__min_lr=1e30, train__clip=1e30)
+    with pytest.raises(TrainingError, match=r"step \d: the loss is .*; lower optimizer\.lr"):
+        pretrain(recipe, tmp_path / "run")
+
+
+def test_data_that_does_not_fit(make_recipe, tmp_path):
+    with pytest.raises(InputError, match=r"data\.store is missing: --set data\.store=FOLDER"):
+        pretrain(make_recipe(data__store=None), tmp_path / "run")
+    with pytest.raises(InputError, match="no token store"):
+        pretrain(make_recipe(data__store=str(tmp_path)), tmp_path / "run")
+    with pytest.raises(InputError, match="fills no batch"):
+        pretrain(make_recipe(data__sequences_per_batch=1000), tmp_path / "run")
+
+
+# as a user would
+
+
+def command(folder, store, *more):
+    settings = {
+        "data.store": store,
+        "data.tokens_per_batch": 512,
+        "data.micro_tokens": 256,
+        "train.checkpoint_every": 3,
+        "logging.peak_flops": "1e12",
+        "logging.every": 1,
+        **dict(pair.split("=") for pair in more),
+    }
+    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    return ["-m", "rinalmo", "pretrain", "pretrain-tiny", "--output", str(folder), *sets, "--threads", "1"]
+
+
+def test_the_command_stops_at_sigterm_and_goes_on(store, tmp_path):
+    run = [sys.executable, *command(tmp_path / "run", store, "train.max_steps=100000")]
+    with subprocess.Popen(run, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("step"):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 0
+    assert "stopped and saved after step" in rest
+    assert "go on with --resume" in rest
+    done = step_of(listed(tmp_path / "run" / "checkpoints")[-1])
+    more = [sys.executable, *command(tmp_path / "run", store, f"train.max_steps={done + 2}"), "--resume"]
+    finished = subprocess.run(more, capture_output=True, text=True, check=True)
+    assert f"note: going on after step {done}" in finished.stderr
+    assert f"step {done + 2}/{done + 2}  loss" in finished.stderr
+    assert f"use it with --model {tmp_path / 'run' / 'model'}" in finished.stderr
+
+
+@pytest.mark.slow
+def test_twenty_kills_by_the_clock_change_no_bit(store, tmp_path):
+    draw, settings = random.Random(0), ("train.max_steps=60", "validation.every=20")
+    subprocess.run([sys.executable, *command(tmp_path / "whole", store, *settings)], check=True)
+    kills = 0
+    for _ in range(100):
+        run = [sys.executable, *command(tmp_path / f"run{kills // 7}", store, *settings), "--resume"]
+        with subprocess.Popen(run, stderr=subprocess.PIPE, text=True) as process:
+            for line in process.stderr:  # wait for the first step, which is after the imports
+                if line.startswith("step"):
+                    break
+            time.sleep(draw.uniform(0, 0.4))
+            process.kill()
+        kills += process.returncode == -signal.SIGKILL
+        if kills == 20:
+            break
+    assert kills == 20
+    for number in range(3):
+        run = [sys.executable, *command(tmp_path / f"run{number}", store, *settings), "--resume"]
+        subprocess.run(run, check=True)
+        assert weights(tmp_path / f"run{number}") == weights(tmp_path / "whole")
+        assert log(tmp_path / f"run{number}") == log(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_after_a_worker_was_killed(store, tmp_path):
+    """The same losses as a run that nobody killed, without being told to resume."""
+    settings = ("train.max_steps=40", "train.deadline=20", "train.sharding=fsdp", "train.precision=fp32")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*launch, "--master-port", "29611", *command(tmp_path / "whole", store, *settings)], check=True, env=environment
+    )
+    run = [*launch, "--master-port", "29612", "--max-restarts", "2", *command(tmp_path / "run", store, *settings)]
+    with subprocess.Popen(run, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        for line in process.stderr:
+            if line.startswith("step"):
+                while not listed(tmp_path / "run" / "checkpoints"):
+                    time.sleep(0.01)
+                children = subprocess.run(
+                    ["pgrep", "--parent", str(process.pid)], capture_output=True, text=True, check=True
+                ).stdout.split()
+                os.kill(int(children[-1]), signal.SIGKILL)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 0, rest
+    assert "going on after step" in rest
+    assert log(tmp_path / "run") == log(tmp_path / "whole")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
