@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from rinalmo.data.card import write_card
 from rinalmo.data.prepare import prepare, quiet
@@ -273,6 +275,27 @@ def test_faulty_files(tmp_path, content, words):
     refused(tmp_path, content, words=words)
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.sampled_from([b">", b"a", b"ACGUACGUACGUACGUAA", b"\n", b"\r", b" ", b"\0", b"\xff", b"-", b"N", b"<mask>"])
+    )
+)
+def test_whatever_the_bytes_the_outcome_is_a_store_or_an_input_error(tmp_path_factory, parts):
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "in.fa").write_bytes(b"".join(parts))
+    try:
+        store = prepare(folder / "store", [("x", folder / "in.fa")], recipe=ALONE)
+    except InputError as error:
+        said = str(error)
+    else:
+        counts = report_of(store)
+        assert len(store) == counts["clusters"]["kept"] <= counts["read"]["x"]["records"]
+        return
+    assert len(said.splitlines()) == 1
+    assert [path.name for path in folder.iterdir()] == ["in.fa"]
+
+
 @pytest.mark.parametrize("ends", ["\r\n", "\r", "\n"])
 def test_line_ends_marks_and_names_do_not_matter(tmp_path, ends):
     text = f"\ufeff>séq été{ends}{TRNA[:30].lower()}{ends}{TRNA[30:]}{ends}{ends}>sequence{ends}{TAR}"
@@ -422,6 +445,26 @@ def test_a_second_process_is_refused(tmp_path):
         prepare(tmp_path / "store", [("x", path)], recipe=ALONE)
 
 
+def test_full_disk(tmp_path):
+    """One line, no store, and once there is room the same call goes on."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        rng = np.random.default_rng(0)
+        letters = [bytes(rng.choice(np.frombuffer(b"ACGU", np.uint8), 100)).decode() for _ in range(4000)]
+        path = fasta(tmp_path / "in.fa", *letters)
+        with pytest.raises(OSError, match="No space"):
+            prepare(small / "store", [("x", path)], recipe=ALONE)
+        assert not (small / "store").exists()
+        subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
+        assert len(prepare(small / "store", [("x", path)], recipe=ALONE)) == 4000
+        assert [path.name for path in small.iterdir()] == ["store"]
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)  # lazily: the store is still mapped
+
+
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     path = fasta(tmp_path / "in.fa", TRNA)
     stopped_after(tmp_path, "finding", [("x", path)], recipe=ALONE)
@@ -467,6 +510,7 @@ print(killed)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_20_random_moments_and_resumed_to_the_same_bytes(tmp_path):
     rng = random.Random(4)
     lines = [(f"s{i}", "".join(rng.choices("ACGU", k=rng.randrange(16, 90)))) for i in range(4500)]

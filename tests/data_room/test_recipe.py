@@ -76,5 +76,5 @@ def test_wrong_overrides(override):
 def test_an_unknown_name_gets_the_nearest():
     with pytest.raises(InputError, match="did you mean data-nano"):
         load_recipe("data-nanno")
-    with pytest.raises(InputError, match="there are data-nano"):
+    with pytest.raises(InputError, match="there are data-giga, data-nano"):
         load_recipe("xyz")

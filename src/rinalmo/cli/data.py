@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -71,23 +74,26 @@ def prepare_command(
     rinalmo data prepare store rfam=Rfam.fa.gz rnacentral=rnacentral_active.fasta.gz
     rinalmo data prepare store mine=my.fa --no-cluster --validation-fraction 0.05
     """
-    from rinalmo.cli.progress import counter
     from rinalmo.data.prepare import prepare
     from rinalmo.data.recipe import load_recipe
 
     given = {"split.validation_fraction": validation_fraction, "split.seed": seed}
     changes = [*overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]
     changes += ["clustering.method=none"] if no_cluster else []
-    store = prepare(
-        out,
-        [_labelled(source) for source in sources],
-        recipe=load_recipe(recipe, changes),
-        tables=dict(_labelled(table) for table in tables),
-        exclude=exclude,
-        threads=threads,
-        restart=restart,
-        progress=counter,
-    )
+    try:
+        store = prepare(
+            out,
+            [_labelled(source) for source in sources],
+            recipe=load_recipe(recipe, changes),
+            tables=dict(_labelled(table) for table in tables),
+            exclude=exclude,
+            threads=threads,
+            restart=restart,
+            progress=_step,
+        )
+    except KeyboardInterrupt:
+        click.echo(f"rinalmo: the finished steps of {out} are kept; the same command goes on", err=True)
+        raise
     parts = ", ".join(f"{split} {store.num_clusters(split):,}" for split in ("train", "validation"))
     click.echo(f"{out}: {len(store):,} sequences in {store.manifest['clusters']:,} clusters ({parts})", err=True)
 
@@ -142,6 +148,24 @@ def download_command(database: str, folder: Path, mirror: str | None) -> None:
     with counter(f"downloading {database}", "files") as tell:
         files = download(database, folder, mirror=mirror, tell=tell)
     click.echo(f"{folder}: {len(files):,} files of {database}", err=True)
+
+
+@contextmanager
+def _step(what: str) -> Iterator[Callable[[int], None]]:
+    """Progress of one step, and a line when it is done."""
+    from rinalmo.cli.progress import counter
+
+    start, last = time.monotonic(), 0
+    with counter(what) as tell:
+
+        def note(count: int) -> None:
+            nonlocal last
+            last = count
+            tell(count)
+
+        yield note
+    number = f"{last:,} sequences, " if last else ""
+    click.echo(f"{what}: {number}{time.monotonic() - start:.0f} s", err=True)
 
 
 def _labelled(text: str) -> tuple[str, Path]:

@@ -171,7 +171,7 @@ class Staged:
         return self.stores[number].sources[int(self.stores[number].source_ids[place])]
 
     def labels(self, kind: str, wanted: NDArray[np.bool_]) -> tuple[list[str], list[NDArray[np.int64]]]:
-        """The `sources` or `families` of the wanted sequences, and for each store a table from its numbers to theirs."""
+        """The `sources` or `families` of the wanted sequences, and a table from each store's numbers to theirs."""
         numbers: dict[str, int] = {"": 0} if kind == "families" else {}
         tables = []
         for store, (start, stop) in zip(self.stores, pairwise(self.starts), strict=True):

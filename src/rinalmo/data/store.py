@@ -128,6 +128,11 @@ class TokenStore:
             raise InputError(f"{self.path / 'clusters.bin'}: damaged; copy or prepare the store again")
         return starts, stops
 
+    def clusters_of(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The cluster of each sequence."""
+        # Of another type they would make numpy convert all starts at each call.
+        return np.searchsorted(self.cluster_starts, sequences.astype(self.cluster_starts.dtype), side="right") - 1
+
     def verify(self) -> None:
         """Read every file and compare its sum with the manifest's. Raises InputError at the first that differs."""
         for name, facts in self.manifest["files"].items():
