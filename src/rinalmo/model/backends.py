@@ -87,13 +87,16 @@ def _sequences(q: Packed, k: Packed, v: Packed, layout: Layout) -> Iterator[tupl
 def _sdpa(q: Packed, k: Packed, v: Packed, layout: Layout, dropout: float) -> Tensor:
     if layout.real is not None:
         return torch.cat([_sdpa_one(*sequence, dropout) for sequence in _sequences(q, k, v, layout)])
-    outputs = [_sdpa_run(q, k, v, run, dropout) for run in layout.runs]
+    # Split, not sliced: the backward pass of a slice fills and adds a tensor as long as the whole batch.
+    sizes = [run.count * run.length for run in layout.runs]
+    parts = zip(q.split(sizes), k.split(sizes), v.split(sizes), layout.runs, strict=True)
+    outputs = [_sdpa_run(*part, dropout) for part in parts]
     return torch.cat(outputs) if outputs else torch.zeros_like(q)
 
 
 def _sdpa_run(q: Packed, k: Packed, v: Packed, run: Run, dropout: float) -> Tensor:
     def block(x: Tensor) -> Tensor:
-        return x[run.start : run.stop].unflatten(0, (run.count, run.length)).transpose(1, 2)
+        return x.unflatten(0, (run.count, run.length)).transpose(1, 2)
 
     out = F.scaled_dot_product_attention(block(q), block(k), block(v), dropout_p=dropout)
     return out.transpose(1, 2).flatten(0, 1)
