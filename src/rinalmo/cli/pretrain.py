@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from rinalmo.cli.options import threads_option
+
+if TYPE_CHECKING:
+    from rinalmo.training.pretrain import Outcome
 
 
 @click.command("pretrain")
@@ -40,11 +45,13 @@ def command(recipe: str, output: Path, resume: bool, overrides: tuple[str, ...],
         torch.set_num_threads(threads)
     with training() as (tell, note):
         outcome = pretrain(chosen, output, resume=resume, on_event=tell, on_note=note)
-    if outcome.finished:
-        click.echo(
-            f"{output / 'model'}: trained for {outcome.steps:,} steps; use it with --model {output / 'model'}", err=True
-        )
-        return
-    click.echo(f"{output}: stopped and saved after step {outcome.step:,}; go on with --resume", err=True)
+    if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
+        click.echo(_told(outcome, output), err=True)
     if outcome.signal == signal.SIGINT:
         raise KeyboardInterrupt
+
+
+def _told(outcome: Outcome, output: Path) -> str:
+    if outcome.finished:
+        return f"{output / 'model'}: trained for {outcome.step:,} steps; use it with --model {output / 'model'}"
+    return f"{output}: stopped and saved after step {outcome.step:,}; go on with --resume"

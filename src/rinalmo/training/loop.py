@@ -126,7 +126,7 @@ class Trainer:
         with _signals() as self.signals:
             while self.progress.step < self.task.steps:
                 stop = self._step()
-                last = self.progress.step == self.task.steps
+                last = self.progress.step >= self.task.steps
                 self._record(last)
                 improved = self._validate(last)
                 if stop or last or improved or self.progress.step % self.recipe.train.checkpoint_every == 0:

@@ -37,7 +37,7 @@ class Outcome:
     @property
     def finished(self) -> bool:
         """Whether the model is trained and written."""
-        return self.step == self.steps
+        return self.step >= self.steps
 
 
 def _ignore(_: Any) -> None:
