@@ -43,10 +43,13 @@ MIX = (
 )
 
 
-def sequences(workload: str, width: str) -> list[str]:
-    """Random RNA of real lengths in random order (32 for giga, 128 else), 32 of 200 nt, or one of 4,096 nt."""
+def sequences(workload: str) -> list[str]:
+    """Random RNA, 32 of real lengths in random order or of 200 nt, or one of 4,096 nt.
+
+    Not more than 32: padded to the longest, 128 of them need over 20 GB as the card uses multimolecule.
+    """
     draw = random.Random(0)
-    mix = list(MIX[2::4] if width == "giga" else MIX)
+    mix = list(MIX[2::4])
     draw.shuffle(mix)
     lengths = {"mix": mix, "equal": [200] * 32, "long": [4096]}[workload]
     return ["".join(draw.choices("ACGU", k=length)) for length in lengths]
@@ -56,7 +59,7 @@ def rinalmo(folder: str, workload: str, width: str, precision: str) -> Run:
     from rinalmo.inference.engine import Engine
 
     engine = Engine(folder, precision)  # type: ignore[arg-type]
-    ids = [engine.model.alphabet.encode(text) for text in sequences(workload, width)]
+    ids = [engine.model.alphabet.encode(text) for text in sequences(workload)]
     last = [engine.model.config.num_hidden_layers]
 
     def compute(packed: Any, layout: Any) -> Any:
@@ -76,7 +79,7 @@ def plain(folder: str, workload: str, width: str, precision: str) -> Run:
     from rinalmo.weights.checkpoint import load
 
     model = load(folder).eval().to(torch.bfloat16 if precision == "bf16" else torch.float32)
-    ids = [model.alphabet.encode(text) for text in sequences(workload, width)]
+    ids = [model.alphabet.encode(text) for text in sequences(workload)]
 
     @torch.inference_mode()
     def run() -> Any:
@@ -94,7 +97,7 @@ def multimolecule(folder: str, workload: str, width: str, size: int | None = Non
     tokenizer = port.RnaTokenizer.from_pretrained(folder)
     options: Any = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"} if size else {}
     model = port.RiNALMoModel.from_pretrained(folder, **options).eval()
-    texts = sequences(workload, width)
+    texts = sequences(workload)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i])) if size else list(range(len(texts)))
     step = size or len(order)
 
@@ -124,7 +127,7 @@ def official(checkout: str, workload: str, width: str) -> Run:
     config.model.transformer.num_blocks = WIDTHS[width][1]
     config.model.transformer.use_flash_attn = False
     model = RiNALMo(config).eval()
-    batch = torch.tensor(Alphabet().batch_tokenize(sequences(workload, width)))
+    batch = torch.tensor(Alphabet().batch_tokenize(sequences(workload)))
 
     @torch.inference_mode()
     def run() -> None:
@@ -138,7 +141,7 @@ def peak(workload: str, width: str) -> Run:
     import torch.nn.functional as F
 
     (hidden, layers), ffn = WIDTHS[width], 2 * 4 * WIDTHS[width][0] // 3
-    tokens = sum(len(text) + 2 for text in sequences(workload, width))
+    tokens = sum(len(text) + 2 for text in sequences(workload))
     shapes = layers * [(hidden, 3 * hidden), (hidden, hidden), (hidden, 2 * ffn), (ffn, hidden)]
     inputs = {into: torch.randn(tokens, into).bfloat16() for into in (hidden, ffn)}
     weights = [torch.randn(out, into).bfloat16() for into, out in shapes]
@@ -178,7 +181,7 @@ def compare(folder: str, workload: str, width: str, chosen: Any) -> None:
 
 def report(workload: str, width: str, found: dict[str, Side]) -> None:
     hidden, layers = WIDTHS[width]
-    texts = sequences(workload, width)
+    texts = sequences(workload)
     tokens = sum(map(len, texts)) + 2 * len(texts)
     operations = 2 * layers * hidden * (4 * hidden + 3 * (2 * 4 * hidden // 3)) * tokens
     best = min((side.median for name, side in found.items() if name.startswith(("best", "nested"))), default=0)
