@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rinalmo.data.prepare import Tell, prepare
+from rinalmo.data.prepare import prepare
+from rinalmo.data.reading import Tell
 from rinalmo.data.recipe import load_recipe
 from rinalmo.rna.fasta import read_fasta
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from rinalmo.data import dedupe
 from rinalmo.data.dedupe import first_of_equals
-from rinalmo.data.reading import Staged
+from rinalmo.data.staged import Staged
 
 
 def by_dictionary(letters):

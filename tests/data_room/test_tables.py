@@ -36,7 +36,8 @@ def test_a_table_replaces_what_the_header_says(table):
     header = Header("a", "tRNA", "RF00005", "Homo sapiens")
     assert known(header, table, "label", "a") == table.facts("a") | {"taxon": "Homo sapiens"}
     assert known(header, None, "label", "a")["source"] == "label"
-    assert known(header, table, "label", "zzz") is None
+    assert known(header, table, "label", "zzz") == {}
+    assert refused({}, SourceRecipe()) == "not in the table"
 
 
 @pytest.mark.parametrize(

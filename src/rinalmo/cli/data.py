@@ -124,7 +124,7 @@ def card_command(store: Path) -> None:
     from rinalmo.cli.progress import counter
     from rinalmo.data.card import write_card
 
-    with counter("counting", "nucleotides") as tell:
+    with counter("counting") as tell:
         path = write_card(store, tell)
     click.echo(f"{path}: written", err=True)
 

@@ -7,7 +7,6 @@ or less moves few of them from one side to the other.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -20,8 +19,9 @@ from numpy.typing import NDArray
 
 from rinalmo.data import draws
 from rinalmo.data.clustering import DUPLICATE
-from rinalmo.data.reading import Staged
+from rinalmo.data.reading import Tell
 from rinalmo.data.recipe import SplitRecipe
+from rinalmo.data.staged import Numbers, Staged
 from rinalmo.data.store import SPLITS
 from rinalmo.data.store_writer import StoreWriter
 
@@ -29,8 +29,6 @@ DUPLICATES = "duplicates.parquet"
 _SCHEMA = pa.schema([("sequence", pa.int64()), ("source", pa.string()), ("name", pa.string())])
 _CHUNK = 1 << 16
 _EVERY = 10_000
-
-Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def assemble(
     validates: NDArray[np.bool_],
     target: Path,
     provenance: dict[str, Any],
-    tell: Callable[[int], Any],
+    tell: Tell,
 ) -> None:
     """Write the store, and beside it which sequences of which sources were equal to those that stayed."""
     staged, clusters = chosen.staged, chosen.clusters

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rinalmo.data.plots import draw
-from rinalmo.data.store import SPLITS, TokenStore
+from rinalmo.data.store import ROWS, SPLITS, TokenStore
 from rinalmo.durable import replacing
 from rinalmo.errors import MissingExtraError
 
@@ -57,10 +57,9 @@ def count(store: TokenStore, tell: Callable[[int], Any] = lambda count: None) ->
     """Count lengths, labels, cluster sizes and letters."""
     sizes = np.diff(store.cluster_starts.astype(np.int64))
     letters = np.zeros(256, dtype=np.int64)
-    done = 0
-    for block in store.blocks():
+    for number, block in enumerate(store.blocks(), start=1):
         letters += np.bincount(block, minlength=256)
-        tell(done := done + len(block))
+        tell(min(number * ROWS, len(store)))
     plain = [(letter, int(letters[ord(letter)])) for letter in _LETTERS]
     other = int(letters.sum()) - sum(number for _, number in plain)
     return Facts(

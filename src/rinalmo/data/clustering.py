@@ -6,23 +6,20 @@ cluster that holds one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rinalmo.data.mmseqs import MMseqs
-from rinalmo.data.reading import Staged
+from rinalmo.data.reading import Tell
 from rinalmo.data.recipe import ClusteringRecipe
+from rinalmo.data.staged import Numbers, Staged
 from rinalmo.errors import InputError
 
 DUPLICATE, EXCLUDED = -1, -2
 """What stands in place of a cluster's number for a sequence that is not stored."""
-
-Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ def cluster(
     mmseqs: MMseqs | None,
     folder: Path,
     threads: int,
-    tell: Callable[[int], Any],
+    tell: Tell,
 ) -> tuple[Numbers, dict[str, Any]]:
     """The cluster of each staged sequence, numbered as they come, or why it has none; and what was counted."""
     indices = distinct.indices
@@ -106,7 +103,7 @@ def _from_tables(distinct: Distinct, indices: Numbers) -> tuple[Numbers, Numbers
     return labels[indices], np.unique(labels[own & (distinct.first < distinct.excluded)])
 
 
-def _write_fasta(staged: Staged, indices: Numbers, path: Path, tell: Callable[[int], Any]) -> int:
+def _write_fasta(staged: Staged, indices: Numbers, path: Path, tell: Tell) -> int:
     """One sequence a line, named by its number, which lets MMseqs2 use the file itself; returns the longest length."""
     longest = 0
     with path.open("wb") as file:

@@ -8,7 +8,6 @@ billion share a digest with probability 1.5e-21.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rinalmo.data.reading import Staged
+from rinalmo.data.reading import Tell
+from rinalmo.data.staged import Numbers, Staged
 
 _BUCKETS = 256
 _CHUNK = 1 << 16
 _ENTRY = np.dtype([("high", ">u8"), ("low", ">u8"), ("index", "<i8")])
 
 
-def first_of_equals(staged: Staged, folder: Path, tell: Callable[[int], Any]) -> NDArray[np.int64]:
+def first_of_equals(staged: Staged, folder: Path, tell: Tell) -> Numbers:
     """For each sequence the index of the first one with the same letters, itself if there is none before it.
 
     Needs 24 bytes a sequence of disk in `folder`, for the time being.
@@ -39,7 +39,7 @@ def first_of_equals(staged: Staged, folder: Path, tell: Callable[[int], Any]) ->
     return first
 
 
-def _distribute(staged: Staged, paths: list[Path], tell: Callable[[int], Any]) -> None:
+def _distribute(staged: Staged, paths: list[Path], tell: Tell) -> None:
     """Append each sequence's digest to its bucket."""
     for start in range(0, len(staged), _CHUNK):
         indices = range(start, min(start + _CHUNK, len(staged)))
@@ -57,7 +57,7 @@ def _distribute(staged: Staged, paths: list[Path], tell: Callable[[int], Any]) -
         tell(indices.stop)
 
 
-def _mark(entries: NDArray[Any], first: NDArray[np.int64]) -> None:
+def _mark(entries: NDArray[Any], first: Numbers) -> None:
     """Note the first of each group of equals in one bucket, whose entries are in the order of their index."""
     order = np.lexsort((entries["low"], entries["high"]))  # stable, so that the first stays first
     ordered = entries[order]

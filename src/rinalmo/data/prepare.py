@@ -25,12 +25,13 @@ import numpy as np
 from rinalmo import __version__
 from rinalmo.data.assembling import Selection, assemble, duplicate_pairs, split
 from rinalmo.data.card import write_card
-from rinalmo.data.clustering import Distinct, Numbers, cluster
+from rinalmo.data.clustering import Distinct, cluster
 from rinalmo.data.dedupe import first_of_equals
 from rinalmo.data.filters import Filters
 from rinalmo.data.mmseqs import MMseqs
-from rinalmo.data.reading import Source, Staged, read_counts, stage
+from rinalmo.data.reading import Source, Tell, read_counts, stage
 from rinalmo.data.recipe import PrepareRecipe, SourceRecipe, TableRecipe
+from rinalmo.data.staged import Numbers, Staged
 from rinalmo.data.store import TokenStore
 from rinalmo.durable import file_sha256, held, replacing, sync_folder
 from rinalmo.errors import InputError
@@ -40,7 +41,6 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 _EXCLUDED, _SETTINGS = "excluded", "settings.json"
 _STEPS = (_EXCLUDED, "read-*", "equals.npy", "clusters.npy", "store")
 
-Tell = Callable[[int], Any]
 Progress = Callable[[str], AbstractContextManager[Tell]]
 """Called with what is being done; gives a function to call with the number of sequences done so far."""
 

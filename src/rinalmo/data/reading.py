@@ -1,28 +1,22 @@
 """Sources as they come: files → usable sequences with what is known of each, staged on disk in the order of the input.
 
 A staged source is itself a token store (one cluster), so that it is whole or absent, checked, and read at random by
-the steps that follow. Beside the sequences lie `counts.json` and, if the source's table has clusters, their labels.
+the steps that follow (`rinalmo.data.staged`). Beside the sequences lie their counts and their cluster labels.
 """
 
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from rinalmo.data.filters import ANY_LETTER, Filters
 from rinalmo.data.headers import read_header
 from rinalmo.data.recipe import SourceRecipe
-from rinalmo.data.store import TokenStore
 from rinalmo.data.store_writer import StoreWriter
 from rinalmo.data.tables import Table, known, refused
 from rinalmo.errors import InputError
@@ -34,6 +28,7 @@ _COMPRESSED = ("", ".gz", ".zst")
 _EVERY = 1000
 
 Tell = Callable[[int], Any]
+"""Called with the number of sequences done so far."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +73,11 @@ def _usable(
             letters = record.sequence.encode()
             header = read_header(record.id, record.description, recipe.headers, file.name)
             facts = known(header, table, source.label, record.id)
-            reason = filters.reason(letters) if filters else None
-            if reason is None and facts is None:
-                reason = "not in the table"
-            if reason is None and facts is not None:
-                reason = refused(facts, recipe)
-            counts.add(reason, (facts or {}).get("type", ""))
+            reason = (filters.reason(letters) if filters else None) or refused(facts, recipe)
+            counts.add(reason, facts.get("type", ""))
             if counts.records % _EVERY == 0:
                 tell(counts.records)
-            if reason is None and facts is not None:
+            if reason is None:
                 yield header.name, letters, facts
     tell(counts.records)
 
@@ -138,60 +129,6 @@ class _Labels:
         if number == len(labels):
             labels.append(label)
         return number
-
-
-class Staged:
-    """Staged sources one after the other, with one running index."""
-
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self.stores = [TokenStore.open(folder) for folder in folders]
-        self.starts = [0, *accumulate(len(store) for store in self.stores)]
-
-    def __len__(self) -> int:
-        return self.starts[-1]
-
-    def find(self, index: int) -> tuple[int, int]:
-        """Which store a sequence is in, and its place there."""
-        number = bisect_right(self.starts, index) - 1
-        return number, index - self.starts[number]
-
-    def letters(self, index: int) -> bytes:
-        """The letters of a sequence."""
-        number, place = self.find(index)
-        return self.stores[number][place].tobytes()
-
-    def name(self, index: int) -> str:
-        """The name of a sequence."""
-        number, place = self.find(index)
-        return self.stores[number].name(place)
-
-    def source(self, index: int) -> str:
-        """The source of a sequence."""
-        number, place = self.find(index)
-        return self.stores[number].sources[int(self.stores[number].source_ids[place])]
-
-    def labels(self, kind: str, wanted: NDArray[np.bool_]) -> tuple[list[str], list[NDArray[np.int64]]]:
-        """The `sources` or `families` of the wanted sequences, and a table from each store's numbers to theirs."""
-        numbers: dict[str, int] = {"": 0} if kind == "families" else {}
-        tables = []
-        for store, (start, stop) in zip(self.stores, pairwise(self.starts), strict=True):
-            labels, ids = (
-                (store.families, store.family_ids) if kind == "families" else (store.sources, store.source_ids)
-            )
-            occur = np.bincount(ids[wanted[start:stop]], minlength=len(labels)) > 0
-            table = [
-                numbers.setdefault(label, len(numbers)) if used else -1
-                for label, used in zip(labels, occur, strict=True)
-            ]
-            tables.append(np.array(table, dtype=np.int64))
-        return list(numbers), tables
-
-    def cluster_labels(self) -> Iterator[str]:
-        """The cluster of each sequence, as the tables say; "" where they do not."""
-        for store in self.stores:
-            with (store.path / LABELS).open(encoding="utf-8") as file:
-                for line in file:
-                    yield json.loads(line)
 
 
 def read_counts(folder: Path) -> dict[str, Any]:

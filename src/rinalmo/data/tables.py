@@ -64,17 +64,19 @@ class Table:
         return header.index(name)
 
 
-def known(header: Header, table: Table | None, label: str, id: str) -> Facts | None:
-    """All that is known of a sequence: its header line's facts, replaced by its table's; None if the table lacks it."""
+def known(header: Header, table: Table | None, label: str, id: str) -> Facts:
+    """All that is known of a sequence: its header line's facts, replaced by its table's; none if the table lacks it."""
     facts = {"type": header.type, "family": header.family, "taxon": header.taxon, "source": label}
     if table is None:
         return facts
     row = table.facts(id)
-    return None if row is None else facts | row
+    return {} if row is None else facts | row
 
 
 def refused(facts: Facts, recipe: SourceRecipe) -> str | None:
-    """The rule by which a sequence is dropped, or None."""
+    """Why a sequence is dropped by a rule, or for want of any facts; None if it is not."""
+    if not facts:
+        return "not in the table"
     for fact, values in recipe.drop.items():
         if facts.get(fact, "") in values:
             return f"{fact} is {facts.get(fact, '') or 'unknown'}"
