@@ -59,10 +59,12 @@ def rinalmo(folder: str, workload: str, width: str, precision: str) -> Run:
     ids = [engine.model.alphabet.encode(text) for text in sequences(workload, width)]
     last = [engine.model.config.num_hidden_layers]
 
-    def run() -> list[float]:
-        states = engine.map(lambda packed, layout: layout.split(engine.hidden_states(packed, layout, last)[0]), ids)
-        first, *_ = states
-        return first[0].tolist()
+    def compute(packed: Any, layout: Any) -> Any:
+        return layout.split(engine.hidden_states(packed, layout, last)[0])
+
+    def run() -> Any:
+        first, *_ = engine.map(compute, ids)
+        return first[0]
 
     return run
 
@@ -77,10 +79,9 @@ def plain(folder: str, workload: str, width: str, precision: str) -> Run:
     ids = [model.alphabet.encode(text) for text in sequences(workload, width)]
 
     @torch.inference_mode()
-    def run() -> list[float]:
-        states = map_packed(lambda packed, layout: layout.split(model(packed, layout).last_hidden_state), ids)
-        first, *_ = states
-        return first[0].tolist()
+    def run() -> Any:
+        first, *_ = map_packed(lambda packed, layout: layout.split(model(packed, layout).last_hidden_state), ids)
+        return first[0].float()
 
     return run
 
@@ -105,9 +106,9 @@ def multimolecule(folder: str, workload: str, width: str, size: int | None = Non
     batches = [batch(order[start : start + step]) for start in range(0, len(order), step)]
 
     @torch.inference_mode()
-    def run() -> list[float]:
+    def run() -> Any:
         states = [state[0] for inputs in batches for state in model(**inputs).last_hidden_state]
-        return states[order.index(0)].tolist()
+        return states[order.index(0)].float()
 
     return run
 

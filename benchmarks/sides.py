@@ -129,6 +129,11 @@ def spend(command: Sequence[str], threads: int) -> Spent:
     return Spent(seconds, peaks["VmHWM"], peaks["RssAnon"], output)
 
 
+def once(serve: str, threads: int, python: str = sys.executable, **arguments: Any) -> Spent:
+    """A whole process in which one of the script's sides prepares and runs once."""
+    return spend([python, "-W", "ignore", sys.argv[0], "--once", serve, json.dumps(arguments)], threads)
+
+
 def environment(threads: int) -> dict[str, str]:
     """This process's environment with a set number of threads and no network."""
     count = str(threads)
@@ -139,14 +144,19 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def serve_or(main: Callable[[], None], serves: dict[str, Callable[..., Run]]) -> None:
-    """`main`, or, in a process that a `Side` started, one of `serves`."""
-    if sys.argv[1:2] != ["--serve"]:
+    """`main`, or, in a process that a `Side` or `once` started, one of `serves`."""
+    if sys.argv[1:2] == ["--once"]:
+        serves[sys.argv[2]](**json.loads(sys.argv[3]))()
+    elif sys.argv[1:2] == ["--serve"]:
+        _serve(serves[sys.argv[2]](**json.loads(sys.argv[3])))
+    else:
         main()
-        return
+
+
+def _serve(run: Run) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints is no answer
-    run = serves[sys.argv[2]](**json.loads(sys.argv[3]))
-    print(json.dumps({"value": run()}), file=answers)
+    print(json.dumps({"value": run()}, default=lambda array: array.tolist()), file=answers)
     for line in sys.stdin:
         print(json.dumps(_timed(run) if line.strip() == "run" else _grown(run)), file=answers)
 
@@ -184,27 +194,33 @@ def use_official(checkout: str) -> None:
 # Options, peers, reports.
 
 
-def options(doc: str | None, **more: dict[str, Any]) -> argparse.Namespace:
-    """The command line of a script: the common options, then its own."""
+def options(doc: str | None, *, peers: bool = True, **more: dict[str, Any]) -> argparse.Namespace:
+    """The command line of a script: the common options, then its own. `peer` is the Python to run the peers with."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", help="one that has multimolecule 0.2.2; default: installed once, in ~/.cache")
-    parser.add_argument("--no-peers", action="store_true", help="measure rinalmo alone")
-    parser.add_argument("--official", help="a checkout of lbcb-sci/RiNALMo, to measure the authors' code too")
+    parser.set_defaults(peer_python=None, no_peers=True, official=None)
+    if peers:
+        _ask_for_peers(parser)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     for name, settings in more.items():
         parser.add_argument("--" + name.replace("_", "-"), **settings)
     chosen = parser.parse_args()
     chosen.peer = None if chosen.no_peers else chosen.peer_python or _installed()
-    chosen.official = chosen.official and not chosen.no_peers and str(Path(chosen.official).resolve())
+    chosen.official = str(Path(chosen.official).resolve()) if chosen.peer and chosen.official else None
     return chosen
+
+
+def _ask_for_peers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--peer-python", help="one that has multimolecule 0.2.2; default: installed once, in ~/.cache")
+    parser.add_argument("--no-peers", action="store_true", default=False, help="measure rinalmo alone")
+    parser.add_argument("--official", help="a checkout of lbcb-sci/RiNALMo, to measure the authors' code too")
 
 
 def _installed() -> str:
     """The Python of an environment that has the peers, made on first use."""
     folder = Path.home() / ".cache" / "rinalmo-benchmarks" / "-".join(PEERS)
     python = folder / "bin" / "python"
-    if subprocess.run([python, "-c", "import multimolecule"], capture_output=True).returncode if python.exists() else 1:
+    if not python.exists() or subprocess.run([python, "-c", "import multimolecule"], capture_output=True).returncode:
         venv.create(folder, with_pip=True, clear=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS, *OFFICIAL_NEEDS], check=True)
     return str(python)
@@ -217,8 +233,8 @@ def head(title: str, chosen: argparse.Namespace) -> None:
     versions = [f"Python {platform.python_version()}", *_versions(sys.executable, "torch", "transformers", "numpy")]
     versions += _versions(chosen.peer, "multimolecule", "torch") if chosen.peer else []
     print(f"## {title}\n")
-    print(f"{date.today()}, {processor()}, {chosen.threads} threads, commit {commit.stdout.strip() or 'unknown'};")
-    print(", ".join(versions) + ".  ")
+    print(f"{date.today()}, {processor()}, {chosen.threads} threads, load before {os.getloadavg()[0]:.1f};", end=" ")
+    print(f"commit {commit.stdout.strip() or 'unknown'}; {', '.join(versions)}.  ")
     print(f"`python {' '.join(sys.argv)}`\n", flush=True)
 
 
