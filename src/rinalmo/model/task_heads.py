@@ -52,15 +52,21 @@ class PairBlock(nn.Module):
             torch.addcmul(shift, kept, scale, out=kept).relu_().add_(x[k][..., starts[k] :])
         return out
 
-    def _widen(self, x: Rows, starts: list[int], out: list[Tensor]) -> _Moments:
-        """The first two convolutions, into `out`. Columns before `starts` go where nothing reads `x` again."""
-        weight, moments = self.conv1.weight[:, :, 0, 0], _Moments()
+    def _first(self, x: Rows) -> Iterator[Tensor]:
+        """The first convolution with its norm, which is folded into the weight, and ReLU."""
+        weight = self.conv1.weight[:, :, 0, 0]
+        if isinstance(x, _OuterSum):
+            return (rows.relu_() for rows in x.mixed(weight).normed())
+        moments = _Moments()
         for rows in x:
             moments.add(_mix(rows, weight))
         scale, shift = moments.affine()
-        hidden = (_mix(rows, weight * scale[:, 0], shift[:, 0]).relu_() for rows in x)
+        return (_mix(rows, weight * scale[:, 0], shift[:, 0]).relu_() for rows in x)
+
+    def _widen(self, x: Rows, starts: list[int], out: list[Tensor]) -> _Moments:
+        """The first two convolutions, into `out`. Columns before `starts` go where nothing reads `x` again."""
         moments = _Moments()
-        for k, rows in enumerate(_with_neighbours(hidden)):
+        for k, rows in enumerate(_with_neighbours(self._first(x))):
             y = _convolve(rows, self.conv2)
             moments.add(y)
             out[k].copy_(y[..., starts[k] :])
@@ -96,27 +102,28 @@ class StructureHead(nn.Module):
     def forward(self, x: Float[Tensor, "length hidden"]) -> Float[Tensor, "length length labels"]:
         """Symmetric logits; only the map's upper triangle is used, the diagonal is 0."""
         left, right = self.projection.weight.chunk(2, dim=1)
-        first, second = x @ left.T, x @ right.T + self.projection.bias
+        first, second = (x @ left.T).T, (x @ right.T + self.projection.bias).T
         plain = torch.is_grad_enabled() or len(x) * first.numel() <= BLOCK
         upper = (self._plain if plain else self._by_rows)(first, second).triu(1)
         return (upper + upper.transpose(1, 2)).permute(1, 2, 0)
 
     def _plain(
-        self, first: Float[Tensor, "length channels"], second: Float[Tensor, "length channels"]
+        self, first: Float[Tensor, "channels length"], second: Float[Tensor, "channels length"]
     ) -> Float[Tensor, "labels length length"]:
-        pairs = (first.T[:, :, None] + second.T[:, None, :])[None]
+        pairs = (first[:, :, None] + second[:, None, :])[None]
         for block in self.blocks:
             pairs = block(pairs)
         return self.prediction(pairs)[0]
 
     def _by_rows(
-        self, first: Float[Tensor, "length channels"], second: Float[Tensor, "length channels"]
+        self, first: Float[Tensor, "channels length"], second: Float[Tensor, "channels length"]
     ) -> Float[Tensor, "labels length length"]:
         pairs: Rows = _OuterSum(first, second)
         for block in self.blocks:
             assert isinstance(block, PairBlock)
             pairs = block.by_rows(pairs, upper=block is self.blocks[-1])
-        out = first.new_zeros(self.prediction.out_channels, len(first), len(first))
+        length = first.shape[1]
+        out = first.new_zeros(self.prediction.out_channels, length, length)
         heights = [rows.shape[1] for rows in pairs]
         for part, rows in zip(out.split(heights, dim=1), _with_neighbours(pairs), strict=True):
             y = _convolve(rows, self.prediction)
@@ -132,17 +139,28 @@ BLOCK = 1 << 19  # numbers in one block: 2 MB, which fit into the cache of a cor
 
 
 class _OuterSum(Sequence[Tensor]):
-    """`first[i] + second[j]` for all i and j, in blocks that are computed whenever they are asked for."""
+    """`first[:, i] + second[:, j]` for all i and j, in blocks that are computed whenever they are asked for."""
 
-    def __init__(self, first: Float[Tensor, "length channels"], second: Float[Tensor, "length channels"]) -> None:
-        self.parts = [part.T[:, :, None] for part in first.split(max(1, BLOCK // first.numel()))]
-        self.second = second.T.contiguous()[:, None]
+    def __init__(self, first: Float[Tensor, "channels length"], second: Float[Tensor, "channels length"]) -> None:
+        self.first, self.second = first, second
+        self.parts = first[:, :, None].split(max(1, BLOCK // first.numel()), dim=1)
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def __getitem__(self, k: int) -> Tensor:  # type: ignore[override]  # no slices
-        return self.parts[k] + self.second
+        return self.parts[k] + self.second[:, None]
+
+    def mixed(self, weight: Float[Tensor, "out channels"]) -> _OuterSum:
+        """A 1 × 1 convolution of it, which is an outer sum again."""
+        return _OuterSum(weight @ self.first, weight @ self.second)
+
+    def normed(self, eps: float = 1e-5) -> _OuterSum:
+        """An instance norm of it: over all pairs, means and variances of the two add up."""
+        first, second = (x - x.mean(dim=1, keepdim=True) for x in (self.first, self.second))
+        variance = first.square().mean(dim=1, keepdim=True) + second.square().mean(dim=1, keepdim=True)
+        scale = (variance + eps).rsqrt()
+        return _OuterSum(first * scale, second * scale)
 
 
 class _Moments:

@@ -1,0 +1,33 @@
+"""The benchmark scripts start, and the quick ones measure; without peers, at the smallest setting."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "sides.py")
+
+
+def run(script, *arguments):
+    command = [sys.executable, "-W", "ignore", str(FOLDER / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_tells_how_to_run_it(script):
+    assert f"python benchmarks/{script}" in run(script, "--help")
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "row"),
+    [
+        ("decode_speed.py", ("--lengths", "30"), "| 30 | crowded |"),
+        ("ss_head.py", ("--lengths", "20"), "| 20 | rinalmo train |"),
+    ],
+)
+def test_quick_ones_measure(script, arguments, row):
+    output = run(script, "--no-peers", "--repeats", "1", "--threads", "1", *arguments)
+    assert f"--no-peers --repeats 1 --threads 1 {' '.join(arguments)}`" in output
+    assert row in output
