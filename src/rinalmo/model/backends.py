@@ -87,6 +87,10 @@ def _sequences(q: Packed, k: Packed, v: Packed, layout: Layout) -> Iterator[tupl
 def _sdpa(q: Packed, k: Packed, v: Packed, layout: Layout, dropout: float) -> Tensor:
     if layout.real is not None:
         return torch.cat([_sdpa_one(*sequence, dropout) for sequence in _sequences(q, k, v, layout)])
+    if q.requires_grad and q.dtype == torch.bfloat16 and not q.is_cuda:
+        # The fused kernel's backward pass on a CPU takes 2–6 times as long in bf16 as in fp32 (heads of 16, AMX).
+        with torch.autocast("cpu", enabled=False):
+            return _sdpa(q.float(), k.float(), v.float(), layout, dropout).to(q.dtype)
     # Split, not sliced: the backward pass of a slice fills and adds a tensor as long as the whole batch.
     sizes = [run.count * run.length for run in layout.runs]
     parts = zip(q.split(sizes), k.split(sizes), v.split(sizes), layout.runs, strict=True)
