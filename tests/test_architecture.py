@@ -16,13 +16,25 @@ ALLOWED = {
     "errors": set(),
     "alphabet": {"errors"},
     "durable": {"errors"},
+    "recipe_files": {"errors"},
     "rna": {"errors", "alphabet"},
     "model": {"errors", "alphabet"},
     "metrics": {"errors", "rna"},
     "weights": {"errors", "alphabet", "durable", "rna", "model"},
-    "data": {"errors", "alphabet", "durable", "rna", "model", "weights"},
+    "data": {"errors", "alphabet", "durable", "recipe_files", "rna", "model", "weights"},
     "inference": {"errors", "alphabet", "durable", "rna", "model", "weights"},
-    "training": {"errors", "alphabet", "durable", "rna", "model", "metrics", "weights", "data", "inference"},
+    "training": {
+        "errors",
+        "alphabet",
+        "durable",
+        "recipe_files",
+        "rna",
+        "model",
+        "metrics",
+        "weights",
+        "data",
+        "inference",
+    },
 }
 SKINS = {"hf", "cli", "__init__", "__main__"}
 FORBIDDEN_PACKAGES = {

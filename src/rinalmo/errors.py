@@ -7,6 +7,7 @@
     ├── TrainingError               a run that cannot go on: full disk, lost process, loss of NaN (also a RuntimeError)
     ├── DownloadError               a published model could not be fetched (also an OSError)
     │   └── SourceUnavailable       one address did not deliver; another may (in rinalmo.weights.download)
+    ├── ToolError                   an external program failed (also a RuntimeError)
     └── MissingExtraError           an optional package is not installed (also an ImportError)
 
 The command line turns a `RinalmoError` into its one line and its `exit_code`: 2 for what the user gave, 1 for what
@@ -65,6 +66,12 @@ class TrainingError(RinalmoError, RuntimeError):
 
 class DownloadError(RinalmoError, OSError):
     """A published file could not be fetched."""
+
+
+class ToolError(RinalmoError, RuntimeError):
+    """An external program failed, or did not do what it should."""
+
+    exit_code = 1
 
 
 class MissingExtraError(RinalmoError, ImportError):

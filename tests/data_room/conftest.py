@@ -48,3 +48,18 @@ def small_store(tmp_path_factory):
 def make_store(tmp_path):
     """Makes a store from clusters of letters, or of (letters, source, family)."""
     return lambda *clusters, validation=(), name="store": write_store(tmp_path / name, clusters, validation)
+
+
+@pytest.fixture(scope="session")
+def families():
+    """Twelve simulated families of 20 sequences around 150 nt, and the family of each; members are mutated copies."""
+    rng = np.random.default_rng(11)
+    sequences, family = [], []
+    for number in range(12):
+        parent = np.frombuffer(random_rna(rng, int(rng.integers(120, 200))), dtype=np.uint8)
+        for _ in range(20):
+            changed = rng.random(len(parent)) < 0.04
+            letters = np.where(changed, rng.choice(np.frombuffer(b"ACGU", dtype=np.uint8), len(parent)), parent)
+            sequences.append(letters.tobytes().decode())
+            family.append(number)
+    return sequences, family

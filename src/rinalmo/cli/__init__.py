@@ -20,6 +20,7 @@ from rinalmo.errors import RinalmoError
 COMMANDS = {
     "card": ("card", "Write the model card of a run or a model."),
     "convert": ("convert", "Write a model in another layout."),
+    "data": ("data", "Make token stores from sequence databases."),
     "embed": ("embed", "Embed the sequences of a FASTA file."),
     "fill-mask": ("fill_mask", "Predict the nucleotides at <mask>."),
     "info": ("info", "Sizes and costs of a model, as on its card."),

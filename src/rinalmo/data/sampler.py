@@ -123,7 +123,7 @@ class ClusterSampler:
             return starts + (within * (stops - starts)).astype(np.int64), clusters
         points = (strata + within) * (self._line[-1] / len(self))
         sequences = np.minimum(np.searchsorted(self._line, points, side="right"), len(self._line) - 1) + self._first
-        return sequences, np.searchsorted(self.store.cluster_starts, sequences, side="right") - 1
+        return sequences, self.store.clusters_of(sequences)
 
 
 def _line(store: TokenStore, split: str, weights: Weights) -> NDArray[np.float64]:

@@ -97,6 +97,12 @@ class TokenStore:
         rows, row = self._find(index)
         return rows.names[rows.name_offsets[row] : rows.name_offsets[row + 1]].tobytes().decode()
 
+    def blocks(self) -> Iterator[NDArray[np.uint8]]:
+        """The letters of all sequences, end to end, one record batch at a time."""
+        for number in range(-(-len(self) // ROWS)):
+            rows = self._rows.get(number) or self._load(number)
+            yield rows.letters[: rows.letter_offsets[-1]]
+
     def sequence_range(self, split: str) -> range:
         """The sequences of `train` or `validation`."""
         return range(*self._split(split)["sequences"])
@@ -121,6 +127,11 @@ class TokenStore:
         if not ((starts < stops) & (stops <= len(self))).all():
             raise InputError(f"{self.path / 'clusters.bin'}: damaged; copy or prepare the store again")
         return starts, stops
+
+    def clusters_of(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The cluster of each sequence."""
+        # Of another type they would make numpy convert all starts at each call.
+        return np.searchsorted(self.cluster_starts, sequences.astype(self.cluster_starts.dtype), side="right") - 1
 
     def verify(self) -> None:
         """Read every file and compare its sum with the manifest's. Raises InputError at the first that differs."""

@@ -21,9 +21,9 @@ from rinalmo.errors import InputError
 class StoreWriter:
     """A context manager that makes the store `path` from calls of `start_cluster` and `add`.
 
-    All train clusters come before the validation clusters. `provenance` becomes part of the manifest. Until the block
-    ends without an error everything is in `folder`, beside `path`; other files put there become part of the folder.
-    Memory: `ROWS` sequences.
+    All train clusters come before the validation clusters. `sources`, `families` and `provenance` become part of the
+    manifest as they are when the block ends. Until it ends without an error everything is in `folder`, beside `path`;
+    other files put there become part of the folder. Memory: `ROWS` sequences.
     """
 
     def __init__(
@@ -44,10 +44,9 @@ class StoreWriter:
             "clusters": 0,
             "nucleotides": 0,
             "splits": {split: {"sequences": [0, 0], "clusters": [0, 0]} for split in SPLITS},
-            "sources": list(sources),
-            "families": list(families),
-            "provenance": dict(provenance or {}),
         }
+        self.labels = {"sources": sources, "families": families}
+        self.provenance = provenance or {}
         self._split = SPLITS[0]
         self._rows: dict[str, list[Any]] = {}
         self._starts: list[int] = []
@@ -109,6 +108,8 @@ class StoreWriter:
         self._end_split()
         self._starts.append(self.manifest["sequences"])
         self._flush()
+        self.manifest |= {name: list(labels) for name, labels in self.labels.items()}
+        self.manifest["provenance"] = dict(self.provenance)
         self._arrow.close()
         names = [SEQUENCES, *(f"{name}.bin" for name in COLUMNS)]
         for file in (self._file, *self._columns.values()):

@@ -63,5 +63,5 @@ def _item(store: TokenStore, sequence: int, key: np.uint64, max_length: int) -> 
     shown = min(length, max_length)
     keys = np.asarray(key)
     start = int(draws.uniform(keys, _CROP) * (length - shown + 1))
-    cluster = int(np.searchsorted(store.cluster_starts, sequence, side="right")) - 1
+    cluster = int(store.clusters_of(np.array([sequence]))[0])
     return Item(sequence, cluster, start, shown, shown == length, int(draws.bits(keys, _MASK)))

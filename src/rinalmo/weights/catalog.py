@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from rinalmo.errors import CheckpointError, DownloadError
-from rinalmo.weights.download import SourceUnavailable, fetch, verify
+from rinalmo.weights.download import SourceUnavailable, fetch, offline_switch, verify
 
 ASSETS = Path(__file__).parents[1] / "assets"
 ZENODO = "https://zenodo.org/records/15043668/files"
@@ -235,7 +235,7 @@ def _cached(entry: CatalogEntry) -> Path | None:
 
 def _fetched(entry: CatalogEntry) -> Path:
     """Fetch from the first source that answers; a file with a wrong sum ends the search, it does not continue it."""
-    if switch := _offline():
+    if switch := offline_switch():
         raise DownloadError(f"{entry.name}: not on this machine, and {switch} forbids fetching; {_by_hand(entry)}")
     reasons: list[str] = []
     for source in entry.sources:
@@ -256,15 +256,6 @@ def _fetch_from(source: Source, folder: Path) -> Path:
             if file.required or error.status != 404:
                 raise
     return source.path(folder)
-
-
-def _offline() -> str | None:
-    """The switch that forbids the network, as the user set it."""
-    for name in ("RINALMO_OFFLINE", "HF_HUB_OFFLINE"):
-        value = os.environ.get(name, "")
-        if value.lower() in ("1", "true", "yes", "on"):
-            return f"{name}={value}"
-    return None
 
 
 def _by_hand(entry: CatalogEntry) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import http.client
+import os
 import socket
 import ssl
 import sys
@@ -25,7 +26,7 @@ from rinalmo import __version__
 from rinalmo.errors import DownloadError
 from rinalmo.weights.cache import Part, file_sha256, locked, validator, verify, writing
 
-__all__ = ["Report", "SourceUnavailable", "fetch", "file_sha256", "verify"]
+__all__ = ["Report", "SourceUnavailable", "fetch", "file_sha256", "offline_switch", "verify"]
 
 Report = Callable[[int, int | None], None]
 """Called with the bytes so far and their total, if known."""
@@ -88,6 +89,15 @@ def fetch(
                 part.finish()
     verify(target, size=size, sha256=sha256)
     return target
+
+
+def offline_switch() -> str | None:
+    """The switch that forbids the network, as the user set it."""
+    for name in ("RINALMO_OFFLINE", "HF_HUB_OFFLINE"):
+        value = os.environ.get(name, "")
+        if value.lower() in ("1", "true", "yes", "on"):
+            return f"{name}={value}"
+    return None
 
 
 def _transfer(part: Part, report: Report, attempts: int, backoff: float, timeout: float) -> None:

@@ -1,0 +1,175 @@
+"""`rinalmo data`: prepare, check, card, download."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from rinalmo.errors import InputError
+
+
+@click.group("data")
+def command() -> None:
+    """Make token stores from sequence databases, for `rinalmo pretrain`.
+
+    \b
+    rinalmo data download rfam databases/
+    rinalmo data prepare store rfam=databases/rfam
+    rinalmo data check store
+    """
+
+
+@command.command("prepare")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("sources", nargs=-1, required=True, metavar="LABEL=PATH…")
+@click.option(
+    "--recipe", metavar="NAME|FILE", help="How to read, filter and cluster: a name (data-nano) or a YAML file."
+)
+@click.option(
+    "--table", "tables", multiple=True, metavar="LABEL=FILE", help="Facts by id for a source: CSV or TSV, .gz."
+)
+@click.option(
+    "--exclude",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FASTA",
+    help="Keep these sequences and their cluster mates out, such as a test set; may be given several times.",
+)
+@click.option("--no-cluster", is_flag=True, help="Do without MMseqs2: every sequence is a cluster of its own.")
+@click.option("--validation-fraction", type=click.FloatRange(0, 1), help="Share of the clusters to validate with.")
+@click.option("--seed", type=int, help="Chooses the validation clusters.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Another value than the recipe's, such as filters.max_length=1000.",
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of MMseqs2; all by default.")
+@click.option("--restart", is_flag=True, help="Throw away what an interrupted run of this OUT has done.")
+def prepare_command(
+    out: Path,
+    sources: tuple[str, ...],
+    recipe: str | None,
+    tables: tuple[str, ...],
+    exclude: tuple[Path, ...],
+    no_cluster: bool,
+    validation_fraction: float | None,
+    seed: int | None,
+    overrides: tuple[str, ...],
+    threads: int | None,
+    restart: bool,
+) -> None:
+    """Prepare the token store OUT from FASTA files or folders of them (plain, .gz or .zst).
+
+    Sequences of 16 to 8192 nt are kept, equal ones once, clustered with MMseqs2 at 70 % identity and 80 % coverage, and
+    split by cluster. What was dropped is counted in OUT/report.json, what is in it described in OUT/card.md. An
+    interrupted run goes on with the same command.
+
+    \b
+    rinalmo data prepare store rfam=Rfam.fa.gz rnacentral=rnacentral_active.fasta.gz
+    rinalmo data prepare store mine=my.fa --no-cluster --validation-fraction 0.05
+    """
+    from rinalmo.data.prepare import prepare
+    from rinalmo.data.recipe import load_recipe
+
+    given = {"split.validation_fraction": validation_fraction, "split.seed": seed}
+    changes = [*overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    changes += ["clustering.method=none"] if no_cluster else []
+    try:
+        store = prepare(
+            out,
+            [_labelled(source) for source in sources],
+            recipe=load_recipe(recipe, changes),
+            tables=dict(_labelled(table) for table in tables),
+            exclude=exclude,
+            threads=threads,
+            restart=restart,
+            progress=_step,
+        )
+    except KeyboardInterrupt:
+        click.echo(f"rinalmo: the finished steps of {out} are kept; the same command goes on", err=True)
+        raise
+    parts = ", ".join(f"{split} {store.num_clusters(split):,}" for split in ("train", "validation"))
+    click.echo(f"{out}: {len(store):,} sequences in {store.manifest['clusters']:,} clusters ({parts})", err=True)
+
+
+@command.command("check")
+@click.argument("store", type=click.Path(path_type=Path))
+def check_command(store: Path) -> None:
+    """Read all of STORE and compare its sums with those it was written with.
+
+    \b
+    rinalmo data check store
+    """
+    from rinalmo.data.store import TokenStore
+
+    opened = TokenStore.open(store)
+    opened.verify()
+    click.echo(f"{store}: whole: {len(opened):,} sequences, fingerprint {opened.fingerprint}")
+
+
+@command.command("card")
+@click.argument("store", type=click.Path(path_type=Path))
+def card_command(store: Path) -> None:
+    """Write STORE/card.md and its plots again.
+
+    \b
+    rinalmo data card store
+    """
+    from rinalmo.cli.progress import counter
+    from rinalmo.data.card import write_card
+
+    with counter("counting", "nucleotides") as tell:
+        path = write_card(store, tell)
+    click.echo(f"{path}: written", err=True)
+
+
+@command.command("download")
+@click.argument("database", metavar="DATABASE")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--mirror", metavar="URL", help="Another address that has the same files in the same places.")
+def download_command(database: str, folder: Path, mirror: str | None) -> None:
+    """Fetch a database: rnacentral, rfam, ensembl (release 109), ensembl-bacteria (release 56) or nt.
+
+    What has arrived is kept: the same command goes on where it was. Give the folder to `prepare` as LABEL=DIR.
+
+    \b
+    rinalmo data download rfam databases/rfam
+    rinalmo data prepare store rfam=databases/rfam
+    """
+    from rinalmo.cli.progress import counter
+    from rinalmo.data.download import download
+
+    with counter(f"downloading {database}", "files") as tell:
+        files = download(database, folder, mirror=mirror, tell=tell)
+    click.echo(f"{folder}: {len(files):,} files of {database}", err=True)
+
+
+@contextmanager
+def _step(what: str) -> Iterator[Callable[[int], None]]:
+    """Progress of one step, and a line when it is done."""
+    from rinalmo.cli.progress import counter
+
+    start, last = time.monotonic(), 0
+    with counter(what) as tell:
+
+        def note(count: int) -> None:
+            nonlocal last
+            last = count
+            tell(count)
+
+        yield note
+    number = f"{last:,} sequences, " if last else ""
+    click.echo(f"{what}: {number}{time.monotonic() - start:.0f} s", err=True)
+
+
+def _labelled(text: str) -> tuple[str, Path]:
+    label, sign, path = text.partition("=")
+    if not (sign and label and path):
+        raise InputError(f"{text!r}: write LABEL=PATH, such as rfam=Rfam.fa.gz")
+    return label, Path(path)

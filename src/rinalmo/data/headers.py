@@ -1,0 +1,130 @@
+"""Header lines of the databases: name, RNA type, family and species, as far as each says them.
+
+    RNAcentral   >URS000149A9AF rRNA from 1 species        >URS00000B15DA_9606 Homo sapiens (human) microRNA hsa-mir-21
+    Rfam         >X01556.1/3-118 Halococcus morrhuae …     >RF00001;5S_rRNA;X01556.1/3-118   2252:Halococcus morrhuae
+    Ensembl      >ENST00000364460.1 ncrna chromosome:… gene:… gene_biotype:snoRNA transcript_biotype:snoRNA …
+    NCBI nt      >NR_024570.1 Escherichia coli strain U 5/41 16S ribosomal RNA, partial sequence
+
+The surprise is what is missing. Rfam's own files name no family: it stands in the file's name (RF00001.fa.gz).
+Ensembl's name the species only there too. RNAcentral and NCBI give no type but in words, which `type_in_words` reads.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a header line says; "" where it does not."""
+
+    name: str
+    type: str = ""
+    family: str = ""
+    taxon: str = ""
+
+
+_URS = re.compile(r"URS[0-9A-F]{10}(?:_(\d+))?$")
+_COUNTED = re.compile(r"(\S.*?) from \d+ species$")
+_RFAM_ID = re.compile(r"(RF\d{5});[^;]*;(\S+)$")
+_RFAM_FILE = re.compile(r"(RF\d{5})\.")
+_RFAM_TAXON = re.compile(r"(?:\d+:)?(.+?)(?:\s*\(.*)?$")
+_ENSEMBL = re.compile(r"ncrna(?::(\S+))? ")
+_BIOTYPE = re.compile(r"transcript_biotype:(\S+)")
+_ENSEMBL_FILE = re.compile(r"([A-Z][a-z0-9]*(?:_[a-zA-Z0-9]+)+)\.")
+_ACCESSION = re.compile(r"[A-Z]{1,6}_?\d{4,}\.\d+$")
+
+# In this order: the first that is found decides.
+_NOT_AN_RNA = re.compile(
+    r"\b(?:mRNA|CDS|cds|proteins?|genome|chromosome|plasmid|scaffold|contig|clone library|exon|promoter)\b"
+    r"|\b\w+ase\b(?! (?:P|MRP)\b)(?! RNA)"
+)
+_WORDS = [
+    (name, re.compile(pattern, re.IGNORECASE))
+    for name, pattern in (
+        ("tmRNA", r"\btmRNA\b|transfer-messenger RNA|\bssrA\b"),
+        ("tRNA", r"\btRNA\b|\btRNA-|transfer RNA"),
+        ("rRNA", r"\brRNA\b|ribosomal RNA|internal transcribed spacer"),
+        ("pre_miRNA", r"\bpre[-_ ]?miRNA\b|\bmir(?:na)? precursor|microRNA precursor|stem-?loop"),
+        ("miRNA", r"\bmiRNA\b|microRNA|\b[a-z]{3,4}-(?:mir|let)-"),
+        ("scaRNA", r"\bscaRNA\b|small cajal body"),
+        ("snoRNA", r"\bsnoRNA\b|small nucleolar RNA|\bsnord\d|\bsnora\d"),
+        ("snRNA", r"\bsnRNA\b|small nuclear RNA|spliceosomal RNA"),
+        ("RNase_P_RNA", r"\bRNase P\b|ribonuclease P"),
+        ("RNase_MRP_RNA", r"\bRNase MRP\b|ribonuclease MRP"),
+        ("SRP_RNA", r"\bSRP[ _]RNA\b|signal recognition particle|\b7SL\b"),
+        ("telomerase_RNA", r"telomerase RNA"),
+        ("ribozyme", r"ribozyme"),
+        ("riboswitch", r"riboswitch"),
+        ("piRNA", r"\bpiRNA\b|piwi-interacting"),
+        ("siRNA", r"\bsiRNA\b|small interfering"),
+        ("vault_RNA", r"vault RNA|\bvtRNA"),
+        ("Y_RNA", r"\bY[ _]RNA\b"),
+        ("circRNA", r"\bcircRNA\b|circular RNA"),
+        ("lncRNA", r"\blncRNA\b|\blincRNA\b|long (?:intergenic )?non-?coding|non-?coding transcript"),
+        ("antisense_RNA", r"antisense"),
+        ("sRNA", r"\bsRNA\b|small RNA|regulatory RNA"),
+        ("ncRNA", r"\bncRNA\b|non-?coding RNA|\bmisc_RNA\b|\bguide RNA\b|\bgRNA\b"),
+    )
+]
+
+
+def read_header(id: str, description: str, style: str = "auto", file: str = "") -> Header:
+    """Read a header line of a style, or of the one it looks like; `file` is the name of its file."""
+    reader = _READERS.get(style if style != "auto" else _style(id, description, file), _plain)
+    return reader(id, description, file)
+
+
+def type_in_words(text: str) -> str:
+    """The RNA type that a description names, in RNAcentral's spelling; "" if it names none, or a protein's gene."""
+    for name, pattern in _WORDS:
+        if pattern.search(text):
+            return "" if _NOT_AN_RNA.search(text) else name
+    return ""
+
+
+def _style(id: str, description: str, file: str) -> str:
+    if id.startswith("URS") and _URS.match(id):
+        return "rnacentral"
+    if id.startswith("RF") and _RFAM_ID.match(id):
+        return "rfam"
+    if description.startswith("ncrna") and _ENSEMBL.match(description):
+        return "ensembl"
+    if _RFAM_FILE.match(file):
+        return "rfam"
+    return "ncbi" if _ACCESSION.match(id) else "plain"
+
+
+def _rnacentral(id: str, description: str, file: str) -> Header:
+    found = _URS.match(id)
+    counted = _COUNTED.match(description)
+    type_ = counted[1].replace(" ", "_") if counted else type_in_words(description)
+    return Header(id, type_, taxon=(found[1] or "") if found else "")
+
+
+def _rfam(id: str, description: str, file: str) -> Header:
+    found, in_name = _RFAM_ID.match(id), _RFAM_FILE.match(file)
+    taxon = _RFAM_TAXON.match(description)
+    family = found[1] if found else in_name[1] if in_name else ""
+    return Header(found[2] if found else id, "", family, taxon[1] if taxon else "")
+
+
+def _ensembl(id: str, description: str, file: str) -> Header:
+    biotype, old, species = _BIOTYPE.search(description), _ENSEMBL.match(description), _ENSEMBL_FILE.match(file)
+    type_ = biotype[1] if biotype else (old[1] or "") if old else ""
+    return Header(id, type_, taxon=species[1].replace("_", " ") if species else "")
+
+
+def _ncbi(id: str, description: str, file: str) -> Header:
+    # nt joins the headers of identical sequences with Control-A; the first speaks for all.
+    first = description.split("\x01", 1)[0]
+    words = first.removeprefix("PREDICTED: ").split()
+    return Header(id, type_in_words(first), taxon=" ".join(words[:2]))
+
+
+def _plain(id: str, description: str, file: str) -> Header:
+    return Header(id)
+
+
+_READERS = {"rnacentral": _rnacentral, "rfam": _rfam, "ensembl": _ensembl, "ncbi": _ncbi, "plain": _plain}
