@@ -23,7 +23,18 @@ ALLOWED = {
     "weights": {"errors", "alphabet", "durable", "rna", "model"},
     "data": {"errors", "alphabet", "durable", "recipe_files", "rna", "model", "weights"},
     "inference": {"errors", "alphabet", "durable", "rna", "model", "weights"},
-    "training": {"errors", "alphabet", "durable", "rna", "model", "metrics", "weights", "data", "inference"},
+    "training": {
+        "errors",
+        "alphabet",
+        "durable",
+        "recipe_files",
+        "rna",
+        "model",
+        "metrics",
+        "weights",
+        "data",
+        "inference",
+    },
 }
 SKINS = {"hf", "cli", "__init__", "__main__"}
 FORBIDDEN_PACKAGES = {

@@ -7,20 +7,19 @@ import yaml
 
 from rinalmo.errors import CheckpointError, InputError
 from rinalmo.model.config import ModelConfig
-from rinalmo.training.config import ModelRecipe, load_recipe, names, parse_recipe
+from rinalmo.recipe_files import RECIPES, names
+from rinalmo.training.config import PREFIX, ModelRecipe, load_recipe, parse_recipe
 from rinalmo.training.masked_lm import batch_options
 
 NAMES = ["giga", "mega", "micro", "nano", "nano-cpu", "tiny"]
 
 
 def test_the_package_brings_these_recipes():
-    assert names() == [f"pretrain-{name}" for name in NAMES]
+    assert names(PREFIX) == [f"pretrain-{name}" for name in NAMES]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_whole_and_opens_with_cost_reach_and_command(name):
-    from rinalmo.training.config import RECIPES
-
     recipe = load_recipe(f"pretrain-{name}")
     batch_options(recipe.data, recipe.train.seed)
     assert recipe.model.config().hidden_size

@@ -284,3 +284,25 @@ def test_torchrun_starts_again_after_a_worker_was_killed(store, tmp_path):
     assert "going on after step" in rest
     assert log(tmp_path / "run") == log(tmp_path / "whole")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs to mount a small tmpfs")
+def test_a_full_disk_ends_the_run_with_one_line_and_costs_no_checkpoint(make_recipe, finished, tmp_path):
+    """Room for some checkpoints, not for all that are to be kept; the run goes on once there is more."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        hungry = make_recipe(train__checkpoint_every=1, checkpoint__keep_last=100)
+        with pytest.raises(
+            TrainingError, match=r"step-0000000\d: cannot be written \(.*\); earlier checkpoints are kept"
+        ):
+            pretrain(hungry, folder)
+        assert len(listed(folder / "checkpoints")) >= 2
+        subprocess.run(["mount", "-o", "remount,size=20m", str(folder)], check=True)
+        assert pretrain(hungry, folder, resume=True).finished
+        assert weights(folder) == weights(finished)
+        assert log(folder) == log(finished)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -1,39 +1,23 @@
-"""Recipes: everything that decides how a run goes, as YAML that is checked before anything is computed.
+"""Recipes of training: everything that decides how a run goes, checked before anything is computed.
 
 A recipe is a name (`pretrain-nano`, one of those in `rinalmo/recipes/`) or a file. `--set section.key=value` changes
 single values under the same checks. A run folder keeps the recipe with all defaults filled in, which is itself a
-recipe. The surprise: PyYAML reads `5e-5` as text (YAML 1.1 wants a dot), so numbers are converted here, not there.
+recipe. The surprise: PyYAML reads `5e-5` as text (YAML 1.1 wants a dot), so numbers are converted by pydantic.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from rinalmo.errors import InputError
 from rinalmo.model.config import ModelConfig
+from rinalmo.recipe_files import Section, find, parse, read, set_value
 
-RECIPES = Path(__file__).parents[1] / "recipes"
-_MAX_BYTES = 1 << 20
-
-
-class Section(BaseModel):
-    """Part of a recipe: unknown keys are errors, and what was read stays as it is."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+PREFIX = "pretrain-"
 
 
 class ModelRecipe(Section):
@@ -62,8 +46,8 @@ class ModelRecipe(Section):
 class WeightsRecipe(Section):
     """How often clusters are drawn, by source, family and size; see `rinalmo.data.sampler.Weights`."""
 
-    source: dict[str, float] = {}
-    family: dict[str, float] = {}
+    source: dict[str, float] = Field(default_factory=dict)
+    family: dict[str, float] = Field(default_factory=dict)
     cluster_exponent: float = 0.0
 
 
@@ -181,105 +165,17 @@ class Recipe(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
-def names() -> list[str]:
-    """The recipes that the package brings along."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe by name or file, with `section.key=value` overrides.
 
     Raises InputError naming the key, its value and, for an unknown key, the nearest one.
     """
-    path = _find(source)
-    values = _read(path)
+    values = read(find(source, PREFIX))
     for override in overrides:
-        _set(values, override)
+        set_value(values, override)
     return parse_recipe(values, str(source))
 
 
 def parse_recipe(values: Mapping[str, Any], source: str) -> Recipe:
     """A recipe from nested values; `source` is what errors call it."""
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"{source}: {_explain(error)}") from None
-
-
-def _find(source: str | Path) -> Path:
-    if Path(source).is_file():
-        return Path(source)
-    name = str(source).removesuffix(".yaml")
-    if name in names():
-        return RECIPES / f"{name}.yaml"
-    near = difflib.get_close_matches(name, names(), n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}"
-    raise InputError(f"no recipe {str(source)!r} and no such file; {hint}")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            values = yaml.load(file.read(_MAX_BYTES), Loader=_NoDuplicates)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds no sections")
-    return values
-
-
-class _NoDuplicates(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error; PyYAML alone would take the last in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = [self.construct_object(key) for key, _ in node.value]
-        twice = [key for key in seen if seen.count(key) > 1]
-        if twice:
-            raise yaml.YAMLError(f"{twice[0]} stands twice, line {node.start_mark.line + 1} on")
-        return super().construct_mapping(node, deep)
-
-
-def _set(values: dict[str, Any], override: str) -> None:
-    """Apply one `section.key=value`."""
-    key, sign, text = override.partition("=")
-    *sections, last = key.strip().split(".")
-    if not sign or not last:
-        raise InputError(f"--set {override!r}: write section.key=value, such as train.max_steps=1000")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
-    for section in sections:
-        inner = values.get(section)
-        values[section] = dict(inner) if isinstance(inner, dict) else {}
-        values = values[section]
-    values[last] = value
-
-
-def _explain(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line."""
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        near = nearest(key)
-        return f"no key {key!r}" + (f"; did you mean {near}?" if near else "")
-    if first["type"] == "missing":
-        return f"{key} is missing; write it, or give it with --set {key}=…"
-    return f"{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-def nearest(key: str) -> str | None:
-    """The known key most like this one: the same name in another section, or a similar spelling."""
-    known = list(_keys(Recipe))
-    last = key.rpartition(".")[2]
-    moved = [name for name in known if name.rpartition(".")[2] == last]
-    return next(iter(moved or difflib.get_close_matches(key, known, n=1, cutoff=0.5)), None)
-
-
-def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
+    return parse(Recipe, values, source)
