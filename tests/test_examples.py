@@ -1,6 +1,7 @@
-"""The example scripts run on what the commands write."""
+"""The example scripts, and the README's way from FASTA to a model, run as written."""
 
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import rinalmo
 from rinalmo.inference.embed_file import embed_file
 from rinalmo.inference.engine import Engine
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+README_COMMANDS = ("rinalmo data prepare store known=", "rinalmo pretrain pretrain-tiny --set data.store=store --set")
 
 
 def test_nearest_neighbours(starter, tmp_path, monkeypatch, capsys):
@@ -20,3 +23,16 @@ def test_nearest_neighbours(starter, tmp_path, monkeypatch, capsys):
     assert len(neighbours) == 19
     assert neighbours["tRNA-Phe"].startswith("tRNA")
     assert neighbours["tRNA-Asp"].startswith("tRNA")
+
+
+def test_from_fasta_to_a_model_as_the_readme_says(tmp_path):
+    lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
+    commands = [line for line in lines if line.startswith(README_COMMANDS)]
+    assert len(commands) == 2
+    for command in commands:
+        arguments = [part.replace("src/", f"{ROOT}/src/") for part in command.split()[1:]]
+        done = subprocess.run(
+            [sys.executable, "-m", "rinalmo", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert rinalmo.fill_mask("GGUC<mask>CUCUGG", tmp_path / "run" / "model")[0][0][0].score > 0.25
