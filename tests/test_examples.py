@@ -1,5 +1,6 @@
 """The example scripts, and the README's way from FASTA to a model, run as written."""
 
+import os
 import runpy
 import subprocess
 import sys
@@ -32,7 +33,12 @@ def test_from_fasta_to_a_model_as_the_readme_says(tmp_path):
     for command in commands:
         arguments = [part.replace("src/", f"{ROOT}/src/") for part in command.split()[1:]]
         done = subprocess.run(
-            [sys.executable, "-m", "rinalmo", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "rinalmo", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},  # tests run side by side; threads would fight for the cores
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
     assert rinalmo.fill_mask("GGUC<mask>CUCUGG", tmp_path / "run" / "model")[0][0][0].score > 0.25
