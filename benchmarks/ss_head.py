@@ -20,7 +20,7 @@ from typing import Any
 import sides
 from sides import Run, Side
 
-HIDDEN = 1280
+HIDDEN, CHANNELS = 1280, 64
 SAMPLES = 8  # rows of the logits that are compared
 
 
@@ -104,21 +104,24 @@ def multimolecule(length: int) -> Run:
 
 
 def start(length: int, chosen: Any) -> dict[str, Side]:
-    found = {name: Side(name.replace(" ", "_"), chosen.threads, length=length) for name in ("rinalmo", "rinalmo train")}
-    pairs = 4 * 2 * HIDDEN * length**2
-    if not chosen.peer:
-        return found
-    if pairs * 1.1 > free():
-        print(f"{length:,} nt: peers not measured, their pairs alone take {sides.megabytes(pairs)}")
-        return found
-    if chosen.official:
-        found["official"] = Side("official", chosen.threads, chosen.peer, length=length, checkout=chosen.official)
-    return found | {"multimolecule": Side("multimolecule", chosen.threads, chosen.peer, length=length)}
+    found = {"rinalmo": Side("rinalmo", chosen.threads, length=length)}
+    if fits("rinalmo train", length, 20 * CHANNELS):  # the maps that the backward pass needs
+        found["rinalmo train"] = Side("rinalmo_train", chosen.threads, length=length)
+    if chosen.peer and fits("peers", length, 2 * HIDDEN):
+        if chosen.official:
+            found["official"] = Side("official", chosen.threads, chosen.peer, length=length, checkout=chosen.official)
+        found["multimolecule"] = Side("multimolecule", chosen.threads, chosen.peer, length=length)
+    return found
 
 
-def free() -> int:
+def fits(name: str, length: int, numbers: int) -> bool:
+    """Whether so many fp32 numbers per pair fit into the free memory; says so if not."""
     lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    needed = 4 * numbers * length**2
+    if 1.2 * needed > free:
+        print(f"Not measured at {length:,} nt: {name}, which needs {sides.megabytes(needed)}.\n")
+    return 1.2 * needed <= free
 
 
 def rows(length: int, chosen: Any) -> list[tuple[str, ...]]:
@@ -130,7 +133,7 @@ def rows(length: int, chosen: Any) -> list[tuple[str, ...]]:
     ours = found["rinalmo"]
     return [
         (
-            *(f"{length:,}", name, side.failure or f"{side.median:.3f}", sides.megabytes(memory[name])),
+            *(name, side.failure or f"{side.median:.3f}", sides.megabytes(memory[name])),
             *(f"{side.median / ours.median:.1f}", f"{memory[name] / max(1, memory['rinalmo']):.1f}"),
             "" if side.failure else f"{difference(side.value, ours.value):.0e}",
         )
@@ -145,8 +148,11 @@ def difference(one: list[list[float]], other: list[list[float]]) -> float:
 def main() -> None:
     chosen = sides.options(__doc__, lengths={"nargs": "+", "type": int, "default": [200, 500, 1000, 2000]})
     sides.head("Structure head", chosen)
-    found = [row for length in chosen.lengths for row in rows(length, chosen)]
-    sides.table(("nt", "", "seconds", "memory", "time, × rinalmo", "memory, × rinalmo", "difference"), found)
+    for length in chosen.lengths:
+        found = rows(length, chosen)
+        print(f"{length:,} nt\n")
+        sides.table(("", "seconds", "memory", "time, × rinalmo", "memory, × rinalmo", "difference"), found)
+        print()
 
 
 if __name__ == "__main__":
