@@ -67,14 +67,8 @@ class MaskedLMTask:
             max_length=options.max_length,
             masking=options.masking,
         )
-        self.steps = recipe.train.max_steps or self._steps(options)
+        self.steps = recipe.train.max_steps or max(1, recipe.train.epochs * self.source.steps_per_epoch())
         self._stream: Iterator[list[Batch]] | None = None
-
-    def _steps(self, options: BatchOptions) -> int:
-        if options.sequences_per_batch is None:
-            raise InputError("train.max_steps is missing: with data.tokens_per_batch an epoch has no fixed length")
-        per_epoch = self.store.num_clusters("train") // options.sequences_per_batch
-        return max(1, self.recipe.train.epochs * per_epoch)
 
     def batches(self) -> Sequence[Batch]:
         if self._stream is None:
