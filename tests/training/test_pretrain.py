@@ -268,7 +268,7 @@ def test_torchrun_starts_again_after_a_worker_was_killed(store, tmp_path):
     subprocess.run(
         [*launch, "--master-port", "29611", *command(tmp_path / "whole", store, *settings)], check=True, env=environment
     )
-    run = [*launch, "--master-port", "29612", "--max-restarts", "2", *command(tmp_path / "run", store, *settings)]
+    run = [*launch, "--master-port", "29612", "--max-restarts", "5", *command(tmp_path / "run", store, *settings)]
     with subprocess.Popen(run, stderr=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stderr:
             if line.startswith("step"):
