@@ -46,7 +46,7 @@ class Ranks:
         if self.world == 1:
             return mine[None]
         rows = [torch.empty_like(mine) for _ in range(self.world)]
-        with _company():
+        with company():
             dist.all_gather(rows, mine)
         return torch.stack(rows)
 
@@ -59,7 +59,7 @@ class Ranks:
             except RinalmoError as error:
                 outcome[0] = error
         if self.world > 1:
-            with _company():
+            with company():
                 dist.broadcast_object_list(outcome, src=0)
         if isinstance(outcome[0], RinalmoError):
             raise outcome[0]
@@ -75,7 +75,7 @@ def joined(deadline: float) -> Iterator[Ranks]:
         yield Ranks(device=device)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    with _company():
+    with company():
         dist.init_process_group(backend, timeout=timedelta(seconds=deadline))
     try:
         yield Ranks(dist.get_rank(), world, device)
@@ -97,12 +97,13 @@ def _device(local_rank: int) -> torch.device:
 
 
 @contextmanager
-def _company() -> Iterator[None]:
+def company() -> Iterator[None]:
     """A process that is gone or late shows in the others as a failed exchange: one line instead of a traceback."""
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, RinalmoError):
+        exchange = isinstance(error, dist.DistError) or "gloo" in str(error)  # gloo has no class of its own
+        if isinstance(error, RinalmoError) or not exchange:
             raise
         reason = str(error).strip().splitlines()[0][:160]
         raise TrainingError(f"another process of this run is gone or late ({reason}); go on with --resume") from None

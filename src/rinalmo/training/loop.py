@@ -28,7 +28,7 @@ from rinalmo.errors import TrainingError
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.training.checkpoint import Checkpoints
 from rinalmo.training.config import Recipe
-from rinalmo.training.distributed import Ranks, Spread
+from rinalmo.training.distributed import Ranks, Spread, company
 from rinalmo.training.optim import MOMENTS, learning_rate, make_optimizer, moments, set_steps
 from rinalmo.training.throughput import Work, training_flops
 
@@ -110,6 +110,7 @@ class Trainer:
         self.work = Work()
         self.peak = 0.0  # FLOP/s of all processes together, where known
         self.signals: list[int] = []
+        self.norm = 0.0  # of the last step's gradient
 
     def resume(self) -> list[str]:
         """Go on from the newest whole checkpoint if there is one; returns notes on those that are not whole."""
@@ -123,7 +124,7 @@ class Trainer:
 
     def run(self) -> bool:
         """Train to the end; False if a signal stopped it before, after a checkpoint was written."""
-        with _signals() as self.signals:
+        with _signals() as self.signals, company():
             while self.progress.step < self.task.steps:
                 stop = self._step()
                 last = self.progress.step >= self.task.steps
