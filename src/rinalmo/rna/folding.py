@@ -15,6 +15,10 @@ from rinalmo.errors import InputError
 MIN_DISTANCE = 4  # a hairpin loop has at least three nucleotides
 _CANONICAL = (("A", "U"), ("G", "C"), ("G", "U"))
 
+_PAIRS = np.zeros((256, 256), dtype=bool)  # by the letters' codes
+for _first, _second in _CANONICAL:
+    _PAIRS[ord(_first), ord(_second)] = _PAIRS[ord(_second), ord(_first)] = True
+
 Pairs = list[tuple[int, int]]
 
 
@@ -37,25 +41,29 @@ def decode_greedy(
     length = len(sequence)
     if probabilities.shape != (length, length):
         raise InputError(f"probabilities of shape {probabilities.shape} do not fit a sequence of {length} nt")
-    allowed = np.triu(probabilities > threshold, min_distance)
+    # Few of the length² entries pass the threshold; everything else is asked of those only.
+    rows, columns = np.divmod(np.flatnonzero(probabilities > threshold), max(length, 1))
+    keep = columns - rows >= min_distance
     if canonical:
-        allowed &= canonical_mask(sequence)
-    rows, columns = np.nonzero(allowed)
+        codes = _codes(sequence)
+        keep &= _PAIRS[codes[rows], codes[columns]]
+    rows, columns = rows[keep], columns[keep]
     order = np.argsort(-probabilities[rows, columns], kind="stable")
-    partner = np.full(length, -1)
+    partner = [-1] * length
     for i, j in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
         if partner[i] < 0 and partner[j] < 0:
             partner[i], partner[j] = j, i
-    return [(i, int(j)) for i, j in enumerate(partner) if i < j]
+    return [(i, j) for i, j in enumerate(partner) if i < j]
 
 
 def canonical_mask(sequence: str) -> np.ndarray:
     """Which nucleotides could form an AU, GC or GU pair, `(length, length)` of bool."""
-    codes = np.frombuffer(sequence.upper().replace("T", "U").encode("ascii", "replace"), dtype=np.uint8)
-    table = np.zeros((256, 256), dtype=bool)
-    for first, second in _CANONICAL:
-        table[ord(first), ord(second)] = table[ord(second), ord(first)] = True
-    return table[codes[:, None], codes[None, :]]
+    codes = _codes(sequence)
+    return _PAIRS[codes[:, None], codes[None, :]]
+
+
+def _codes(sequence: str) -> np.ndarray:
+    return np.frombuffer(sequence.upper().replace("T", "U").encode("ascii", "replace"), dtype=np.uint8)
 
 
 def pair_matrix(pairs: Pairs, length: int) -> np.ndarray:
