@@ -133,16 +133,22 @@ def test_faulty_record_leaves_what_was_finished_but_no_output(engine, fasta, tmp
 
 
 def forked(function):
-    """Run `function` in a child process; the model is loaded already, so this takes milliseconds."""
+    """Run `function` in a child process; the model is loaded already, so this takes milliseconds.
+
+    An interrupt waits until the child can catch it; one before that would run on into the test runner's own code.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     child = os.fork()
     if child == 0:
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
             function()
             os._exit(0)
         except InputError as error:
             os._exit(3 if "another process" in str(error) else 4)
         except BaseException:
             os._exit(5)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     return child
 
 
