@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rinalmo.model.packing import Layout, Run
+from rinalmo.model.packing import Layout, Run, planes, put_planes
 from rinalmo.model.rotary import rotation
 
 LOG2_E = 1.4426950408889634
@@ -122,26 +122,20 @@ class ChannelsFirst:
 
     def _attend(self, qk: Tensor, values: Tensor, out: Tensor, run: Run) -> None:
         """Write each head's weighted sum of the values, and of the row of ones, into this run's columns of `out`."""
-        q, k = (_planes(x, run) for x in qk)
-        v = _planes(values, run)
+        q, k = (planes(x, run) for x in qk)
+        v = planes(values, run)
         result = torch.empty_like(v)
-        for planes, columns in _blocks(len(v), run.length):
-            scores = torch.bmm(k[planes].transpose(1, 2), q[planes, :, columns])
-            torch.bmm(v[planes], scores.exp2_(), out=result[planes, :, columns])
-        heads, rows, _ = out.shape
-        out[..., run.start : run.stop].view(heads, rows, run.count, run.length).copy_(
-            result.view(run.count, heads, rows, run.length).permute(1, 2, 0, 3)
-        )
+        for block, columns in _blocks(len(v), run.length):
+            scores = torch.bmm(k[block].transpose(1, 2), q[block, :, columns])
+            torch.bmm(v[block], scores.exp2_(), out=result[block, :, columns])
+        put_planes(out, run, result)
 
     def _attend_safely(self, qk: Tensor, values: Tensor, out: Tensor, run: Run) -> None:
         """As `_attend`, by torch's own kernel; the row of ones becomes 1."""
-        q, k = (_planes(x, run).transpose(1, 2) for x in qk)
-        v = _planes(values, run)
+        q, k = (planes(x, run).transpose(1, 2) for x in qk)
+        v = planes(values, run)
         y = _softmax_attention(q, k, v.transpose(1, 2), _mask(v[:, None, -1]))
-        heads, rows, _ = out.shape
-        out[..., run.start : run.stop].view(heads, rows, run.count, run.length).copy_(
-            y.view(run.count, heads, run.length, rows).permute(1, 3, 0, 2)
-        )
+        put_planes(out, run, y.transpose(1, 2))
 
 
 class TokensFirst:
@@ -192,9 +186,9 @@ class TokensFirst:
         return _softmax_attention(q, k, v, None)
 
     def _attend_short(self, q: Tensor, k: Tensor, v: Tensor, ones: Tensor) -> Float[Tensor, "count heads length head"]:
-        planes = q.shape[:2]
+        shape = q.shape[:2]
         scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2))
-        sums = torch.bmm(scores.exp2_(), torch.cat((v, ones), -1).flatten(0, 1)).unflatten(0, planes)
+        sums = torch.bmm(scores.exp2_(), torch.cat((v, ones), -1).flatten(0, 1)).unflatten(0, shape)
         total = sums[..., self.size :]
         if not _safe(total):
             return _softmax_attention(q, k, v, _mask(ones[:, :, None, :, 0]))
@@ -231,12 +225,6 @@ def _mask(ones: Tensor) -> Tensor:
 
 def _per_head(x: Float[Tensor, "filled heads any"], run: Run) -> Float[Tensor, "count heads length any"]:
     return x[run.start : run.stop].unflatten(0, (run.count, run.length)).transpose(1, 2)
-
-
-def _planes(x: Float[Tensor, "heads rows filled"], run: Run) -> Float[Tensor, "planes rows length"]:
-    heads, rows, _ = x.shape
-    x = x[..., run.start : run.stop].view(heads, rows, run.count, run.length)
-    return x.permute(2, 0, 1, 3).reshape(-1, rows, run.length)
 
 
 def _blocks(planes: int, length: int) -> Iterator[tuple[slice, slice]]:

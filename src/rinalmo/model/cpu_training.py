@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rinalmo.model.packing import Layout, Run
+from rinalmo.model.packing import Layout, Run, planes, put_planes
 from rinalmo.model.rotary import Rotation
 
 
@@ -50,10 +50,10 @@ class _Attention(torch.autograd.Function):
         q, k, v = turned[0].mul_(size**-0.5), turned[1], channels[2]
         out, kept = torch.empty_like(v), []
         for run in runs:
-            qs, ks, vs = _planes(q, run), _planes(k, run), _planes(v, run)
+            qs, ks, vs = planes(q, run), planes(k, run), planes(v, run)
             weights = torch.bmm(qs.transpose(1, 2), ks).softmax(-1)
             seen, mask = torch.native_dropout(weights, dropout, True) if dropout else (weights, None)
-            _put(out, run, torch.bmm(vs, seen.transpose(1, 2)))
+            put_planes(out, run, torch.bmm(vs, seen.transpose(1, 2)))
             kept += [qs, ks, vs, weights, *([seen, mask] if dropout else [])]
         ctx.save_for_backward(cos, sin, *kept)
         ctx.runs, ctx.heads, ctx.dropout = runs, heads, dropout
@@ -69,14 +69,14 @@ class _Attention(torch.autograd.Function):
         inner = torch.empty(3, ctx.heads, size, tokens, dtype=grad.dtype)
         for number, run in enumerate(ctx.runs):
             qs, ks, vs, weights, *dropped = kept[each * number : each * (number + 1)]
-            outs = _planes(outer, run)
-            _put(inner[2], run, torch.bmm(outs, dropped[0] if dropped else weights))
+            outs = planes(outer, run)
+            put_planes(inner[2], run, torch.bmm(outs, dropped[0] if dropped else weights))
             found = torch.bmm(outs.transpose(1, 2), vs)
             if dropped:
                 found.mul_(dropped[1]).div_(1 - ctx.dropout)
             scores = torch._softmax_backward_data(found, weights, -1, weights.dtype)
-            _put(inner[0], run, torch.bmm(ks, scores.transpose(1, 2)))
-            _put(inner[1], run, torch.bmm(qs, scores))
+            put_planes(inner[0], run, torch.bmm(ks, scores.transpose(1, 2)))
+            put_planes(inner[1], run, torch.bmm(qs, scores))
         inner[0].mul_(size**-0.5)
         inner[:2] = _rotate(inner[:2], cos, -sin)
         return inner.view(-1, tokens).t().contiguous(), None, None, None, None, None
@@ -109,15 +109,3 @@ def _rotate(x: Float[Tensor, "two heads head tokens"], cos: Tensor, sin: Tensor)
     torch.mul(a, cos, out=first).addcmul_(b, sin, value=-1)
     torch.mul(b, cos, out=second).addcmul_(a, sin)
     return out
-
-
-def _planes(x: Float[Tensor, "heads head tokens"], run: Run) -> Float[Tensor, "planes head length"]:
-    heads, size, _ = x.shape
-    block = x[..., run.start : run.stop].view(heads, size, run.count, run.length)
-    return block.permute(2, 0, 1, 3).reshape(-1, size, run.length)
-
-
-def _put(out: Float[Tensor, "heads head tokens"], run: Run, planes: Float[Tensor, "planes head length"]) -> None:
-    heads, size, _ = out.shape
-    block = out[..., run.start : run.stop].view(heads, size, run.count, run.length)
-    block.copy_(planes.view(run.count, heads, size, run.length).permute(1, 2, 0, 3))

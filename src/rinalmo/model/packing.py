@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import accumulate, groupby
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -120,3 +120,17 @@ def pack_padded(sequences: Iterable[Sequence[int] | Tensor], length: int, pad_id
     filled = [torch.nn.functional.pad(part, (0, max(0, length - len(part))), value=pad_id) for part in parts]
     ids, layout = pack(filled)
     return ids, Layout(layout.lengths, layout.device, tuple(len(part) for part in parts))
+
+
+def planes(x: Float[Tensor, "heads rows tokens"], run: Run) -> Float[Tensor, "planes rows length"]:
+    """A run's part of a tensor with the tokens last: one matrix per sequence and head, for batched products."""
+    heads, rows, _ = x.shape
+    block = x[..., run.start : run.stop].view(heads, rows, run.count, run.length)
+    return block.permute(2, 0, 1, 3).reshape(-1, rows, run.length)
+
+
+def put_planes(out: Float[Tensor, "heads rows tokens"], run: Run, found: Float[Tensor, "planes rows length"]) -> None:
+    """The reverse of `planes`: write them into the run's part of `out`."""
+    heads, rows, _ = out.shape
+    block = out[..., run.start : run.stop].view(heads, rows, run.count, run.length)
+    block.copy_(found.reshape(run.count, heads, rows, run.length).permute(1, 2, 0, 3))
