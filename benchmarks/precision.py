@@ -19,10 +19,10 @@ from rinalmo.rna.fasta import read_fasta
 from rinalmo.weights.checkpoint import load
 
 
-def masked(path: str, model, most: int) -> tuple[list[np.ndarray], np.ndarray]:  # type: ignore[no-untyped-def]
-    """Ids with masks, and the true ids at them."""
+def masked(path: str, model, most: int) -> tuple[list[np.ndarray], np.ndarray, list[str]]:  # type: ignore[no-untyped-def]
+    """Ids with masks, the true ids at them, and the sequences."""
     draw, nucleotides = random.Random(0), set(model.alphabet.nucleotide_ids)
-    rows, answers = [], []
+    rows, answers, sequences = [], [], []
     for record in read_fasta(path):
         if len(rows) == most or len(record.sequence) > 512:
             continue
@@ -32,7 +32,8 @@ def masked(path: str, model, most: int) -> tuple[list[np.ndarray], np.ndarray]: 
             answers.append(ids[places])
             ids[places] = model.alphabet.mask_id
             rows.append(ids)
-    return rows, np.concatenate(answers)
+            sequences.append(record.sequence)
+    return rows, np.concatenate(answers), sequences
 
 
 def logits(model, rows: list[np.ndarray], precision: str) -> torch.Tensor:  # type: ignore[no-untyped-def]
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=1_000_000)
     options = parser.parse_args()
     model = load(options.model)
-    rows, answers = masked(options.fasta, model, options.most)
+    rows, answers, _ = masked(options.fasta, model, options.most)
     truth = torch.from_numpy(np.searchsorted(model.alphabet.nucleotide_ids, answers))
     print(f"{len(rows):,} sequences, {len(truth):,} masked nucleotides, model {options.model}\n")
     print("| precision | masked accuracy | cross-entropy | mean absolute logit error |")

@@ -8,6 +8,7 @@ import pytest
 
 from rinalmo.training.log import read_log
 from rinalmo.training.pretrain import pretrain
+from rinalmo.training.run import Listener
 
 from .processes import killing_at, start_ranks, stopping, train, weights
 
@@ -62,7 +63,7 @@ def test_a_stop_and_a_resume_of_two_processes_change_no_bit(make_recipe, tmp_pat
     whole = train(recipe, tmp_path / "whole", world=2)
 
     def run():
-        assert pretrain(recipe, tmp_path / "parts", on_event=stopping(3, signal.SIGTERM)).step == 4
+        assert pretrain(recipe, tmp_path / "parts", listener=Listener(event=stopping(3, signal.SIGTERM))).step == 4
 
     processes = start_ranks(2, run)
     assert [process.wait() for process in processes] == [0, 0], [process.error for process in processes]
@@ -84,7 +85,7 @@ def test_a_lost_process_is_noticed_soon_and_one_alone_goes_on(make_recipe, tmp_p
         if os.environ["RANK"] == "1":
             (tmp_path / "pid").write_text(str(os.getpid()))
             killing_at(2 if sharding == "fsdp" else 1000)  # its second shard
-        pretrain(recipe, tmp_path / "run", on_event=kill_the_other)
+        pretrain(recipe, tmp_path / "run", listener=Listener(event=kill_the_other))
 
     started = time.monotonic()
     first, second = start_ranks(2, run)

@@ -17,6 +17,7 @@ from rinalmo.training.checkpoint import listed, step_of
 from rinalmo.training.config import load_recipe
 from rinalmo.training.log import read_log
 from rinalmo.training.pretrain import pretrain
+from rinalmo.training.run import Listener
 
 from .processes import killing_at, start, stopping, train, weights
 
@@ -86,12 +87,12 @@ def test_a_signal_saves_and_a_resumed_run_is_the_same_to_the_bit(make_recipe, fi
     recipe = make_recipe()
 
     before = signal.getsignal(signal_number)
-    outcome = pretrain(recipe, tmp_path / "run", on_event=stopping(3, signal_number))
+    outcome = pretrain(recipe, tmp_path / "run", listener=Listener(event=stopping(3, signal_number)))
     assert (outcome.step, outcome.finished, outcome.signal) == (4, False, signal_number)
     assert signal.getsignal(signal_number) is before
     assert not (tmp_path / "run" / "model").exists()
     notes = []
-    assert pretrain(recipe, tmp_path / "run", resume=True, on_note=notes.append).finished
+    assert pretrain(recipe, tmp_path / "run", resume=True, listener=Listener(note=notes.append)).finished
     assert notes == ["going on after step 4"]
     assert weights(tmp_path / "run") == weights(finished)
     assert log(tmp_path / "run") == log(finished)
@@ -125,14 +126,14 @@ def test_kills_at_random_moments_change_no_bit(make_recipe, finished, tmp_path):
 
 
 def test_a_damaged_checkpoint_costs_some_steps_and_nothing_else(make_recipe, finished, tmp_path):
-    pretrain(make_recipe(), tmp_path / "run", on_event=stopping(4, signal.SIGTERM))
+    pretrain(make_recipe(), tmp_path / "run", listener=Listener(event=stopping(4, signal.SIGTERM)))
     newest = listed(tmp_path / "run" / "checkpoints")[-1]
     shard = next(newest.glob("*.safetensors"))
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
     notes = []
-    pretrain(make_recipe(), tmp_path / "run", resume=True, on_note=notes.append)
+    pretrain(make_recipe(), tmp_path / "run", resume=True, listener=Listener(note=notes.append))
     assert "step-00000005 is damaged" in notes[0]
     assert notes[1] == "going on after step 4"
     assert weights(tmp_path / "run") == weights(finished)
@@ -161,7 +162,7 @@ def test_a_run_in_use_is_left_alone_and_a_dead_ones_lock_is_not_in_the_way(make_
             assert process.wait() == 0, process.error
             os.kill(os.getpid(), signal.SIGKILL)
 
-    assert start(lambda: pretrain(recipe, tmp_path / "run", on_event=compete)).wait() == -signal.SIGKILL
+    assert start(lambda: pretrain(recipe, tmp_path / "run", listener=Listener(event=compete))).wait() == -signal.SIGKILL
     assert (tmp_path / "run" / "lock").exists()
     assert pretrain(recipe, tmp_path / "run", resume=True).finished
 
@@ -179,7 +180,7 @@ def test_a_resumed_run_keeps_its_recipe_but_for_what_does_not_change_it(make_rec
         pretrain(make_recipe(optimizer__lr=0.02), finished, resume=True)
     notes = []
     longer = make_recipe(train__max_steps=8, logging__every=2)
-    assert pretrain(longer, finished, resume=True, on_note=notes.append).step == 8
+    assert pretrain(longer, finished, resume=True, listener=Listener(note=notes.append)).step == 8
     assert "train.max_steps was 6 and is 8 from here on" in notes
     assert [line["step"] for line in read_log(finished) if "loss" in line] == [1, 2, 3, 4, 5, 6, 8]
 

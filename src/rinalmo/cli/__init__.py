@@ -22,9 +22,12 @@ COMMANDS = {
     "convert": ("convert", "Write a model in another layout."),
     "data": ("data", "Make token stores from sequence databases."),
     "embed": ("embed", "Embed the sequences of a FASTA file."),
+    "evaluate": ("evaluate", "Measure a fine-tuned model on labelled examples."),
     "fill-mask": ("fill_mask", "Predict the nucleotides at <mask>."),
+    "finetune": ("finetune", "Train a model for a task on labelled examples."),
     "info": ("info", "Sizes and costs of a model, as on its card."),
     "models": ("models", "List the models that can be named."),
+    "predict": ("predict", "Predict with a fine-tuned model."),
     "pretrain": ("pretrain", "Train a model on a token store."),
 }
 

@@ -12,7 +12,7 @@ import click
 from rinalmo.cli.options import threads_option
 
 if TYPE_CHECKING:
-    from rinalmo.training.pretrain import Outcome
+    from rinalmo.training.run import Outcome
 
 
 @click.command("pretrain")
@@ -39,12 +39,13 @@ def command(recipe: str, output: Path, resume: bool, overrides: tuple[str, ...],
     from rinalmo.cli.progress import training
     from rinalmo.training.config import load_recipe
     from rinalmo.training.pretrain import pretrain
+    from rinalmo.training.run import Listener
 
     chosen = load_recipe(recipe, overrides)
     if threads is not None:
         torch.set_num_threads(threads)
     with training() as (tell, note):
-        outcome = pretrain(chosen, output, resume=resume, on_event=tell, on_note=note)
+        outcome = pretrain(chosen, output, resume=resume, listener=Listener(tell, note))
     if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
         click.echo(_told(outcome, output), err=True)
     if outcome.signal == signal.SIGINT:

@@ -29,13 +29,15 @@ class ModelSpec:
     """What a `RiNALMo` is built from: sizes, heads and, beside the tensors, what decoding needs to know.
 
     `heads` maps a head's name to the arguments of its class. `threshold` is the pairing probability above which the
-    structure decoder accepts a pair, as tuned on validation data.
+    structure decoder accepts a pair, as tuned on validation data. `task` is what the model was fine-tuned for, as
+    `rinalmo.tasks` remembers it.
     """
 
     config: ModelConfig
     alphabet: Alphabet = field(default_factory=Alphabet)
     heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     threshold: float | None = None
+    task: Mapping[str, Any] | None = None
 
     def with_heads(self, shapes: Shapes, head_config: HeadConfig) -> ModelSpec:
         """The same with the heads that tensors of these names and shapes belong to."""

@@ -59,6 +59,11 @@ class Checkpoints:
             self.ranks.first(lambda: _complete(partial, target, state))
         return target
 
+    def at(self, step: int | None) -> Path | None:
+        """The checkpoint written after this step, if it is there and whole."""
+        path = None if step is None else self.folder / f"step-{step:08d}"
+        return self.ranks.first(lambda: path if path and path.exists() and damage(path) is None else None)
+
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that is whole, and notes on those that are not; these are renamed out of the way."""
         return self.ranks.first(self._newest)

@@ -84,7 +84,7 @@ class TrainRecipe(Section):
 
     seed                   of fresh weights, of the data's order and masks, of dropout
     max_steps              optimizer steps; None: `epochs` over the data
-    checkpoint_every       steps between checkpoints
+    checkpoint_every       steps between checkpoints; None: one after each epoch
     clip                   largest norm of the gradient
     precision              bf16: autocast with fp32 weights (under fsdp, bf16 copies of them); fp32
     sharding               ddp: every process holds the model; fsdp: they share it
@@ -95,7 +95,7 @@ class TrainRecipe(Section):
     seed: int = 0
     max_steps: PositiveInt | None = None
     epochs: PositiveInt = 6
-    checkpoint_every: PositiveInt = 1000
+    checkpoint_every: PositiveInt | None = 1000
     clip: PositiveFloat = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
     sharding: Literal["ddp", "fsdp"] = "ddp"
@@ -113,8 +113,12 @@ class OptimizerRecipe(Section):
 
 
 class ScheduleRecipe(Section):
-    """Linear warm-up from `start_lr`, then a cosine to `min_lr` over `decay_steps` (None: the rest of the run)."""
+    """Linear warm-up from `start_lr`, then down to `min_lr` over `decay_steps` (None: the rest of the run).
 
+    shape   cosine, linear, or constant: no way down
+    """
+
+    shape: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: NonNegativeInt = 2000
     start_lr: NonNegativeFloat = 1e-7
     min_lr: NonNegativeFloat = 1e-5
@@ -122,9 +126,9 @@ class ScheduleRecipe(Section):
 
 
 class ValidationRecipe(Section):
-    """Every so many steps and at the end, over at most `per_source` sequences of each source."""
+    """Every so many steps (None: each epoch) and at the end, over at most `per_source` sequences of each source."""
 
-    every: PositiveInt = 1000
+    every: PositiveInt | None = 1000
     per_source: PositiveInt = 256
 
 
@@ -147,12 +151,9 @@ class LoggingRecipe(Section):
     peak_flops: PositiveFloat | None = None
 
 
-class Recipe(Section):
-    """A whole pre-training run. `init` is a model to go on from: a name, folder or file; None: fresh weights."""
+class RunRecipe(Section):
+    """What every run has, whatever is learned."""
 
-    init: str | None = None
-    model: ModelRecipe = ModelRecipe()
-    data: DataRecipe = DataRecipe()
     train: TrainRecipe = TrainRecipe()
     optimizer: OptimizerRecipe
     schedule: ScheduleRecipe = ScheduleRecipe()
@@ -163,6 +164,14 @@ class Recipe(Section):
     def dump(self) -> str:
         """As YAML with all defaults written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+class Recipe(RunRecipe):
+    """A whole pre-training run. `init` is a model to go on from: a name, folder or file; None: fresh weights."""
+
+    init: str | None = None
+    model: ModelRecipe = ModelRecipe()
+    data: DataRecipe = DataRecipe()
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -49,6 +49,15 @@ class Ranks:
         with company():
             dist.all_gather(rows, mine)
         return torch.stack(rows)
+
+    def share(self, mine: T) -> list[T]:
+        """Everyone's values, of any kind, in the order of the processes."""
+        if self.world == 1:
+            return [mine]
+        found: list[Any] = [None] * self.world
+        with company():
+            dist.all_gather_object(found, mine)
+        return found
 
     def first(self, action: Callable[[], T]) -> T:
         """Let process 0 act and tell the others what came out; if it fails, all raise."""
@@ -116,7 +125,10 @@ class Spread:
     and each process gathers a block when it computes it.
     """
 
-    def __init__(self, module: nn.Module, model: RiNALMo, recipe: TrainRecipe, ranks: Ranks) -> None:
+    def __init__(
+        self, module: nn.Module, model: RiNALMo, recipe: TrainRecipe, ranks: Ranks, *, staged: bool = False
+    ) -> None:
+        """`staged` parameters begin to learn later than the others; until then no gradient of theirs is waited for."""
         self.device = ranks.device
         self.sharded = ranks.world > 1 and recipe.sharding == "fsdp"
         self.half = recipe.precision == "bf16"
@@ -126,7 +138,9 @@ class Spread:
             _shard(module, model, self.half)
         elif ranks.world > 1:
             on = [ranks.device] if ranks.device.type == "cuda" else None
-            self.module = DistributedDataParallel(module, on, gradient_as_bucket_view=True)
+            self.module = DistributedDataParallel(
+                module, on, gradient_as_bucket_view=True, find_unused_parameters=staged
+            )
 
     @contextmanager
     def forward(self, last: bool = True) -> Iterator[nn.Module]:

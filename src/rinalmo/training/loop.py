@@ -29,20 +29,23 @@ from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.training.checkpoint import Checkpoints
 from rinalmo.training.config import Recipe
 from rinalmo.training.distributed import Ranks, Spread, company
-from rinalmo.training.optim import MOMENTS, learning_rate, make_optimizer, moments, set_steps
+from rinalmo.training.optim import MOMENTS, Trained, awaken, learning_rate, make_optimizer, moments, set_steps
 from rinalmo.training.throughput import Work, training_flops
 
 B = TypeVar("B")
 _PATIENCE = 2.0  # seconds between a Ctrl-C and one that is meant to be another
+_WEIGHTS = "model."  # what the names of weights begin with in a checkpoint
 _DROPOUT = 7  # what the keys of this file are for; the data's are other numbers
 
 
 class Task(Protocol[B]):
     """What is learned, from which batches, and how it is judged.
 
-    model    what is saved
-    module   what is called and trained; holds the model
-    steps    optimizer steps of the whole run
+    model             what is saved
+    module            what is called and trained; holds the model
+    steps             optimizer steps of the whole run
+    steps_per_epoch   of these in one pass over the data
+    trained           the parameters that learn, and from when on
     """
 
     @property
@@ -53,6 +56,12 @@ class Task(Protocol[B]):
 
     @property
     def steps(self) -> int: ...
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    @property
+    def trained(self) -> Sequence[Trained]: ...
 
     def batches(self) -> Sequence[B]:
         """This process's micro-batches of the next step; equally many on every process."""
@@ -67,7 +76,10 @@ class Task(Protocol[B]):
         """The sum of losses over the targets of a micro-batch, fp32."""
 
     def evaluate(self, module: nn.Module, ranks: Ranks) -> Iterator[tuple[str, float]]:
-        """Names and values of what is measured on the validation data; "validation/loss" decides which is best."""
+        """Names and values of what is measured on the validation data, if there is any."""
+
+    def goodness(self, values: Mapping[str, float]) -> float:
+        """How good these figures are; the state of the largest is the best."""
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batches come from; plain values."""
@@ -93,7 +105,7 @@ class Progress:
     seconds: float = 0.0
     tokens: float = 0.0
     best_step: int | None = None
-    best_loss: float | None = None
+    best: float | None = None
     losses: list[float] = field(default_factory=list)  # since the last line of the log
 
 
@@ -105,8 +117,8 @@ class Trainer:
     ) -> None:
         self.task, self.recipe, self.ranks, self.checkpoints, self.tell = task, recipe, ranks, checkpoints, tell
         self.progress = Progress()
-        self.spread = Spread(task.module, task.model, recipe.train, ranks)
-        self.optimizer = make_optimizer(task.module, recipe.optimizer)
+        self.spread = Spread(task.module, task.model, recipe.train, ranks, staged=any(t.start for t in task.trained))
+        self.optimizer = make_optimizer(task.trained, recipe.optimizer)
         self.work = Work()
         self.peak = 0.0  # FLOP/s of all processes together, where known
         self.signals: list[int] = []
@@ -130,7 +142,7 @@ class Trainer:
                 last = self.progress.step >= self.task.steps
                 self._record(last)
                 improved = self._validate(last)
-                if stop or last or improved or self.progress.step % self.recipe.train.checkpoint_every == 0:
+                if stop or last or improved or self._due(self.recipe.train.checkpoint_every):
                     self.save()
                 if stop and not last:
                     return False
@@ -143,9 +155,21 @@ class Trainer:
         self.checkpoints.save(progress.step, self._tensors(), state)
         self.checkpoints.prune(keep.keep_last, progress.best_step if keep.keep_best else None)
 
+    def recall_best(self) -> None:
+        """Put the weights of the best checkpoint back into the model, and what its task knew."""
+        path = self.checkpoints.at(self.progress.best_step)
+        if path is not None and self.progress.best_step != self.progress.step:
+            weights = {name: t for name, t in self._tensors().items() if name.startswith(_WEIGHTS)}
+            self.task.load_state_dict(self.checkpoints.restore(path, weights)["task"])
+
+    def _due(self, every: int | None) -> bool:
+        """Whether it is time for what is done every so many steps, or after each epoch."""
+        return self.progress.step % (every or self.task.steps_per_epoch) == 0
+
     def _step(self) -> bool:
         """One optimizer step; returns whether any process was told to stop."""
         started = time.perf_counter()
+        awaken(self.task.trained, self.progress.step)
         batches = self.task.batches()
         counts, lengths = [self.task.targets(b) for b in batches], [self.task.lengths(b) for b in batches]
         flops = sum(training_flops(self.task.model.config, *pair) for pair in zip(lengths, counts, strict=True))
@@ -181,7 +205,7 @@ class Trainer:
     def _update(self) -> None:
         rate = self.rate(self.progress.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -217,7 +241,7 @@ class Trainer:
     def _validate(self, last: bool) -> bool:
         """Evaluate if it is time; returns whether this is the best so far."""
         progress = self.progress
-        if progress.step % self.recipe.validation.every and not last:
+        if not (self._due(self.recipe.validation.every) or last):
             return False
         self.task.module.eval()
         with torch.no_grad(), self.spread.forward() as module:
@@ -226,18 +250,18 @@ class Trainer:
         if not values:
             return False
         self.tell(Event(progress.step, self.task.steps, values))
-        loss = values["validation/loss"]
-        improved = progress.best_loss is None or loss < progress.best_loss
+        goodness = self.task.goodness(values)
+        improved = progress.best is None or goodness > progress.best
         if improved:
-            progress.best_loss, progress.best_step = loss, progress.step
+            progress.best, progress.best_step = goodness, progress.step
         return improved and self.recipe.checkpoint.keep_best
 
     def _tensors(self) -> dict[str, Tensor]:
         """Weights and optimizer by name: what a checkpoint holds as tensors."""
         means = moments(self.optimizer)
-        trained = {name: p for name, p in self.task.model.named_parameters() if p.requires_grad}
+        trained = {name: p for name, p in self.task.model.named_parameters() if id(p) in means}
         named = {f"{m}.{name}": means[id(p)][m] for m in MOMENTS for name, p in trained.items()}
-        return {**{f"model.{name}": t for name, t in self.task.model.state_dict().items()}, **named}
+        return {**{f"{_WEIGHTS}{name}": t for name, t in self.task.model.state_dict().items()}, **named}
 
 
 @contextmanager

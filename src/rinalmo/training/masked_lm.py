@@ -11,7 +11,7 @@ Reference: Penić et al. 2025 (arXiv:2403.00043) for the objective.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
 from rinalmo.training.config import DataRecipe, Recipe
 from rinalmo.training.distributed import Ranks
+from rinalmo.training.optim import Trained
 from rinalmo.weights.checkpoint import load
 
 _SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -67,7 +68,9 @@ class MaskedLMTask:
             max_length=options.max_length,
             masking=options.masking,
         )
-        self.steps = recipe.train.max_steps or max(1, recipe.train.epochs * self.source.steps_per_epoch())
+        self.steps_per_epoch = max(1, self.source.steps_per_epoch())
+        self.steps = recipe.train.max_steps or recipe.train.epochs * self.steps_per_epoch
+        self.trained = [Trained(list(self.module.parameters()))]
         self._stream: Iterator[list[Batch]] | None = None
 
     def batches(self) -> Sequence[Batch]:
@@ -98,6 +101,9 @@ class MaskedLMTask:
         total = ranks.gather(sums.flatten().tolist()).sum(dim=0).view_as(sums)
         for name, row in zip(("validation", *self._labels()), (total.sum(dim=0), *total), strict=True):
             yield from _figures(name, *row.tolist())
+
+    def goodness(self, values: Mapping[str, float]) -> float:
+        return -values["validation/loss"]
 
     def _labels(self) -> list[str]:
         return [f"validation/{source}" for source in self.store.sources]

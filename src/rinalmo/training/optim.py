@@ -1,4 +1,4 @@
-"""AdamW and the learning rate of each step.
+"""AdamW, which parameters learn from when on, and the learning rate of each step.
 
 The paper: weight decay 0.01, linear warm-up from 1e-7 over 2,000 steps, cosine to 1e-5, gradient norm clipped at 1.0.
 Its optimizer is not named there; AdamW is what those who repeated it took.
@@ -12,6 +12,8 @@ References: Penić et al. 2025 (arXiv:2403.00043), Loshchilov & Hutter 2019 (arX
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +23,38 @@ from rinalmo.training.config import OptimizerRecipe, ScheduleRecipe
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def make_optimizer(module: nn.Module, recipe: OptimizerRecipe) -> torch.optim.AdamW:
-    """AdamW over the module's trained parameters, matrices with weight decay and vectors without."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+@dataclass(frozen=True)
+class Trained:
+    """Parameters that learn together: from step `start` on, at `scale` times the run's rate."""
+
+    parameters: Sequence[nn.Parameter]
+    start: int = 0
+    scale: float = 1.0
+
+
+def make_optimizer(trained: Sequence[Trained], recipe: OptimizerRecipe) -> torch.optim.AdamW:
+    """AdamW, matrices with weight decay and vectors without."""
     groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        {
+            "params": [p for p in part.parameters if (p.dim() >= 2) == decays],
+            "weight_decay": recipe.weight_decay if decays else 0.0,
+            "start": part.start,
+            "scale": part.scale,
+        }
+        for part in trained
+        for decays in (True, False)
     ]
     # One pass over memory per step; the default loop takes a dozen.
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True)
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True
+    )
+
+
+def awaken(trained: Sequence[Trained], step: int) -> None:
+    """Let those parameters learn whose time has come; the others get no gradients."""
+    for part in trained:
+        for parameter in part.parameters:
+            parameter.requires_grad_(step >= part.start)
 
 
 def moments(optimizer: torch.optim.AdamW) -> dict[int, dict[str, Tensor]]:
@@ -48,16 +73,19 @@ def moments(optimizer: torch.optim.AdamW) -> dict[int, dict[str, Tensor]]:
 
 
 def set_steps(optimizer: torch.optim.AdamW, steps: int) -> None:
-    """Tell the optimizer how many steps its running means have seen."""
-    for state in moments(optimizer).values():
-        state["step"].fill_(steps)
+    """Tell the optimizer how many steps its running means have seen when the run has made this many."""
+    moments(optimizer)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["step"].fill_(max(0, steps - group["start"]))
 
 
 def learning_rate(step: int, peak: float, schedule: ScheduleRecipe, total_steps: int) -> float:
-    """The rate of optimizer step `step`, counted from 0. After the cosine it stays at `min_lr`."""
+    """The rate of optimizer step `step`, counted from 0. After the decay it stays at `min_lr`."""
     warmup = schedule.warmup_steps
     if step < warmup:
         return schedule.start_lr + (peak - schedule.start_lr) * step / warmup
     decay = schedule.decay_steps or max(1, total_steps - warmup)
     done = min(1.0, (step - warmup) / decay)
-    return schedule.min_lr + (peak - schedule.min_lr) * (1 + math.cos(math.pi * done)) / 2
+    left = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[schedule.shape]
+    return schedule.min_lr + (peak - schedule.min_lr) * left

@@ -27,7 +27,8 @@ import torch
 import rinalmo
 from rinalmo.durable import held, replacing
 from rinalmo.errors import InputError, RinalmoError, TrainingError
-from rinalmo.training.config import Recipe, load_recipe
+from rinalmo.recipe_files import parse, read
+from rinalmo.training.config import Recipe, RunRecipe
 
 RECIPE, VERSIONS = "recipe.yaml", "versions.json"
 
@@ -35,6 +36,9 @@ RECIPE, VERSIONS = "recipe.yaml", "versions.json"
 _FREE = (
     "data.store",
     "data.workers",
+    "data.train",
+    "data.validation",
+    "data.test",
     "train.max_steps",
     "train.epochs",
     "train.checkpoint_every",
@@ -50,8 +54,9 @@ _FREE = (
 class RunFolder:
     """The folder of one run."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, kind: type[RunRecipe] = Recipe) -> None:
+        """`kind` is what its recipe is read as."""
+        self.path, self.kind = Path(path), kind
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
 
@@ -68,7 +73,7 @@ class RunFolder:
             where = error.filename or self.path
             raise TrainingError(f"{where}: {error.strerror or error}; go on with --resume") from None
 
-    def begin(self, recipe: Recipe, resume: bool) -> list[str]:
+    def begin(self, recipe: RunRecipe, resume: bool) -> list[str]:
         """Write the recipe down, or with `resume` compare it with the one that is there; returns what changed."""
         notes: list[str] = []
         if (self.path / RECIPE).exists():
@@ -81,8 +86,8 @@ class RunFolder:
             file.write(recipe.dump().encode())
         return notes
 
-    def _changes(self, recipe: Recipe) -> list[str]:
-        before = _flat(load_recipe(self.path / RECIPE).model_dump(mode="json"))
+    def _changes(self, recipe: RunRecipe) -> list[str]:
+        before = _flat(self.recipe().model_dump(mode="json"))
         now = _flat(recipe.model_dump(mode="json"))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         fixed = [key for key in changed if not any(f"{key}.".startswith(f"{free}.") for free in _FREE)]
@@ -114,11 +119,11 @@ class RunFolder:
         path = self.path / VERSIONS
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
-    def recipe(self) -> Recipe:
+    def recipe(self) -> RunRecipe:
         """The recipe that was written down; raises InputError if this is no run."""
         if not (self.path / RECIPE).is_file():
             raise InputError(f"{self.path}: no {RECIPE} in this folder, so it is no run")
-        return load_recipe(self.path / RECIPE)
+        return parse(self.kind, read(self.path / RECIPE), str(self.path / RECIPE))
 
 
 def restarted() -> bool:

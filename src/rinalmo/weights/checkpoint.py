@@ -223,6 +223,8 @@ def config_of(spec: ModelSpec) -> dict[str, Any]:
         values.update(head=labels, num_labels=labels["num_labels"])
     if spec.threshold is not None:
         values["threshold"] = spec.threshold
+    if spec.task is not None:
+        values["task"] = dict(spec.task)
     return {"model_type": "rinalmo", "architectures": [_architecture(spec)], **values, "tie_word_embeddings": False}
 
 
@@ -311,7 +313,10 @@ def _spec(
     threshold = files.scalars.get("threshold", files.config.get("threshold"))
     if not isinstance(threshold, float | int | None):
         raise CheckpointError(f"config: threshold is {threshold!r}; it must be a number")
-    spec = ModelSpec(config, alphabet, threshold=threshold)
+    task = files.config.get("task")
+    if not isinstance(task, dict | None):
+        raise CheckpointError(f"config: task is {task!r}; it must be an object")
+    spec = ModelSpec(config, alphabet, threshold=threshold, task=task)
     return spec.with_heads(shapes, _head_config(files.config))
 
 

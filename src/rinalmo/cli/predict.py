@@ -1,0 +1,61 @@
+"""`rinalmo predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rinalmo.cli.options import batch_tokens_option, threads_option
+
+
+@click.command("predict")
+@click.argument("model", metavar="MODEL")
+@click.argument("fasta", metavar="FASTA|-")
+@click.option(
+    "-o", "--output", default="-", help="File to write: .csv, .tsv, .jsonl or .parquet.  [default: CSV to stdout]"
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "int8"]),
+    default="auto",
+    show_default=True,
+    help="Arithmetic of the encoder.",
+)
+@threads_option
+@batch_tokens_option
+def command(model: str, fasta: str, output: str, **engine_settings: Any) -> None:
+    """Predict with a fine-tuned model for the sequences of a FASTA file.
+
+    One row a sequence: a number, a class with the probability of each, or a structure; a model for single nucleotides
+    gives a row for each of them. `rinalmo fold` writes structures in other formats.
+
+    \b
+    rinalmo predict run/model sequences.fa -o predictions.csv
+    """
+    from rinalmo.cli.progress import counter
+    from rinalmo.inference.embed_file import check_input
+    from rinalmo.inference.engine import Engine
+    from rinalmo.rna.fasta import read_fasta
+    from rinalmo.tasks.predicting import predict_records
+    from rinalmo.tasks.registry import task_of
+    from rinalmo.tasks.row_files import check_rows_output, write_rows
+
+    check_input(fasta)
+    check_rows_output(Path(output) if output != "-" else output)
+    engine = Engine(model, **engine_settings)
+    task = task_of(engine.model.spec)
+    done = 0
+    with counter("predicting") as tell:
+
+        def rows() -> Any:
+            nonlocal done
+            for found in predict_records(read_fasta(fasta), engine, task):
+                done += 1
+                tell(done)
+                yield from found
+
+        write_rows(output, rows())
+    if output != "-":
+        click.echo(f"{output}: {done:,} sequences, {task.name}", err=True)

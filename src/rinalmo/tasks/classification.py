@@ -1,0 +1,155 @@
+"""A class per sequence: splice sites (yes or no) and ncRNA families.
+
+Both look at the CLS token through two layers. Classes are named by the training data, in alphabetical order; the
+published family model has 88 without names.
+
+Reference: Penić et al. 2025 (arXiv:2403.00043), supplement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rinalmo import metrics
+from rinalmo.errors import InputError
+from rinalmo.model.packing import Layout
+from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.tasks.base import Columns, Example, Figures, Task, require
+from rinalmo.tasks.tables import read_single
+
+_YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
+
+
+class SpliceSite(Task):
+    """Whether the centre of the sequence is a splice site; one model for donors, another for acceptors."""
+
+    name = "splice-site"
+    score = "f1"
+
+    @classmethod
+    def read(cls, path: Path, columns: Columns) -> list[Example]:
+        found = read_single(path, columns, ("label", "target", "splice_site"), cls.name)
+        return [Example(e.name, e.sequence, truth(e), e.group, e.where) for e in found]
+
+    @classmethod
+    def learned(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
+        return cls()
+
+    def heads(self) -> dict[str, dict[str, Any]]:
+        return {"splice_site_head": {}}
+
+    def outputs(self, model: RiNALMo, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+        return list(model.head("splice_site_head")(states, layout)[:, 0])
+
+    def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
+        logits = torch.stack(list(outputs)).float()
+        target = torch.tensor([float(example.target) for example in examples], device=logits.device)
+        return F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
+
+    def judge(self, model: RiNALMo, output: Tensor, example: Example) -> float:
+        return float(output.float().sigmoid())
+
+    def figures(self, judged: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> Figures:
+        yield from binary_figures(np.array(judged), np.array([example.target for example in examples], dtype=bool))
+
+    def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
+        probability = self.judge(model, output, example)
+        return [{"id": example.name, "splice_site": int(probability > 0.5), "probability": probability}]
+
+
+class NcrnaFamily(Task):
+    """The family of a non-coding RNA."""
+
+    name = "ncrna-family"
+    score = "accuracy"
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = list(classes)
+        self.places = {name: place for place, name in enumerate(self.classes)}
+
+    def settings(self) -> dict[str, Any]:
+        return {"classes": self.classes}
+
+    @classmethod
+    def read(cls, path: Path, columns: Columns) -> list[Example]:
+        found = read_single(path, columns, ("label", "family", "class", "rna_type", "target"), cls.name)
+        for example in found:
+            require(example.target not in (None, ""), example, "has no class; drop the row or name its class")
+        return [Example(e.name, e.sequence, str(e.target), e.group, e.where) for e in found]
+
+    @classmethod
+    def learned(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
+        classes = sorted({example.target for example in examples})
+        if len(classes) < 2:
+            raise InputError(f"all training examples are of the class {classes[0]!r}; there is nothing to tell apart")
+        return cls(classes)
+
+    def heads(self) -> dict[str, dict[str, Any]]:
+        return {"ncrna_family_head": {"num_labels": len(self.classes)}}
+
+    def understood(self, examples: Sequence[Example]) -> list[Example]:
+        for example in examples:
+            require_known(example, example.target, self.places)
+        return list(examples)
+
+    def outputs(self, model: RiNALMo, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+        return list(model.head("ncrna_family_head")(states, layout))
+
+    def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
+        logits = torch.stack(list(outputs)).float()
+        target = torch.tensor([self.places[example.target] for example in examples], device=logits.device)
+        return F.cross_entropy(logits, target, reduction="sum")
+
+    def judge(self, model: RiNALMo, output: Tensor, example: Example) -> np.ndarray:
+        return output.float().softmax(dim=-1).cpu().numpy()
+
+    def figures(self, judged: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> Figures:
+        target = np.array([self.places[example.target] for example in examples])
+        yield from class_figures(np.stack(list(judged)), target)
+
+    def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
+        return [{"id": example.name, **class_answer("family", self.classes, self.judge(model, output, example))}]
+
+
+def truth(example: Example) -> bool:
+    """A yes or no, however it is written."""
+    text = str(example.target).strip().lower()
+    require(text in (*_YES, *_NO), example, f"the label is {example.target!r}; it must be 0 or 1")
+    return text in _YES
+
+
+def require_known(example: Example, name: str, places: Mapping[str, int]) -> None:
+    """Raise InputError for a class that was not among the training examples."""
+    few = ", ".join(list(places)[:8]) + (", …" if len(places) > 8 else "")
+    require(name in places, example, f"the class {name!r} was not in the training data ({few})")
+
+
+def class_answer(column: str, classes: Sequence[str], probabilities: np.ndarray) -> dict[str, Any]:
+    """The likeliest class, its probability, and the probability of each."""
+    best = int(probabilities.argmax())
+    each = {f"p({name})": float(p) for name, p in zip(classes, probabilities, strict=True)}
+    return {column: classes[best], "probability": float(probabilities[best]), **each}
+
+
+def class_figures(probabilities: np.ndarray, target: np.ndarray) -> Figures:
+    """Accuracy and F1, the mean over classes and weighted by their sizes, from `(examples, classes)`."""
+    found = probabilities.argmax(axis=1)
+    yield "accuracy", metrics.accuracy(target, found)
+    yield "macro_f1", metrics.f1(target, found, average="macro")
+    yield "weighted_f1", metrics.f1(target, found, average="weighted")
+
+
+def binary_figures(probabilities: np.ndarray, target: np.ndarray) -> Figures:
+    """What a yes-or-no answer is measured by, at a probability of 0.5."""
+    found = probabilities > 0.5
+    yield "accuracy", metrics.accuracy(target, found)
+    yield from zip(("precision", "recall", "specificity", "f1"), metrics.binary(target, found), strict=True)
+    if target.any() and not target.all():
+        yield "roc_auc", metrics.roc_auc(target, probabilities)

@@ -1,0 +1,138 @@
+"""How good a fine-tuned model is on labelled examples: figures with intervals, for all and for each group.
+
+Intervals are 95 % bootstrap intervals over examples: the percentiles of the figure over resampled sets. They say how
+far the figure depends on which examples were drawn, and nothing about another training run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rinalmo.errors import InputError
+from rinalmo.inference.engine import Engine, as_engine
+from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.tasks.base import Columns, Example, Task
+from rinalmo.tasks.predicting import Row, outputs
+from rinalmo.tasks.registry import task_of
+
+SAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure and an interval around it."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures by name over all `count` examples and by group, and a row for each example.
+
+    `interval` says what the intervals are.
+    """
+
+    task: str
+    count: int
+    threshold: float | None
+    figures: dict[str, Figure]
+    groups: dict[str, Evaluation] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list, repr=False)
+    interval: str = "95 % bootstrap intervals"
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values for a JSON file, without the rows."""
+        values = asdict(self)
+        del values["rows"]
+        for group in values["groups"].values():
+            del group["rows"], group["groups"]
+        return values
+
+
+def evaluate(
+    data: str | Path,
+    model: str | Path | RiNALMo | Engine,
+    *,
+    columns: Columns | None = None,
+    task: str | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """A fine-tuned model on the labelled examples of a file; `task`, if given, must be the model's.
+
+    Raises InputError for examples that cannot be used, CheckpointError if the model was fine-tuned for nothing.
+    """
+    engine = as_engine(model)
+    own = task_of(engine.model.spec)
+    if task is not None and task != own.name:
+        raise InputError(f"the model was fine-tuned for {own.name}, not for {task}")
+    columns = columns or Columns()
+    # A table's columns are those that the model was trained on, unless others are named.
+    columns = replace(columns, target=columns.target or getattr(own, "targets", ()))
+    examples = own.understood(own.read(Path(data), columns))
+    if not examples:
+        raise InputError(f"{data}: holds no examples")
+    return judged_examples(examples, engine, own, seed)
+
+
+def judged_examples(examples: Sequence[Example], engine: Engine, task: Task, seed: int = 0) -> Evaluation:
+    """As `evaluate`, for examples that are there."""
+    judged = [task.judge(engine.model, output, example) for example, output in outputs(examples, engine, task)]
+    threshold = engine.model.spec.threshold
+    whole = _evaluation(task, judged, examples, threshold, seed)
+    groups = sorted({example.group for example in examples} - {""})
+    parts: dict[str, Evaluation] = {}
+    for group in groups if len(groups) > 1 else ():
+        places = [place for place, example in enumerate(examples) if example.group == group]
+        chosen = [judged[place] for place in places], [examples[place] for place in places]
+        parts[group] = _evaluation(task, *chosen, threshold, seed)
+    each = task.each(judged, threshold)
+    rows = [
+        {"id": example.name, "group": example.group, "length": len(example.sequence)}
+        | {name: float(values[place]) for name, values in each.items()}
+        for place, example in enumerate(examples)
+    ]
+    return Evaluation(task.name, len(examples), threshold, whole.figures, parts, rows if each else [])
+
+
+def _evaluation(
+    task: Task, judged: Sequence[Any], examples: Sequence[Example], threshold: float | None, seed: int
+) -> Evaluation:
+    values = dict(task.figures(judged, examples, threshold))
+    samples = np.random.default_rng(seed).integers(len(examples), size=(SAMPLES, len(examples)))
+    each = task.each(judged, threshold)
+    if each:
+        drawn = {name: scores[samples].mean(axis=1) for name, scores in each.items()}
+    else:
+        drawn = _resampled(task, judged, examples, threshold, samples, values)
+    figures = {name: Figure(value, *_interval(drawn[name])) for name, value in values.items()}
+    return Evaluation(task.name, len(examples), threshold, figures)
+
+
+def _resampled(
+    task: Task,
+    judged: Sequence[Any],
+    examples: Sequence[Example],
+    threshold: float | None,
+    samples: np.ndarray,
+    values: Mapping[str, float],
+) -> dict[str, np.ndarray]:
+    drawn: dict[str, list[float]] = {name: [] for name in values}
+    for sample in samples.tolist():
+        found = dict(
+            task.figures([judged[place] for place in sample], [examples[place] for place in sample], threshold)
+        )
+        for name, of in drawn.items():
+            of.append(found.get(name, np.nan))
+    return {name: np.array(of) for name, of in drawn.items()}
+
+
+def _interval(drawn: np.ndarray) -> tuple[float, float]:
+    low, high = np.nanpercentile(drawn, [2.5, 97.5]) if np.isfinite(drawn).any() else (np.nan, np.nan)
+    return float(low), float(high)

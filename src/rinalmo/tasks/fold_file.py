@@ -1,0 +1,129 @@
+"""A FASTA file in, structures out: the work of `rinalmo fold`."""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from rinalmo.durable import replacing
+from rinalmo.errors import InputError
+from rinalmo.inference.engine import Engine, as_engine
+from rinalmo.inference.inputs import Sequences, as_records, peeked
+from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.rna.fasta import Record, read_fasta
+from rinalmo.rna.folding import decode
+from rinalmo.rna.formats import format_of, write_structures
+from rinalmo.rna.structure import Structure
+from rinalmo.tasks.base import Example
+from rinalmo.tasks.predicting import outputs
+from rinalmo.tasks.registry import task_of
+from rinalmo.tasks.secondary_structure import DEFAULT_THRESHOLD, SecondaryStructure
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How pairs are chosen from their probabilities; `threshold` None is the model's own. See `rinalmo.rna.folding`."""
+
+    method: str = "greedy"
+    threshold: float | None = None
+    canonical: bool = True
+    min_distance: int = 4
+
+
+def fold(
+    sequences: Sequences, model: str | Path | RiNALMo | Engine, decoding: Decoding = Decoding()
+) -> list[Structure]:
+    """Structures of one or more sequences, FASTA records, or the `Path` of a FASTA file.
+
+    Raises InputError if the model was not fine-tuned for secondary structure.
+    """
+    records = peeked(as_records(sequences))
+    return [structure for structure, _ in fold_records(records, as_engine(model), decoding)]
+
+
+def fold_records(
+    records: Iterable[Record], engine: Engine, decoding: Decoding = Decoding()
+) -> Iterator[tuple[Structure, np.ndarray]]:
+    """Each record's structure and its pair probabilities `(length, length)`, in the order of the input."""
+    task = task_of(engine.model.spec)
+    if not isinstance(task, SecondaryStructure):
+        raise InputError(f"the model was fine-tuned for {task.name}, not for secondary-structure")
+    options = asdict(decoding)
+    if options["threshold"] is None:
+        options["threshold"] = engine.model.spec.threshold or DEFAULT_THRESHOLD
+    examples = (Example(record.id, record.sequence) for record in records)
+    for example, logits in outputs(examples, engine, task):
+        probabilities = logits.float().sigmoid().fill_diagonal_(0).cpu().numpy()
+        pairs = decode(probabilities, example.sequence, **options)
+        yield Structure(example.name, example.sequence, tuple(pairs)), probabilities
+
+
+def fold_file(
+    fasta: str | Path,
+    output: str | Path,
+    engine: Engine,
+    decoding: Decoding = Decoding(),
+    *,
+    probabilities: Path | None = None,
+    tell: Callable[[int], Any] = lambda count: None,
+) -> int:
+    """Fold every sequence of `fasta` ("-" is standard input) and write `output`; returns their number.
+
+    The ending of `output` chooses the format; "-" is DBN on standard output. `probabilities` is an `.npz` file with
+    one matrix for each sequence, fp16, under its name (a name that stands twice gets its number added).
+    """
+    if str(output) != "-":
+        format_of(output)
+    if probabilities is not None and probabilities.suffix != ".npz":
+        raise InputError(f"{probabilities}: probabilities are written as .npz")
+    count = 0
+    with _matrices(probabilities) as put:
+
+        def structures() -> Iterator[Structure]:
+            nonlocal count
+            for structure, matrix in fold_records(peeked(read_fasta(fasta)), engine, decoding):
+                put(structure.name, matrix)
+                count += 1
+                tell(count)
+                yield structure
+
+        if str(output) == "-":
+            for structure in structures():
+                sys.stdout.write(f">{structure.name}\n{structure.sequence}\n{structure.dot_bracket}\n")
+        else:
+            write_structures(output, structures())
+    return count
+
+
+@contextmanager
+def _matrices(path: Path | None) -> Iterator[Callable[[str, np.ndarray], None]]:
+    if path is None:
+        yield lambda name, matrix: None
+        return
+    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        yield _Adding(archive)
+
+
+class _Adding:
+    """Put matrices into an archive that `numpy.load` reads."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self.archive, self.names = archive, set[str]()
+
+    def __call__(self, name: str, matrix: np.ndarray) -> None:
+        key = name.replace("/", "_")
+        key = key if key not in self.names else f"{key}_{len(self.names) + 1}"
+        self.names.add(key)
+        with self.archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+            _save(member, matrix.astype(np.float16))
+
+
+def _save(member: IO[bytes], matrix: np.ndarray) -> None:
+    np.lib.format.write_array(member, np.ascontiguousarray(matrix), allow_pickle=False)

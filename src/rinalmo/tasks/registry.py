@@ -1,0 +1,64 @@
+"""The tasks by name, and which one a model was trained for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from rinalmo.errors import CheckpointError, InputError
+from rinalmo.model.rinalmo import ModelSpec
+from rinalmo.tasks.base import Task
+from rinalmo.tasks.classification import NcrnaFamily, SpliceSite
+from rinalmo.tasks.regression import ExpressionLevel, RibosomeLoad, TranslationEfficiency
+from rinalmo.tasks.secondary_structure import SecondaryStructure
+from rinalmo.tasks.table import Table
+
+TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (
+        SecondaryStructure,
+        RibosomeLoad,
+        TranslationEfficiency,
+        ExpressionLevel,
+        SpliceSite,
+        NcrnaFamily,
+        Table,
+    )
+}
+
+
+def task_class(name: str) -> type[Task]:
+    """The task of this name; raises InputError with the nearest one."""
+    if name in TASKS:
+        return TASKS[name]
+    near = difflib.get_close_matches(name, TASKS, n=1)
+    raise InputError(f"no task {name!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(TASKS)}"))
+
+
+def task_of(spec: ModelSpec) -> Task:
+    """The task that a model was trained for: as its config says, or as the heads of a published file tell.
+
+    Raises CheckpointError if it was trained for none.
+    """
+    if spec.task is not None:
+        return _remembered(spec.task)
+    heads = spec.heads
+    if "structure_head" in heads:
+        return SecondaryStructure()
+    if "ribosome_load_head" in heads:
+        return RibosomeLoad()
+    if "splice_site_head" in heads:
+        return SpliceSite()
+    if "ncrna_family_head" in heads:
+        count = heads["ncrna_family_head"]["num_labels"]
+        return NcrnaFamily([f"class {place}" for place in range(count)])
+    raise CheckpointError("this model has no task; train one with `rinalmo finetune`, or name one that was")
+
+
+def _remembered(settings: Mapping[str, Any]) -> Task:
+    try:
+        values = dict(settings)
+        return task_class(str(values.pop("name"))).remembered(values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"config: the task {dict(settings)!r} cannot be understood ({error})") from None

@@ -1,0 +1,116 @@
+"""One number per sequence: mean ribosome load, translation efficiency, expression.
+
+All use the paper's convolutional head. Ribosome load compares standardised values by squared error and is never below
+0; translation efficiency and expression compare plain values by the Huber loss.
+
+The published ribosome-load model was trained on sequences filled up with pad tokens, and its answers change without
+them (`rinalmo.model.packing.pack_padded`). Trained here, no sequence is filled up.
+
+Reference: Penić et al. 2025 (arXiv:2403.00043), supplement; Sample et al. 2019 (doi:10.1038/s41587-019-0164-5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rinalmo import metrics
+from rinalmo.model.packing import Layout
+from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.model.task_heads import RibosomeLoadHead
+from rinalmo.tasks.base import Columns, Example, Figures, Task
+from rinalmo.tasks.tables import number, read_single
+
+
+class _Regression(Task):
+    """What the tasks of this file share."""
+
+    score = "r2"
+    columns: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def read(cls, path: Path, columns: Columns) -> list[Example]:
+        found = read_single(path, columns, cls.columns, cls.name)
+        return [Example(e.name, e.sequence, number(e.target, e.where, "the target"), e.group, e.where) for e in found]
+
+    @classmethod
+    def learned(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
+        return cls()
+
+    def heads(self) -> dict[str, dict[str, Any]]:
+        return {"ribosome_load_head": {}}
+
+    def outputs(self, model: RiNALMo, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+        return list(_head(model).standardised(states, layout))
+
+    def judge(self, model: RiNALMo, output: Tensor, example: Example) -> float:
+        head = _head(model)
+        return self.bounded(float(output.float() * head.target_std + head.target_mean))
+
+    def bounded(self, value: float) -> float:
+        """The prediction as it is given out."""
+        return value
+
+    def figures(self, judged: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> Figures:
+        target, found = np.array([example.target for example in examples]), np.array(judged)
+        yield "r2", metrics.r2(target, found)
+        yield "spearman", metrics.spearman(target, found)
+        yield "mse", float(np.square(target - found).mean())
+        yield "mae", float(np.abs(target - found).mean())
+
+    def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
+        return [{"id": example.name, "prediction": self.judge(model, output, example)}]
+
+
+class RibosomeLoad(_Regression):
+    """Mean ribosome load of a 5' UTR."""
+
+    name = "ribosome-load"
+    columns = ("mrl", "rl", "mean_ribosome_load", "ribosome_load", "target", "label")
+
+    def prepare(self, model: RiNALMo, examples: Sequence[Example]) -> None:
+        values = torch.tensor([example.target for example in examples], dtype=torch.float64)
+        head = _head(model)
+        head.target_mean.fill_(values.mean())
+        head.target_std.fill_(max(float(values.std(correction=0)), 1e-6))
+
+    def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
+        head = _head(model)
+        target = (_targets(examples, outputs[0]) - head.target_mean) / head.target_std
+        return F.mse_loss(torch.stack(list(outputs)).float(), target, reduction="sum")
+
+    def bounded(self, value: float) -> float:
+        return max(0.0, value)
+
+
+class TranslationEfficiency(_Regression):
+    """Translation efficiency of an endogenous 5' UTR."""
+
+    name = "translation-efficiency"
+    columns = ("te", "log_te", "te_log", "target", "label")
+
+    def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
+        return F.huber_loss(torch.stack(list(outputs)).float(), _targets(examples, outputs[0]), reduction="sum")
+
+
+class ExpressionLevel(TranslationEfficiency):
+    """Expression level of the transcript of a 5' UTR."""
+
+    name = "expression-level"
+    columns = ("el", "log_el", "rnaseq_log", "rpkm", "rnaseq_rpkm", "target", "label")
+
+
+def _head(model: RiNALMo) -> RibosomeLoadHead:
+    head = model.head("ribosome_load_head")
+    assert isinstance(head, RibosomeLoadHead)
+    return head
+
+
+def _targets(examples: Sequence[Example], like: Tensor) -> Tensor:
+    return torch.tensor([example.target for example in examples], dtype=torch.float32, device=like.device)

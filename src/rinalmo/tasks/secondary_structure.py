@@ -1,0 +1,152 @@
+"""Secondary structure: which nucleotides pair.
+
+The head gives a logit for every pair; decoding picks pairs in the order of their probability, each nucleotide once
+(`rinalmo.rna.folding`). The threshold above which pairs are taken is tuned on validation data, over the paper's grid,
+and lies in the model's config.
+
+The surprise: one decoding serves every threshold. Greedy choices with p > t are the first choices of a lower
+threshold, so each structure is decoded once at the lowest and scored at all of them.
+
+Reference: Penić et al. 2025 (arXiv:2403.00043).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rinalmo.errors import InputError
+from rinalmo.metrics import relaxed
+from rinalmo.model.packing import Layout
+from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.rna.folding import decode
+from rinalmo.rna.formats import read_structures
+from rinalmo.rna.structure import Structure
+from rinalmo.tasks.base import Columns, Example, Figures, Task, inner, require
+from rinalmo.tasks.tables import is_table, read_single
+
+THRESHOLDS = np.arange(1, 30) / 100
+DEFAULT_THRESHOLD = 0.15  # where no validation data has chosen one
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """What scoring one structure at any threshold needs.
+
+    predicted   (pairs,) probabilities of the decoded pairs, at the lowest threshold
+    right       (2, pairs) whether each is a pair of the target, exactly or but for one end by one
+    found       (2, target pairs) the probability with which each target pair was decoded, exactly or nearly
+    """
+
+    predicted: np.ndarray
+    right: np.ndarray
+    found: np.ndarray
+
+    def at(self, threshold: float) -> np.ndarray:
+        """Precision, recall and F1, exact and ±1: `(2, 3)`."""
+        taken = self.predicted > threshold
+        precision = _share((self.right & taken).sum(axis=1), taken.sum())
+        recall = _share((self.found > threshold).sum(axis=1), self.found.shape[1])
+        total = precision + recall
+        f1 = np.where(total >= 1e-5, 2 * precision * recall / np.maximum(total, 1e-5), 0.0)
+        return np.stack([precision, recall, f1], axis=1)
+
+
+class SecondaryStructure(Task):
+    """Base pairs of an RNA."""
+
+    name = "secondary-structure"
+    score = "f1_relaxed"
+
+    @classmethod
+    def read(cls, path: Path, columns: Columns) -> list[Example]:
+        if not is_table(path):
+            found = read_structures(path)
+            return [Example(s.name, s.sequence, s.pairs, where=f"{path}, record {s.name}") for s in found]
+        rows = read_single(path, columns, ("structure", "dot_bracket", "secondary_structure", "dbn"), cls.name)
+        return [Example(e.name, e.sequence, _pairs(e), e.group, e.where) for e in rows]
+
+    @classmethod
+    def learned(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
+        return cls()
+
+    def heads(self) -> dict[str, dict[str, Any]]:
+        return {"structure_head": {}}
+
+    def outputs(self, model: RiNALMo, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+        head = model.head("structure_head")
+        return [head(part)[..., 0] for part in inner(states, layout)]
+
+    def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
+        pairs = zip(outputs, examples, strict=True)
+        return torch.stack([_pair_loss(logits, example.target) for logits, example in pairs]).sum()
+
+    def judge(self, model: RiNALMo, output: Tensor, example: Example) -> PairScores:
+        probabilities = output.float().sigmoid().cpu().numpy()
+        pairs = np.array(decode(probabilities, example.sequence, threshold=THRESHOLDS[0]), dtype=int).reshape(-1, 2)
+        return compare(probabilities[pairs[:, 0], pairs[:, 1]], pairs, np.asarray(example.target), len(probabilities))
+
+    def figures(self, judged: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> Figures:
+        for name, values in self.each(judged, threshold).items():
+            yield name, float(values.mean())
+
+    def tuned(self, judged: Sequence[Any]) -> float:
+        means = [np.mean([scores.at(t)[1, 2] for scores in judged]) for t in THRESHOLDS]
+        return float(THRESHOLDS[int(np.argmax(means))])
+
+    def each(self, judged: Sequence[Any], threshold: float | None) -> dict[str, np.ndarray]:
+        scores = np.stack([scores.at(DEFAULT_THRESHOLD if threshold is None else threshold) for scores in judged])
+        return {
+            name + ending: scores[:, row, column]
+            for row, ending in enumerate(("", "_relaxed"))
+            for column, name in enumerate(("precision", "recall", "f1"))
+        }
+
+    def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
+        structure = fold(model, output, example.name, example.sequence)
+        return [{"id": example.name, "sequence": example.sequence, "structure": structure.dot_bracket}]
+
+
+def fold(model: RiNALMo, logits: Tensor, name: str, sequence: str, **options: Any) -> Structure:
+    """The structure that the head's logits `(length, length)` speak for; `options` go to the decoder."""
+    threshold = DEFAULT_THRESHOLD if model.spec.threshold is None else model.spec.threshold
+    probabilities = logits.float().sigmoid().cpu().numpy()
+    return Structure(name, sequence, decode(probabilities, sequence, **{"threshold": threshold, **options}))
+
+
+def compare(probabilities: np.ndarray, pairs: np.ndarray, target: np.ndarray, length: int) -> PairScores:
+    """Decoded pairs `(n, 2)` with their probabilities beside the target's `(m, 2)`."""
+    decoded, truth = np.zeros((length, length)), np.zeros((length, length), dtype=bool)
+    decoded[pairs[:, 0], pairs[:, 1]] = probabilities
+    target = target.reshape(-1, 2)
+    truth[target[:, 0], target[:, 1]] = True
+    right = np.stack([matrix[pairs[:, 0], pairs[:, 1]] for matrix in (truth, relaxed(truth))])
+    found = np.stack([matrix[target[:, 0], target[:, 1]] for matrix in (decoded, relaxed(decoded))])
+    return PairScores(probabilities, right, found)
+
+
+def _pair_loss(logits: Tensor, pairs: Any) -> Tensor:
+    """The mean binary cross-entropy over all pairs of positions, each counted once."""
+    target = torch.zeros_like(logits, dtype=torch.float32)
+    places = torch.as_tensor(np.asarray(pairs, dtype=np.int64).reshape(-1, 2), device=logits.device)
+    target[places[:, 0], places[:, 1]] = 1.0
+    upper = torch.ones_like(logits, dtype=torch.bool).triu(1)
+    return F.binary_cross_entropy_with_logits(logits.float()[upper], target[upper])
+
+
+def _pairs(example: Example) -> Any:
+    try:
+        return Structure.from_dot_bracket(example.name, example.sequence, str(example.target)).pairs
+    except InputError as error:
+        require(False, example, str(error))
+
+
+def _share(hits: np.ndarray, of: int) -> np.ndarray:
+    return hits / of if of else np.zeros(len(hits))

@@ -1,0 +1,270 @@
+"""The user's own table: any number of columns to predict, for a sequence or for each of its nucleotides.
+
+    regression   numbers; compared standardised; an empty cell is left out
+    binary       one column of 0 and 1
+    multilabel   several columns of 0 and 1
+    multiclass   one column of names
+
+What a table holds is found out from its cells unless the recipe says. The surprise: whole numbers of few values, each
+seen often, are taken for classes, and a note says so.
+
+A cell for every nucleotide is a list (`[0.1, 0.2, null]` or `0.1,0.2,`), or for classes a text of one letter each. It
+may be shorter than the sequence: the rest was not measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rinalmo import metrics
+from rinalmo.errors import InputError
+from rinalmo.model.losses import IGNORE, ProblemType
+from rinalmo.model.packing import Layout
+from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.tasks.base import Columns, Example, Figures, Task, inner, require
+from rinalmo.tasks.classification import binary_figures, class_answer, class_figures, require_known, truth
+from rinalmo.tasks.tables import number, read_table
+
+Per = Literal["sequence", "nucleotide"]
+_USUAL = ("label", "target", "value", "y", "class", "score")
+_FEW, _OFTEN = 20, 5  # whole numbers: at most so many values, each seen so often on average, are classes
+_SCORES = {"regression": "r2", "binary": "roc_auc", "multilabel": "roc_auc", "multiclass": "accuracy"}
+
+
+class Table(Task):
+    """Whatever the columns of a table say."""
+
+    name = "table"
+
+    def __init__(
+        self,
+        kind: ProblemType,
+        per: Per,
+        targets: Sequence[str],
+        classes: Sequence[str] = (),
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+    ) -> None:
+        self.kind, self.per, self.targets, self.classes = kind, per, list(targets), list(classes)
+        self.mean, self.std = list(mean), list(std)
+        self.places = {name: place for place, name in enumerate(self.classes)}
+        self.score = _SCORES[kind]
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "per": self.per,
+            "targets": self.targets,
+            "classes": self.classes,
+            "mean": self.mean,
+            "std": self.std,
+        }
+
+    @classmethod
+    def read(cls, path: Path, columns: Columns) -> list[Example]:
+        return read_table(path, columns, _USUAL)
+
+    @classmethod
+    def learned(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
+        targets = list(examples[0].target)
+        width, first = len(targets), examples[0].target[targets[0]]
+        per: Per = options.get("per") or ("nucleotide" if _is_list(first) else "sequence")
+        kind: ProblemType = options.get("kind") or _kind(examples, per, width)
+        if kind in ("binary", "multiclass") and width > 1:
+            raise InputError(f"a {kind} table has one column to predict, not {width}; several are multilabel")
+        classes = _classes(examples, per) if kind == "multiclass" else []
+        task = cls(kind, per, targets, classes)
+        if kind == "regression":
+            values = np.concatenate([e.target.reshape(-1, width) for e in task.understood(examples)])
+            task.mean, task.std = _scale(values, targets)
+        return task
+
+    def heads(self) -> dict[str, dict[str, Any]]:
+        options = {"num_labels": len(self.classes) or len(self.targets)}
+        if self.per == "nucleotide":
+            return {"token_head": options}
+        return {"pooler": {}, "sequence_head": options}
+
+    def understood(self, examples: Sequence[Example]) -> list[Example]:
+        return [replace(example, target=self._target(example)) for example in examples]
+
+    def _target(self, example: Example) -> np.ndarray:
+        """`(targets,)` or `(length, targets)`; classes as their places without the last axis."""
+        lacking = [name for name in self.targets if name not in example.target]
+        require(not lacking, example, f"the column {''.join(lacking[:1])!r} is not among the targets; name it")
+        values = [example.target[name] for name in self.targets]
+        if self.per == "sequence":
+            cells = [self._cell(example, value, name) for value, name in zip(values, self.targets, strict=True)]
+            return np.array(cells[0] if self.kind == "multiclass" else cells)
+        tracks = [self._track(example, value, name) for value, name in zip(values, self.targets, strict=True)]
+        return tracks[0] if self.kind == "multiclass" else np.stack(tracks, axis=1)
+
+    def _track(self, example: Example, value: Any, name: str) -> np.ndarray:
+        cells, length = _cells(example, value, self.kind), len(example.sequence)
+        require(len(cells) <= length, example, f"{name} has {len(cells)} values for {length} nucleotides")
+        empty = math.nan if self.kind == "regression" else IGNORE
+        found = [self._cell(example, cell, f"{name}, value {i}") for i, cell in enumerate(cells, start=1)]
+        return np.array(found + [empty] * (length - len(found)))
+
+    def _cell(self, example: Example, value: Any, name: str) -> float | int:
+        if self.kind == "regression":
+            return number(value, example.where, name, missing=self.per == "nucleotide" or len(self.targets) > 1)
+        if value in (None, ""):
+            require(self.per == "nucleotide" or self.kind == "multilabel", example, f"{name} is empty; drop the row")
+            return IGNORE
+        if self.kind == "multiclass":
+            require_known(example, str(value), self.places)
+            return self.places[str(value)]
+        return int(truth(replace(example, target=value)))
+
+    def outputs(self, model: RiNALMo, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+        if self.per == "sequence":
+            return list(model.head("sequence_head")(model.head("pooler")(states, layout)))
+        parts = inner(states, layout)
+        return model.head("token_head")(torch.cat(parts)).split([len(part) for part in parts])
+
+    def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
+        together = torch.cat if self.per == "nucleotide" else torch.stack
+        found = together(list(outputs)).float()
+        target = torch.from_numpy(_joined([e.target for e in examples], self.per)).to(found.device)
+        if self.kind == "multiclass":
+            return F.cross_entropy(found, target.long(), ignore_index=IGNORE, reduction="sum")
+        keep = ~target.isnan() if self.kind == "regression" else target != IGNORE
+        if self.kind == "regression":
+            mean, std = (torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std))
+            wanted = (target - mean.to(target.device)) / std.to(target.device)
+            return F.mse_loss(found[keep], wanted[keep].float(), reduction="sum")
+        return F.binary_cross_entropy_with_logits(found[keep], target[keep].float(), reduction="sum")
+
+    def count(self, examples: Sequence[Example]) -> int:
+        return int(sum(_known(example.target, self.kind).sum() for example in examples))
+
+    def judge(self, model: RiNALMo, output: Tensor, example: Example) -> np.ndarray:
+        match self.kind:
+            case "regression":
+                return (output.double().cpu().numpy() * self.std + self.mean).astype(np.float32)
+            case "multiclass":
+                return output.float().softmax(dim=-1).cpu().numpy()
+            case _:
+                return output.float().sigmoid().cpu().numpy()
+
+    def figures(self, judged: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> Figures:
+        found = _joined(list(judged), self.per)
+        target = _joined([example.target for example in examples], self.per)
+        if self.kind == "multiclass":
+            known = target != IGNORE
+            yield from class_figures(found[known], target[known].astype(int))
+            return
+        each = [dict(self._column_figures(found[:, column], target[:, column])) for column in range(len(self.targets))]
+        for name in each[0]:
+            values = [figures[name] for figures in each if name in figures]
+            yield name, float(np.mean(values))
+        if len(each) > 1:
+            yield from (
+                (f"{name}/{target}", v) for target, of in zip(self.targets, each, strict=True) for name, v in of.items()
+            )
+
+    def _column_figures(self, found: np.ndarray, target: np.ndarray) -> Figures:
+        known = _known(target, self.kind)
+        found, target = found[known], target[known]
+        if self.kind != "regression":
+            yield from binary_figures(found, target.astype(bool))
+            return
+        yield "r2", metrics.r2(target, found)
+        yield "spearman", metrics.spearman(target, found)
+        yield "rmse", float(np.sqrt(np.square(target - found).mean()))
+        yield "mae", float(np.abs(target - found).mean())
+
+    def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
+        values = self.judge(model, output, example)
+        if self.per == "sequence":
+            return [{"id": example.name, **self._answer(values)}]
+        places = zip(example.sequence, values, strict=True)
+        return [
+            {"id": example.name, "position": i, "nucleotide": letter, **self._answer(row)}
+            for i, (letter, row) in enumerate(places, start=1)
+        ]
+
+    def _answer(self, values: np.ndarray) -> dict[str, Any]:
+        if self.kind == "multiclass":
+            return class_answer(self.targets[0], self.classes, values)
+        if self.kind == "regression":
+            return {name: float(value) for name, value in zip(self.targets, values, strict=True)}
+        pairs = list(zip(self.targets, values, strict=True))
+        return {name: int(p > 0.5) for name, p in pairs} | {f"p({name})": float(p) for name, p in pairs}
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) or (isinstance(value, str) and bool(re.match(r"\s*\[|[^,;]+[,;]", value)))
+
+
+def _cells(example: Example, value: Any, kind: ProblemType) -> list[Any]:
+    """The cells of a list, or of a text that stands for one."""
+    if isinstance(value, list):
+        return value
+    text = str(value).strip()
+    if text.startswith("["):
+        try:
+            return list(json.loads(text))
+        except ValueError:
+            require(False, example, f"{text[:30]}… is no list")
+    if kind == "multiclass" and not re.search("[,;]", text):
+        return list(text)
+    return [cell.strip() for cell in re.split("[,;]", text)]
+
+
+def _kind(examples: Sequence[Example], per: Per, width: int) -> ProblemType:
+    cells = set(_all_cells(examples, per)) - {None, ""}
+    try:
+        values = {float(cell) for cell in cells}
+    except (TypeError, ValueError):
+        return "multiclass"
+    if values <= {0.0, 1.0}:
+        return "binary" if width == 1 else "multilabel"
+    whole = all(value.is_integer() for value in values)
+    few = len(values) <= _FEW and len(examples) >= _OFTEN * len(values)
+    return "multiclass" if whole and few and width == 1 and per == "sequence" else "regression"
+
+
+def _classes(examples: Sequence[Example], per: Per) -> list[str]:
+    found = sorted({str(cell) for cell in _all_cells(examples, per, "multiclass") if cell not in (None, "")})
+    if len(found) < 2:
+        raise InputError(f"all training examples are of the class {found[0] if found else ''!r}")
+    return found
+
+
+def _all_cells(examples: Sequence[Example], per: Per, kind: ProblemType = "regression") -> list[Any]:
+    values = [(example, value) for example in examples for value in example.target.values()]
+    if per == "sequence":
+        return [value for _, value in values]
+    return [cell for example, value in values for cell in _cells(example, value, kind)]
+
+
+def _scale(values: np.ndarray, targets: Sequence[str]) -> tuple[list[float], list[float]]:
+    for name, column in zip(targets, values.T, strict=True):
+        if np.isnan(column).all():
+            raise InputError(f"{name} has no value in the training data")
+    std = np.nanstd(values, axis=0)
+    return np.nanmean(values, axis=0).tolist(), np.where(std > 0, std, 1.0).tolist()
+
+
+def _known(target: np.ndarray, kind: ProblemType) -> np.ndarray:
+    return ~np.isnan(target) if kind == "regression" else target != IGNORE
+
+
+def _joined(values: Sequence[np.ndarray], per: Per) -> np.ndarray:
+    return np.concatenate(values) if per == "nucleotide" else np.stack(values)
+
+
+assert set(_SCORES) == set(get_args(ProblemType))

@@ -1,0 +1,193 @@
+"""Tables of labelled sequences: CSV, TSV, Parquet or JSON lines, plain, gzip or zstd, one row an example.
+
+A row is named by its line in messages (Parquet: by its number), so that it can be found in an editor.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import gzip
+import io
+import json
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+from rinalmo.errors import InputError, SequenceError
+from rinalmo.rna.fasta import make_record
+from rinalmo.tasks.base import Columns, Example
+
+SEQUENCE = ("sequence", "seq", "rna", "utr", "rna_sequence")
+NAME = ("id", "name", "identifier", "transcript", "seq_id")
+GROUP = ("family", "group", "type", "set")
+_ENDINGS = (".csv", ".tsv", ".tab", ".txt", ".parquet", ".jsonl", ".ndjson")
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file of this name is a table."""
+    return Path(path.name.removesuffix(".gz").removesuffix(".zst")).suffix.lower() in _ENDINGS
+
+
+def read_table(path: Path, columns: Columns, target: Sequence[str]) -> list[Example]:
+    """The examples of a table; the target of each is its cells of the target columns, by name.
+
+    `target` are the usual names of the target column, for a table whose `columns` do not name it.
+    """
+    rows = _rows(path)
+    first = next(rows, None)
+    if first is None:
+        raise InputError(f"{path}: holds no rows")
+    header = list(first[1])
+    sequence = _column(path, header, columns.sequence, SEQUENCE, "sequence")
+    wanted = list(columns.target) or [_column(path, header, None, target, "target")]
+    for name in wanted:
+        _column(path, header, name, (), "target")
+    name = _optional(path, header, columns.name, NAME)
+    group = _optional(path, header, columns.group, tuple(g for g in GROUP if g not in wanted))
+
+    def example(number: int, where: str, row: dict[str, Any]) -> Example:
+        cells = {column: row[column] for column in wanted}
+        label = str(row[name]) if name and row[name] not in (None, "") else str(number)
+        text = _sequence(row[sequence], label, where)
+        return Example(label, text, cells, str(row[group]) if group else "", where)
+
+    examples = [example(1, *first)]
+    examples.extend(example(number, *row) for number, row in enumerate(rows, start=2))
+    return examples
+
+
+def read_single(path: Path, columns: Columns, target: Sequence[str], task: str) -> list[Example]:
+    """As `read_table`, for a task with one target, which then is the bare cell."""
+    if len(columns.target) > 1:
+        raise InputError(f"{path}: {task} predicts one column, not {len(columns.target)}; the task `table` takes several")
+    return [replace(e, target=next(iter(e.target.values()))) for e in read_table(path, columns, target)]
+
+
+def number(value: Any, where: str, column: str, *, missing: bool = False) -> float:
+    """A finite number; an empty cell is NaN where `missing` values are allowed."""
+    if value in (None, "") and missing:
+        return math.nan
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        hint = "; leave the cell empty if it was not measured" if missing else "; drop the row if it was not measured"
+        raise InputError(f"{where}: {column} is {value!r}, not a number{hint}")
+    return found
+
+
+def _sequence(value: Any, name: str, where: str) -> str:
+    try:
+        return make_record(str(value if value is not None else ""), name or "?").sequence
+    except SequenceError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _column(path: Path, header: list[str], given: str | None, usual: Sequence[str], what: str) -> str:
+    if given is not None:
+        if given not in header:
+            near = difflib.get_close_matches(given, header, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(header)}"
+            raise InputError(f"{path}: has no column {given!r}; {hint}")
+        return given
+    lower = {column.lower(): column for column in reversed(header)}
+    for name in usual:
+        if name in lower:
+            return lower[name]
+    raise InputError(
+        f"{path}: which column holds the {what}? There are {', '.join(header)}; say --set data.columns.{what}=NAME"
+    )
+
+
+def _optional(path: Path, header: list[str], given: str | None, usual: Sequence[str]) -> str | None:
+    lower = {column.lower(): column for column in reversed(header)}
+    if given is not None:
+        return _column(path, header, given, (), "")
+    return next((lower[name] for name in usual if name in lower), None)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where each row stands, and the row."""
+    if not is_table(path):
+        raise InputError(f"{path}: is no table; its name should end in one of {', '.join(_ENDINGS)} (.gz, .zst)")
+    ending = Path(path.name.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
+    with _read(path):
+        if ending == ".parquet":
+            yield from _parquet(path)
+            return
+        with _text(path) as text:
+            yield from _json(path, text) if ending in (".jsonl", ".ndjson") else _csv(path, text, ending != ".csv")
+
+
+def _csv(path: Path, text: IO[str], tabs: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    rows = csv.reader(text, delimiter="\t" if tabs else ",")
+    header = next(rows, None)
+    if not header:
+        raise InputError(f"{path}: is empty; a table starts with the names of its columns")
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise InputError(f"{path}: has two columns named {twice!r}")
+    for row in rows:
+        where = f"{path}, line {rows.line_num}"
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise InputError(f"{where}: has {len(row)} fields, the header {len(header)}")
+        yield where, dict(zip(header, row, strict=True))
+
+
+def _json(path: Path, text: IO[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    keys: set[str] = set()
+    for number, line in enumerate(text, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where}: is not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: is no JSON object")
+        keys = keys or set(row)
+        if lacking := sorted(keys - set(row)):
+            raise InputError(f"{where}: has no {lacking[0]!r}, which earlier lines have")
+        yield where, row
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    from pyarrow import parquet
+
+    count = 0
+    for batch in parquet.ParquetFile(path).iter_batches(4096):
+        for row in batch.to_pylist():
+            count += 1
+            yield f"{path}, row {count}", row
+
+
+@contextmanager
+def _text(path: Path) -> Iterator[IO[str]]:
+    if path.suffix == ".zst":
+        import pyarrow as pa
+
+        with pa.CompressedInputStream(pa.OSFile(str(path)), "zstd") as stream:
+            yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        return
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as text:
+        yield text
+
+
+@contextmanager
+def _read(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(f"{path}: cannot be read as a table ({reason})") from None

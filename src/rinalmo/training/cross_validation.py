@@ -1,0 +1,72 @@
+"""A fine-tuning run with what follows it: its test set evaluated, or all folds one after the other.
+
+RUN/
+    fold-0/ …              one run each, with `folds`
+    evaluation.json        the figures over the test set (of all folds together)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from rinalmo.durable import replacing
+from rinalmo.inference.engine import Engine
+from rinalmo.tasks.evaluation import Evaluation, Figure, judged_examples
+from rinalmo.tasks.registry import task_of
+from rinalmo.training.examples import read_sets
+from rinalmo.training.finetune import finetune
+from rinalmo.training.finetune_config import FinetuneRecipe
+from rinalmo.training.run import SILENCE, Listener, Outcome
+
+EVALUATION = "evaluation.json"
+
+
+def finetune_and_test(
+    recipe: FinetuneRecipe, output: str | Path, *, resume: bool = False, listener: Listener = SILENCE
+) -> tuple[Outcome, Evaluation | None]:
+    """Fine-tune, once or for each fold, and evaluate the finished model on the test examples if there are any.
+
+    Over folds the figures are the means of the folds' figures, with the least and the greatest of them.
+    """
+    output = Path(output)
+    if recipe.data.folds is None:
+        outcome = finetune(recipe, output, resume=resume, listener=listener)
+        return outcome, _tested(recipe, output) if outcome.finished else None
+    output.mkdir(parents=True, exist_ok=True)
+    found: list[Evaluation] = []
+    for fold in range(recipe.data.folds):
+        data = recipe.data.model_copy(update={"fold": fold})
+        part, folder = recipe.model_copy(update={"data": data}), output / f"fold-{fold}"
+        listener.note(f"fold {fold + 1} of {recipe.data.folds}")
+        outcome = finetune(part, folder, resume=resume, listener=listener)
+        if not outcome.finished:
+            return outcome, None
+        found += [evaluation] if (evaluation := _tested(part, folder)) else []
+    return outcome, _written(_mean(found), output) if found else None
+
+
+def _tested(recipe: FinetuneRecipe, folder: Path) -> Evaluation | None:
+    """The finished model on its test examples, by process 0."""
+    if os.environ.get("RANK", "0") != "0" or not (recipe.data.test or recipe.data.folds):
+        return None
+    engine = Engine(folder / "model", recipe.train.precision, batch_tokens=recipe.data.micro_tokens)
+    task = task_of(engine.model.spec)
+    sets, _ = read_sets(recipe.data, type(task), recipe.train.seed)
+    return _written(judged_examples(task.understood(sets.test), engine, task), folder)
+
+
+def _mean(found: list[Evaluation]) -> Evaluation:
+    """The mean of each figure over folds, from the least to the greatest."""
+    names = [name for name in found[0].figures if all(name in one.figures for one in found)]
+    values = {name: [one.figures[name].value for one in found] for name in names}
+    figures = {name: Figure(sum(of) / len(of), min(of), max(of)) for name, of in values.items()}
+    count = sum(one.count for one in found)
+    return Evaluation(found[0].task, count, None, figures, interval=f"mean, least and greatest of {len(found)} folds")
+
+
+def _written(evaluation: Evaluation, folder: Path) -> Evaluation:
+    with replacing(folder / EVALUATION) as file:
+        file.write(json.dumps(evaluation.plain(), indent=1).encode())
+    return evaluation

@@ -1,0 +1,112 @@
+"""The examples of a fine-tuning run: read, cropped, left out, split into training, validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rinalmo.data import draws
+from rinalmo.durable import file_sha256
+from rinalmo.errors import InputError
+from rinalmo.tasks.base import Columns, Example, Task
+from rinalmo.training.finetune_config import ExamplesRecipe
+
+_SPLIT = 12  # what the keys of this file are for
+_FILES = ("train", "validation", "test")
+
+
+class Sets(NamedTuple):
+    """The three sets of a run; validation and test may be empty."""
+
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+
+
+def located(data: ExamplesRecipe) -> ExamplesRecipe:
+    """The same with absolute paths and the sums of the files; raises InputError for a file that has changed."""
+    paths = {name: Path(path).absolute() for name in _FILES if (path := getattr(data, name)) is not None}
+    if "train" not in paths:
+        raise InputError("data.train is missing: name the file of examples")
+    try:
+        sums = {name: file_sha256(path) for name, path in paths.items()}
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    for name, known in data.fingerprints.items():
+        if sums.get(name) != known:
+            raise InputError(f"{paths.get(name, name)}: is not the file that this run was started with")
+    return data.model_copy(update={**{name: str(path) for name, path in paths.items()}, "fingerprints": sums})
+
+
+def read_sets(data: ExamplesRecipe, task: type[Task], seed: int) -> tuple[Sets, list[str]]:
+    """Read and split what the recipe names; also notes on what was left out and on what is in two sets."""
+    notes: list[str] = []
+    read = {name: _read(getattr(data, name), data, task, notes) for name in _FILES}
+    sets = _split(read, data, seed)
+    if not sets.train:
+        raise InputError(f"{data.train}: no example is left for training")
+    known = {example.sequence for example in sets.train}
+    for name, examples in (("validation", sets.validation), ("test", sets.test)):
+        twice = sum(example.sequence in known for example in examples)
+        if twice:
+            notes.append(f"{twice:,} of {len(examples):,} {name} sequences are in the training set too")
+    return sets, notes
+
+
+def columns_of(data: ExamplesRecipe) -> Columns:
+    """The columns as the tasks take them."""
+    given = data.columns
+    target = (given.target,) if isinstance(given.target, str) else tuple(given.target or ())
+    return Columns(given.name, given.sequence, target, given.group)
+
+
+def _read(path: str | None, data: ExamplesRecipe, task: type[Task], notes: list[str]) -> list[Example]:
+    if path is None:
+        return []
+    examples = [cropped(example, data.crop, data.crop_at) for example in task.read(Path(path), columns_of(data))]
+    kept = [example for example in examples if data.max_length is None or len(example.sequence) <= data.max_length]
+    if len(kept) < len(examples):
+        notes.append(f"{path}: {len(examples) - len(kept):,} examples longer than {data.max_length} nt are left out")
+    return kept
+
+
+def cropped(example: Example, length: int | None, at: str) -> Example:
+    """The example with at most so many nucleotides of its sequence."""
+    surplus = len(example.sequence) - length if length else 0
+    if surplus <= 0:
+        return example
+    start = {"start": 0, "middle": surplus // 2, "end": surplus}[at]
+    return replace(example, sequence=example.sequence[start : start + length])  # type: ignore[operator]
+
+
+def _split(read: dict[str, list[Example]], data: ExamplesRecipe, seed: int) -> Sets:
+    train, validation, test = (read[name] for name in _FILES)
+    if data.folds is not None:
+        return _folded(train, data, seed)
+    if not validation and data.validation_fraction:
+        order = _shuffled(train, seed)
+        size = max(1, round(len(order) * data.validation_fraction))
+        train, validation = order[size:], order[:size]
+    return Sets(train, validation, test)
+
+
+def _folded(examples: list[Example], data: ExamplesRecipe, seed: int) -> Sets:
+    """Fold `fold` is the test set and the one before it the validation set, as in the paper."""
+    folds, fold = data.folds or 0, data.fold
+    if fold >= folds:
+        raise InputError(f"data.fold is {fold}; with {folds} folds it goes from 0 to {folds - 1}")
+    if len(examples) < folds:
+        raise InputError(f"{data.train}: {len(examples)} examples cannot be cut into {folds} folds")
+    parts: list[Any] = [_shuffled(examples, seed)[number::folds] for number in range(folds)]
+    test, validation = parts[fold], parts[(fold - 1) % folds]
+    rest = [part for number, part in enumerate(parts) if number not in (fold, (fold - 1) % folds)]
+    return Sets([example for part in rest for example in part], validation, test)
+
+
+def _shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
+    order = draws.permute(np.arange(len(examples)), max(1, len(examples)), draws.key(seed, _SPLIT))
+    return [examples[place] for place in order.tolist()]

@@ -1,0 +1,81 @@
+"""Fine-tuning, from a recipe to a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from rinalmo.inference.engine import Engine, Precision
+from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.tasks.base import Example
+from rinalmo.tasks.registry import task_class
+from rinalmo.training.backbone import build, merged, trained
+from rinalmo.training.cached_states import cached_states
+from rinalmo.training.distributed import Ranks, joined
+from rinalmo.training.examples import located, read_sets
+from rinalmo.training.finetune_config import FinetuneRecipe
+from rinalmo.training.run import SILENCE, Listener, Outcome, conduct
+from rinalmo.training.run_folder import RunFolder, restarted
+from rinalmo.training.supervised import Examples, SupervisedTask
+
+
+def finetune(
+    recipe: FinetuneRecipe, output: str | Path, *, resume: bool = False, listener: Listener = SILENCE
+) -> Outcome:
+    """Train a head, and as much of the backbone as the recipe says, on labelled examples, into `output/model`.
+
+    The written model is that of the best validation figure (the task's `score`), or the last without validation
+    examples. Interrupting, resuming and several processes work as in `rinalmo.training.pretrain.pretrain`.
+
+    Raises InputError for what is wrong with recipe, examples or folder, TrainingError for what goes wrong later.
+    """
+    with joined(recipe.train.deadline) as ranks:
+        return _finetune(recipe, RunFolder(output, FinetuneRecipe), ranks, resume, listener)
+
+
+def _finetune(recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, resume: bool, listener: Listener) -> Outcome:
+    with ExitStack() as stack:
+        recipe = recipe.model_copy(update={"data": located(recipe.data)})
+        kind = task_class(recipe.task)
+        sets, notes = read_sets(recipe.data, kind, recipe.train.seed)
+        task = kind.learned(sets.train, recipe.options.model_dump(exclude_none=True))
+        train, validation = task.understood(sets.train), task.understood(sets.validation)
+        task.understood(sets.test)
+        ranks.first(lambda: stack.enter_context(folder.locked()))
+        changed = ranks.first(lambda: folder.begin(recipe, resume or restarted()))
+        model, fresh = build(recipe, task, train)
+        encoded = [_encoded(examples, model) for examples in (train, validation)]
+        if recipe.backbone.mode == "frozen":
+            encoded = _with_states(encoded, model, recipe, folder, ranks)
+        learns = trained(model, task, recipe.backbone)
+        supervised = SupervisedTask(recipe, task, model, (encoded[0], encoded[1]), learns, ranks)
+        return conduct(
+            supervised,
+            recipe,
+            folder,
+            ranks,
+            listener,
+            notes=[*changed, *notes, *fresh],
+            best=bool(validation) and recipe.checkpoint.keep_best,
+            export=partial(merged, model) if recipe.backbone.mode == "lora" else None,
+            examples={name: len(examples) for name, examples in sets._asdict().items()},
+        )
+
+
+def _encoded(examples: Sequence[Example], model: RiNALMo) -> Examples:
+    return Examples(examples, [model.alphabet.encode(example.sequence, strict=True) for example in examples])
+
+
+def _with_states(
+    sets: list[Examples], model: RiNALMo, recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks
+) -> list[Examples]:
+    precision: Precision = recipe.train.precision
+    engine = Engine(model, precision, batch_tokens=recipe.data.micro_tokens, device=ranks.device)
+    ids: list[np.ndarray] = [sequence for part in sets for sequence in part.ids]
+    states = cached_states(engine, ids, folder.path, ranks)
+    cut = len(sets[0])
+    return [Examples(p.examples, p.ids, s) for p, s in zip(sets, (states[:cut], states[cut:]), strict=True)]

@@ -1,0 +1,220 @@
+"""Whole fine-tuning runs: they learn, are interrupted and resumed, and their models predict what they predicted."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+import rinalmo
+from rinalmo.errors import InputError
+from rinalmo.inference.engine import Engine
+from rinalmo.tasks.evaluation import evaluate
+from rinalmo.tasks.predicting import predict
+from rinalmo.training.checkpoint import listed
+from rinalmo.training.cross_validation import finetune_and_test
+from rinalmo.training.finetune import finetune
+from rinalmo.training.finetune_config import load_finetune_recipe
+from rinalmo.training.log import read_log
+from rinalmo.training.run import Listener
+from rinalmo.weights.checkpoint import load
+
+from .conftest import gc
+
+
+@pytest.fixture
+def make_recipe(backbone):
+    """The recipe of a task on the tiny backbone, a few steps long; keyword arguments such as `train__epochs=2`."""
+
+    def make(task, data, **changes):
+        values = {
+            "init": backbone,
+            "data.train": data,
+            "data.sequences_per_batch": 8,
+            "data.micro_tokens": 128,
+            "train.epochs": 3,
+            "train.precision": "fp32",
+            "optimizer.lr": 3e-3,
+            "logging.every": 1,
+            "logging.plots": "false",
+            "logging.peak_flops": 1e12,
+            "schedule.warmup_steps": 0,
+            **{key.replace("__", "."): value for key, value in changes.items()},
+        }
+        return load_finetune_recipe(f"finetune-{task}", [f"{key}={value}" for key, value in values.items()])
+
+    return make
+
+
+def stopping(step):
+    """Send SIGTERM after a step."""
+
+    def listen(event):
+        if event.step == step and "loss" in event.values:
+            signal.raise_signal(signal.SIGTERM)
+
+    return Listener(event=listen)
+
+
+def weights(folder):
+    return {name: tensor.clone() for name, tensor in load(folder / "model").state_dict().items()}
+
+
+def test_it_learns_and_its_model_says_the_same_later(make_recipe, make_table, sequences, tmp_path):
+    data = make_table(sequence=sequences, label=[round(gc(s), 4) for s in sequences])
+    assert finetune(make_recipe("table", data, train__epochs=12), tmp_path / "run").finished
+    lines = [line for line in read_log(tmp_path / "run") if "validation/r2" in line]
+    assert lines[-1]["validation/loss"] < lines[0]["validation/loss"]
+    assert max(line["validation/r2"] for line in lines) > 0.5
+    model = tmp_path / "run" / "model"
+    together = predict(sequences, model)
+    assert [row["id"] for row in together] == [str(place) for place in range(1, 61)]
+    alone = [predict(sequence, model)[0]["label"] for sequence in sequences[:5]]
+    np.testing.assert_allclose([row["label"] for row in together[:5]], alone, atol=1e-5)
+    assert json.loads((model / "config.json").read_text())["task"]["name"] == "table"
+    # The published class reads it too, and says the same before the scale is undone.
+    hf = rinalmo.RiNALMoForSequencePrediction.from_pretrained(model)
+    tokenizer = rinalmo.RnaTokenizer.from_pretrained(model)
+    logits = hf(**tokenizer(sequences[0], return_tensors="pt")).logits.item()
+    task = load(model).spec.task
+    assert logits * task["std"][0] + task["mean"][0] == pytest.approx(alone[0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "backbone_mode",
+    [
+        {"backbone__mode": "full"},
+        {"backbone__mode": "frozen"},
+        {"backbone__mode": "gradual", "backbone__stages": "[{epoch: 1, blocks: 1}, {epoch: 2}]"},
+        {"backbone__mode": "lora", "backbone__rank": 2},
+    ],
+    ids=lambda changes: changes["backbone__mode"],
+)
+def test_interrupted_and_resumed_equals_uninterrupted(backbone_mode, make_recipe, make_table, sequences, tmp_path):
+    if backbone_mode["backbone__mode"] == "lora":
+        pytest.importorskip("peft")
+    data = make_table(sequence=sequences, mrl=[gc(s) for s in sequences])
+    recipe = make_recipe("ribosome-load", data, **backbone_mode)
+    assert finetune(recipe, tmp_path / "whole").finished
+    outcome = finetune(recipe, tmp_path / "parts", listener=stopping(12))
+    assert (outcome.step, outcome.finished) == (13, False)  # the signal comes while the next step is made
+    assert finetune(recipe, tmp_path / "parts", resume=True).finished
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_gradual_thawing_leaves_what_is_frozen(make_recipe, make_table, sequences, backbone, tmp_path):
+    data = make_table(sequence=sequences, mrl=[gc(s) for s in sequences])
+    stages = "[{epoch: 1, blocks: 1}]"
+    changes = {"backbone__mode": "gradual", "backbone__stages": stages, "checkpoint__keep_best": "false"}
+    finetune(make_recipe("ribosome-load", data, train__max_steps=14, **changes), tmp_path / "run")
+    before, after = dict(load(backbone).state_dict()), weights(tmp_path / "run")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("encoder.blocks.1.") for name in changed)
+    assert "encoder.final_norm.weight" in changed
+    assert not any(name.startswith(("encoder.blocks.0.", "encoder.embedding", "lm_head")) for name in changed)
+
+
+def test_the_best_state_is_written_with_its_threshold(make_recipe, make_table, tmp_path):
+    hairpins = ["GGGC" + "AAAA" + "GCCC" + "A" * (n % 5) for n in range(30)]
+    structures = ["((((....))))" + "." * (n % 5) for n in range(30)]
+    data = make_table(sequence=hairpins, structure=structures)
+    recipe = make_recipe("secondary-structure", data, backbone__mode="full", train__epochs=4)
+    finetune(recipe, tmp_path / "run")
+    lines = [line for line in read_log(tmp_path / "run") if "validation/f1_relaxed" in line]
+    best = max(lines, key=lambda line: line["validation/f1_relaxed"])
+    assert load(tmp_path / "run" / "model").spec.threshold == best["validation/threshold"]
+    assert best["validation/f1"] > 0.9
+    (row,) = predict(hairpins[0].lower().replace("u", "t"), tmp_path / "run" / "model")
+    assert row["structure"] == structures[0]
+
+
+def test_classes_and_their_probabilities(make_recipe, make_table, sequences, tmp_path):
+    labels = ["rich" if gc(s) > 0.5 else "poor" for s in sequences]
+    data = make_table(sequence=sequences, label=labels, group=[s[0] for s in sequences])
+    recipe = make_recipe("ncrna-family", data, data__test=data, train__epochs=8, data__columns__group="group")
+    _, found = finetune_and_test(recipe, tmp_path / "run")
+    assert found.count == 60
+    assert found.figures["accuracy"].value > 0.75
+    assert found.figures["accuracy"].low <= found.figures["accuracy"].value <= found.figures["accuracy"].high
+    assert sum(group.count for group in found.groups.values()) == 60
+    rows = predict(sequences, tmp_path / "run" / "model")
+    assert all(row["p(poor)"] + row["p(rich)"] == pytest.approx(1) for row in rows)
+    right = np.mean([row["family"] == label for row, label in zip(rows, labels, strict=True)])
+    assert right == pytest.approx(found.figures["accuracy"].value)
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["count"] == 60
+
+
+def test_a_value_for_each_nucleotide(make_recipe, make_table, sequences, tmp_path):
+    tracks = [";".join("1.0" if letter in "GC" else "0.0" for letter in s) for s in sequences]
+    data = make_table(sequence=sequences, label=tracks)
+    recipe = make_recipe("table", data, options__per="nucleotide", options__kind="regression", train__epochs=6)
+    finetune(recipe, tmp_path / "run")
+    rows = predict([sequences[0]], tmp_path / "run" / "model")
+    assert [row["nucleotide"] for row in rows] == list(sequences[0])
+    assert [row["label"] > 0.5 for row in rows] == [letter in "GC" for letter in sequences[0]]
+
+
+def test_folds_cover_everything_once(make_recipe, make_table, sequences, tmp_path):
+    data = make_table(sequence=sequences, te=[gc(s) for s in sequences])
+    recipe = make_recipe("translation-efficiency", data, data__folds=3, train__max_steps=2, backbone__mode="frozen")
+    _, found = finetune_and_test(recipe, tmp_path / "run")
+    assert found.count == 60
+    parts = [json.loads((tmp_path / "run" / f"fold-{n}" / "evaluation.json").read_text()) for n in range(3)]
+    assert [part["count"] for part in parts] == [20, 20, 20]
+    mean = np.mean([part["figures"]["mae"]["value"] for part in parts])
+    assert found.figures["mae"].value == pytest.approx(mean)
+
+
+def test_a_model_goes_on_learning_its_task(make_recipe, make_table, sequences, tmp_path):
+    data = make_table(sequence=sequences, mrl=[gc(s) for s in sequences])
+    finetune(make_recipe("ribosome-load", data), tmp_path / "first")
+    notes = []
+    recipe = make_recipe("ribosome-load", data, init=tmp_path / "first" / "model", train__max_steps=1)
+    finetune(recipe, tmp_path / "second", listener=Listener(note=notes.append))
+    assert any("its head is trained further" in note for note in notes)
+    first, second = ({line["step"]: line for line in read_log(tmp_path / n)} for n in ("first", "second"))
+    assert second[1]["validation/loss"] < first[7]["validation/loss"] * 1.5
+
+
+def test_what_a_run_refuses(make_recipe, make_table, sequences, tmp_path):
+    data = make_table(sequence=sequences, mrl=[gc(s) for s in sequences])
+    recipe = make_recipe("ribosome-load", data, train__max_steps=1)
+    finetune(recipe, tmp_path / "run")
+    with pytest.raises(InputError, match="holds a run"):
+        finetune(recipe, tmp_path / "run")
+    other = make_recipe("ribosome-load", data, train__max_steps=1, data__sequences_per_batch=4)
+    with pytest.raises(InputError, match=r"data.sequences_per_batch was 8 and is 4"):
+        finetune(other, tmp_path / "run", resume=True)
+    data.write_text(data.read_text() + "ACGU,1\n")
+    with pytest.raises(InputError, match="cannot be resumed: data.fingerprints"):
+        finetune(recipe, tmp_path / "run", resume=True)
+    with pytest.raises(InputError, match="was fine-tuned for ribosome-load, not for splice-site"):
+        evaluate(data, tmp_path / "run" / "model", task="splice-site")
+    with pytest.raises(InputError, match="gradual needs backbone.stages"):
+        finetune(
+            make_recipe("ribosome-load", data, backbone__mode="gradual", backbone__stages="[]"), tmp_path / "third"
+        )
+
+
+def test_examples_in_two_sets_and_long_ones_are_told(make_recipe, make_table, sequences, tmp_path):
+    data = make_table(sequence=[*sequences, "ACGU" * 50], mrl=[1.0] * 61)
+    test = make_table("test.csv", sequence=sequences[:7], mrl=[1.0] * 7)
+    notes = []
+    recipe = make_recipe("ribosome-load", data, data__max_length=100, data__validation=test, train__max_steps=1)
+    finetune(recipe, tmp_path / "run", listener=Listener(note=notes.append))
+    assert any("1 examples longer than 100 nt are left out" in note for note in notes)
+    assert any("7 of 7 validation sequences are in the training set too" in note for note in notes)
+    assert len(listed(tmp_path / "run" / "checkpoints")) >= 1
+
+
+def test_engine_precisions_agree_on_predictions(make_recipe, make_table, sequences, tmp_path):
+    data = make_table(sequence=sequences, mrl=[gc(s) for s in sequences])
+    finetune(make_recipe("ribosome-load", data), tmp_path / "run")
+    exact, half = (
+        [row["prediction"] for row in predict(sequences, Engine(tmp_path / "run" / "model", precision))]
+        for precision in ("fp32", "bf16")
+    )
+    np.testing.assert_allclose(exact, half, atol=0.05)

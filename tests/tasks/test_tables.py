@@ -1,0 +1,166 @@
+"""Tables of examples: what is found in them, and what is said about a wrong one."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from rinalmo.errors import InputError
+from rinalmo.tasks.base import Columns
+from rinalmo.tasks.classification import NcrnaFamily, SpliceSite
+from rinalmo.tasks.regression import RibosomeLoad
+from rinalmo.tasks.table import Table
+from rinalmo.tasks.tables import read_table
+
+ROWS = [("a", "GGGAAACCC", "1.5", "x"), ("b", "acgt", "2", "y")]
+
+
+def written(path):
+    ending = path.name.removesuffix(".gz").rpartition(".")[2]
+    header = ["id", "sequence", "mrl", "family"]
+    if ending == "parquet":
+        parquet.write_table(pa.Table.from_pylist([dict(zip(header, row, strict=True)) for row in ROWS]), path)
+        return path
+    if ending == "jsonl":
+        text = "\n".join(json.dumps(dict(zip(header, row, strict=True))) for row in ROWS)
+    else:
+        text = "\n".join(("\t" if ending == "tsv" else ",").join(row) for row in (header, *ROWS))
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl", "t.parquet", "t.csv.gz"])
+def test_every_format_gives_the_same_examples(tmp_path, name):
+    found = RibosomeLoad.read(written(tmp_path / name), Columns())
+    assert [(e.name, e.sequence, e.target, e.group) for e in found] == [
+        ("a", "GGGAAACCC", 1.5, "x"),
+        ("b", "ACGU", 2.0, "y"),
+    ]
+
+
+def test_columns_can_be_named(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("who,rna_text,first,second\nz,ACGU,1,2\n")
+    columns = Columns(name="who", sequence="rna_text", target=("first", "second"))
+    (found,) = read_table(path, columns, ())
+    assert (found.name, found.sequence, found.target) == ("z", "ACGU", {"first": "1", "second": "2"})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty"),
+        ("sequence,mrl\n", "holds no rows"),
+        ("sequence,mrl\nACGU,1\nACGU\n", "line 3: has 1 fields"),
+        ("sequence,mrl\nACGU,1\nAC*U,1\n", "line 3: record 2, position 3"),
+        ("sequence,mrl\nACGU,\n", "line 2: the target is '', not a number"),
+        ("sequence,mrl\nACGU,nan\n", "line 2: the target is 'nan', not a number"),
+        ("sequence,value\nACGU,1\n", "which column holds the target"),
+        ("rna,load\nACGU,1\n", "which column holds the target"),
+        ("mrl\n1\n", "which column holds the sequence"),
+        ("mrl,mrl\n1,2\n", "two columns named 'mrl'"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_line(tmp_path, text, said):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said) as caught:
+        RibosomeLoad.read(path, Columns())
+    assert "\n" not in str(caught.value)
+    assert "t.csv" in str(caught.value)
+
+
+def test_an_unknown_column_names_the_nearest(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("sequence,half_life\nACGU,1\n")
+    with pytest.raises(InputError, match="no column 'half_live'; did you mean 'half_life'"):
+        read_table(path, Columns(target=("half_live",)), ())
+
+
+def test_a_foreign_ending_is_refused(tmp_path):
+    path = tmp_path / "t.xlsx"
+    path.write_bytes(b"PK")
+    with pytest.raises(InputError, match="is no table"):
+        read_table(path, Columns(), ())
+
+
+def test_a_class_unseen_in_training_is_named(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("sequence,label\nACGU,tRNA\nACGG,5S\nACGG,snoRNA\n")
+    found = NcrnaFamily.read(path, Columns())
+    task = NcrnaFamily.learned(found[:2], {})
+    assert task.classes == ["5S", "tRNA"]
+    with pytest.raises(InputError, match=r"line 4: the class 'snoRNA' was not in the training data \(5S, tRNA\)"):
+        task.understood(found)
+
+
+@pytest.mark.parametrize(("label", "truth"), [("1", True), ("0", False), ("yes", True), ("False", False)])
+def test_yes_and_no(tmp_path, label, truth):
+    path = tmp_path / "t.csv"
+    path.write_text(f"sequence,label\nACGU,{label}\n")
+    assert SpliceSite.read(path, Columns())[0].target is truth
+
+
+def test_a_splice_label_of_2_is_refused(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("sequence,label\nACGU,2\n")
+    with pytest.raises(InputError, match="line 2: the label is '2'; it must be 0 or 1"):
+        SpliceSite.read(path, Columns())
+
+
+def table_of(tmp_path, header, *rows, name="t.csv"):
+    path = tmp_path / name
+    path.write_text("\n".join([f"sequence,{header}", *(f"ACGUA,{row}" for row in rows)]))
+    return Table.read(path, Columns(target=tuple(header.split(","))))
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "kind", "per"),
+    [
+        ("y", ["1", "0", "1"], "binary", "sequence"),
+        ("y", ["1.5", "0", "1"], "regression", "sequence"),
+        ("y", ["a", "b", "a"], "multiclass", "sequence"),
+        ("y", ["1", "2", "3"] * 5, "multiclass", "sequence"),
+        ("y", [str(i) for i in range(30)], "regression", "sequence"),
+        ("y,z", ["1,0", "0,1"], "multilabel", "sequence"),
+        ("y,z", ["1,0.5", "0,"], "regression", "sequence"),
+        ("y", ['"[0.5, null, 2]"', '"[1, 2, 3, 4, 5]"'], "regression", "nucleotide"),
+        ("y", ["0;1;1;0;1", "1;1;0;0;1"], "binary", "nucleotide"),
+    ],
+)
+def test_what_a_table_holds_is_found_out(tmp_path, header, rows, kind, per):
+    examples = table_of(tmp_path, header, *rows)
+    task = Table.learned(examples, {})
+    assert (task.kind, task.per) == (kind, per)
+    assert Table.remembered(json.loads(json.dumps(task.settings()))).settings() == task.settings()
+    width = [len(task.classes)] if kind == "multiclass" else []
+    (options,) = [options for name, options in task.heads().items() if name.endswith("_head")]
+    assert options == {"num_labels": (width or [len(header.split(","))])[0]}
+    assert task.count(task.understood(examples)) > 0
+
+
+def test_letters_are_classes_of_nucleotides(tmp_path):
+    task = Table.learned(
+        table_of(tmp_path, "y", "SSHHS", "SSE"), {"per": "nucleotide", "kind": "multiclass"}
+    )
+    assert task.classes == ["E", "H", "S"]
+    (first, second) = task.understood(table_of(tmp_path, "y", "SSHHS", "SSE"))
+    assert first.target.tolist() == [2, 2, 1, 1, 2]
+    assert second.target.tolist() == [2, 2, 0, -100, -100]
+    assert task.count([first, second]) == 8
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (["0.5,1,2,3,4,5"], "y has 6 values for 5 nucleotides"),
+        (["0.5,x,1"], "y, value 2 is 'x', not a number"),
+    ],
+)
+def test_wrong_tracks_are_named(tmp_path, rows, said):
+    path = tmp_path / "t.csv"
+    path.write_text("sequence,y\n" + "".join(f'ACGUA,"{row}"\n' for row in rows))
+    with pytest.raises(InputError, match=f"line 2: {said}"):
+        Table.learned(Table.read(path, Columns(target=("y",))), {"kind": "regression"})
