@@ -23,6 +23,7 @@ ALLOWED = {
     "weights": {"errors", "alphabet", "durable", "rna", "model"},
     "data": {"errors", "alphabet", "durable", "recipe_files", "rna", "model", "weights"},
     "inference": {"errors", "alphabet", "durable", "rna", "model", "weights"},
+    "tasks": {"errors", "alphabet", "durable", "rna", "model", "metrics", "weights", "inference"},
     "training": {
         "errors",
         "alphabet",
@@ -34,6 +35,7 @@ ALLOWED = {
         "weights",
         "data",
         "inference",
+        "tasks",
     },
 }
 SKINS = {"hf", "cli", "__init__", "__main__"}
@@ -43,6 +45,7 @@ FORBIDDEN_PACKAGES = {
     "metrics": {"torch", "transformers"},
     "alphabet": {"torch", "transformers"},
     "inference": {"transformers"},
+    "tasks": {"transformers"},
     "training": {"transformers"},
     "data": {"transformers"},
     "weights": {"transformers"},

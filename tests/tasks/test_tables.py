@@ -142,9 +142,7 @@ def test_what_a_table_holds_is_found_out(tmp_path, header, rows, kind, per):
 
 
 def test_letters_are_classes_of_nucleotides(tmp_path):
-    task = Table.learned(
-        table_of(tmp_path, "y", "SSHHS", "SSE"), {"per": "nucleotide", "kind": "multiclass"}
-    )
+    task = Table.learned(table_of(tmp_path, "y", "SSHHS", "SSE"), {"per": "nucleotide", "kind": "multiclass"})
     assert task.classes == ["E", "H", "S"]
     (first, second) = task.understood(table_of(tmp_path, "y", "SSHHS", "SSE"))
     assert first.target.tolist() == [2, 2, 1, 1, 2]

@@ -23,6 +23,7 @@ COMMANDS = {
     "data": ("data", "Make token stores from sequence databases."),
     "embed": ("embed", "Embed the sequences of a FASTA file."),
     "evaluate": ("evaluate", "Measure a fine-tuned model on labelled examples."),
+    "fold": ("fold", "Predict secondary structures."),
     "fill-mask": ("fill_mask", "Predict the nucleotides at <mask>."),
     "finetune": ("finetune", "Train a model for a task on labelled examples."),
     "info": ("info", "Sizes and costs of a model, as on its card."),

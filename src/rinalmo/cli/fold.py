@@ -27,9 +27,14 @@ from rinalmo.cli.options import engine_options
 )
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Least probability of a pair.  [default: the model's]")
 @click.option("--all-pairs", is_flag=True, help="Also pairs other than AU, GC and GU.")
-@click.option("--min-loop", type=click.IntRange(min=0), default=3, show_default=True, help="Least nucleotides in a hairpin.")
 @click.option(
-    "--probabilities", type=click.Path(path_type=Path), metavar="FILE.npz", help="Also write each matrix of probabilities."
+    "--min-loop", type=click.IntRange(min=0), default=3, show_default=True, help="Least nucleotides in a hairpin."
+)
+@click.option(
+    "--probabilities",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npz",
+    help="Also write each matrix of probabilities.",
 )
 @engine_options(precision="auto")
 def command(

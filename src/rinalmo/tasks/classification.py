@@ -142,14 +142,13 @@ def class_figures(probabilities: np.ndarray, target: np.ndarray) -> Figures:
     """Accuracy and F1, the mean over classes and weighted by their sizes, from `(examples, classes)`."""
     found = probabilities.argmax(axis=1)
     yield "accuracy", metrics.accuracy(target, found)
-    yield "macro_f1", metrics.f1(target, found, average="macro")
-    yield "weighted_f1", metrics.f1(target, found, average="weighted")
+    yield "macro_f1", metrics.class_f1(target, found, "macro")
+    yield "weighted_f1", metrics.class_f1(target, found, "weighted")
 
 
 def binary_figures(probabilities: np.ndarray, target: np.ndarray) -> Figures:
     """What a yes-or-no answer is measured by, at a probability of 0.5."""
     found = probabilities > 0.5
-    yield "accuracy", metrics.accuracy(target, found)
-    yield from zip(("precision", "recall", "specificity", "f1"), metrics.binary(target, found), strict=True)
+    yield from metrics.binary_scores(target, found)._asdict().items()
     if target.any() and not target.all():
         yield "roc_auc", metrics.roc_auc(target, probabilities)

@@ -24,7 +24,7 @@ from rinalmo.rna.structure import Structure
 from rinalmo.tasks.base import Example
 from rinalmo.tasks.predicting import outputs
 from rinalmo.tasks.registry import task_of
-from rinalmo.tasks.secondary_structure import DEFAULT_THRESHOLD, SecondaryStructure
+from rinalmo.tasks.secondary_structure import SecondaryStructure, probabilities_of, threshold_of
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class Decoding:
     min_distance: int = 4
 
 
-def fold(
-    sequences: Sequences, model: str | Path | RiNALMo | Engine, decoding: Decoding = Decoding()
-) -> list[Structure]:
+PAPER = Decoding()
+
+
+def fold(sequences: Sequences, model: str | Path | RiNALMo | Engine, decoding: Decoding = PAPER) -> list[Structure]:
     """Structures of one or more sequences, FASTA records, or the `Path` of a FASTA file.
 
     Raises InputError if the model was not fine-tuned for secondary structure.
@@ -49,7 +50,7 @@ def fold(
 
 
 def fold_records(
-    records: Iterable[Record], engine: Engine, decoding: Decoding = Decoding()
+    records: Iterable[Record], engine: Engine, decoding: Decoding = PAPER
 ) -> Iterator[tuple[Structure, np.ndarray]]:
     """Each record's structure and its pair probabilities `(length, length)`, in the order of the input."""
     task = task_of(engine.model.spec)
@@ -57,10 +58,10 @@ def fold_records(
         raise InputError(f"the model was fine-tuned for {task.name}, not for secondary-structure")
     options = asdict(decoding)
     if options["threshold"] is None:
-        options["threshold"] = engine.model.spec.threshold or DEFAULT_THRESHOLD
+        options["threshold"] = threshold_of(engine.model)
     examples = (Example(record.id, record.sequence) for record in records)
     for example, logits in outputs(examples, engine, task):
-        probabilities = logits.float().sigmoid().fill_diagonal_(0).cpu().numpy()
+        probabilities = probabilities_of(logits)
         pairs = decode(probabilities, example.sequence, **options)
         yield Structure(example.name, example.sequence, tuple(pairs)), probabilities
 
@@ -69,7 +70,7 @@ def fold_file(
     fasta: str | Path,
     output: str | Path,
     engine: Engine,
-    decoding: Decoding = Decoding(),
+    decoding: Decoding = PAPER,
     *,
     probabilities: Path | None = None,
     tell: Callable[[int], Any] = lambda count: None,

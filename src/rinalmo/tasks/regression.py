@@ -61,8 +61,8 @@ class _Regression(Task):
         target, found = np.array([example.target for example in examples]), np.array(judged)
         yield "r2", metrics.r2(target, found)
         yield "spearman", metrics.spearman(target, found)
-        yield "mse", float(np.square(target - found).mean())
-        yield "mae", float(np.abs(target - found).mean())
+        yield "mse", metrics.mean_squared_error(target, found)
+        yield "mae", metrics.mean_absolute_error(target, found)
 
     def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
         return [{"id": example.name, "prediction": self.judge(model, output, example)}]

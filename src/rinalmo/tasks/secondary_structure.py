@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rinalmo.errors import InputError
-from rinalmo.metrics import relaxed
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.folding import decode
@@ -89,7 +88,7 @@ class SecondaryStructure(Task):
         return torch.stack([_pair_loss(logits, example.target) for logits, example in pairs]).sum()
 
     def judge(self, model: RiNALMo, output: Tensor, example: Example) -> PairScores:
-        probabilities = output.float().sigmoid().cpu().numpy()
+        probabilities = probabilities_of(output)
         pairs = np.array(decode(probabilities, example.sequence, threshold=THRESHOLDS[0]), dtype=int).reshape(-1, 2)
         return compare(probabilities[pairs[:, 0], pairs[:, 1]], pairs, np.asarray(example.target), len(probabilities))
 
@@ -110,15 +109,19 @@ class SecondaryStructure(Task):
         }
 
     def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
-        structure = fold(model, output, example.name, example.sequence)
-        return [{"id": example.name, "sequence": example.sequence, "structure": structure.dot_bracket}]
+        pairs = decode(probabilities_of(output), example.sequence, threshold=threshold_of(model))
+        text = Structure(example.name, example.sequence, tuple(pairs)).dot_bracket
+        return [{"id": example.name, "sequence": example.sequence, "structure": text}]
 
 
-def fold(model: RiNALMo, logits: Tensor, name: str, sequence: str, **options: Any) -> Structure:
-    """The structure that the head's logits `(length, length)` speak for; `options` go to the decoder."""
-    threshold = DEFAULT_THRESHOLD if model.spec.threshold is None else model.spec.threshold
-    probabilities = logits.float().sigmoid().cpu().numpy()
-    return Structure(name, sequence, decode(probabilities, sequence, **{"threshold": threshold, **options}))
+def probabilities_of(logits: Tensor) -> np.ndarray:
+    """The probability of each pair, `(length, length)`, from the head's logits."""
+    return logits.float().sigmoid().fill_diagonal_(0).cpu().numpy()
+
+
+def threshold_of(model: RiNALMo) -> float:
+    """The least probability of a pair that this model's validation data chose."""
+    return DEFAULT_THRESHOLD if model.spec.threshold is None else model.spec.threshold
 
 
 def compare(probabilities: np.ndarray, pairs: np.ndarray, target: np.ndarray, length: int) -> PairScores:
@@ -127,9 +130,16 @@ def compare(probabilities: np.ndarray, pairs: np.ndarray, target: np.ndarray, le
     decoded[pairs[:, 0], pairs[:, 1]] = probabilities
     target = target.reshape(-1, 2)
     truth[target[:, 0], target[:, 1]] = True
-    right = np.stack([matrix[pairs[:, 0], pairs[:, 1]] for matrix in (truth, relaxed(truth))])
-    found = np.stack([matrix[target[:, 0], target[:, 1]] for matrix in (decoded, relaxed(decoded))])
+    right = np.stack([matrix[pairs[:, 0], pairs[:, 1]] for matrix in (truth, _with_neighbours(truth))])
+    found = np.stack([matrix[target[:, 0], target[:, 1]] for matrix in (decoded, _with_neighbours(decoded))])
     return PairScores(probabilities, right, found)
+
+
+def _with_neighbours(matrix: np.ndarray) -> np.ndarray:
+    """Each entry's maximum with its four neighbours: a pair of which one end is off by one."""
+    wide = np.pad(matrix, 1)
+    shifts = (wide[1:-1, 1:-1], wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:])
+    return np.maximum.reduce(shifts)
 
 
 def _pair_loss(logits: Tensor, pairs: Any) -> Tensor:

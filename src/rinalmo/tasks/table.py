@@ -183,8 +183,8 @@ class Table(Task):
             return
         yield "r2", metrics.r2(target, found)
         yield "spearman", metrics.spearman(target, found)
-        yield "rmse", float(np.sqrt(np.square(target - found).mean()))
-        yield "mae", float(np.abs(target - found).mean())
+        yield "rmse", float(np.sqrt(metrics.mean_squared_error(target, found)))
+        yield "mae", metrics.mean_absolute_error(target, found)
 
     def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
         values = self.judge(model, output, example)

@@ -64,7 +64,9 @@ def read_table(path: Path, columns: Columns, target: Sequence[str]) -> list[Exam
 def read_single(path: Path, columns: Columns, target: Sequence[str], task: str) -> list[Example]:
     """As `read_table`, for a task with one target, which then is the bare cell."""
     if len(columns.target) > 1:
-        raise InputError(f"{path}: {task} predicts one column, not {len(columns.target)}; the task `table` takes several")
+        raise InputError(
+            f"{path}: {task} predicts one column, not {len(columns.target)}; the task `table` takes several"
+        )
     return [replace(e, target=next(iter(e.target.values()))) for e in read_table(path, columns, target)]
 
 
