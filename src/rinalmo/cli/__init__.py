@@ -26,6 +26,7 @@ COMMANDS = {
     "info": ("info", "Sizes and costs of a model, as on its card."),
     "models": ("models", "List the models that can be named."),
     "pretrain": ("pretrain", "Train a model on a token store."),
+    "score": ("score", "Score mutations without training."),
 }
 
 
