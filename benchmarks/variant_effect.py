@@ -1,4 +1,4 @@
-"""How well the zero-shot scores of `rinalmo score` rank real mutants: Spearman's correlation with deep mutational scans.
+"""How well the scores of `rinalmo score` rank real mutants: Spearman's correlation with deep mutational scans.
 
     python benchmarks/variant_effect.py SCANS
     python benchmarks/variant_effect.py SCANS --model giga --precision bf16 --most-pll 0
