@@ -28,7 +28,7 @@ def log_p(model, sequence, masked=()):
     """Log-probabilities of A, C, G, U at every place, from the plain encoder, one sequence at a time."""
     ids = model.alphabet.encode(sequence)
     ids[[place + 1 for place in masked]] = model.alphabet.mask_id
-    packed, layout = pack([ids])
+    packed, layout = pack([torch.from_numpy(ids)])
     logits = model.lm_head(model(packed, layout).last_hidden_state)[1:-1]
     chances = torch.exp(logits[:, [model.alphabet.index[letter] for letter in "ACGU"]].double())
     return (chances / chances.sum(dim=1, keepdim=True)).log().numpy()
