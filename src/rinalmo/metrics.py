@@ -40,10 +40,10 @@ def _relaxed(matrix: np.ndarray) -> np.ndarray:
 
 def spearman(target: np.ndarray, predicted: np.ndarray) -> float:
     """Spearman's rank correlation; equal values share the mean of their ranks. NaN if one side is constant."""
-    ranks = [_ranks(np.asarray(values)) for values in (target, predicted)]
-    if any(rank.std() == 0 for rank in ranks):
+    first, second = _ranks(np.asarray(target)), _ranks(np.asarray(predicted))
+    if first.std() == 0 or second.std() == 0:
         return float("nan")
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(first, second)[0, 1])
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -45,10 +45,10 @@ class Nucleotides:
 
         Other letters, such as N, are context: they are seen, but not summed.
         """
-        places = ((sequence, [n]) for sequence in sequences for n in np.flatnonzero(columns(sequence) >= 0))
-        found = self.masked(places)
+        found = self.masked((sequence, [n]) for sequence in sequences for n in _nucleotides(sequence))
         for sequence in sequences:
-            yield sum(float(next(found)[0, column]) for column in columns(sequence) if column >= 0)
+            own = columns(sequence)[_nucleotides(sequence)]
+            yield sum((float(next(found)[0, column]) for column in own), 0.0)
 
     def _pseudo_log_likelihood(self, sequence: str) -> float:
         return next(self.pseudo_log_likelihoods((sequence,)))
@@ -87,6 +87,11 @@ class Nucleotides:
 def columns(sequence: str) -> np.ndarray:
     """The column of each letter in an array of A, C, G, U; -1 for any other."""
     return _COLUMN[np.frombuffer(sequence.encode("ascii"), dtype=np.uint8)]
+
+
+def _nucleotides(sequence: str) -> list[int]:
+    """The places of A, C, G and U."""
+    return np.flatnonzero(columns(sequence) >= 0).tolist()
 
 
 _COLUMN = np.full(128, -1)
