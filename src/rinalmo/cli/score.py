@@ -112,7 +112,8 @@ def _source(source: str, mutations: Path | None, variants: Path | None) -> Sourc
 
 def _tell(source: Source, count: int, output: Path | None, plot: Path | None) -> None:
     if output is not None:
-        click.echo(f"{output}: {count:,} variants of {len(source.wild_types):,} wild types", err=True)
+        wild_types = len(source.wild_types)
+        click.echo(f"{output}: {count:,} variants of {wild_types:,} wild type{'s' * (wild_types > 1)}", err=True)
     if plot is not None:
         click.echo(f"{plot}: drawn", err=True)
     if left_out := source.left_out:

@@ -5,7 +5,6 @@ The only file here that knows matplotlib. The same scores give the same bytes of
 
 from __future__ import annotations
 
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ from rinalmo.inference.writers import check_path
 ENDINGS = (".svg", ".png")
 LONGEST = 10_000
 
-_CELL = 0.155  # inches
-_LINE_GAP = 0.45
-_MARGINS = (1.6, 0.75)  # of the width: letters on the left, scale on the right; of the height: title, axis label
+# In inches: a cell, the room between lines, that around the map, and a letter of the title.
+_CELL, _LINE_GAP, _TITLE_LETTER = 0.155, 0.45, 0.075
+_LEFT, _RIGHT, _TOP, _BOTTOM = 0.45, 1.15, 0.6, 0.45
 _LABELLED = 10
 
 
@@ -37,28 +36,34 @@ def check_plot(path: Path, lengths: list[int]) -> None:
 
 def draw(scores: np.ndarray, sequence: str, title: str, path: Path) -> None:
     """Draw `(length, 4)` scores, NaN where there is none; a dot marks the letter of the sequence itself."""
-    rc_context, figure_class, norm_class = _matplotlib()
-    width = line_width(len(sequence))
-    lines = ceil(len(sequence) / width)
-    size = (_MARGINS[0] + width * _CELL, _MARGINS[1] + lines * (4 * _CELL + _LINE_GAP))
+    rc_context, figure_class, norm_class, colours = _matplotlib()
+    norm = norm_class(vcenter=0, halfrange=np.nanmax(np.abs(scores), initial=1e-6))
     # Without a fixed salt the ids in an SVG are random; text stays text, in whatever font the reader has.
     with rc_context({"svg.hashsalt": "rinalmo", "svg.fonttype": "none"}):
-        figure = figure_class(figsize=size)
-        left, bottom = 0.45 / size[0], 0.45 / size[1]
-        grid = {"left": left, "right": left + width * _CELL / size[0], "bottom": bottom, "top": 1 - 0.6 / size[1]}
-        grid["hspace"] = _LINE_GAP / (4 * _CELL)
-        rows = figure.subplots(lines, 1, squeeze=False, gridspec_kw=grid)[:, 0]
-        largest = np.nanmax(np.abs(scores), initial=1e-6)
-        for number, axes in enumerate(rows):
-            start = number * width
-            image = _line(axes, scores[start : start + width], sequence[start : start + width], start, width)
-            image.set_norm(norm_class(vcenter=0, halfrange=largest))
-        rows[-1].set_xlabel("position", fontsize=8)
-        figure.text(left, 1 - 0.2 / size[1], title, fontsize=9, va="center")
-        _scale(figure, image, size, grid)
+        figure = _drawn(figure_class(), scores, sequence, title, {"norm": norm, "cmap": colours})
         with replacing(path) as file:
             metadata = {"Date": None} if path.suffix == ".svg" else None
             figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=metadata)
+
+
+def _drawn(figure: Any, scores: np.ndarray, sequence: str, title: str, colours: dict[str, Any]) -> Any:
+    """The figure with title, lines and key; cells have the same size in all figures."""
+    width = line_width(len(sequence))
+    starts = range(0, len(sequence), width)
+    across = max(_LEFT + width * _CELL + _RIGHT, _LEFT + _TITLE_LETTER * len(title))
+    down = _TOP + len(starts) * (4 * _CELL + _LINE_GAP) - _LINE_GAP + _BOTTOM
+    grid = {"left": _LEFT / across, "right": (_LEFT + width * _CELL) / across}
+    grid |= {"bottom": _BOTTOM / down, "top": 1 - _TOP / down, "hspace": _LINE_GAP / (4 * _CELL)}
+    figure.set_size_inches(across, down)
+    lines = figure.subplots(len(starts), 1, squeeze=False, gridspec_kw=grid)[:, 0]
+    for start, axes in zip(starts, lines, strict=True):
+        part = slice(start, start + width)
+        image = _line(axes, scores[part], sequence[part], start, width, colours)
+    lines[-1].set_xlabel("position", fontsize=8)
+    figure.text(grid["left"], 1 - 0.2 / down, title, fontsize=9, va="center")
+    height = min(grid["top"] - grid["bottom"], 1.4 / down)
+    _key(figure, image, (grid["right"] + 0.2 / across, grid["top"] - height, 0.1 / across, height))
+    return figure
 
 
 def line_width(length: int) -> int:
@@ -66,10 +71,9 @@ def line_width(length: int) -> int:
     return length if length <= 80 else 60 if length <= 600 else 100
 
 
-def _line(axes: Any, scores: np.ndarray, letters: str, start: int, width: int) -> Any:
-    """One line of the map. Red to blue stays apart for every common kind of colour blindness."""
-    axes.set_facecolor("#d9d9d9")
-    image = axes.imshow(scores.T, cmap="RdBu", interpolation="nearest", aspect="equal")
+def _line(axes: Any, scores: np.ndarray, letters: str, start: int, width: int, colours: dict[str, Any]) -> Any:
+    """One line of the map."""
+    image = axes.imshow(scores.T, interpolation="nearest", aspect="equal", **colours)
     axes.set_xlim(-0.5, width - 0.5)
     axes.set_anchor("W")
     axes.set_yticks(range(4), LETTERS, fontsize=7)
@@ -84,21 +88,20 @@ def _line(axes: Any, scores: np.ndarray, letters: str, start: int, width: int) -
     return image
 
 
-def _scale(figure: Any, image: Any, size: tuple[float, float], grid: dict[str, float]) -> None:
-    """The colours' key, on the right of the first lines."""
-    height = min(grid["top"] - grid["bottom"], 1.4 / size[1])
-    axes = figure.add_axes((grid["right"] + 0.2 / size[0], grid["top"] - height, 0.1 / size[0], height))
-    key = figure.colorbar(image, cax=axes)
+def _key(figure: Any, image: Any, where: tuple[float, float, float, float]) -> None:
+    """Which colour is which score."""
+    key = figure.colorbar(image, cax=figure.add_axes(where))
     key.ax.tick_params(labelsize=7, length=2)
     key.set_label("score (nats)", fontsize=7)
     key.outline.set_visible(False)
 
 
-def _matplotlib() -> tuple[Any, Any, Any]:
+def _matplotlib() -> tuple[Any, Any, Any, Any]:
     try:
-        from matplotlib import rc_context
+        from matplotlib import colormaps, rc_context
         from matplotlib.colors import CenteredNorm
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("matplotlib", "plots", "drawing a heat map") from None
-    return rc_context, Figure, CenteredNorm
+    # Red to blue stays apart for every common kind of colour blindness; grey is for no score.
+    return rc_context, Figure, CenteredNorm, colormaps["RdBu"].with_extremes(bad="#d9d9d9")
