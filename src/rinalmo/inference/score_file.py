@@ -56,19 +56,17 @@ def score_file(
         "batch_tokens": engine.batch_tokens,
         "method": method,
     }
-    run, model = Run(output), Nucleotides(engine, tell)
+    run = Run(output)
     with run.opened(settings, resume=resume) as finished:
-        for number, block in enumerate(blocks(source.read(), method)):
-            if number >= finished:
-                scores = np.array(score_block(block, model, method))
-                run.save(number, lengths=np.array([len(variant.wild_type) for variant in block]), scores=scores)
+        _score_blocks(source, run, finished, Nucleotides(engine, tell), method)
         if source.fingerprint() != settings["input"]:
             raise InputError(f"{source.file}: was changed while it was scored; start anew, without --resume")
-        if plot is not None:
-            _draw(source, _scored(source, run), plot, method)
+        map_ = None if plot is None else _map(source, _scored(source, run))
         with growing(output, run.folder) as partial:
             (_parquet if output.suffix == ".parquet" else _text)(partial, source, _scored(source, run))
         run.remove()
+    if plot is not None and map_ is not None:
+        _draw(source, map_, plot, method)
     return count
 
 
@@ -98,8 +96,15 @@ def print_scores(
     else:
         kept = list(scored)
         _write_rows(file, source, kept, ",")
-        _draw(source, kept, plot, method)
+        _draw(source, _map(source, kept), plot, method)
     return count
+
+
+def _score_blocks(source: Source, run: Run, finished: int, model: Nucleotides, method: Method) -> None:
+    for number, block in enumerate(blocks(source.read(), method)):
+        if number >= finished:
+            lengths = np.array([len(variant.wild_type) for variant in block])
+            run.save(number, lengths=lengths, scores=np.array(score_block(block, model, method)))
 
 
 def _scored(source: Source, run: Run) -> Iterator[tuple[Variant, float]]:
@@ -107,9 +112,14 @@ def _scored(source: Source, run: Run) -> Iterator[tuple[Variant, float]]:
     return zip(source.read(), values, strict=True)
 
 
-def _draw(source: Source, scored: Scored, plot: Path, method: Method) -> None:
+def _map(source: Source, scored: Scored) -> np.ndarray:
     (record,) = source.wild_types
-    draw(as_map(record.sequence, scored), record.sequence, f"{record.id}, {method}", plot)
+    return as_map(record.sequence, scored)
+
+
+def _draw(source: Source, scores: np.ndarray, plot: Path, method: Method) -> None:
+    (record,) = source.wild_types
+    draw(scores, record.sequence, f"{record.id}, {method}", plot)
 
 
 def _text(path: Path, source: Source, scored: Scored) -> None:
