@@ -7,8 +7,8 @@ SCANS is a folder of tables (.csv, .csv.gz) with a column `sequence` and one of 
 the wild type is the most common letter of each position. Two baselines stand beside the scores: the share of G and C in
 the mutant, and fewer mutations being better, which says nothing among mutants of the same number.
 
-The pseudo-log-likelihood takes length × mutants passes, so it is computed for a random part, `--most-pll` of each scan
-(`--seed`); the others are computed for all mutants, and beside it for the same part.
+The pseudo-log-likelihood takes length × mutants passes, so it is computed for a random part (`--seed`): up to
+`--most-pll` mutants of each number of mutations. The others are computed for all, and beside it for the same part.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def scores(scan: Scan, model: Nucleotides, methods: Sequence[Method]) -> dict[st
 def table(scan: Scan, found: dict[str, np.ndarray]) -> None:
     """One line per number of mutations, and one for all."""
     mutations = np.array([len(variant.changes) for variant in scan.variants])
-    groups = [(str(number), mutations == number) for number in sorted(set(mutations.tolist()))]
+    groups = [(str(number), mutations == number) for number in sorted(set(mutations.tolist()) - {0})]
     for name, group in [*groups, ("all", mutations > 0)] if len(groups) > 1 else groups:
         values = [spearman(scan.measured[group], score[group]) for score in found.values()]
         cells = ["–" if np.isnan(value) else f"{value:.3f}" for value in values]
@@ -87,13 +87,11 @@ def main() -> None:
     parser.add_argument("--model", default="starter")
     parser.add_argument("--precision", default="fp32", choices=("auto", "fp32", "bf16", "int8"))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--most-pll", type=int, default=1000, help="mutants per scan for pll; 0 for all")
-    parser.add_argument("--most", type=int, default=0, help="mutants per scan for the others; 0 for all")
+    parser.add_argument("--most-pll", type=int, default=300, help="mutants of each number of mutations; 0 for all")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     model = Nucleotides(Engine(options.model, options.precision, threads=options.threads))
     scans = [read(path) for path in sorted(options.scans.iterdir()) if path.name.endswith((".csv", ".csv.gz"))]
-    scans = [sample(scan, options.most, options.seed) for scan in scans]
     print(f"Spearman's correlation, model {options.model}, {options.precision}, seed {options.seed}")
     head(MARGINALS)
     for scan in scans:
@@ -105,10 +103,13 @@ def main() -> None:
 
 
 def sample(scan: Scan, most: int, seed: int) -> Scan:
-    """A random part, in the order of the scan; all of it for 0."""
-    if not most or most >= len(scan.variants):
-        return scan
-    return scan.part(sorted(random.Random(seed).sample(range(len(scan.variants)), most)))
+    """Up to `most` mutants of each number of mutations, in the order of the scan; all of it for 0."""
+    groups: dict[int, list[int]] = {}
+    for number, variant in enumerate(scan.variants):
+        groups.setdefault(len(variant.changes), []).append(number)
+    draw = random.Random(seed)
+    kept = [draw.sample(group, min(most, len(group))) if most else group for _, group in sorted(groups.items())]
+    return scan.part(sorted(number for group in kept for number in group))
 
 
 if __name__ == "__main__":

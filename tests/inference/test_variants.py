@@ -154,6 +154,16 @@ def test_one_pass_for_the_three_exchanges_of_a_place(engine):
     assert passes == [1]
 
 
+def test_one_pass_for_a_wild_type_whatever_the_order_of_its_variants(engine):
+    passes = []
+    others = [
+        "ACGU" * 3 + letters for letters in ("AA", "AC", "AG", "AU", "CA", "CC", "CG", "CU", "GA", "GC", "GG", "GU")
+    ]
+    mixed = [Variant(wild_type, ((0, letter),)) for letter in "CGU" for wild_type in [*others, *others[::-1], WILD[1:]]]
+    list(score_variants(mixed, Nucleotides(engine, passes.append), "wild-type-marginals"))
+    assert passes[-1] == 13
+
+
 def test_masked_copies_are_made_as_they_are_needed(starter):
     asked = 0
 

@@ -127,14 +127,23 @@ def _masked_marginals(block: Sequence[Variant], model: Nucleotides) -> list[floa
 
 
 def _wild_type_marginals(block: Sequence[Variant], model: Nucleotides) -> list[float]:
-    return [_sum(variant, model.unmasked(variant.wild_type)[list(variant.places)]) for variant in block]
+    scores = [0.0] * len(block)
+    members: dict[str, list[int]] = {}
+    for number, variant in enumerate(block):
+        members.setdefault(variant.wild_type, []).append(number)
+    for wild_type, numbers in members.items():
+        found = model.unmasked(wild_type)
+        for number in numbers:
+            scores[number] = _sum(block[number], found[list(block[number].places)])
+    return scores
 
 
 def _pll(block: Sequence[Variant], model: Nucleotides) -> list[float]:
     pairs = [(variant.wild_type, variant.sequence) for variant in block]
     changed = dict.fromkeys(new for old, new in pairs if new != old)
     totals = dict(zip(changed, model.pseudo_log_likelihoods(changed), strict=True))
-    return [totals[new] - model.pseudo_log_likelihood(old) if new != old else 0.0 for old, new in pairs]
+    before = {old: model.pseudo_log_likelihood(old) for old in dict.fromkeys(old for old, new in pairs if new != old)}
+    return [totals[new] - before[old] if new != old else 0.0 for old, new in pairs]
 
 
 _METHODS: dict[str, Callable[[Sequence[Variant], Nucleotides], list[float]]] = {
