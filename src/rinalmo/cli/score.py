@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,9 @@ def command(
     if resume and output and (kept := Run(output).finished()):
         click.echo(f"{output}: going on after {kept:,} variants", err=True)
     try:
-        with counter("scoring", "passes") as tell:
+        # On a terminal a bar would be drawn over the rows.
+        is_shown = output is None and sys.stdout.isatty()
+        with nullcontext(lambda count: None) if is_shown else counter("scoring", "passes") as tell:
             if output is None:
                 count = print_scores(chosen, sys.stdout, engine, method=method, plot=plot, tell=tell)
             else:
