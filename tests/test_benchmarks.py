@@ -10,6 +10,15 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "sides.py")
 
 
+SCAN = """sequence,fitness
+GCGGAUUUAG,1.0
+ACGGAUUUAG,0.5
+CCGGAUUUAG,0.4
+GCGGAUUUAC,0.2
+GCGGACUUUG,0.7
+"""
+
+
 def run(script, *arguments):
     command = [sys.executable, "-W", "ignore", str(FOLDER / script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -31,3 +40,13 @@ def test_quick_ones_measure(script, arguments, row):
     output = run(script, "--no-peers", "--repeats", "1", "--threads", "1", *arguments)
     assert f"--no-peers --repeats 1 --threads 1 {' '.join(arguments)}`" in output
     assert row in output
+
+
+def test_variant_effects_of_a_small_scan(tmp_path):
+    (tmp_path / "scan.csv").write_text(SCAN)
+    output = run("variant_effect.py", str(tmp_path), "--most-pll", "2")
+    assert "| scan | 1 | 2 |" in output
+    assert "| scan | mutations | n | masked-marginals | wild-type-marginals | pll | GC | fewer mutations |" in output
+    assert "| scan | 1 | 3 |" in output
+    assert output.count("| scan | 2 | 1 | – |") == 2
+    assert "| scan | all | 4 |" in output

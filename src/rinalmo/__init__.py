@@ -4,6 +4,7 @@
 
     rinalmo.fill_mask("GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU")     # what stands at the mask
     rinalmo.embed(["UAGCUUAUCAGACUGAUGUUGA"])                     # (1, hidden) array
+    rinalmo.score("GGUCUCUCUGGUUAGACC", ["G2A", "G2A:C17U"])      # how likely mutants are, next to the wild type
     model = rinalmo.load("starter")                               # torch module on packed tokens
     rinalmo.RiNALMoModel.from_pretrained(...)                     # Hugging Face class
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from rinalmo.hf.tokenization import RnaTokenizer
     from rinalmo.inference.embeddings import embed
     from rinalmo.inference.fill_mask import fill_mask
+    from rinalmo.inference.variants import score
     from rinalmo.model.config import ModelConfig
     from rinalmo.rna.fasta import read_fasta
     from rinalmo.weights.catalog import models, resolve
@@ -74,6 +76,7 @@ _WHERE = {
     "read_fasta": "rna.fasta",
     "resolve": "weights.catalog",
     "save": "weights.checkpoint",
+    "score": "inference.variants",
 }
 
 __all__ = [
@@ -104,6 +107,7 @@ __all__ = [
     "read_fasta",
     "resolve",
     "save",
+    "score",
 ]
 
 

@@ -38,5 +38,18 @@ def _relaxed(matrix: np.ndarray) -> np.ndarray:
     return wide[1:-1, 1:-1] | wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
 
 
+def spearman(target: np.ndarray, predicted: np.ndarray) -> float:
+    """Spearman's rank correlation; equal values share the mean of their ranks. NaN if one side is constant."""
+    first, second = _ranks(np.asarray(target)), _ranks(np.asarray(predicted))
+    if first.std() == 0 or second.std() == 0:
+        return float("nan")
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[where]
+
+
 def _share(hits: np.ndarray, all_: np.ndarray) -> float:
     return float(hits.sum() / all_.sum()) if all_.any() else 0.0

@@ -30,6 +30,7 @@ COMMANDS = {
     "models": ("models", "List the models that can be named."),
     "predict": ("predict", "Predict with a fine-tuned model."),
     "pretrain": ("pretrain", "Train a model on a token store."),
+    "score": ("score", "Score mutations without training."),
 }
 
 

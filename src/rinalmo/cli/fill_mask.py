@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
 
-from rinalmo.cli.options import engine_options
+from rinalmo.cli.options import engine_options, is_sequence
 
 _FORMATS = ("table", "tsv", "jsonl")
 
@@ -35,7 +34,7 @@ def command(source: str, top_k: int, style: str, **engine_settings: Any) -> None
     from rinalmo.inference.inputs import as_records
     from rinalmo.rna.fasta import read_fasta
 
-    records = as_records(source, allow_mask=True) if _is_sequence(source) else read_fasta(source, allow_mask=True)
+    records = as_records(source, allow_mask=True) if is_sequence(source) else read_fasta(source, allow_mask=True)
     results = predict(records, Engine(**engine_settings), top_k=top_k)
     if style == "tsv":
         click.echo("id\tposition\tscore\ttoken\ttoken_str\tsequence")
@@ -50,15 +49,6 @@ def command(source: str, top_k: int, style: str, **engine_settings: Any) -> None
                 click.echo(json.dumps({key: values[key] for key in order}))
             else:
                 click.echo("\t".join(str(values[key]) for key in order))
-
-
-def _is_sequence(source: str) -> bool:
-    """Whether the argument is an RNA itself: it holds a mask, or nothing but nucleotides, and names no file."""
-    looks_like_one = "<mask>" in source or set(source.upper()) <= set("ACGUTN")
-    try:
-        return source != "-" and looks_like_one and not Path(source).exists()
-    except OSError:  # longer than any file name
-        return True
 
 
 def _table(name: str, masks: list[list], sequence: str) -> None:  # type: ignore[type-arg]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -45,6 +46,15 @@ def engine_options(precision: str) -> Callable[[Callable[..., Any]], Callable[..
         return command
 
     return add
+
+
+def is_sequence(source: str) -> bool:
+    """Whether the argument is an RNA itself: it holds a mask, or nothing but nucleotides, and names no file."""
+    looks_like_one = "<mask>" in source or set(source.upper()) <= set("ACGUTN")
+    try:
+        return source != "-" and looks_like_one and not Path(source).exists()
+    except OSError:  # longer than any file name
+        return True
 
 
 def parse_layers(text: str) -> list[int]:

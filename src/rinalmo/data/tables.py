@@ -5,18 +5,13 @@ The rows are kept in memory, about 300 bytes each; a database with its facts in 
 
 from __future__ import annotations
 
-import csv
-import difflib
-import gzip
 import re
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 from rinalmo.data.headers import Header
 from rinalmo.data.recipe import Column, SourceRecipe, TableRecipe
+from rinalmo.delimited import column_index, opened_table
 from rinalmo.errors import InputError
 
 Facts = dict[str, str]
@@ -43,25 +38,16 @@ class Table:
     def _read(self, id_column: str, columns: dict[str, Column]) -> None:
         self._names = list(columns)
         picked = [(column, re.compile(given.pattern) if given.pattern else None) for column, given in columns.items()]
-        with _rows(self.path) as (header, rows):
-            key = self._place(header, id_column)
-            places = [self._place(header, columns[name].column) for name in self._names]
+        with opened_table(self.path) as (header, rows):
+            key = column_index(self.path, header, id_column)
+            places = [column_index(self.path, header, columns[name].column) for name in self._names]
             patterns = [pattern for _, pattern in picked]
-            for row in rows:
-                if len(row) != len(header):
-                    raise InputError(f"{self.path}: row {len(self._rows) + 2} has {len(row)} fields, not {len(header)}")
+            for _, row in rows:
                 if row[key] in self._rows:
                     raise InputError(f"{self.path}: the id {row[key]!r} stands twice")
                 self._rows[row[key]] = tuple(
                     _picked(row[place], pattern) for place, pattern in zip(places, patterns, strict=True)
                 )
-
-    def _place(self, header: list[str], name: str) -> int:
-        if name not in header:
-            near = difflib.get_close_matches(name, header, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(header)}"
-            raise InputError(f"{self.path}: has no column {name!r}; {hint}")
-        return header.index(name)
 
 
 def known(header: Header, table: Table | None, label: str, id: str) -> Facts:
@@ -91,27 +77,3 @@ def _picked(value: str, pattern: re.Pattern[str] | None) -> str:
         return value
     found = pattern.search(value)
     return "" if found is None else found[1 if pattern.groups else 0] or ""
-
-
-@contextmanager
-def _rows(path: Path) -> Iterator[tuple[list[str], Iterator[list[str]]]]:
-    """The first line of a table, and its rows."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    inner = path.name.removesuffix(".gz")
-    try:
-        with opener(path, "rt", encoding="utf-8", newline="") as text:
-            rows = csv.reader(_without_nul(text), delimiter="\t" if inner.endswith((".tsv", ".tab", ".txt")) else ",")
-            header = next(rows, None)
-            if not header:
-                raise InputError(f"{path}: is empty; a table starts with the names of its columns")
-            yield header, rows
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(f"{path}: cannot be read as a table ({reason})") from None
-
-
-def _without_nul(text: IO[str]) -> Iterator[str]:
-    for line in text:
-        if "\0" in line:
-            raise csv.Error("it has a NUL byte")
-        yield line

@@ -1,6 +1,6 @@
-"""A long embedding run that can be stopped at any moment and continued.
+"""A long run, of embeddings or scores, that can be stopped at any moment and continued.
 
-Records are taken in chunks; each chunk's embeddings are a file of their own in a hidden folder beside the output,
+Records are taken in chunks; each chunk's numbers are a file of their own in a hidden folder beside the output,
 and the output is put together from them at the end. Where a chunk ends depends on the input and the options alone,
 so a run that was interrupted writes the same bytes as one that was not.
 
@@ -122,15 +122,24 @@ class Run:
     def write(self, number: int, chunk: Chunk) -> None:
         """Add a finished chunk; it is there wholly or not at all."""
         names = np.array(json.dumps([chunk.ids, chunk.descriptions]))
+        self.save(number, names=names, lengths=chunk.lengths, values=chunk.values)
+
+    def save(self, number: int, *, lengths: np.ndarray, **arrays: np.ndarray) -> None:
+        """As `write`, for a chunk of any arrays; `lengths` has one entry per sequence."""
         with replacing(self.folder / _name(number)) as file:
-            np.savez(file, names=names, lengths=chunk.lengths, values=chunk.values)
+            np.savez(file, lengths=lengths, **arrays)  # type: ignore[arg-type]  # numpy's stub has its own option in mind
 
     def chunks(self) -> Iterator[Chunk]:
         """All finished chunks, one in memory at a time."""
+        for arrays in self.saved():
+            ids, descriptions = json.loads(str(arrays["names"]))
+            yield Chunk(ids, descriptions, arrays["lengths"], arrays["values"])
+
+    def saved(self) -> Iterator[dict[str, np.ndarray]]:
+        """The arrays of all finished chunks, those of one in memory at a time."""
         for path in self.chunk_files():
             with np.load(path, allow_pickle=False) as data:
-                ids, descriptions = json.loads(str(data["names"]))
-                yield Chunk(ids, descriptions, data["lengths"], data["values"])
+                yield dict(data)
 
     def remove(self) -> None:
         """Delete the folder, once the output is complete.

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rinalmo.durable import sync
 from rinalmo.errors import InputError, MissingExtraError
 from rinalmo.inference.runs import Chunk
 
@@ -30,12 +30,7 @@ Chunks = Callable[[], Iterator[Chunk]]
 
 def check_output(path: Path, *, per_token: bool = False, num_layers: int = 1) -> None:
     """Raise InputError or MissingExtraError now for what could not be written in the end."""
-    if path.suffix not in _WRITERS:
-        raise InputError(f"{path}: cannot write {path.suffix or 'a file without ending'!r}; use {', '.join(_WRITERS)}")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; give the name of a file")
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent}: no such folder; make it first")
+    check_path(path, _WRITERS)
     if path.suffix == ".h5ad" and (per_token or num_layers > 1):
         raise InputError(f"{path}: h5ad holds one vector per sequence; use .npz, .parquet or .h5 for more")
     if path.suffix in (".h5", ".hdf5"):
@@ -44,15 +39,31 @@ def check_output(path: Path, *, per_token: bool = False, num_layers: int = 1) ->
         _extra("anndata", "h5ad", "writing h5ad")
 
 
+def check_path(path: Path, endings: Iterable[str]) -> None:
+    """Raise InputError for a file of another ending, or in no folder."""
+    if path.suffix not in endings:
+        raise InputError(f"{path}: cannot write {path.suffix or 'a file without ending'!r}; use {', '.join(endings)}")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder; make it first")
+
+
 def write_embeddings(path: Path, chunks: Chunks, scratch: Path, *, per_token: bool = False) -> None:
     """Write all chunks to `path`, in the format of its ending. `chunks` may be called more than once.
 
     The file grows in the folder `scratch`, on the same disk, and is moved to its name when it is complete.
     """
+    with growing(path, scratch) as partial:
+        _WRITERS[path.suffix](partial, chunks, per_token)
+
+
+@contextlib.contextmanager
+def growing(path: Path, scratch: Path) -> Iterator[Path]:
+    """A file in the folder `scratch` that takes the place of `path` once it is written and on the disk."""
     partial = scratch / f"output{path.suffix}"
-    _WRITERS[path.suffix](partial, chunks, per_token)
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
+    yield partial
+    sync(partial)
     partial.replace(path)
 
 

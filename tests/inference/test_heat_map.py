@@ -1,0 +1,54 @@
+"""The picture of a saturation map."""
+
+import re
+
+import numpy as np
+import pytest
+
+from rinalmo.errors import InputError
+from rinalmo.inference.heat_map import check_plot, draw, line_width
+
+pytest.importorskip("matplotlib")
+
+
+def scores(sequence):
+    values = np.random.default_rng(0).normal(size=(len(sequence), 4))
+    values[[n for n, letter in enumerate(sequence) if letter == "N"]] = np.nan
+    return values
+
+
+def test_long_sequences_are_wrapped_and_labelled(tmp_path):
+    sequence = "ACGUN" * 25
+    draw(scores(sequence), sequence, "a title <&>", tmp_path / "map.svg")
+    text = (tmp_path / "map.svg").read_text()
+    labels = re.findall(r">(\d+)</text>", text)
+    assert [label for label in ("1", "10", "60", "70", "120") if label not in labels] == []
+    assert "a title &lt;&amp;&gt;" in text
+    assert text.count(">position</text>") == 1
+    assert text.count("<image") >= 3  # lines of 60, 60 and 5, and the key
+
+
+def test_the_same_scores_give_the_same_bytes(tmp_path):
+    for name in ("a.svg", "b.svg"):
+        draw(scores("ACGUACGU"), "ACGUACGU", "title", tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.svg", "b.svg"]
+
+
+def test_png_of_one_letter(tmp_path):
+    draw(np.zeros((1, 4)), "A", "title", tmp_path / "map.png")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_width_of_a_line():
+    assert [line_width(n) for n in (1, 80, 81, 600, 601)] == [1, 80, 60, 60, 100]
+
+
+def test_what_cannot_be_drawn(tmp_path):
+    check_plot(tmp_path / "map.svg", [10_000])
+    with pytest.raises(InputError, match=r"use \.svg, \.png"):
+        check_plot(tmp_path / "map.pdf", [10])
+    with pytest.raises(InputError, match="one sequence, but 2"):
+        check_plot(tmp_path / "map.svg", [10, 10])
+    with pytest.raises(InputError, match="up to 10,000 nt"):
+        check_plot(tmp_path / "map.svg", [10_001])

@@ -1,0 +1,177 @@
+"""Files of variants in, files of scores out: every row in its place, and interrupted runs that end the same."""
+
+import csv
+
+import numpy as np
+import pytest
+
+import rinalmo
+from rinalmo.errors import InputError, SequenceError
+from rinalmo.inference import variants
+from rinalmo.inference.engine import Engine
+from rinalmo.inference.runs import Run
+from rinalmo.inference.score_file import score_file
+from rinalmo.inference.variant_sources import all_single, from_fasta, from_table
+from rinalmo.rna.fasta import Record
+
+ONE = [Record("one", "", "GCGGAUUUAGC")]
+TWO = [*ONE, Record("two", "", "ACNGU")]
+
+
+@pytest.fixture(scope="module")
+def engine(starter):
+    return Engine(starter, "fp32", threads=1)
+
+
+def written(folder, text, name="in.csv"):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+
+
+def test_a_table_is_passed_on_with_its_scores(engine, tmp_path):
+    table = written(tmp_path, 'fitness,mutant,note\n0.5,G1A,"a, b"\n0.1,"C2U,t8A",\n0.5,G1A,again\n1,WT,\n')
+    assert score_file(from_table(ONE, table), tmp_path / "out.tsv", engine) == 4
+    found = rows(tmp_path / "out.tsv")
+    assert list(found[0]) == ["fitness", "mutant", "note", "score"]
+    assert [row["note"] for row in found] == ["a, b", "", "again", ""]
+    expected = rinalmo.score(ONE[0], ["G1A", "C2U:U8A", "G1A", "WT"], engine)
+    np.testing.assert_allclose([float(row["score"]) for row in found], expected, atol=1e-5)
+    assert found[3]["score"] == "0.000000"
+
+
+def test_a_table_for_several_wild_types(engine, tmp_path):
+    table = written(tmp_path, "record,mutant\ntwo,U5A\none,G1A\ntwo,A1C\n")
+    score_file(from_table(TWO, table), tmp_path / "out.csv", engine)
+    found = [float(row["score"]) for row in rows(tmp_path / "out.csv")]
+    expected = [rinalmo.score(*of, engine)[0] for of in ((TWO[1], "U5A"), (TWO[0], "G1A"), (TWO[1], "A1C"))]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("mutant\nG1A\nA2G\n", r"in\.csv, line 3, position 2: the sequence has C here, not A \(A2G\)"),
+        ("mutant\nG99A\n", r"in\.csv, line 2, position 99: .*11 nt"),
+        ("mutant\n\n\n", "has no rows; there is nothing to score"),
+        ("", "is empty"),
+        ("mutants\nG1A\n", "no column 'mutant'; did you mean 'mutants'"),
+        ("mutant,score\nG1A,1\n", "has a column 'score' already"),
+        ("mutant,x,x\nG1A,1,1\n", "two columns 'x'"),
+        ("mutant,x\nG1A,1\nG1C\n", "line 3: has 1 fields, not 2"),
+        ("mutant,x\n,1\n", "line 2: '' is no substitution"),
+        ("record,mutant\nthree,G1A\n", "line 2: there is no wild type 'three'; there are one"),
+    ],
+)
+def test_faulty_tables(engine, tmp_path, text, words):
+    with pytest.raises(InputError, match=words):
+        score_file(from_table(ONE, written(tmp_path, text)), tmp_path / "out.csv", engine)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
+def test_which_wild_type(engine, tmp_path):
+    with pytest.raises(InputError, match="no column 'record'"):
+        list(from_table(TWO, written(tmp_path, "mutant\nG1A\n")).read())
+    with pytest.raises(InputError, match="two wild types are called 'one'"):
+        from_table([*ONE, *ONE], written(tmp_path, "record,mutant\none,G1A\n"))
+
+
+def test_whole_sequences_against_one_or_each_against_its_own(engine, tmp_path):
+    fasta = written(tmp_path, ">a\nGCGGATTTAGC\n>b\nACGGAUUUAGU\n", "v.fa")
+    score_file(from_fasta(ONE, fasta), tmp_path / "out.csv", engine)
+    found = rows(tmp_path / "out.csv")
+    assert [(row["record"], row["variant"], row["mutant"]) for row in found] == [
+        ("one", "a", "WT"),
+        ("one", "b", "G1A:C11U"),
+    ]
+    assert found[0]["score"] == "0.000000"
+    pairs = written(tmp_path, ">a\nGCGGAUUUAGG\n>b\nACNG\n", "p.fa")
+    score_file(from_fasta(TWO, pairs), tmp_path / "pairs.csv", engine, method="pll")
+    found = rows(tmp_path / "pairs.csv")
+    assert [(row["record"], row["mutant"]) for row in found] == [("one", "C11G"), ("two", "")]
+    expected = rinalmo.score(TWO[1], "ACNG", engine, method="pll")[0]
+    assert float(found[1]["score"]) == pytest.approx(expected, abs=2e-6)
+
+
+def test_faulty_pairs(engine, tmp_path):
+    short = written(tmp_path, ">a\nGCGGAUUUAGC\n>b\nGC\n", "v.fa")
+    with pytest.raises(SequenceError, match=r"v\.fa, record b: has 2 nt, the wild type 11"):
+        score_file(from_fasta(ONE, short), tmp_path / "out.csv", engine)
+    with pytest.raises(InputError, match="more variants than wild types, which end at 2"):
+        from_fasta(TWO, written(tmp_path, ">a\nGCGGAUUUAGC\n>b\nACNGU\n>c\nA\n", "v.fa")).checked("pll")
+    with pytest.raises(InputError, match="more wild types than variants, which end at 1"):
+        from_fasta(TWO, written(tmp_path, ">a\nGCGGAUUUAGC\n", "v.fa")).checked("pll")
+    with pytest.raises(SequenceError, match=r"v\.fa, record a, position 2: has N where"):
+        from_fasta(ONE, written(tmp_path, ">a\nGNGGAUUUAGC\n", "v.fa")).checked("pll")
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_every_single_exchange(engine, tmp_path, ending):
+    source = all_single(TWO)
+    output = tmp_path / f"out.{ending}"
+    assert score_file(source, output, engine) == 3 * (11 + 4)
+    assert source.left_out == 1
+    if ending == "parquet":
+        pq = pytest.importorskip("pyarrow.parquet")
+        table = pq.read_table(output)
+        assert [str(field.type) for field in table.schema] == [
+            "string",
+            "string",
+            "int64",
+            "string",
+            "string",
+            "double",
+        ]
+        found = table.to_pylist()
+    else:
+        found = rows(output)
+    assert list(found[0]) == ["record", "mutant", "position", "wild_type", "letter", "score"]
+    last = found[-1]
+    assert (last["record"], last["mutant"], int(last["position"]), last["wild_type"], last["letter"]) == (
+        "two",
+        "U5G",
+        5,
+        "U",
+        "G",
+    )
+    assert float(last["score"]) == pytest.approx(rinalmo.score(TWO[1], "U5G", engine)[0], abs=1e-5)
+
+
+def test_nothing_to_exchange(engine, tmp_path):
+    with pytest.raises(InputError, match="record n: has no A, C, G or U"):
+        score_file(all_single([Record("n", "", "NNN")]), tmp_path / "out.csv", engine)
+    with pytest.raises(InputError, match=r"cannot write '\.txt'; use \.csv, \.tsv, \.parquet"):
+        score_file(all_single(ONE), tmp_path / "out.txt", engine)
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["masked-marginals", "pll"])
+def test_an_interrupted_run_ends_the_same(engine, tmp_path, method, monkeypatch):
+    monkeypatch.setattr(variants, "_BLOCK_VARIANTS", 6)
+    source, output, whole = all_single(ONE), tmp_path / "out.csv", tmp_path / "whole.csv"
+    passes = []
+    score_file(source, whole, engine, method=method, tell=passes.append)
+
+    def stop(count):
+        if count > passes[-1] // 2:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        score_file(source, output, engine, method=method, tell=stop)
+    assert not output.exists()
+    assert 0 < Run(output).finished() < 33
+    if method == "pll":
+        with pytest.raises(InputError, match="cannot be resumed: method changed"):
+            score_file(source, output, engine, resume=True)
+    resumed = []
+    assert score_file(source, output, engine, method=method, resume=True, tell=resumed.append) == 33
+    assert resumed[-1] < passes[-1]
+    assert output.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "whole.csv"]
