@@ -10,6 +10,9 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "sides.py")
 
 
+PAGE = FOLDER.parent / "docs" / "scaling.md"
+
+
 def run(script, *arguments):
     command = [sys.executable, "-W", "ignore", str(FOLDER / script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -31,3 +34,18 @@ def test_quick_ones_measure(script, arguments, row):
     output = run(script, "--no-peers", "--repeats", "1", "--threads", "1", *arguments)
     assert f"--no-peers --repeats 1 --threads 1 {' '.join(arguments)}`" in output
     assert row in output
+
+
+def test_the_tables_on_scale_are_those_of_the_script(tmp_path):
+    copy = tmp_path / "page.md"
+    copy.write_text(PAGE.read_text())
+    run("cost_model.py", "--write", str(copy))
+    assert copy.read_text() == PAGE.read_text()
+    assert copy.read_text().count("<!-- cost_model: ") == 11
+
+
+def test_training_steps_are_measured():
+    small = ("model.hidden_size=40", "data.tokens_per_batch=128", "data.micro_tokens=64", "data.max_length=40")
+    changes = [word for change in small for word in ("--set", change)]
+    output = run("train_speed.py", "--no-peers", "--repeats", "1", "--threads", "1", "--steps", "1", *changes)
+    assert "| rinalmo | 128           |" in output
