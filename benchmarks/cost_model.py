@@ -259,9 +259,9 @@ def filled(page: str) -> str:
 
     def table(mark: re.Match[str]) -> str:
         head, *rows = TABLES[mark[2]]()
-        return f"{mark[1]}{sides.markdown(head, rows)}\n"
+        return f"{mark[1]}\n{sides.markdown(head, rows)}\n\n"
 
-    return re.sub(r"(<!-- cost_model: (\w+) -->\n\n?)(?:\|.*\n)*", table, page)
+    return re.sub(r"(<!-- cost_model: (\w+) -->\n)\n(?:\|.*\n)*\n?", table, page)
 
 
 def main() -> None:

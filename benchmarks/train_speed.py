@@ -1,7 +1,7 @@
 """Time training steps beside a Hugging Face `Trainer` with multimolecule's model: real tokens per second.
 
     python benchmarks/train_speed.py                                  # nano; the peers are installed on first use
-    python benchmarks/train_speed.py --preset micro --repeats 2 --batches 8 16 32 --spread-batches 16
+    python benchmarks/train_speed.py --preset micro --repeats 3 --batches 8 16 32
     python benchmarks/train_speed.py --fasta my_rnas.fa.gz            # their lengths instead of the built-in mix
 
     rinalmo             `pretrain` with the recipe pretrain-nano-cpu (or --recipe) in one process: bf16, packed batches
