@@ -24,12 +24,14 @@ import threading
 import time
 import venv
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 from unittest.mock import MagicMock
 
 PEERS = ("multimolecule==0.2.2", "torch==2.13.0")
+TRAINER_NEEDS = ("accelerate==1.15.0",)
 OFFICIAL_NEEDS = ("einops", "ml_collections", "scikit-learn")
 Run = Callable[[], Any]  # computes once; what it returns can be compared between sides
 
@@ -38,14 +40,21 @@ Run = Callable[[], Any]  # computes once; what it returns can be compared betwee
 
 
 class Side:
-    """One way of computing, in its own process; `failure` says why if it could not get ready."""
+    """One way of computing, in its own process or, by torchrun, several of them with `threads` each.
 
-    def __init__(self, serve: str, threads: int, python: str = sys.executable, **arguments: Any) -> None:
+    `failure` says why if it could not get ready; `value` is what it said last beside the time.
+    """
+
+    def __init__(
+        self, serve: str, threads: int, python: str = sys.executable, processes: int = 1, **arguments: Any
+    ) -> None:
         self.seconds: list[float] = []
         self.value: Any = None
         self.failure = ""
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, open as long as the process is
-        command = [python, "-W", "ignore", sys.argv[0], "--serve", serve, json.dumps(arguments)]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        launched = [python, "-W", "ignore", *(torchrun if processes > 1 else ())]
+        command = [*launched, sys.argv[0], "--serve", serve, json.dumps(arguments)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors, "text": True}
         self._process = subprocess.Popen(command, env=environment(threads), **pipes)
         self._hear()
@@ -62,7 +71,8 @@ class Side:
     def close(self) -> None:
         """End the process."""
         if self._process.stdin:
-            self._process.stdin.close()
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
         self._process.wait()
 
     @property
@@ -73,8 +83,9 @@ class Side:
     def _ask(self, what: str) -> dict[str, Any]:
         if self.failure or not self._process.stdin:
             return {}
-        self._process.stdin.write(what + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has died since: what follows finds out why
+            self._process.stdin.write(what + "\n")
+            self._process.stdin.flush()
         return self._hear()
 
     def _hear(self) -> dict[str, Any]:
@@ -143,22 +154,32 @@ def environment(threads: int) -> dict[str, str]:
 # The side's end.
 
 
-def serve_or(main: Callable[[], None], serves: dict[str, Callable[..., Run]]) -> None:
-    """`main`, or, in a process that a `Side` or `once` started, one of `serves`."""
+def serve_or(main: Callable[[], None], serves: dict[str, Callable[..., Any]]) -> None:
+    """`main`, or, in a process that a `Side` or `once` started, one of `serves`.
+
+    These return a `Run`, or, if they have answered by themselves until they were no longer asked, nothing.
+    """
     if sys.argv[1:2] == ["--once"]:
         serves[sys.argv[2]](**json.loads(sys.argv[3]))()
     elif sys.argv[1:2] == ["--serve"]:
-        _serve(serves[sys.argv[2]](**json.loads(sys.argv[3])))
+        if run := serves[sys.argv[2]](**json.loads(sys.argv[3])):
+            _serve(run)
     else:
         main()
 
 
+def answers() -> TextIO:
+    """Where a side's answers go, a JSON object a line. Whatever a library prints is none, and goes elsewhere."""
+    lines = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return lines
+
+
 def _serve(run: Run) -> None:
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints is no answer
-    print(json.dumps({"value": run()}, default=lambda array: array.tolist()), file=answers)
+    lines = answers()
+    print(json.dumps({"value": run()}, default=lambda array: array.tolist()), file=lines)
     for line in sys.stdin:
-        print(json.dumps(_timed(run) if line.strip() == "run" else _grown(run)), file=answers)
+        print(json.dumps(_timed(run) if line.strip() == "run" else _grown(run)), file=lines)
 
 
 def _timed(run: Run) -> dict[str, float]:
@@ -220,9 +241,11 @@ def _installed() -> str:
     """The Python of an environment that has the peers, made on first use."""
     folder = Path.home() / ".cache" / "rinalmo-benchmarks" / "-".join(PEERS)
     python = folder / "bin" / "python"
-    if not python.exists() or subprocess.run([python, "-c", "import multimolecule"], capture_output=True).returncode:
+    whole = [python, "-c", "import accelerate, multimolecule"]
+    if not python.exists() or subprocess.run(whole, capture_output=True).returncode:
         venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEERS, *OFFICIAL_NEEDS], check=True)
+        wanted = (*PEERS, *TRAINER_NEEDS, *OFFICIAL_NEEDS)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
     return str(python)
 
 
@@ -254,11 +277,16 @@ def _versions(python: str, *packages: str) -> list[str]:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a Markdown table, aligned for reading as text."""
+    """Print a Markdown table."""
+    print(markdown(columns, rows), flush=True)
+
+
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, aligned for reading as text."""
     cells = [list(columns), *map(list, rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
-    print("\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]), flush=True)
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
 def megabytes(size: float) -> str:

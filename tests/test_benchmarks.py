@@ -10,6 +10,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "sides.py")
 
 
+PAGE = FOLDER.parent / "docs" / "scaling.md"
 SCAN = """sequence,fitness
 GCGGAUUUAG,1.0
 ACGGAUUUAG,0.5
@@ -50,3 +51,18 @@ def test_variant_effects_of_a_small_scan(tmp_path):
     assert "| scan | 1 | 3 |" in output
     assert output.count("| scan | 2 | 1 | – |") == 2
     assert "| scan | all | 4 |" in output
+
+
+def test_the_tables_on_scale_are_those_of_the_script(tmp_path):
+    copy = tmp_path / "page.md"
+    copy.write_text(PAGE.read_text())
+    run("cost_model.py", "--write", str(copy))
+    assert copy.read_text() == PAGE.read_text()
+    assert copy.read_text().count("<!-- cost_model: ") == 11
+
+
+def test_training_steps_are_measured():
+    small = ("model.hidden_size=40", "data.tokens_per_batch=128", "data.micro_tokens=64", "data.max_length=40")
+    changes = [word for change in small for word in ("--set", change)]
+    output = run("train_speed.py", "--no-peers", "--repeats", "1", "--threads", "1", "--steps", "1", *changes)
+    assert "| rinalmo | 128           |" in output

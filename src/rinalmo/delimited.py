@@ -1,4 +1,4 @@
-"""Rows of a table of text: CSV, or TSV if the name says so (.tsv, .tab, .txt), plain or gzip.
+"""Rows of a table of text: CSV, or TSV if the name says so (.tsv, .tab, .txt), plain, gzip or zstd.
 
 Whatever is wrong with the file is one InputError that names it, and the line where there is one.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import difflib
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,22 +23,37 @@ Rows = Iterator[tuple[int, list[str]]]
 @contextmanager
 def opened_table(path: Path) -> Iterator[tuple[list[str], Rows]]:
     """The names of the columns, and the rows with the number of the line each ends on; blank lines are passed over."""
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as text:
+        with opened_text(path) as text:
             reader = csv.reader(_without_nul(text), delimiter=delimiter(path))
             header = next(reader, None)
             if not header:
                 raise InputError(f"{path}: is empty; a table starts with the names of its columns")
+            if len(set(header)) < len(header):
+                twice = next(name for name in header if header.count(name) > 1)
+                raise InputError(f"{path}: has two columns named {twice!r}")
             yield header, _of_one_width(path, reader, len(header))
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(f"{path}: cannot be read as a table ({reason})") from None
 
 
+@contextmanager
+def opened_text(path: Path) -> Iterator[IO[str]]:
+    """A text file, decompressed if its name ends in .gz or .zst, without a byte order mark."""
+    if path.suffix == ".zst":
+        import pyarrow as pa
+
+        with pa.CompressedInputStream(pa.OSFile(str(path)), "zstd") as stream:
+            yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+        return
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as text:
+        yield text
+
+
 def delimiter(path: Path) -> str:
     """What stands between the fields of a table of this name."""
-    return "\t" if path.name.removesuffix(".gz").endswith((".tsv", ".tab", ".txt")) else ","
+    return "\t" if path.name.removesuffix(".gz").removesuffix(".zst").endswith((".tsv", ".tab", ".txt")) else ","
 
 
 def column_index(path: Path, header: list[str], name: str) -> int:

@@ -5,10 +5,6 @@ A row is named by its line in messages (Parquet: by its number), so that it can 
 
 from __future__ import annotations
 
-import csv
-import difflib
-import gzip
-import io
 import json
 import math
 import zlib
@@ -18,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
+from rinalmo.delimited import column_index, opened_table, opened_text
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.rna.fasta import make_record
 from rinalmo.tasks.base import Columns, Example
@@ -93,11 +90,7 @@ def _sequence(value: Any, name: str, where: str) -> str:
 
 def _column(path: Path, header: list[str], given: str | None, usual: Sequence[str], what: str) -> str:
     if given is not None:
-        if given not in header:
-            near = difflib.get_close_matches(given, header, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(header)}"
-            raise InputError(f"{path}: has no column {given!r}; {hint}")
-        return given
+        return header[column_index(path, header, given)]
     lower = {column.lower(): column for column in reversed(header)}
     for name in usual:
         if name in lower:
@@ -122,26 +115,12 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with _read(path):
         if ending == ".parquet":
             yield from _parquet(path)
-            return
-        with _text(path) as text:
-            yield from _json(path, text) if ending in (".jsonl", ".ndjson") else _csv(path, text, ending != ".csv")
-
-
-def _csv(path: Path, text: IO[str], tabs: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    rows = csv.reader(text, delimiter="\t" if tabs else ",")
-    header = next(rows, None)
-    if not header:
-        raise InputError(f"{path}: is empty; a table starts with the names of its columns")
-    if len(set(header)) < len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise InputError(f"{path}: has two columns named {twice!r}")
-    for row in rows:
-        where = f"{path}, line {rows.line_num}"
-        if not row:
-            continue
-        if len(row) != len(header):
-            raise InputError(f"{where}: has {len(row)} fields, the header {len(header)}")
-        yield where, dict(zip(header, row, strict=True))
+        elif ending in (".jsonl", ".ndjson"):
+            with opened_text(path) as text:
+                yield from _json(path, text)
+        else:
+            with opened_table(path) as (header, rows):
+                yield from ((f"{path}, line {line}", dict(zip(header, row, strict=True))) for line, row in rows)
 
 
 def _json(path: Path, text: IO[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -173,23 +152,11 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @contextmanager
-def _text(path: Path) -> Iterator[IO[str]]:
-    if path.suffix == ".zst":
-        import pyarrow as pa
-
-        with pa.CompressedInputStream(pa.OSFile(str(path)), "zstd") as stream:
-            yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-        return
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as text:
-        yield text
-
-
-@contextmanager
 def _read(path: Path) -> Iterator[None]:
     try:
         yield
     except InputError:
         raise
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(f"{path}: cannot be read as a table ({reason})") from None

@@ -1,0 +1,280 @@
+"""What training costs by arithmetic: the tables of docs/scaling.md.
+
+    python benchmarks/cost_model.py                            # print them
+    python benchmarks/cost_model.py --write docs/scaling.md    # put them where they belong on the page
+
+The formulas are those of `rinalmo.model.cost` and `rinalmo.training.throughput`. What is measured or published stands
+below as a constant with its source; all else follows. Nothing is timed here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import sides
+from embed_speed import REAL
+from rinalmo.model.config import PRESETS, ModelConfig
+from rinalmo.model.cost import activation_bytes, matrix_parameters, pretraining_parameters
+from rinalmo.training.throughput import training_flops
+
+Rows = list[tuple[str, ...]]  # the head first
+
+
+def cropped(limit: int) -> list[int]:
+    """Tokens of the real lengths: crops have no CLS and EOS."""
+    return [length + 2 if length <= limit else limit for length in REAL]
+
+
+SELECTED = 0.15
+CONFIGS = {name: ModelConfig.preset(name) for name in PRESETS}
+GIGA = CONFIGS["giga"]
+MIX = cropped(1022)
+LOADS = {"real lengths": MIX, "all of 1,022 nt": [1022] * len(MIX)}
+
+# Published: NVIDIA's datasheet of the A100 (80 GB, SXM; one direction of NVLink); Penić et al. 2025; Linclust's code.
+A100_FLOPS, A100_BYTES, NVLINK = 312e12, 80e9, 300e9
+GPUS, SEQUENCES, CLUSTERS, EPOCHS, HOURS = 7, 1344, 17e6, 6, 14 * 24
+KMERS, KMERS_PER_LETTER, KMER_BYTES = 21, 0.2, 16
+LINKS = {"200 Gb/s": 25e9, "400 Gb/s": 50e9, "8 × 200 Gb/s": 200e9}  # of a node of 8 GPUs
+
+MFU = (0.3, 0.4, 0.5)  # assumed
+MICRO = 65536  # tokens of a micro-batch in recipes/pretrain-giga.yaml
+LARGE = 64 * SEQUENCES // GPUS  # a step of 64 GPUs with the paper's number of sequences for each
+
+
+class Point(NamedTuple):
+    """A measured speed. `peak` is the range that matrix products of the same threads had in the same days."""
+
+    what: str
+    config: ModelConfig
+    lengths: Sequence[int]
+    passes: int  # 1 forward, 3 forward and backward
+    speed: int
+    peak: tuple[float, float]
+
+
+# Measured: docs/log.md and benchmarks/results/2026-11-24-xeon-amx-2-cores.md.
+PEAK, HALF = (1.8e12, 3.3e12), (0.9e12, 1.65e12)
+SHORT, EMBEDDED = cropped(254), [tokens for tokens in MIX if tokens != 1022]
+WIDE = ModelConfig(hidden_size=1280, num_hidden_layers=2)
+POINTS = (
+    Point("nano, training, 1 thread", CONFIGS["nano"], SHORT, 3, 3580, HALF),
+    Point("nano, training, 1 process of 2 threads", CONFIGS["nano"], SHORT, 3, 5265, PEAK),
+    Point("nano, training, 2 processes of 1 thread", CONFIGS["nano"], SHORT, 3, 6300, PEAK),
+    Point("nano, embedding, 2 threads", CONFIGS["nano"], EMBEDDED, 1, 19445, PEAK),
+    Point("micro, embedding, 2 threads", CONFIGS["micro"], EMBEDDED, 1, 9378, PEAK),
+    Point("2 layers of giga, embedding, 2 threads", WIDE, EMBEDDED, 1, 13626, PEAK),
+)
+# Measured: anonymous memory after so many steps of pretrain-nano-cpu, the larger of two processes.
+PROCESS = {150: 3.4e9, 980: 4.6e9, 1520: 4.6e9}
+# Measured: benchmarks/results/2026-11-24-xeon-data.md; sequences per second of one thread, and bytes.
+PREPARE = {"read": 110_000, "find equals": 496_000, "cluster (MMseqs2)": 7_200, "write the store": 169_000}
+LETTERS, NAME, RAM = 412.5, 13, 50
+MMSEQS = (884_366, 569, 1.827e9)  # sequences, mean length, memory
+WEIGHTED = (36e6, 1.1984, 291e6)  # sequences, seconds, memory of a start with weights
+
+
+def per_token(config: ModelConfig, lengths: Sequence[int]) -> float:
+    """FLOPs of a training step, per token."""
+    return training_flops(config, lengths, round(SELECTED * sum(lengths))) / sum(lengths)
+
+
+def states(config: ModelConfig) -> float:
+    """fp32 weights, gradients and AdamW's two means, and bf16 copies of the matrices while a step computes."""
+    return 16 * pretraining_parameters(config) + 2 * matrix_parameters(config)
+
+
+def kept(
+    config: ModelConfig, path: Literal["cpu", "sdpa"], checkpointing: bool = False, lengths: Sequence[int] = MIX
+) -> float:
+    """Activation bytes per token; checkpointed, with the inside of the one block that is computed again."""
+    tokens, predicted = sum(lengths), round(SELECTED * sum(lengths))
+    whole = activation_bytes(config, lengths, predicted, path=path)
+    if not checkpointing:
+        return whole / tokens
+    inputs = activation_bytes(config, lengths, predicted, path=path, checkpointing=True)
+    return (inputs + whole / config.num_hidden_layers) / tokens
+
+
+def exchanged(parameters: float, ranks: int, micro_batches: int = 0) -> float:
+    """Bytes that each of `ranks` sends a step, in rings. DDP: fp32 gradients, scattered and gathered. FSDP, if a
+    number of micro-batches is given: bf16 weights gathered twice for each of them, fp32 gradients scattered once."""
+    return (ranks - 1) / ranks * parameters * (2 * 2 * micro_batches + 4 if micro_batches else 2 * 4)
+
+
+# The tables.
+
+
+def arithmetic() -> Rows:
+    rows: Rows = [("", "parameters", "MFLOPs a token", "6 × parameters", "attention at 130 tokens", "at 1,024")]
+    for name, config in CONFIGS.items():
+        parameters, width = pretraining_parameters(config), 12 * config.num_hidden_layers * config.hidden_size
+        shares = (percent(width * length / per_token(config, [length])) for length in (130, 1024))
+        flops = (f"{value / 1e6:,.0f}" for value in (per_token(config, MIX), 6 * parameters))
+        rows.append((name, f"{parameters / 1e6:,.1f} M", *flops, *shares))
+    return rows
+
+
+def speeds() -> Rows:
+    rows: Rows = [("measured", "tokens/s", "MFLOPs a token", "GFLOP/s", "of the peak", "by FLOPs alone, tokens/s")]
+    for what, config, lengths, passes, speed, peak in POINTS:
+        flops = per_token(config, lengths) * passes / 3
+        share = " to ".join(percent(flops * speed / limit) for limit in reversed(peak))
+        alone = " to ".join(f"{limit / flops:,.0f}" for limit in peak)
+        rows.append((what, f"{speed:,}", f"{flops / 1e6:,.0f}", f"{flops * speed / 1e9:,.0f}", share, alone))
+    return rows
+
+
+def memory() -> Rows:
+    head = ("", "states, DDP", "of 8, FSDP", "of 64", "CPU, KB a token", "GPU", "GPU, checkpointed")
+    rows: Rows = [(*head, "tokens in 80 GB", "checkpointed")]
+    for name, config in CONFIGS.items():
+        sizes = [kept(config, "cpu"), kept(config, "sdpa"), kept(config, "sdpa", True)]
+        room = (f"{(0.9 * A100_BYTES - states(config)) / size:,.0f}" for size in sizes[1:])
+        shares = (16 * pretraining_parameters(config) / ranks for ranks in (8, 64))
+        rows.append((name, *map(size_of, (states(config), *shares)), *(f"{s / 1e3:,.0f}" for s in sizes), *room))
+    return rows
+
+
+def process() -> Rows:
+    """A process of pretrain-nano-cpu. Its crops are short, and its model has no dropout."""
+    config = replace(CONFIGS["nano"], hidden_dropout=0.0, attention_dropout=0.0)
+    tensors = 4096 * kept(config, "cpu", lengths=SHORT)
+    whole = tensors + states(config)
+    rows: Rows = [("", "activations, formula", "states, formula", "process, measured", "× formula")]
+    for step, found in PROCESS.items():
+        sizes = map(size_of, (tensors, states(config), found))
+        rows.append((f"after {step:,} steps", *sizes, f"{found / whole:.1f}"))
+    return rows
+
+
+def exchange() -> Rows:
+    head = ("", "processes", "DDP", "FSDP, 1 micro-batch", "FSDP, 4", "DDP over 10 Gb/s", "over 200 Gb/s")
+    rows: Rows = [(*head, "over NVLink")]
+    for name, ranks in (("nano", 2), ("micro", 2), ("micro", 8), ("giga", GPUS), ("giga", 64)):
+        sent = [exchanged(pretraining_parameters(CONFIGS[name]), ranks, parts) for parts in (0, 1, 4)]
+        times = (f"{1e3 * sent[0] / link:,.1f} ms" for link in (1.25e9, 25e9, NVLINK))
+        rows.append((name, str(ranks), *map(size_of, sent), *times))
+    return rows
+
+
+def paper() -> Rows:
+    hours = " / ".join(percent(mfu) for mfu in MFU)
+    rows: Rows = [("", "tokens", "FLOPs", f"hours at {hours} MFU", "two weeks are", "exchange, of a step at 40 %")]
+    machine, steps = GPUS * A100_FLOPS, EPOCHS * CLUSTERS / SEQUENCES
+    for name, lengths in LOADS.items():
+        tokens = EPOCHS * CLUSTERS * statistics.mean(lengths)
+        seconds = tokens * per_token(GIGA, lengths) / machine
+        spent = " / ".join(f"{seconds / mfu / 3600:,.0f}" for mfu in MFU)
+        sent = exchanged(pretraining_parameters(GIGA), GPUS) / NVLINK
+        published, share = percent(seconds / HOURS / 3600), percent(sent / (seconds / 0.4 / steps))
+        rows.append((name, f"{tokens:.1e}", f"{seconds * machine:.1e}", spent, f"{published} MFU", share))
+    return rows
+
+
+def paper_batches() -> Rows:
+    head = ("", "sequences a GPU", "tokens a GPU and step", "micro-batches", "memory of one, checkpointed")
+    rows: Rows = [(*head, "with the states")]
+    for name, lengths in LOADS.items():
+        tokens = SEQUENCES // GPUS * statistics.mean(lengths)
+        parts = math.ceil(tokens / MICRO)
+        held = tokens / parts * kept(GIGA, "sdpa", True)
+        sizes = (size_of(held), size_of(held + states(GIGA)))
+        rows.append((name, f"{SEQUENCES // GPUS}", f"{tokens:,.0f}", str(parts), *sizes))
+    return rows
+
+
+def many() -> Rows:
+    """64 GPUs in 8 nodes: what crosses a node's link, and its share of a step of which nothing overlaps."""
+    rows: Rows = [("sequences a step", "how", "compute", *(f"exchange, {link}" for link in LINKS), "tokens/s")]
+    parameters = pretraining_parameters(GIGA)
+    for sequences in (SEQUENCES, LARGE):
+        tokens = sequences * statistics.mean(MIX)
+        compute = tokens * per_token(GIGA, MIX) / (64 * A100_FLOPS * 0.4)
+        for how, parts in {"DDP; FSDP with 1 micro-batch": 0, "FSDP with 4": 4}.items():
+            crossing, inside = (exchanged(parameters, 8, parts) / speed for speed in (1.0, NVLINK))
+            spent = [crossing / link + inside for link in LINKS.values()]
+            shares = (f"{1e3 * time:,.0f} ms, {percent(time / (time + compute))}" for time in spent)
+            slow, fast = tokens / (compute + spent[0]), tokens / max(compute, spent[-1])
+            rows.append((f"{sequences:,}", how, f"{1e3 * compute:,.0f} ms", *shares, f"{slow:,.0f} to {fast:,.0f}"))
+    return rows
+
+
+def batches() -> Rows:
+    head = ("sequences a step", "steps of 6 epochs", "a warm-up of 2,000 is", "rate, by √", "rate, in proportion")
+    rows: Rows = [head]
+    for sequences in (SEQUENCES, LARGE):
+        count, ratio = EPOCHS * CLUSTERS / sequences, sequences / SEQUENCES
+        rates = (f"{5e-5 * factor:.1e}" for factor in (math.sqrt(ratio), ratio))
+        rows.append((f"{sequences:,}", f"{count:,.0f}", percent(2000 / count), *rates))
+    return rows
+
+
+def billion(number: float = 1e9) -> Rows:
+    """So many sequences like those measured, in as many clusters for their number as the paper's."""
+    rows: Rows = [("", "time", "memory", "disk")]
+    store, index = number * (LETTERS + NAME + 16 + 10), 10 * number + 8 * number * CLUSTERS / WEIGHTED[0]
+    for step, speed in PREPARE.items():
+        own = "see below" if "MMseqs2" in step else f"at most {size_of(RAM * number)}"
+        rows.append((step, f"{number / speed / 3600:,.1f} h of one thread", own, ""))
+    start, held = (value * number / WEIGHTED[0] for value in WEIGHTED[1:])
+    rows.append(("the store", "", f"{size_of(index)} mapped", size_of(store + 8 * number * CLUSTERS / WEIGHTED[0])))
+    rows.append(("an epoch starts with weights", f"{start:,.0f} s", f"{size_of(held)} a process", ""))
+    return rows
+
+
+def mmseqs() -> Rows:
+    rows: Rows = [("sequences", "mean nt", "k-mers each", "table", "parts of 400 GB", "of 1.5 TB", "measured")]
+    measured = (*MMSEQS[:2], size_of(MMSEQS[2]))
+    for number, length, found in (measured, (36e6, LETTERS, ""), (1e9, LETTERS, "")):
+        taken = KMERS + KMERS_PER_LETTER * length
+        table = KMER_BYTES * number * taken
+        parts = (str(math.ceil(table / limit)) for limit in (400e9, 1.5e12))
+        rows.append((f"{number:,.0f}", f"{length:.0f}", f"{taken:.0f}", size_of(table), *parts, found))
+    return rows
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.{0 if share >= 0.1 else 1}f} %"
+
+
+def size_of(count: float) -> str:
+    power = min(4, max(2, int(math.log10(count)) // 3))
+    return f"{count / 1000**power:,.{0 if count >= 100 * 1000**power else 1}f} {'  MGT'[power]}B"
+
+
+MAKERS = (arithmetic, speeds, memory, process, exchange, paper, paper_batches, many, batches, billion, mmseqs)
+TABLES: dict[str, Callable[[], Rows]] = {make.__name__: make for make in MAKERS}
+
+
+def filled(page: str) -> str:
+    """The page with each table that follows a mark `<!-- cost_model: NAME -->` made anew."""
+
+    def table(mark: re.Match[str]) -> str:
+        head, *rows = TABLES[mark[2]]()
+        return f"{mark[1]}\n{sides.markdown(head, rows)}\n\n"
+
+    return re.sub(r"(<!-- cost_model: (\w+) -->\n)\n(?:\|.*\n)*\n?", table, page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", metavar="PAGE", type=Path, help="a Markdown page with marks where tables belong")
+    options = parser.parse_args()
+    if options.write:
+        options.write.write_text(filled(options.write.read_text(encoding="utf-8")), encoding="utf-8")
+        return
+    for name, make in TABLES.items():
+        head, *rows = make()
+        print(f"\n{name}\n\n{sides.markdown(head, rows)}")
+
+
+if __name__ == "__main__":
+    main()
