@@ -17,7 +17,7 @@ ALLOWED = {
     "alphabet": {"errors"},
     "durable": {"errors"},
     "recipe_files": {"errors"},
-    "rna": {"errors", "alphabet"},
+    "rna": {"errors", "alphabet", "durable"},
     "model": {"errors", "alphabet"},
     "metrics": {"errors", "rna"},
     "weights": {"errors", "alphabet", "durable", "rna", "model"},
