@@ -18,7 +18,7 @@ ALLOWED = {
     "durable": {"errors"},
     "delimited": {"errors"},
     "recipe_files": {"errors"},
-    "rna": {"errors", "alphabet"},
+    "rna": {"errors", "alphabet", "durable"},
     "model": {"errors", "alphabet"},
     "metrics": {"errors", "rna"},
     "weights": {"errors", "alphabet", "durable", "rna", "model"},

@@ -28,7 +28,8 @@ class InputError(RinalmoError, ValueError):
 class SequenceError(InputError):
     """One record of a sequence file cannot be used.
 
-    `file`, `record` (its name or 1-based number) and `position` (1-based) are kept for programs that want them.
+    `file`, `line` (1-based), `record` (its name or 1-based number) and `position` (1-based, in the sequence) are kept
+    for programs that want them, and so is the `problem` without them.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class SequenceError(InputError):
         message: str,
         *,
         file: str | None = None,
+        line: int | None = None,
         record: str | None = None,
         position: int | None = None,
     ) -> None:
@@ -43,15 +45,22 @@ class SequenceError(InputError):
             part
             for part in (
                 file,
+                f"line {line}" if line is not None else None,
                 f"record {record}" if record is not None else None,
                 f"position {position}" if position is not None else None,
             )
             if part is not None
         ]
         super().__init__(f"{', '.join(where)}: {message}" if where else message)
+        self.problem = message
         self.file = file
+        self.line = line
         self.record = record
         self.position = position
+
+    def found_in(self, file: str, line: int | None, record: str) -> "SequenceError":
+        """The same problem, with the place it was read from."""
+        return SequenceError(self.problem, file=file, line=line, record=record, position=self.position)
 
 
 class CheckpointError(RinalmoError, ValueError):

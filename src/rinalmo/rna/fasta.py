@@ -9,47 +9,24 @@ the same letter check it is 3 to 20 % faster than this. It is an oracle of the t
 
 The bytes flow through these steps, in blocks, so that memory is bounded by the longest record:
 
-    _opened ─► _Source ─► _chunks (decompression) ─► _from_first_header ─► _entries ─► _record
+    read_chunks (rinalmo.rna.reading) ─► _from_first_header ─► _entries ─► _record
 """
 
-import sys
-import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from os import PathLike
-from pathlib import Path
-from typing import BinaryIO
 
 from rinalmo.errors import InputError, SequenceError
+from rinalmo.rna.reading import BYTE_ORDER_MARK, decode, one_line, read_chunks, source_name
 
 IUPAC_LETTERS = "ACGUTNRYSWKMBDHVXI"
 """Nucleotides, the IUPAC codes of sets of them, X (unknown) and I (inosine)."""
 
 _MASK = b"<mask>"
 
-_BLOCK = 1 << 18
 _WHITESPACE = b" \t\n\r\v\f"
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PROTEIN_LETTERS = b"EFJLOPQZ*"  # * ends a translation
-_GZIP_MAGIC = b"\x1f\x8b"
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_ZSTD_SKIPPABLE_MAGIC = b"\x2a\x4d\x18"  # after one byte 0x50 to 0x5f; pzstd starts its files with it
-_UNSUPPORTED_MAGIC = {
-    b"BZh": "is compressed with bzip2; decompress it, or use gzip or zstd",
-    b"\xfd7zXZ": "is compressed with xz; decompress it, or use gzip or zstd",
-    b"PK\x03\x04": "is a zip archive; unpack it first",
-    b"\xff\xfe": "is UTF-16 text; save it as UTF-8 or ASCII",
-    b"\xfe\xff": "is UTF-16 text; save it as UTF-8 or ASCII",
-}
-_OPEN_FAILURES: dict[type[Exception], str] = {
-    FileNotFoundError: "does not exist; check the path",
-    IsADirectoryError: "is a directory; name a FASTA file in it",
-    PermissionError: "may not be read; check its permissions",
-}
-# An empty block ends every file that bgzip wrote (SAM specification, section 4.1.2).
-_BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,107 +56,25 @@ def read_fasta(
         InputError: the file is missing, unreadable, empty, cut off, damaged or not FASTA. This can come after
             records, since the end of a file is only seen when it is reached.
     """
-    name = "standard input" if source == "-" else _one_line(str(source))
-    table = _letter_table(letters)
-    with _opened(source, name) as file:
-        chunks = _chunks(_Source(file), name)
-        for number, entry in enumerate(_entries(_from_first_header(chunks, name)), start=1):
-            yield _record(number, entry, table, allow_mask, name)
-
-
-@contextmanager
-def _opened(source: str | PathLike[str], name: str) -> Iterator[BinaryIO]:
-    if source == "-":
-        if sys.stdin is None:
-            raise InputError(f"{name} is closed; name a file")
-        yield sys.stdin.buffer
-        return
-    try:
-        file = Path(source).open("rb")  # noqa: SIM115  # the error clause must not span the reading
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise InputError(f"{name} {_OPEN_FAILURES.get(type(error), f'cannot be opened: {error}')}") from error
-    with file:
-        yield file
-
-
-class _Source:
-    """A file whose first bytes stay readable after a look at them, because a pipe cannot be rewound."""
-
-    closed = False  # pyarrow asks
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._head: bytes | None = None
-
-    def head(self) -> bytes:
-        self._head = self._file.read(len(_BGZF_END))
-        return self._head
-
-    def read(self, size: int) -> bytes:
-        """Return what is there, at most `size` bytes; nothing only at the end."""
-        head, self._head = self._head, None
-        return head or self._file.read1(size)  # type: ignore[attr-defined]
-
-    def close(self) -> None:
-        """Nothing, although pyarrow calls it: whoever opened the file closes it."""
-
-    def blocks(self) -> Iterator[bytes]:
-        return iter(lambda: self.read(_BLOCK), b"")
-
-
-def _chunks(source: _Source, name: str) -> Iterator[bytes]:
-    """Yield the decompressed bytes in pieces of bounded size."""
-    try:
-        head = source.head()
-        for magic, remedy in _UNSUPPORTED_MAGIC.items():
-            if head.startswith(magic):
-                raise InputError(f"{name} {remedy}")
-        if head.startswith(_GZIP_MAGIC):
-            yield from _gunzip(source.blocks(), is_bgzf=head[3:4] == b"\x04" and head[12:14] == b"BC")
-        elif head.startswith(_ZSTD_MAGIC) or head[1:4] == _ZSTD_SKIPPABLE_MAGIC:
-            yield from _unzstd(source)
-        else:
-            yield from source.blocks()
-    except (OSError, EOFError, zlib.error) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{name} cannot be read to its end ({reason}); copy or download it again") from error
-
-
-def _gunzip(blocks: Iterable[bytes], *, is_bgzf: bool) -> Iterator[bytes]:
-    member, end = zlib.decompressobj(wbits=31), b""
-    for block in blocks:
-        end = (end + block[-len(_BGZF_END) :])[-len(_BGZF_END) :]
-        while block:
-            if member.eof:
-                member = zlib.decompressobj(wbits=31)
-            yield member.decompress(block, 4 * _BLOCK)
-            block = member.unconsumed_tail or member.unused_data
-    yield member.flush()
-    if not member.eof or (is_bgzf and end != _BGZF_END):
-        raise EOFError("the gzip data is cut off")
-
-
-def _unzstd(source: _Source) -> Iterator[bytes]:
-    import pyarrow as pa
-
-    stream = pa.CompressedInputStream(pa.PythonFile(source, mode="r"), "zstd")
-    while chunk := stream.read(_BLOCK):
-        yield chunk
+    name, table = source_name(source), _letter_table(letters)
+    chunks = _from_first_header(read_chunks(source), name)
+    for number, entry in enumerate(_entries(chunks), start=1):
+        yield _record(number, entry, table, allow_mask, name)
 
 
 def _from_first_header(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
     """Skip a byte order mark, blank lines and the '>' that must come next."""
     start = b""
     for chunk in chunks:
-        start = (start + chunk).removeprefix(_BYTE_ORDER_MARK).lstrip(_WHITESPACE)
-        if len(start) >= len(_BYTE_ORDER_MARK):
+        start = (start + chunk).removeprefix(BYTE_ORDER_MARK).lstrip(_WHITESPACE)
+        if len(start) >= len(BYTE_ORDER_MARK):
             break
     if not start:
         raise InputError(f"{name} is empty; it should hold at least one FASTA record")
     if start.startswith(b"@"):
         raise InputError(f"{name} looks like FASTQ; convert it to FASTA, for example with: seqkit fq2fa")
     if not start.startswith(b">"):
-        raise InputError(f"{name} starts with {_decode(start[:20])!r}, but FASTA starts with a header, '>name'")
+        raise InputError(f"{name} starts with {decode(start[:20])!r}, but FASTA starts with a header, '>name'")
     yield start[1:]
     yield from chunks
 
@@ -222,19 +117,19 @@ def _record(number: int, entry: bytes, table: bytes, allow_mask: bool, file: str
     if not words or b"\0" in header:
         problem = "has a NUL byte; this is not a text file" if words else "names nothing; write '>name'"
         raise SequenceError(f"the header {problem}", file=file, record=str(number))
-    id_ = _decode(words[0])
+    id_ = decode(words[0])
     sequence = _to_rna(body, table, allow_mask)
     if not sequence:
         in_file = f"no sequence (it is number {number} in the file); remove it, or copy the file again if it is cut off"
         message = in_file if file else "is empty; leave it out"
-        raise SequenceError(message, file=file, record=_one_line(id_[:60]))
+        raise SequenceError(message, file=file, record=one_line(id_[:60]))
     if b"\0" in sequence:
         written = (body.replace(_MASK, b"N") if allow_mask else body).translate(None, _WHITESPACE)
         # A mask counts as one position.
         start = len(sequence[: sequence.index(0)].replace(_MASK, b"N"))
         problem = _letter_problem(written, start, number if file else None, table, allow_mask)
-        raise SequenceError(problem, file=file, record=_one_line(id_[:60]), position=start + 1)
-    description = _decode(words[1].rstrip()) if len(words) > 1 else ""
+        raise SequenceError(problem, file=file, record=one_line(id_[:60]), position=start + 1)
+    description = decode(words[1].rstrip()) if len(words) > 1 else ""
     return Record(id_, description, sequence.decode("ascii"), number)
 
 
@@ -271,15 +166,3 @@ def _first_character(text: bytes) -> str:
         except UnicodeDecodeError:
             continue
     return text[:1].decode("latin-1")
-
-
-def _decode(text: bytes) -> str:
-    try:
-        return text.decode("utf-8")
-    except UnicodeDecodeError:
-        return text.decode("latin-1")
-
-
-def _one_line(text: str) -> str:
-    """Escape line ends and terminal codes, which a name may hold and an error message must not."""
-    return text if text.isprintable() else ascii(text)[1:-1]

@@ -1,25 +1,64 @@
-"""From pair probabilities to a structure.
+"""From pair probabilities to a structure. Three decoders, one set of candidates.
 
-Greedy decoding as in the paper: the most probable pair first, each nucleotide in at most one pair, pseudoknots allowed.
-One pass over the sorted candidates gives what repeated searches for the maximum give.
+    greedy     the paper's: the most probable pair first, each nucleotide in at most one pair; may cross
+    nested     the heaviest set of pairs without pseudoknots, by dynamic programming (`rinalmo.rna.nested`)
+    matching   the heaviest set of pairs, crossing or not: a maximum-weight matching
 
-Reference: Penić et al. 2025 (arXiv:2403.00043).
+A candidate is a pair above the threshold, far enough apart and, unless told otherwise, canonical. The last two maximise
+the sum of probability - threshold, so that every pair above the threshold gains. For nested structures this is the
+γ-centroid estimator, with threshold = 1 / (γ + 1).
+
+References: Penić et al. 2025 (arXiv:2403.00043) for greedy; Hamada et al. 2009 (Bioinformatics 25:465) for the sum.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from rinalmo.errors import InputError
+from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.rna.nested import heaviest_nested
+from rinalmo.rna.pairing import canonical_mask
 
 MIN_DISTANCE = 4  # a hairpin loop has at least three nucleotides
-_CANONICAL = (("A", "U"), ("G", "C"), ("G", "U"))
-
-_PAIRS = np.zeros((256, 256), dtype=bool)  # by the letters' codes
-for _first, _second in _CANONICAL:
-    _PAIRS[ord(_first), ord(_second)] = _PAIRS[ord(_second), ord(_first)] = True
+_WEIGHT_STEPS = 2**40  # matching computes in integers
 
 Pairs = list[tuple[int, int]]
+
+
+def decode(
+    probabilities: np.ndarray,
+    sequence: str,
+    method: str = "greedy",
+    *,
+    threshold: float = 0.5,
+    canonical: bool = True,
+    min_distance: int = MIN_DISTANCE,
+) -> Pairs:
+    """Pairs `(i, j)`, i < j, counted from 0, in order of i; no nucleotide is in two.
+
+    `probabilities` is symmetric, `(length, length)`; its upper triangle is read and nothing is changed. A pair is a
+    candidate if its probability is above `threshold`, j - i is at least `min_distance` and, with `canonical`, it is AU,
+    GC or GU (T reads as U, in either case). `method` is greedy, nested or matching, which needs the extra `fold`.
+    Equal probabilities: greedy takes them in order of i, then j; the others give the same answer every time.
+
+    Raises InputError if the shapes do not fit or the method is unknown.
+    """
+    if method not in METHODS:
+        raise InputError(f"there is no decoding method {method!r}; use {', '.join(METHODS)}")
+    length = len(sequence)
+    if probabilities.shape != (length, length):
+        raise InputError(f"probabilities of shape {probabilities.shape} do not fit a sequence of {length} nt")
+    position = np.arange(length, dtype=np.int32)
+    allowed = probabilities > threshold
+    allowed &= position >= position[:, None] + min_distance
+    if canonical:
+        allowed &= canonical_mask(sequence)
+    rows, columns = np.divmod(np.flatnonzero(allowed), max(length, 1))
+    values = probabilities[rows, columns]
+    # In double precision, where a value above the threshold stays above it.
+    return METHODS[method](rows, columns, values if method == "greedy" else values.astype(np.float64) - threshold, length)
 
 
 def decode_greedy(
@@ -30,45 +69,48 @@ def decode_greedy(
     canonical: bool = True,
     min_distance: int = MIN_DISTANCE,
 ) -> Pairs:
-    """Pairs `(i, j)`, i < j, counted from 0, in order of i.
-
-    `probabilities` is symmetric, `(length, length)`; it is not changed. A pair counts if its probability is above
-    `threshold`, its ends are at least `min_distance` apart and, with `canonical`, it is AU, GC or GU (T reads as U, in
-    either case). Equal probabilities are taken in order of i, then j.
-
-    Raises InputError if the shapes do not fit.
-    """
-    length = len(sequence)
-    if probabilities.shape != (length, length):
-        raise InputError(f"probabilities of shape {probabilities.shape} do not fit a sequence of {length} nt")
-    # Few of the length² entries pass the threshold; everything else is asked of those only.
-    rows, columns = np.divmod(np.flatnonzero(probabilities > threshold), max(length, 1))
-    keep = columns - rows >= min_distance
-    if canonical:
-        codes = _codes(sequence)
-        keep &= _PAIRS[codes[rows], codes[columns]]
-    rows, columns = rows[keep], columns[keep]
-    order = np.argsort(-probabilities[rows, columns], kind="stable")
-    partner = [-1] * length
-    for i, j in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
-        if partner[i] < 0 and partner[j] < 0:
-            partner[i], partner[j] = j, i
-    return [(i, j) for i, j in enumerate(partner) if i < j]
+    """`decode` with the paper's method."""
+    return decode(probabilities, sequence, threshold=threshold, canonical=canonical, min_distance=min_distance)
 
 
-def canonical_mask(sequence: str) -> np.ndarray:
-    """Which nucleotides could form an AU, GC or GU pair, `(length, length)` of bool."""
-    codes = _codes(sequence)
-    return _PAIRS[codes[:, None], codes[None, :]]
+def _greedy(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, length: int) -> Pairs:
+    """In rounds: a candidate that comes first at both its ends is one that the search for maxima would take."""
+    order = _descending(values)
+    rows, columns = rows[order], columns[order]
+    partner = np.full(length, -1)
+    while len(rows):
+        rank = np.arange(len(rows))
+        first = np.full((2, length), len(rows))
+        first[0, rows[::-1]] = first[1, columns[::-1]] = rank[::-1]  # of several, the last to be written stays
+        first = first.min(axis=0)
+        wins = (first[rows] == rank) & (first[columns] == rank)
+        partner[rows[wins]], partner[columns[wins]] = columns[wins], rows[wins]
+        free = (partner[rows] < 0) & (partner[columns] < 0)
+        rows, columns = rows[free], columns[free]
+    return [(i, j) for i, j in enumerate(partner.tolist()) if i < j]
 
 
-def _codes(sequence: str) -> np.ndarray:
-    return np.frombuffer(sequence.upper().replace("T", "U").encode("ascii", "replace"), dtype=np.uint8)
+def _descending(values: np.ndarray) -> np.ndarray:
+    """The order of falling values, equal ones as they come. A stable sort takes five times as long, and ties are rare."""
+    order = np.argsort(-values)
+    ordered = values[order]
+    return order if (ordered[1:] != ordered[:-1]).all() else np.argsort(-values, kind="stable")
 
 
-def pair_matrix(pairs: Pairs, length: int) -> np.ndarray:
-    """Pairs as a symmetric 0/1 matrix."""
-    matrix = np.zeros((length, length), dtype=np.int64)
-    for i, j in pairs:
-        matrix[i, j] = matrix[j, i] = 1
-    return matrix
+def _matching(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, length: int) -> Pairs:
+    try:
+        import rustworkx
+    except ImportError:
+        raise MissingExtraError("rustworkx", "fold", "decoding by matching") from None
+    graph = rustworkx.PyGraph(multigraph=False)
+    graph.add_nodes_from(range(length))
+    steps = np.maximum(np.rint(weights * _WEIGHT_STEPS), 1).astype(np.int64)
+    graph.add_edges_from(list(zip(rows.tolist(), columns.tolist(), steps.tolist(), strict=True)))
+    return sorted((min(pair), max(pair)) for pair in rustworkx.max_weight_matching(graph, weight_fn=int))
+
+
+METHODS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, int], Pairs]] = {
+    "greedy": _greedy,
+    "nested": heaviest_nested,
+    "matching": _matching,
+}
