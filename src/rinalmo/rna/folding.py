@@ -58,7 +58,9 @@ def decode(
     rows, columns = np.divmod(np.flatnonzero(allowed), max(length, 1))
     values = probabilities[rows, columns]
     # In double precision, where a value above the threshold stays above it.
-    return METHODS[method](rows, columns, values if method == "greedy" else values.astype(np.float64) - threshold, length)
+    return METHODS[method](
+        rows, columns, values if method == "greedy" else values.astype(np.float64) - threshold, length
+    )
 
 
 def decode_greedy(

@@ -19,8 +19,7 @@ from rinalmo.training.examples import read_sets
 from rinalmo.training.finetune import finetune
 from rinalmo.training.finetune_config import FinetuneRecipe
 from rinalmo.training.run import SILENCE, Listener, Outcome
-
-EVALUATION = "evaluation.json"
+from rinalmo.training.run_folder import EVALUATION
 
 
 def finetune_and_test(

@@ -5,6 +5,7 @@ RUN/
     versions.json    one entry per start: versions, command, processes, threads, from which step
     log.jsonl        training and validation figures by step
     checkpoints/     see `rinalmo.training.checkpoint`
+    evaluation.json  figures over the test examples of a fine-tuning run
     model/           the trained model, once the run is finished
     loss.png         its curve
     lock             held while a process trains here
@@ -30,7 +31,7 @@ from rinalmo.errors import InputError, RinalmoError, TrainingError
 from rinalmo.recipe_files import parse, read
 from rinalmo.training.config import Recipe, RunRecipe
 
-RECIPE, VERSIONS = "recipe.yaml", "versions.json"
+RECIPE, VERSIONS, EVALUATION = "recipe.yaml", "versions.json", "evaluation.json"
 
 # What may differ when a run is resumed: where things lie, how they are computed and watched, and how long it goes on.
 _FREE = (
@@ -118,6 +119,11 @@ class RunFolder:
         """The entries of `versions.json`."""
         path = self.path / VERSIONS
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+    def evaluation(self) -> dict[str, Any]:
+        """The figures over test examples, if there are any."""
+        path = self.path / EVALUATION
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def recipe(self) -> RunRecipe:
         """The recipe that was written down; raises InputError if this is no run."""

@@ -50,7 +50,9 @@ def _structure(name: str, start: int, found: list[tuple[int, str]], file: str, r
     (sequence_line, sequence), (structure_line, structure), *rest = found
     for (line, text), what in zip(rest, _LINES[2:], strict=False):
         if len(text) != len(sequence):
-            problem = f"the line of {what} has {len(text):,} characters and the sequence {len(sequence):,}; both must fit"
+            problem = (
+                f"the line of {what} has {len(text):,} characters and the sequence {len(sequence):,}; both must fit"
+            )
             raise SequenceError(problem, file=file, line=line, record=where)
     line = sequence_line
     try:

@@ -53,9 +53,7 @@ def parquet_rows(path: str | PathLike[str]) -> Iterator[tuple[None, Row]]:
         raise InputError(f"{source_name(path)} cannot be read as Parquet ({reason}); copy it again") from None
 
 
-def structures(
-    rows: Iterable[tuple[int | None, Row]], file: str, column: str
-) -> Iterator[tuple[Structure, Row]]:
+def structures(rows: Iterable[tuple[int | None, Row]], file: str, column: str) -> Iterator[tuple[Structure, Row]]:
     """Yield each row's structure and the row; `column` holds the dot-bracket text."""
     for number, (line, row) in enumerate(rows, start=1):
         if number == 1:
