@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from rinalmo.inference.variants import score
     from rinalmo.model.config import ModelConfig
     from rinalmo.rna.fasta import read_fasta
+    from rinalmo.tasks.evaluation import evaluate
+    from rinalmo.tasks.fold_file import fold
+    from rinalmo.tasks.predicting import predict
     from rinalmo.weights.catalog import models, resolve
     from rinalmo.weights.checkpoint import convert, load, save
     from rinalmo.weights.info import info
@@ -69,10 +72,13 @@ _WHERE = {
     "SequenceError": "errors",
     "convert": "weights.checkpoint",
     "embed": "inference.embeddings",
+    "evaluate": "tasks.evaluation",
     "fill_mask": "inference.fill_mask",
+    "fold": "tasks.fold_file",
     "info": "weights.info",
     "load": "weights.checkpoint",
     "models": "weights.catalog",
+    "predict": "tasks.predicting",
     "read_fasta": "rna.fasta",
     "resolve": "weights.catalog",
     "save": "weights.checkpoint",
@@ -100,10 +106,13 @@ __all__ = [
     "__version__",
     "convert",
     "embed",
+    "evaluate",
     "fill_mask",
+    "fold",
     "info",
     "load",
     "models",
+    "predict",
     "read_fasta",
     "resolve",
     "save",

@@ -91,13 +91,9 @@ def _sections(run: Run) -> list[str]:
     """Data, procedure and figures."""
     recipe = run.recipe
     if isinstance(recipe, FinetuneRecipe):
-        return [
-            part(run, recipe) for part in (card_finetuning.data, card_finetuning.procedure, card_finetuning.figures)
-        ]
+        return [part(run, recipe) for part in card_finetuning.PARTS]
     assert isinstance(recipe, Recipe)
-    return [
-        part(run, recipe) for part in (card_pretraining.data, card_pretraining.procedure, card_pretraining.validation)
-    ]
+    return [part(run, recipe) for part in card_pretraining.PARTS]
 
 
 def _answers(model: RiNALMo, text: str) -> list[tuple[str, float]]:

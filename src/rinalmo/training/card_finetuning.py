@@ -6,7 +6,6 @@ from pathlib import Path
 
 from rinalmo.training.card_parts import Run, curve, machine, table
 from rinalmo.training.finetune_config import FinetuneRecipe
-from rinalmo.training.run_folder import EVALUATION
 
 _INTRO = "The state of the best validation figure was kept. On the way there:"
 
@@ -16,19 +15,14 @@ def data(run: Run, recipe: FinetuneRecipe) -> str:
     counts = run.start.get("examples", {})
     names = {name: path for name in counts if (path := getattr(recipe.data, name))}
     rows = [(name, f"{count:,}", _named(names.get(name)), _sum(recipe, name)) for name, count in counts.items()]
-    split = (
-        "" if recipe.data.validation else "\n\nValidation examples without a file of their own are drawn from training."
-    )
+    split = "" if recipe.data.validation else "\n\nSets without a file are drawn from the training examples."
     return f"## Examples\n\nTask: {recipe.task}.\n\n{table(('Set', 'Examples', 'File', 'SHA-256'), rows)}{split}"
 
 
 def procedure(run: Run, recipe: FinetuneRecipe) -> str:
     """How it was trained."""
     last, backbone, optimizer = run.last, recipe.backbone, recipe.optimizer
-    stages = "; ".join(
-        f"{'all' if stage.blocks is None else stage.blocks} blocks from epoch {stage.epoch} on"
-        for stage in backbone.stages
-    )
+    stages = "; ".join(f"{stage.blocks or 'all'} blocks from epoch {stage.epoch} on" for stage in backbone.stages)
     learns = {
         "full": "the whole model learns",
         "frozen": "the head learns, the backbone is frozen",
@@ -38,7 +32,7 @@ def procedure(run: Run, recipe: FinetuneRecipe) -> str:
     facts = [
         f"from {recipe.init}; {learns}",
         f"{last.get('step', 0):,} steps of {recipe.data.sequences_per_batch} sequences",
-        f"AdamW {optimizer.betas}, weight decay {optimizer.weight_decay:g}, gradient norm at most {recipe.train.clip:g}",
+        f"AdamW {optimizer.betas}, weight decay {optimizer.weight_decay:g}, norm at most {recipe.train.clip:g}",
         f"learning rate {optimizer.lr:g}, {recipe.schedule.shape} to {recipe.schedule.min_lr:g}",
         *machine(run),
     ]
@@ -49,19 +43,14 @@ def figures(run: Run, recipe: FinetuneRecipe) -> str:
     """What it reaches on the test set, if it has one, and on the way."""
     parts = []
     if run.evaluation:
-        rows = [(name, f"{f['value']:.4f}", f"{f['low']:.4f} – {f['high']:.4f}") for name, f in _figures(run)]
-        head = ("Figure", "Value", "Interval")
-        parts.append(
-            f"On {run.evaluation['count']:,} test examples; {run.evaluation['interval']}:\n\n{table(head, rows)}"
-        )
+        found = run.evaluation["figures"].items()
+        rows = [(name, f"{f['value']:.4f}", f"{f['low']:.4f} – {f['high']:.4f}") for name, f in found]
+        said = f"On {run.evaluation['count']:,} test examples; {run.evaluation['interval']}:"
+        parts.append(f"{said}\n\n{table(('Figure', 'Value', 'Interval'), rows)}")
     if run.validations:
         names = [key.removeprefix("validation/") for key in run.validations[-1] if key.count("/") == 1][:6]
         parts.append(f"{_INTRO}\n\n{curve(run, names)}")
     return "## Evaluation\n\n" + "\n\n".join(parts) if parts else ""
-
-
-def _figures(run: Run) -> list[tuple[str, dict[str, float]]]:
-    return list(run.evaluation["figures"].items())
 
 
 def _named(path: str | None) -> str:
@@ -70,3 +59,6 @@ def _named(path: str | None) -> str:
 
 def _sum(recipe: FinetuneRecipe, name: str) -> str:
     return f"`{recipe.data.fingerprints[name][:16]}…`" if name in recipe.data.fingerprints else ""
+
+
+PARTS = (data, procedure, figures)

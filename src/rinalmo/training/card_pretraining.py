@@ -37,17 +37,15 @@ def procedure(run: Run, recipe: Recipe) -> str:
     """How it was trained."""
     last = run.last
     given, masking, optimizer, schedule = recipe.data, recipe.data.masking, recipe.optimizer, recipe.schedule
-    batch = (
-        f"{given.sequences_per_batch:,} sequences"
-        if given.sequences_per_batch
-        else f"{given.tokens_per_batch:,} tokens"
+    size, what = (
+        (given.sequences_per_batch, "sequences") if given.sequences_per_batch else (given.tokens_per_batch, "tokens")
     )
     decay = f"{schedule.decay_steps:,} steps" if schedule.decay_steps else "the rest of the run"
     kept = 1 - masking.masked - masking.replaced
     facts = [
         f"masked language modelling: {masking.selected:.0%} of the nucleotides, of which {masking.masked:.0%} are "
         f"masked, {masking.replaced:.0%} replaced by another nucleotide, {kept:.0%} kept; cross-entropy on those only",
-        f"{last.get('step', 0):,} steps of {batch}, {last.get('tokens', 0):,.0f} tokens",
+        f"{last.get('step', 0):,} steps of {size:,} {what}, {last.get('tokens', 0):,.0f} tokens",
         f"AdamW {optimizer.betas}, weight decay {optimizer.weight_decay:g} on matrices, gradient norm at most "
         f"{recipe.train.clip:g}",
         f"learning rate {schedule.start_lr:g} to {optimizer.lr:g} over {schedule.warmup_steps:,} steps, then cosine to "
@@ -74,3 +72,6 @@ def validation(run: Run, recipe: Recipe) -> str:
     intro = f"On the validation split, masked once and for all, after step {last['step']:,}:"
     way = curve(run, ("loss", "accuracy"))
     return f"## Validation\n\n{intro}\n\n{figures}\n\nOn the way there:\n\n{way}"
+
+
+PARTS = (data, procedure, validation)
