@@ -45,8 +45,8 @@ class ExamplesRecipe(Section):
     test: str | None = None
     fingerprints: dict[str, str] = Field(default_factory=dict)
     columns: ColumnsRecipe = ColumnsRecipe()
-    validation_fraction: float = Field(0.1, ge=0.0, lt=1.0)
-    folds: int | None = Field(None, ge=3)
+    validation_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
+    folds: int | None = Field(default=None, ge=3)
     fold: NonNegativeInt = 0
     sequences_per_batch: PositiveInt = 32
     micro_tokens: PositiveInt = 4096
@@ -84,8 +84,8 @@ class BackboneRecipe(Section):
     scale: PositiveFloat = 0.1
     rank: PositiveInt = 8
     alpha: PositiveFloat = 16.0
-    attention_dropout: float | None = Field(None, ge=0.0, lt=1.0)
-    hidden_dropout: float | None = Field(None, ge=0.0, lt=1.0)
+    attention_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
+    hidden_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
 
 
 class FinetuneValidation(ValidationRecipe):
