@@ -58,7 +58,9 @@ def decode(
     rows, columns = np.divmod(np.flatnonzero(allowed), max(length, 1))
     values = probabilities[rows, columns]
     # In double precision, where a value above the threshold stays above it.
-    return METHODS[method](rows, columns, values if method == "greedy" else values.astype(np.float64) - threshold, length)
+    return METHODS[method](
+        rows, columns, values if method == "greedy" else values.astype(np.float64) - threshold, length
+    )
 
 
 def decode_greedy(
@@ -91,7 +93,7 @@ def _greedy(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, length: i
 
 
 def _descending(values: np.ndarray) -> np.ndarray:
-    """The order of falling values, equal ones as they come. A stable sort takes five times as long, and ties are rare."""
+    """The order of falling values, equal ones as they come. A stable sort is five times as slow, and ties are rare."""
     order = np.argsort(-values)
     ordered = values[order]
     return order if (ordered[1:] != ordered[:-1]).all() else np.argsort(-values, kind="stable")

@@ -97,7 +97,9 @@ class Structure:
         """With AU, GC and GU pairs only."""
         rows, columns = np.array(self.pairs, dtype=np.int64).reshape(-1, 2).T
         kept = can_pair(self.sequence, rows, columns)
-        return Structure(self.name, self.sequence, tuple(pair for pair, keep in zip(self.pairs, kept, strict=True) if keep))
+        return Structure(
+            self.name, self.sequence, tuple(pair for pair, keep in zip(self.pairs, kept, strict=True) if keep)
+        )
 
 
 def pairs_of(text: str) -> Pairs:

@@ -68,7 +68,9 @@ def read_structures(path: Source, format: str | None = None, *, column: str = "s
     return (structure for structure, _ in read_rows(path, format, column=column))
 
 
-def read_rows(path: Source, format: str | None = None, *, column: str = "structure") -> Iterator[tuple[Structure, tables.Row]]:
+def read_rows(
+    path: Source, format: str | None = None, *, column: str = "structure"
+) -> Iterator[tuple[Structure, tables.Row]]:
     """As `read_structures`, each structure with all columns of its row of the table; none if it is not a table."""
     found = _rows(path, format_of(path, format), source_name(path), column)
     return _at_least_one(found, source_name(path))
@@ -97,7 +99,9 @@ def write_structures(path: Source, structures: Iterable[Structure], format: str 
     """
     path, kind = Path(path), format_of(path, format)
     if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"{path}: " + ("is a folder; name a file" if path.is_dir() else "no such folder; make it first"))
+        raise InputError(
+            f"{path}: " + ("is a folder; name a file" if path.is_dir() else "no such folder; make it first")
+        )
     with replacing(path) as file:
         if kind == "parquet":
             tables.write_parquet(structures, file)

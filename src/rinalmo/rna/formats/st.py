@@ -50,7 +50,9 @@ def _structure(name: str, start: int, found: list[tuple[int, str]], file: str, r
     (sequence_line, sequence), (structure_line, structure), *rest = found
     for (line, text), what in zip(rest, _LINES[2:], strict=False):
         if len(text) != len(sequence):
-            problem = f"the line of {what} has {len(text):,} characters and the sequence {len(sequence):,}; both must fit"
+            problem = (
+                f"the line of {what} has {len(text):,} characters and the sequence {len(sequence):,}; both must fit"
+            )
             raise SequenceError(problem, file=file, line=line, record=where)
     line = sequence_line
     try:
@@ -89,7 +91,7 @@ def loops(structure: Structure) -> str:
 
 
 def _kind(stretches: list[range]) -> str:
-    """A closed loop has one stretch of unpaired nucleotides, maybe empty, before each of its stems and one at its end."""
+    """A closed loop has a stretch of unpaired nucleotides, maybe empty, before each of its stems and one at its end."""
     if len(stretches) == 2:
         return "I" if all(stretches) else "B"
     return "H" if len(stretches) == 1 else "M"

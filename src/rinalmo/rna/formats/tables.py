@@ -1,4 +1,4 @@
-"""Tables of structures: CSV, TSV and Parquet with the columns sequence, structure (dot-bracket) and, if there is one, id.
+"""Tables of structures: CSV, TSV and Parquet with the columns sequence, structure (dot-bracket) and, if any, id.
 
 Other columns are left to whoever asks for the rows: `read_rows` gives each structure with its whole row.
 """
@@ -53,9 +53,7 @@ def parquet_rows(path: str | PathLike[str]) -> Iterator[tuple[None, Row]]:
         raise InputError(f"{source_name(path)} cannot be read as Parquet ({reason}); copy it again") from None
 
 
-def structures(
-    rows: Iterable[tuple[int | None, Row]], file: str, column: str
-) -> Iterator[tuple[Structure, Row]]:
+def structures(rows: Iterable[tuple[int | None, Row]], file: str, column: str) -> Iterator[tuple[Structure, Row]]:
     """Yield each row's structure and the row; `column` holds the dot-bracket text."""
     for number, (line, row) in enumerate(rows, start=1):
         if number == 1:
