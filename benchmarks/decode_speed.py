@@ -21,12 +21,12 @@ THRESHOLD = 0.13
 MATRICES = 4  # decoded in one run
 
 
-def matrices(length: int, kind: str) -> list[tuple[Any, str]]:
+def matrices(length: int, kind: str, number: int = MATRICES) -> list[tuple[Any, str]]:
     """Random matrices and sequences."""
     import numpy as np
 
     draw = np.random.default_rng(length)
-    return [_matrix(draw, length, share=0.1 if kind == "crowded" else 0.002) for _ in range(MATRICES)]
+    return [_matrix(draw, length, share=0.1 if kind == "crowded" else 0.002) for _ in range(number)]
 
 
 def _matrix(draw: Any, length: int, share: float) -> tuple[Any, str]:

@@ -1,18 +1,161 @@
-"""Scores of predictions."""
+"""Scores of numbers and classes beside scipy and scikit-learn, and their edge cases."""
 
 import numpy as np
 import pytest
+import scipy.stats
+import sklearn.metrics as oracle
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from rinalmo.metrics import spearman
+import rinalmo.metrics as metrics
+from rinalmo.errors import InputError
+
+# scikit-learn warns of the edge cases that are asked for here.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:sklearn")
+
+numbers = st.integers(-5, 5) | st.floats(-1e3, 1e3, width=32)
 
 
-def test_spearman_with_ties_is_the_correlation_of_mean_ranks():
-    """The textbook's example of ties, worked by hand: ranks 1, 2.5, 2.5, 4 and 2, 1, 3, 4."""
-    found = spearman(np.array([1.0, 5, 5, 9]), np.array([20.0, 10, 30, 40]))
-    assert found == pytest.approx(np.corrcoef([1, 2.5, 2.5, 4], [2, 1, 3, 4])[0, 1])
-    assert spearman(np.arange(9), np.exp(np.arange(9))) == pytest.approx(1)
-    assert spearman(np.arange(9), -np.arange(9)) == pytest.approx(-1)
+@st.composite
+def two_lists(draw, elements, least=2):
+    size = draw(st.integers(least, 30))
+    return [draw(st.lists(elements, min_size=size, max_size=size)) for _ in range(2)]
 
 
-def test_spearman_of_a_constant():
-    assert np.isnan(spearman(np.arange(3), np.ones(3)))
+@settings(max_examples=80, deadline=None)
+@given(two_lists(numbers))
+def test_regression(given_lists):
+    target, predicted = given_lists
+    assert metrics.mean_squared_error(target, predicted) == pytest.approx(oracle.mean_squared_error(target, predicted))
+    assert metrics.mean_absolute_error(target, predicted) == pytest.approx(
+        oracle.mean_absolute_error(target, predicted)
+    )
+    np.testing.assert_array_equal(metrics.ranks(target), scipy.stats.rankdata(target))
+    if np.ptp(target) > 1e-3:
+        assert metrics.r2(target, predicted) == pytest.approx(oracle.r2_score(target, predicted), rel=1e-6)
+    if np.ptp(metrics.ranks(target)) and np.ptp(metrics.ranks(predicted)):
+        expected = scipy.stats.spearmanr(target, predicted).statistic
+        assert metrics.spearman(target, predicted) == pytest.approx(expected, abs=1e-9)
+    if np.ptp(target) > 1e-3 and np.ptp(predicted) > 1e-3:
+        expected = scipy.stats.pearsonr(np.float64(target), np.float64(predicted)).statistic
+        assert metrics.pearson(target, predicted) == pytest.approx(expected, abs=1e-6)
+
+
+def test_spearman_with_ties_by_hand():
+    """Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5)."""
+    assert metrics.spearman([1, 5, 5, 9], [1, 2, 3, 4]) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+    assert metrics.spearman([1, 2, 3], [10, 100, 1000]) == 1.0
+    assert metrics.spearman([1, 2, 3], [3, 2, 1]) == -1.0
+
+
+def test_targets_that_do_not_vary():
+    assert metrics.r2([2, 2], [2, 2]) == 1.0
+    assert metrics.r2([2, 2], [2, 3]) == 0.0
+    assert np.isnan(metrics.spearman([2, 2], [1, 3]))
+    assert np.isnan(metrics.pearson([1, 3], [2, 2]))
+
+
+@settings(max_examples=80, deadline=None)
+@given(two_lists(st.integers(0, 4), least=1))
+def test_classes(given_lists):
+    target, predicted = given_lists
+    assert metrics.accuracy(target, predicted) == pytest.approx(oracle.accuracy_score(target, predicted))
+    for average in ("macro", "weighted"):
+        expected = oracle.f1_score(target, predicted, average=average, zero_division=0)
+        assert metrics.class_f1(target, predicted, average) == pytest.approx(expected)
+    expected = oracle.confusion_matrix(target, predicted, labels=range(5))
+    np.testing.assert_array_equal(metrics.confusion_matrix(target, predicted, 5), expected)
+
+
+@settings(max_examples=80, deadline=None)
+@given(two_lists(st.integers(0, 1), least=1))
+def test_two_classes(given_lists):
+    target, predicted = given_lists
+    found = metrics.binary_scores(target, predicted)
+    options = {"zero_division": 0}
+    assert found.accuracy == pytest.approx(oracle.accuracy_score(target, predicted))
+    assert found.precision == pytest.approx(oracle.precision_score(target, predicted, **options))
+    assert found.recall == pytest.approx(oracle.recall_score(target, predicted, **options))
+    assert found.specificity == pytest.approx(oracle.recall_score(target, predicted, pos_label=0, **options))
+    assert found.f1 == pytest.approx(oracle.f1_score(target, predicted, **options))
+    assert found.mcc == pytest.approx(oracle.matthews_corrcoef(target, predicted), abs=1e-9)
+
+
+@settings(max_examples=80, deadline=None)
+@given(two_lists(st.integers(0, 1)), st.integers(0, 1000), st.booleans())
+def test_roc_auc(given_lists, seed, tied):
+    target = given_lists[0]
+    draw = np.random.default_rng(seed)
+    scores = draw.integers(0, 3, len(target)) if tied else draw.random(len(target))
+    found = metrics.roc_auc(target, scores)
+    if len(set(target)) == 1:
+        assert np.isnan(found)
+    else:
+        assert found == pytest.approx(oracle.roc_auc_score(target, scores))
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 5])
+def test_top_k(k):
+    draw = np.random.default_rng(k)
+    target, scores = draw.integers(0, 5, 200), draw.integers(0, 4, (200, 5)) / 4  # many ties
+    expected = oracle.top_k_accuracy_score(target, scores, k=k, labels=range(5))
+    assert metrics.top_k_accuracy(target, scores, k) == pytest.approx(expected)
+
+
+def test_bootstrap_of_a_mean():
+    values = np.random.default_rng(1).normal(3, 2, 400)
+    low, high = metrics.bootstrap_interval(values)
+    # For a mean of many, the interval is close to ±1.96 standard errors.
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.05)
+    assert high == pytest.approx(values.mean() + half, abs=0.05)
+    assert (low, high) == metrics.bootstrap_interval(values)
+    assert (low, high) != metrics.bootstrap_interval(values, seed=1)
+    narrow = metrics.bootstrap_interval(values, level=0.5)
+    assert low < narrow[0] < narrow[1] < high
+    assert metrics.bootstrap_interval([0.7]) == (0.7, 0.7)
+
+
+def test_bootstrap_is_scipys_percentile():
+    values = np.random.default_rng(2).exponential(1, 50)
+    expected = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(3)
+    ).confidence_interval
+    assert metrics.bootstrap_interval(values, samples=20_000) == pytest.approx(tuple(expected), abs=0.02)
+
+
+def test_bootstrap_in_parts_covers_all_samples(monkeypatch):
+    values = np.random.default_rng(4).random(30)
+    whole = metrics.bootstrap_interval(values, samples=500)
+    monkeypatch.setattr("rinalmo.metrics.bootstrap._ENTRIES", 1000)
+    assert metrics.bootstrap_interval(values, samples=500) == whole
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: metrics.r2([1, float("nan")], [1, 2]), "the target has 1 NaN or infinite of 2 values; leave them out"),
+        (lambda: metrics.spearman([1, 2], [1, float("inf")]), "the prediction has 1 NaN or infinite of 2"),
+        (lambda: metrics.pearson([], []), "the target is empty"),
+        (lambda: metrics.mean_squared_error([1, 2], [1, 2, 3]), "2 targets do not fit 3 predictions"),
+        (lambda: metrics.accuracy([0, 1], [0]), "2 targets do not fit 1 predictions"),
+        (lambda: metrics.accuracy([0, 0.5], [0, 1]), "the target must hold class numbers"),
+        (lambda: metrics.accuracy([0, -1], [0, 1]), "the target must hold class numbers"),
+        (lambda: metrics.accuracy([0, float("nan")], [0, 1]), "NaN"),
+        (lambda: metrics.binary_scores([0, 2], [0, 1]), "there are 3 classes; use class_f1"),
+        (lambda: metrics.class_f1([0, 1], [0, 1], "micro"), "there is no average 'micro'"),
+        (lambda: metrics.roc_auc([0, 2], [0.1, 0.2]), "ROC-AUC is for the classes 0 and 1"),
+        (lambda: metrics.top_k_accuracy([0], np.zeros((1, 3)), 4), "top 4 of 3 classes"),
+        (lambda: metrics.top_k_accuracy([3], np.zeros((1, 3)), 1), "the target has class 3"),
+        (lambda: metrics.bootstrap_interval([1, 2], level=95), "a level of 95"),
+        (lambda: metrics.bootstrap_interval([1, float("nan")]), "NaN"),
+    ],
+)
+def test_what_cannot_be_scored(call, words):
+    with pytest.raises(InputError, match=words):
+        call()
+
+
+def test_every_name_is_exported():
+    assert metrics.__all__ == sorted(metrics.__all__)
+    assert all(hasattr(metrics, name) for name in metrics.__all__)

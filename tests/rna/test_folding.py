@@ -112,7 +112,9 @@ def nussinov(weights):
     for size in range(2, length + 1):
         for i in range(length - size + 1):
             e = i + size
-            options = [best[i, k] + best[k + 1, e - 1] + weights[k, e - 1] for k in range(i, e - 1) if weights[k, e - 1]]
+            options = [
+                best[i, k] + best[k + 1, e - 1] + weights[k, e - 1] for k in range(i, e - 1) if weights[k, e - 1]
+            ]
             best[i, e] = max([best[i, e - 1], *options])
     return best[0, length]
 

@@ -125,14 +125,16 @@ def test_parquet(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.txt", "structures", "x.gz", "x.fasta"])
 def test_unknown_endings(name):
-    with pytest.raises(InputError, match=f"{name}: the ending tells no structure format; use one of dbn, ct, bpseq, st"):
+    with pytest.raises(
+        InputError, match=f"{name}: the ending tells no structure format; use one of dbn, ct, bpseq, st"
+    ):
         format_of(name)
 
 
 def test_unknown_formats():
     with pytest.raises(InputError, match="there is no structure format 'pdb'"):
         format_of("x.ct", "pdb")
-    with pytest.raises(InputError, match="use the ending .parquet"):
+    with pytest.raises(InputError, match=r"use the ending \.parquet"):
         format_of("x.parquet.gz")
 
 

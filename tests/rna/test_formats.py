@@ -60,10 +60,15 @@ def test_any_structures_come_back(tmp_path_factory, format, given_ones):
     "text",
     [
         pytest.param(">hairpin\nGGGAaaTCCC\n(((....)))\n>other one\nacgu\n....\n", id="plain"),
-        pytest.param(">hairpin\r\nGGGAaaTCCC\r\n(((....)))\r\n\r\n> other one\r\nacgu\r\n....", id="CRLF, blanks, no end"),
+        pytest.param(
+            ">hairpin\r\nGGGAaaTCCC\r\n(((....)))\r\n\r\n> other one\r\nacgu\r\n....", id="CRLF, blanks, no end"
+        ),
         pytest.param("\ufeff>hairpin\nGGGAaaTCCC\n(((....))) ( -3.40)\n>other one\nacgu\n.... (0.00)\n", id="energies"),
         pytest.param(">hairpin\nGGGAa\naTCCC\n(((..\n..)))\n>other one\nacgu\n....\n", id="wrapped"),
-        pytest.param("# made by hand\n#Name: hairpin\n#Length: 10\nGGGAaaTCCC\n<<<-__->>>\n#Name:other one\nacgu\n::::\n", id="bpRNA"),
+        pytest.param(
+            "# made by hand\n#Name: hairpin\n#Length: 10\nGGGAaaTCCC\n<<<-__->>>\n#Name:other one\nacgu\n::::\n",
+            id="bpRNA",
+        ),
     ],
 )
 def test_dbn_as_others_write_it(tmp_path, text):
@@ -185,7 +190,12 @@ def test_another_column_of_a_table(tmp_path):
 
 
 def test_parquet_of_others(tmp_path):
-    columns = {"sequence": ["acgu", "GGGAaaTCCC"], "structure": ["....", "(((....)))"], "id": [None, "hairpin"], "n": [1, 2]}
+    columns = {
+        "sequence": ["acgu", "GGGAaaTCCC"],
+        "structure": ["....", "(((....)))"],
+        "id": [None, "hairpin"],
+        "n": [1, 2],
+    }
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     found = list(read_rows(tmp_path / "x.parquet"))
     assert [structure.name for structure, _ in found] == ["", "hairpin"]
@@ -194,7 +204,14 @@ def test_parquet_of_others(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "format"),
-    [("a.dbn", "dbn"), ("A.DOT", "dbn"), ("a.vienna.gz", "dbn"), ("a.b.ct.zst", "ct"), ("TR0.csv.gz", "csv"), ("x.st", "st")],
+    [
+        ("a.dbn", "dbn"),
+        ("A.DOT", "dbn"),
+        ("a.vienna.gz", "dbn"),
+        ("a.b.ct.zst", "ct"),
+        ("TR0.csv.gz", "csv"),
+        ("x.st", "st"),
+    ],
 )
 def test_formats_by_ending(name, format):
     assert format_of(name) == format

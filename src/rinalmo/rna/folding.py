@@ -93,7 +93,7 @@ def _greedy(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, length: i
 
 
 def _descending(values: np.ndarray) -> np.ndarray:
-    """The order of falling values, equal ones as they come. A stable sort takes five times as long, and ties are rare."""
+    """The order of falling values, equal ones as they come. A stable sort is five times as slow, and ties are rare."""
     order = np.argsort(-values)
     ordered = values[order]
     return order if (ordered[1:] != ordered[:-1]).all() else np.argsort(-values, kind="stable")

@@ -7,8 +7,9 @@ import numpy as np
 CANONICAL_PAIRS = ("AU", "GC", "GU")
 
 _RULE = np.zeros((256, 256), dtype=bool)  # by the letters' codes
-for _first, _second in CANONICAL_PAIRS:
-    _RULE[ord(_first), ord(_second)] = _RULE[ord(_second), ord(_first)] = True
+for _pair in CANONICAL_PAIRS:
+    _first, _second = _pair.encode()
+    _RULE[_first, _second] = _RULE[_second, _first] = True
 
 
 def can_pair(sequence: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

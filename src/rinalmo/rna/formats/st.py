@@ -91,7 +91,7 @@ def loops(structure: Structure) -> str:
 
 
 def _kind(stretches: list[range]) -> str:
-    """A closed loop has one stretch of unpaired nucleotides, maybe empty, before each of its stems and one at its end."""
+    """A closed loop has a stretch of unpaired nucleotides, maybe empty, before each of its stems and one at its end."""
     if len(stretches) == 2:
         return "I" if all(stretches) else "B"
     return "H" if len(stretches) == 1 else "M"

@@ -1,4 +1,4 @@
-"""Tables of structures: CSV, TSV and Parquet with the columns sequence, structure (dot-bracket) and, if there is one, id.
+"""Tables of structures: CSV, TSV and Parquet with the columns sequence, structure (dot-bracket) and, if any, id.
 
 Other columns are left to whoever asks for the rows: `read_rows` gives each structure with its whole row.
 """
