@@ -50,3 +50,4 @@ def test_variant_effects_of_a_small_scan(tmp_path):
     assert "| scan | 1 | 3 |" in output
     assert output.count("| scan | 2 | 1 | – |") == 2
     assert "| scan | all | 4 |" in output
+    assert "| scan | all | 3 |" in output
