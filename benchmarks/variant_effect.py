@@ -8,7 +8,8 @@ the wild type is the most common letter of each position. Two baselines stand be
 the mutant, and fewer mutations being better, which says nothing among mutants of the same number.
 
 The pseudo-log-likelihood takes length × mutants passes, so it is computed for a random part (`--seed`): up to
-`--most-pll` mutants of each number of mutations. The others are computed for all, and beside it for the same part.
+`--most-pll` mutants of each number of mutations, which is another mix of numbers than that of the scan. The others are
+computed for all, and beside it for the same part.
 """
 
 from __future__ import annotations

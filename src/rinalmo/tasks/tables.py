@@ -42,8 +42,8 @@ def read_table(path: Path, columns: Columns, target: Sequence[str]) -> list[Exam
     header = list(first[1])
     sequence = _column(path, header, columns.sequence, SEQUENCE, "sequence")
     wanted = list(columns.target) or [_column(path, header, None, target, "target")]
-    for name in wanted:
-        _column(path, header, name, (), "target")
+    for column in wanted:
+        _column(path, header, column, (), "target")
     name = _optional(path, header, columns.name, NAME)
     group = _optional(path, header, columns.group, tuple(g for g in GROUP if g not in wanted))
 
