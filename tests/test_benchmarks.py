@@ -51,7 +51,7 @@ def test_variant_effects_of_a_small_scan(tmp_path):
     assert "| scan | 1 | 3 |" in output
     assert output.count("| scan | 2 | 1 | – |") == 2
     assert "| scan | all | 4 |" in output
-<<<<<<< HEAD
+    assert "| scan | all | 3 |" in output
 
 
 def test_the_tables_on_scale_are_those_of_the_script(tmp_path):
@@ -67,6 +67,3 @@ def test_training_steps_are_measured():
     changes = [word for change in small for word in ("--set", change)]
     output = run("train_speed.py", "--no-peers", "--repeats", "1", "--threads", "1", "--steps", "1", *changes)
     assert "| rinalmo | 128           |" in output
-=======
-    assert "| scan | all | 3 |" in output
->>>>>>> score
