@@ -1,0 +1,114 @@
+"""finetune, evaluate, predict and fold as a user runs them, from a file of hairpins to structures in every format."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+import rinalmo
+from rinalmo.model.config import ModelConfig
+from rinalmo.model.rinalmo import ModelSpec, create
+from rinalmo.rna.formats import read_structures
+
+HAIRPINS = ["GGGC" + "A" * (4 + n % 3) + "GCCC" + "A" * (n % 5) for n in range(30)]
+STRUCTURES = ["((((" + "." * (4 + n % 3) + "))))" + "." * (n % 5) for n in range(30)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("hairpins")
+
+
+@pytest.fixture(scope="module")
+def data(folder):
+    path = folder / "hairpins.csv"
+    rows = zip(HAIRPINS, STRUCTURES, ["even" if n % 2 else "odd" for n in range(30)], strict=True)
+    path.write_text("sequence,structure,family\n" + "".join(",".join(row) + "\n" for row in rows))
+    (folder / "hairpins.fa").write_text("".join(f">h{n}\n{s}\n" for n, s in enumerate(HAIRPINS[:5])))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder, data, rinalmo_command):
+    backbone = rinalmo.save(create(ModelSpec(ModelConfig(32, 2, 2), heads={"lm_head": {}})), folder / "tiny")
+    changes = ("train.epochs=4", "backbone.mode=full", "optimizer.lr=3e-3", "data.sequences_per_batch=8")
+    overrides = [word for change in changes for word in ("--set", change)]
+    result = rinalmo_command(
+        "finetune", "secondary-structure", data, "--model", backbone, "--test", data, "-o", folder / "run", *overrides
+    )
+    assert result.code == 0, result.err
+    assert "test: 30 examples, secondary-structure, threshold 0." in result.out
+    assert "use it with --model" in result.err
+    return folder / "run" / "model"
+
+
+def test_evaluate(rinalmo_command, data, model, folder):
+    each, report = folder / "each.csv", folder / "report.json"
+    result = rinalmo_command(
+        "evaluate", "secondary-structure", data, "--model", model, "-o", each, "--report", report, "--precision", "fp32"
+    )
+    assert result.code == 0, result.err
+    assert [line.split()[:2] for line in result.out.splitlines() if line.strip().startswith(("even", "odd"))] == [
+        ["even", "15"],
+        ["odd", "15"],
+    ]
+    rows = list(csv.DictReader(each.open()))
+    found = json.loads(report.read_text())
+    assert len(rows) == found["count"] == 30
+    for name in ("f1", "f1_relaxed"):
+        assert found["figures"][name]["value"] > 0.9
+        assert np.mean([float(row[name]) for row in rows]) == pytest.approx(found["figures"][name]["value"], abs=1e-5)
+    assert set(found["groups"]) == {"even", "odd"}
+
+
+@pytest.mark.parametrize("ending", ["dbn", "ct", "bpseq", "st", "csv", "parquet"])
+def test_fold_into_every_format(rinalmo_command, model, folder, ending):
+    output, matrices = folder / f"out.{ending}", folder / "out.npz"
+    result = rinalmo_command(
+        "fold", folder / "hairpins.fa", "--model", model, "-o", output, "--probabilities", matrices
+    )
+    assert result.code == 0, result.err
+    assert [s.dot_bracket for s in read_structures(output)] == STRUCTURES[:5]
+    with np.load(matrices) as found:
+        assert sorted(found) == [f"h{n}" for n in range(5)]
+        assert found["h0"].shape == (len(HAIRPINS[0]),) * 2
+        assert found["h0"][0, 11] > found["h0"][0, 10]
+
+
+@pytest.mark.parametrize("decoder", ["greedy", "nested", "matching"])
+def test_fold_to_standard_output(rinalmo_command, model, folder, decoder):
+    result = rinalmo_command("fold", folder / "hairpins.fa", "--model", model, "--decoder", decoder)
+    assert result.out.splitlines()[:3] == [">h0", HAIRPINS[0], STRUCTURES[0]]
+    nothing = rinalmo_command("fold", folder / "hairpins.fa", "--model", model, "--threshold", "1.0")
+    assert nothing.out.splitlines()[2] == "." * len(HAIRPINS[0])
+
+
+def test_predict(rinalmo_command, model, folder):
+    output = folder / "predictions.tsv"
+    assert rinalmo_command("predict", model, folder / "hairpins.fa", "-o", output).code == 0
+    rows = list(csv.DictReader(output.open(), delimiter="\t"))
+    assert [(row["id"], row["structure"]) for row in rows] == [(f"h{n}", STRUCTURES[n]) for n in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("finetune", "secondry-structure", "x.csv", "-o", "run"), "did you mean secondary-structure?"),
+        (("finetune", "table", "no-such.csv", "-o", "run"), "no-such.csv: cannot be read"),
+        (("evaluate", "table", "no-such.csv", "--model", "nowhere"), "nowhere"),
+        (("predict", "nowhere", "no-such.fa"), "no-such.fa"),
+        (("finetune", "table", "x.csv", "-o", "run", "--set", "train.epoch=3"), "did you mean train.epochs?"),
+    ],
+)
+def test_one_line_for_what_is_wrong(rinalmo_command, arguments, said):
+    result = rinalmo_command(*arguments)
+    assert (result.code, result.out) == (2, "")
+    assert said in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
+def test_a_model_without_a_task_folds_nothing(rinalmo_command, folder, data):
+    result = rinalmo_command("fold", folder / "hairpins.fa", "--model", folder / "tiny")
+    assert result.code == 2
+    assert "this model has no task" in result.err
