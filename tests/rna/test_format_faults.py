@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rinalmo.errors import InputError
-from rinalmo.rna.formats import format_of, read_structures
+from rinalmo.rna.formats import format_of, read_structures, write_structures
 from rinalmo.rna.formats.files import FORMATS
+from rinalmo.rna.structure import Structure
 
 ROWS = ["4 ends", "1 G 0 2 4 1", "2 A 1 3 0 2", "3 A 2 4 0 3", "4 C 3 0 1 4"]
 
@@ -136,6 +137,20 @@ def test_unknown_formats():
         format_of("x.ct", "pdb")
     with pytest.raises(InputError, match=r"use the ending \.parquet"):
         format_of("x.parquet.gz")
+
+
+@pytest.mark.parametrize("format", ["dbn", "ct", "bpseq", "st", "csv"])
+def test_a_name_cannot_break_the_line(tmp_path, format):
+    """Escape codes and Unicode's line ends come back as part of a name, and are escaped in an error."""
+    name, path = "a\x1b[31m\u2028b", tmp_path / f"x.{format}"
+    structure = Structure.from_dot_bracket(name, "GAAAC", "(...)")
+    write_structures(path, [structure])
+    assert list(read_structures(path)) == [structure]
+    text = path.read_text(encoding="utf-8").replace("GAAAC", "GA-AC").replace("2 A", "2 -")
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match="'-' is not a letter") as error:
+        list(read_structures(path))
+    assert r"record a\x1b[31m\u2028b, position" in str(error.value)
 
 
 def test_files_that_cannot_be_read(tmp_path):

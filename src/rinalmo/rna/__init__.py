@@ -1,4 +1,7 @@
-"""RNA on paper: sequence files in. Imports neither torch nor anything above `rinalmo.errors`."""
+"""RNA on paper: sequence and structure files, base pairs, decoding. Imports neither torch nor anything above it.
+
+Structures are in `rinalmo.rna.structure`, `formats` and `folding`, which import numpy; this page does not.
+"""
 
 from rinalmo.rna.fasta import Record, read_fasta
 

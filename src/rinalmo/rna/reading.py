@@ -165,6 +165,11 @@ def decode(text: bytes) -> str:
         return text.decode("latin-1")
 
 
+def record_name(name: str, number: int | None = None) -> str | None:
+    """What errors call a record: by its name, or by its number if it has none."""
+    return one_line(name[:60]) or (None if number is None else str(number))
+
+
 def one_line(text: str) -> str:
     """Escape line ends and terminal codes, which a name may hold and an error message must not."""
     return text if text.isprintable() else ascii(text)[1:-1]

@@ -17,6 +17,7 @@ import numpy as np
 from rinalmo.errors import SequenceError
 from rinalmo.rna.nested import heaviest_nested
 from rinalmo.rna.pairing import can_pair
+from rinalmo.rna.reading import record_name
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -43,7 +44,7 @@ class Structure:
         object.__setattr__(self, "pairs", tuple(sorted((int(i), int(j)) for i, j in self.pairs)))
         if self.name != self.name.strip() or set("\r\n\0") & set(self.name):
             raise SequenceError(f"the name {self.name!r} is not one line without outer blanks; rename it")
-        record = self.name[:60] or None
+        record = record_name(self.name)
         _check_letters(self.sequence, record)
         _check_pairs(self.pairs, len(self.sequence), record)
 
@@ -53,7 +54,7 @@ class Structure:
         if len(text) != len(sequence):
             raise SequenceError(
                 f"the structure has {len(text):,} characters and the sequence {len(sequence):,}; both must be as long",
-                record=name[:60] or None,
+                record=record_name(name),
             )
         return cls(name, sequence, pairs_of(text))
 
@@ -62,7 +63,8 @@ class Structure:
         """From a symmetric matrix `(length, length)`, zero where there is no pair."""
         if matrix.shape != (len(sequence),) * 2 or (matrix != matrix.T).any():
             raise SequenceError(
-                f"a pair matrix of shape {matrix.shape} must be symmetric and fit {len(sequence)} nt", record=name[:60]
+                f"a pair matrix of shape {matrix.shape} must be symmetric and fit {len(sequence)} nt",
+                record=record_name(name),
             )
         i, j = np.nonzero(matrix)
         return cls(name, sequence, tuple(zip(i[i <= j].tolist(), j[i <= j].tolist(), strict=True)))

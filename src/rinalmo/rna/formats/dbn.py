@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from rinalmo.errors import SequenceError
+from rinalmo.rna.reading import record_name
 from rinalmo.rna.structure import OPENING, Structure
 
 _ENERGY = re.compile(r"[(\[{]\s*[-+]?\d+(\.\d+)?[^()\[\]{}]*[)\]}]")
@@ -84,8 +85,8 @@ class _Entry:
         raise SequenceError(problem, file=self.file, line=line, record=self._record)
 
     @property
-    def _record(self) -> str:
-        return self.name[:60] or str(self.number)
+    def _record(self) -> str | None:
+        return record_name(self.name, self.number)
 
 
 def read(lines: Iterable[str], file: str) -> Iterator[Structure]:

@@ -7,8 +7,8 @@
 
 CT's columns are the position, the letter, the neighbours before and after, the partner (0 for none) and a number in
 the user's own counting; only position, letter and partner are read. Its title starts with the length; an energy after
-it, as RNAstructure, mfold and ViennaRNA write it, is read past. Written are the neighbours, 0 for the one after the
-last nucleotide, and the position again as own number.
+it, as RNAstructure, mfold and ViennaRNA write it, is read past, and so is the start of a name that looks like one.
+Written are the neighbours, 0 for the one after the last nucleotide, and the position again as own number.
 
 BPSEQ has no title: lines that start with "#", and any before the first row, are comments, of which the first names the
 RNA that follows unless there is a "#Name: x". A position of 1 starts the next RNA.
@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from rinalmo.errors import SequenceError
+from rinalmo.rna.reading import record_name
 from rinalmo.rna.structure import Structure
 
 _ENERGY = re.compile(r"^(dG|ENERGY|Energy|energy)\s*=?\s*[-+]?\d+(\.\d+)?(\s*kcal/mol)?\s*")
@@ -39,7 +40,7 @@ class _Rows:
     """The rows of one RNA so far, each checked as it comes."""
 
     def __init__(self, file: str, line: int, name: str, record: int) -> None:
-        self.file, self.line, self.name, self.record = file, line, name, name[:60] or str(record)
+        self.file, self.line, self.name, self.record = file, line, name, record_name(name, record)
         self.rows: list[_Row] = []
 
     def add(self, line: int, text: str, least: int, at: int) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from rinalmo.errors import SequenceError
+from rinalmo.rna.reading import record_name
 from rinalmo.rna.structure import Structure
 
 _LINES = ("sequence", "structure", "loops", "knots")
@@ -44,7 +45,7 @@ def read(lines: Iterable[str], file: str) -> Iterator[Structure]:
 
 
 def _structure(name: str, start: int, found: list[tuple[int, str]], file: str, record: int) -> Structure:
-    where = name[:60] or str(record)
+    where = record_name(name, record)
     if len(found) < 2:
         raise SequenceError(f"has no {_LINES[len(found)]} line; add it", file=file, line=start, record=where)
     (sequence_line, sequence), (structure_line, structure), *rest = found

@@ -13,7 +13,7 @@ from os import PathLike
 from typing import IO
 
 from rinalmo.errors import InputError, SequenceError
-from rinalmo.rna.reading import source_name
+from rinalmo.rna.reading import record_name, source_name
 from rinalmo.rna.structure import Structure
 
 Row = dict[str, str]
@@ -60,7 +60,7 @@ def structures(rows: Iterable[tuple[int | None, Row]], file: str, column: str) -
             for name in ("sequence", column):
                 _check_column(row, name, file)
         name = row.get("id", "").strip()
-        where = (name[:60] or str(number)) if line else f"{name[:60]} (row {number})".strip()
+        where = record_name(name, number) if line else f"{record_name(name) or ''} (row {number})".strip()
         try:
             yield Structure.from_dot_bracket(name, row["sequence"].strip(), row[column].strip()), row
         except SequenceError as error:
