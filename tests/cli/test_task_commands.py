@@ -10,6 +10,8 @@ import rinalmo
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.rinalmo import ModelSpec, create
 from rinalmo.rna.formats import read_structures
+from rinalmo.training.finetune import finetune
+from rinalmo.training.finetune_config import load_finetune_recipe
 
 HAIRPINS = ["GGGC" + "A" * (4 + n % 3) + "GCCC" + "A" * (n % 5) for n in range(30)]
 STRUCTURES = ["((((" + "." * (4 + n % 3) + "))))" + "." * (n % 5) for n in range(30)]
@@ -30,17 +32,29 @@ def data(folder):
 
 
 @pytest.fixture(scope="module")
-def model(folder, data, rinalmo_command):
-    backbone = rinalmo.save(create(ModelSpec(ModelConfig(32, 2, 2), heads={"lm_head": {}})), folder / "tiny")
+def tiny(folder):
+    return rinalmo.save(create(ModelSpec(ModelConfig(32, 2, 2), heads={"lm_head": {}})), folder / "tiny")
+
+
+@pytest.fixture(scope="module")
+def model(folder, data, tiny):
     changes = ("train.epochs=4", "backbone.mode=full", "optimizer.lr=3e-3", "data.sequences_per_batch=8")
-    overrides = [word for change in changes for word in ("--set", change)]
-    result = rinalmo_command(
-        "finetune", "secondary-structure", data, "--model", backbone, "--test", data, "-o", folder / "run", *overrides
-    )
+    given = (f"init={tiny}", f"data.train={data}", "logging.plots=false", "logging.peak_flops=1e12")
+    finetune(load_finetune_recipe("finetune-secondary-structure", [*given, *changes]), folder / "run")
+    return folder / "run" / "model"
+
+
+def test_finetune(rinalmo_command, data, tiny, tmp_path):
+    changes = ("--set", "train.max_steps=2", "--set", "logging.plots=false", "--threads", "1")
+    arguments = ("secondary-structure", data, "--model", tiny, "--test", data, "-o", tmp_path / "run", *changes)
+    result = rinalmo_command("finetune", *arguments)
     assert result.code == 0, result.err
     assert "test: 30 examples, secondary-structure, threshold 0." in result.out
-    assert "use it with --model" in result.err
-    return folder / "run" / "model"
+    assert "test sequences are in the training set too" in result.err
+    assert f"use it with --model {tmp_path / 'run' / 'model'}" in result.err
+    again = rinalmo_command("finetune", *arguments)
+    assert (again.code, "go on with it by --resume" in again.err) == (2, True)
+    assert rinalmo_command("finetune", *arguments, "--resume").code == 0
 
 
 def test_evaluate(rinalmo_command, data, model, folder):
@@ -108,7 +122,7 @@ def test_one_line_for_what_is_wrong(rinalmo_command, arguments, said):
     assert len(result.err.strip().splitlines()) == 1
 
 
-def test_a_model_without_a_task_folds_nothing(rinalmo_command, folder, data):
-    result = rinalmo_command("fold", folder / "hairpins.fa", "--model", folder / "tiny")
+def test_a_model_without_a_task_folds_nothing(rinalmo_command, folder, data, tiny):
+    result = rinalmo_command("fold", folder / "hairpins.fa", "--model", tiny)
     assert result.code == 2
     assert "this model has no task" in result.err
