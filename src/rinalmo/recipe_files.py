@@ -111,8 +111,10 @@ def _explain(kind: type[Section], error: ValidationError) -> str:
 
 
 def nearest(kind: type[BaseModel], key: str) -> str | None:
-    """The known key most like this one: the same name in another section, or a similar spelling."""
+    """The known key most like this one: almost the same, the same name in another section, or a similar spelling."""
     known = list(_keys(kind))
+    if almost := difflib.get_close_matches(key, known, n=1, cutoff=0.9):
+        return almost[0]
     last = key.rpartition(".")[2]
     moved = [name for name in known if name.rpartition(".")[2] == last]
     if moved:
