@@ -57,6 +57,10 @@ class Task(ABC):
         """What has to be remembered beside the weights."""
         return {}
 
+    def described(self) -> str:
+        """What was made of the training data, in a few words, where there was something to find out."""
+        return ""
+
     @classmethod
     def remembered(cls, settings: Mapping[str, Any]) -> Self:
         """The task again from its settings."""

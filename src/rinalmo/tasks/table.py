@@ -71,6 +71,11 @@ class Table(Task):
             "std": self.std,
         }
 
+    def described(self) -> str:
+        what = f"{self.kind} of {len(self.classes)} classes" if self.classes else self.kind
+        hint = "; say --set options.kind=regression if the numbers are amounts" if _numbers(self.classes) else ""
+        return f"{', '.join(self.targets)}: {what}, for each {self.per}{hint}"
+
     @classmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:
         return read_table(path, columns, _USUAL)
@@ -203,6 +208,10 @@ class Table(Task):
             return {name: float(value) for name, value in zip(self.targets, values, strict=True)}
         pairs = list(zip(self.targets, values, strict=True))
         return {name: int(p > 0.5) for name, p in pairs} | {f"p({name})": float(p) for name, p in pairs}
+
+
+def _numbers(classes: Sequence[str]) -> bool:
+    return bool(classes) and all(name.lstrip("-").isdigit() for name in classes)
 
 
 def _is_list(value: Any) -> bool:

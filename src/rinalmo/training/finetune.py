@@ -59,7 +59,7 @@ def _finetune(recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, resume: b
             folder,
             ranks,
             listener,
-            notes=[*changed, *notes, *fresh],
+            notes=[*changed, *filter(None, [task.described()]), *notes, *fresh],
             best=bool(validation) and recipe.checkpoint.keep_best,
             export=partial(merged, model) if recipe.backbone.mode == "lora" else None,
             examples={name: len(examples) for name, examples in sets._asdict().items()},
