@@ -14,6 +14,7 @@ from rinalmo.errors import InputError
 from rinalmo.rna.formats import format_of, read_rows, read_structures, write_structures
 from rinalmo.rna.formats.files import FORMATS, structure_text
 from rinalmo.rna.formats.st import loops
+from rinalmo.rna.reading import read_lines
 from rinalmo.rna.structure import Structure
 
 ENDINGS = [*FORMATS, *(f"{text}.{packed}" for text in FORMATS if text != "parquet" for packed in ("gz", "zst"))]
@@ -73,6 +74,18 @@ def test_any_structures_come_back(tmp_path_factory, format, given_ones):
 )
 def test_dbn_as_others_write_it(tmp_path, text):
     assert read(tmp_path / "x.dbn", text) == [HAIRPIN, OTHER]
+
+
+@pytest.mark.parametrize("size", range(1, 20))
+def test_blocks_may_end_anywhere(tmp_path, monkeypatch, size):
+    """Also between the CR and the LF of a line end."""
+    monkeypatch.setattr("rinalmo.rna.reading._BLOCK", size)
+    path = tmp_path / "x.dbn"
+    path.write_bytes(b">hairpin\r\nGGGAaaTCCC\r\n\r\n(((....)))\r\n>other one\racgu\r\r....\r")
+    assert list(read_structures(path)) == [HAIRPIN, OTHER]
+    assert list(read_lines(path)) == [
+        ">hairpin", "GGGAaaTCCC", "", "(((....)))", ">other one", "acgu", "", "...."
+    ]  # fmt: skip
 
 
 def test_dbn_without_headers(tmp_path):
