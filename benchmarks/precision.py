@@ -1,6 +1,6 @@
 """What bf16 and int8 cost in accuracy: masked-nucleotide prediction over real RNA, beside fp32.
 
-    python benchmarks/precision.py heldout.fa.gz --model starter
+    python benchmarks/precision.py heldout.fa.gz --model nano
 
 15 % of the nucleotides of each sequence (up to 512 nt; fixed seed) are masked. Accuracy is over A, C, G, U; the logit
 error is the mean absolute difference from fp32 over these four.
@@ -52,7 +52,7 @@ def logits(model, rows: list[np.ndarray], precision: str) -> torch.Tensor:  # ty
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fasta")
-    parser.add_argument("--model", default="starter")
+    parser.add_argument("--model", default="nano")
     parser.add_argument("--most", type=int, default=1_000_000)
     options = parser.parse_args()
     model = load(options.model)

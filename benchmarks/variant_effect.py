@@ -85,7 +85,7 @@ def head(methods: Sequence[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scans", type=Path, help="folder of tables")
-    parser.add_argument("--model", default="starter")
+    parser.add_argument("--model", default="nano")
     parser.add_argument("--precision", default="fp32", choices=("auto", "fp32", "bf16", "int8"))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--most-pll", type=int, default=300, help="mutants of each number of mutations; 0 for all")

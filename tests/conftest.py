@@ -28,7 +28,7 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
-def starter():
+def nano():
     from rinalmo.weights.checkpoint import load
 
-    return load("starter")
+    return load("nano")

@@ -140,7 +140,7 @@ def test_auto_classes_know_the_model_in_any_order_of_imports(order):
     code = f"""
 {order}
 from transformers import AutoModelForMaskedLM, AutoTokenizer
-name = str(rinalmo.resolve("starter"))
+name = str(rinalmo.resolve("nano"))
 print(type(AutoModelForMaskedLM.from_pretrained(name)).__module__, type(AutoTokenizer.from_pretrained(name)).__module__)
 """
     assert in_fresh_python(code) == "rinalmo.hf.modeling rinalmo.hf.tokenization"
@@ -167,7 +167,7 @@ def test_another_package_with_the_same_model_type(order):
     code = f"""
 {_OTHER}
 {order}
-name = str(rinalmo.resolve("starter"))
+name = str(rinalmo.resolve("nano"))
 model = rinalmo.RiNALMoForMaskedLM.from_pretrained(name)
 tokenizer = rinalmo.RnaTokenizer.from_pretrained(name)
 fill = transformers.pipeline("fill-mask", model=model, tokenizer=tokenizer)

@@ -15,9 +15,9 @@ EXAMPLES = ROOT / "examples"
 README_COMMANDS = ("rinalmo data prepare store known=", "rinalmo pretrain pretrain-tiny --set data.store=store --set")
 
 
-def test_nearest_neighbours(starter, tmp_path, monkeypatch, capsys):
-    fasta = rinalmo.resolve("starter").parent / "examples" / "well_known_rnas.fa"
-    embed_file(fasta, tmp_path / "rnas.npz", Engine(starter, "fp32"))
+def test_nearest_neighbours(nano, tmp_path, monkeypatch, capsys):
+    fasta = rinalmo.resolve("nano").parent / "examples" / "well_known_rnas.fa"
+    embed_file(fasta, tmp_path / "rnas.npz", Engine(nano, "fp32"))
     monkeypatch.setattr(sys, "argv", ["nearest_neighbours.py", str(tmp_path / "rnas.npz")])
     runpy.run_path(str(EXAMPLES / "nearest_neighbours.py"), run_name="__main__")
     neighbours = {line.split()[0]: line.split()[3] for line in capsys.readouterr().out.splitlines()[1:]}

@@ -5,7 +5,7 @@
     rinalmo.fill_mask("GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU")     # what stands at the mask
     rinalmo.embed(["UAGCUUAUCAGACUGAUGUUGA"])                     # (1, hidden) array
     rinalmo.score("GGUCUCUCUGGUUAGACC", ["G2A", "G2A:C17U"])      # how likely mutants are, next to the wild type
-    model = rinalmo.load("starter")                               # torch module on packed tokens
+    model = rinalmo.load("nano")                               # torch module on packed tokens
     rinalmo.RiNALMoModel.from_pretrained(...)                     # Hugging Face class
 
 Names are imported when first used: `import rinalmo` alone loads neither torch nor transformers. It does make the

@@ -13,7 +13,7 @@ import pytest
 import rinalmo
 from rinalmo.cli import COMMANDS
 
-EXAMPLES = rinalmo.resolve("starter").parent / "examples"
+EXAMPLES = rinalmo.resolve("nano").parent / "examples"
 KNOWN = EXAMPLES / "well_known_rnas.fa"
 FP32 = ("--precision", "fp32")
 
@@ -52,7 +52,7 @@ def test_usage_errors(rinalmo_command, arguments):
 
 
 def test_fill_mask_of_the_cards_examples(rinalmo_command, golden):
-    expected = json.loads((golden / "starter_expected.json").read_text())["fill_mask"]
+    expected = json.loads((golden / "nano_expected.json").read_text())["fill_mask"]
     result = rinalmo_command("fill-mask", EXAMPLES / "model_card_masks.fa", "--format", "jsonl")
     found = [json.loads(line) for line in result.out.splitlines()]
     assert [row["id"] for row in found] == ["HIV-1"] * 5 + ["microRNA-21"] * 5
@@ -149,7 +149,7 @@ def test_embed_in_every_format(rinalmo_command, tmp_path, ending):
     output = tmp_path / f"out.{ending}"
     result = rinalmo_command("embed", KNOWN, "-o", output, *FP32)
     assert result.code == 0, result.err
-    assert "19 sequences, 160 dimensions" in result.err
+    assert "19 sequences, 320 dimensions" in result.err
     records = list(rinalmo.read_fasta(KNOWN))
     ids, lengths, values = load_any(output)
     assert ids == [record.id for record in records]
@@ -349,7 +349,7 @@ def test_info_row_of_giga(rinalmo_command):
 
 
 def test_info_of_a_model(rinalmo_command):
-    assert "1.88" in rinalmo_command("info", "starter").out
+    assert "7.50" in rinalmo_command("info", "nano").out
     assert [line.split()[0] for line in rinalmo_command("info").out.splitlines()[3:7]] == [
         "nano",
         "micro",
@@ -387,14 +387,14 @@ def test_overwrite_replaces_models_only(rinalmo_command, tmp_path, kind):
         (tmp_path / "thesis.txt").write_text("years of work")
         target.symlink_to(tmp_path / "thesis.txt")
     before = sorted(path.name for path in tmp_path.rglob("*"))
-    result = rinalmo_command("convert", "starter", target, "--overwrite")
+    result = rinalmo_command("convert", "nano", target, "--overwrite")
     assert result.code == 2
     assert "not overwritten" in result.err
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
 def test_convert_says_what_is_left_out_and_keeps_what_it_can(rinalmo_command, tmp_path):
-    assert rinalmo_command("convert", "starter", tmp_path / "a").code == 0
+    assert rinalmo_command("convert", "nano", tmp_path / "a").code == 0
     for name, values in {
         "config.json": {"layer_norm_eps": 1e-12, "attention_dropout": 0.3, "token_dropout": False},
         "tokenizer_config.json": {"do_upper_case": False},
@@ -411,5 +411,5 @@ def test_convert_says_what_is_left_out_and_keeps_what_it_can(rinalmo_command, tm
 
 def test_models(rinalmo_command):
     lines = rinalmo_command("models").out.splitlines()
-    assert [line.split()[0] for line in lines] == ["starter", "micro", "mega", "giga"]
+    assert [line.split()[0] for line in lines] == ["nano", "micro", "mega", "giga"]
     assert "bundled" in lines[0]

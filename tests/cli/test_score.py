@@ -33,13 +33,13 @@ def test_saturation_map_on_standard_output(rinalmo_command, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["masked-marginals", "wild-type-marginals", "pll"])
-def test_a_table_of_mutations(rinalmo_command, wild_type, tmp_path, starter, method):
+def test_a_table_of_mutations(rinalmo_command, wild_type, tmp_path, nano, method):
     (tmp_path / "mutants.csv").write_text("mutant,fitness\nG1A,1\nC2T:U8A,.5\n")
     options = ("--mutations", tmp_path / "mutants.csv", "--method", method)
     result = rinalmo_command("score", wild_type, *options, "-o", tmp_path / "out.csv")
     assert (result.code, result.out) == (0, "")
     assert "2 variants of 1 wild type" in result.err
-    expected = rinalmo.score(WILD, ["G1A", "C2U:U8A"], starter, method=method)
+    expected = rinalmo.score(WILD, ["G1A", "C2U:U8A"], nano, method=method)
     np.testing.assert_allclose(scores((tmp_path / "out.csv").read_text()), expected, atol=1e-5)
     assert scores(rinalmo_command("score", wild_type, *options).out) == pytest.approx(expected, abs=1e-5)
 

@@ -72,15 +72,15 @@ def test_the_card_of_a_run(rinalmo_command, run):
 
 
 def test_the_card_of_a_model(rinalmo_command, tmp_path):
-    result = rinalmo_command("card", "starter", "-o", tmp_path / "card.md")
+    result = rinalmo_command("card", "nano", "-o", tmp_path / "card.md")
     assert result.code == 0
     header, body = parts(tmp_path / "card.md")
     assert header["widget"][0]["output"][0]["label"] == rinalmo.fill_mask(EXAMPLES["HIV-1"])[0][0][0].token_str
-    assert "| 6 | 160 | 5 | 640 | 1.88 | 0.54 | 0.27 | not recorded |" in body
+    assert "| 6 | 320 | 20 | 1280 | 7.50 | 2.02 | 1.01 | not recorded |" in body
     assert "Training" not in body
-    without_place = rinalmo_command("card", "starter")
+    without_place = rinalmo_command("card", "nano")
     assert (without_place.code, without_place.out) == (2, "")
-    assert "starter: is no folder to write a card into; say where with --output" in without_place.err
+    assert "nano: is no folder to write a card into; say where with --output" in without_place.err
 
 
 def test_a_run_without_a_model_has_no_card(rinalmo_command, run):

@@ -13,7 +13,7 @@ from rinalmo.errors import CheckpointError, InputError
 
 @pytest.fixture(scope="module")
 def name():
-    return str(rinalmo.resolve("starter"))
+    return str(rinalmo.resolve("nano"))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_official_file_and_catalog_name(golden):
     model = rinalmo.RiNALMoForMaskedLM.from_pretrained(path)
     assert model.config.num_attention_heads == 20
     assert torch.equal(model.encoder.final_norm.weight, rinalmo.load(path).encoder.final_norm.weight)
-    assert rinalmo.RiNALMoForMaskedLM.from_pretrained("starter").config.hidden_size == 160
+    assert rinalmo.RiNALMoForMaskedLM.from_pretrained("nano").config.hidden_size == 320
 
 
 def test_new_head_is_named(name, caplog):
@@ -74,8 +74,8 @@ def test_new_head_is_named(name, caplog):
 def test_head_of_another_size_raises_unless_forgiven(name, tmp_path):
     cls = rinalmo.RiNALMoForTokenPrediction
     cls.from_pretrained(name, num_labels=4).save_pretrained(tmp_path)
-    assert cls.from_pretrained(tmp_path).token_head.decoder.weight.shape == (4, 160)
-    with pytest.raises(CheckpointError, match=r"token_head\.decoder\.weight is of shape \(4, 160\)"):
+    assert cls.from_pretrained(tmp_path).token_head.decoder.weight.shape == (4, 320)
+    with pytest.raises(CheckpointError, match=r"token_head\.decoder\.weight is of shape \(4, 320\)"):
         cls.from_pretrained(tmp_path, num_labels=7)
     assert cls.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True).config.num_labels == 7
 
@@ -145,8 +145,8 @@ def test_tuple_output(name, tokenizer):
     model = rinalmo.RiNALMoModel.from_pretrained(name)
     batch = tokenizer("ACG", return_tensors="pt")
     states, pooled = model(**batch, return_dict=False)
-    assert states.shape == (1, 5, 160)
-    assert pooled.shape == (1, 160)
+    assert states.shape == (1, 5, 320)
+    assert pooled.shape == (1, 320)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_trainer_trains_saves_and_resumes(name, tokenizer, tmp_path):
 
 def test_auto_dtype_and_catalog_names(name):
     assert rinalmo.RiNALMoModel.from_pretrained(name, dtype="auto").dtype == torch.float32
-    assert rinalmo.RnaTokenizer.from_pretrained("starter")("ACGU")["input_ids"] == [1, 6, 7, 8, 9, 2]
+    assert rinalmo.RnaTokenizer.from_pretrained("nano")("ACGU")["input_ids"] == [1, 6, 7, 8, 9, 2]
 
 
 def test_head_options_win_over_num_labels():

@@ -13,12 +13,12 @@ pytestmark = pytest.mark.skipif(not is_available(), reason="this torch has no on
 
 @pytest.fixture
 def model():
-    return rinalmo.RiNALMoForMaskedLM.from_pretrained(str(rinalmo.resolve("starter")))
+    return rinalmo.RiNALMoForMaskedLM.from_pretrained(str(rinalmo.resolve("nano")))
 
 
 @pytest.fixture
 def inputs():
-    tokenizer = rinalmo.RnaTokenizer.from_pretrained(str(rinalmo.resolve("starter")))
+    tokenizer = rinalmo.RnaTokenizer.from_pretrained(str(rinalmo.resolve("nano")))
     return tokenizer(["GGUC<mask>CUCUGG", "ACGU"], padding=True, return_tensors="pt")
 
 

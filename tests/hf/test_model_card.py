@@ -19,12 +19,12 @@ TEXT = "UAGCUUAUCAGACUGAUGUUGA"
 
 @pytest.fixture(scope="module")
 def name():
-    return str(rinalmo.resolve("starter"))
+    return str(rinalmo.resolve("nano"))
 
 
 @pytest.fixture(scope="module")
 def expected(golden):
-    return json.loads((golden / "starter_expected.json").read_text())
+    return json.loads((golden / "nano_expected.json").read_text())
 
 
 def test_fill_mask(name, expected):
@@ -50,8 +50,8 @@ def test_features(name, expected):
     tokenizer = RnaTokenizer.from_pretrained(name)
     model = RiNALMoModel.from_pretrained(name)
     output = model(**tokenizer(TEXT, return_tensors="pt"))
-    assert output.last_hidden_state.shape == (1, 24, 160)
-    assert output.pooler_output.shape == (1, 160)
+    assert output.last_hidden_state.shape == (1, 24, 320)
+    assert output.pooler_output.shape == (1, 320)
     reference = {key: torch.tensor(expected["features"][key]) for key in ("last_hidden_state_first_token", "mean")}
     nucleotides = output.last_hidden_state[0, 1:-1]
     torch.testing.assert_close(nucleotides[0], reference["last_hidden_state_first_token"], atol=1e-5, rtol=0)

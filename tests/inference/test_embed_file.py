@@ -18,8 +18,8 @@ from rinalmo.inference.runs import Run
 
 
 @pytest.fixture(scope="module")
-def engine(starter):
-    return Engine(starter, "fp32", threads=1)
+def engine(nano):
+    return Engine(nano, "fp32", threads=1)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_changed_run_is_not_resumed(engine, fasta, tmp_path, what):
     elif what == "precision":
         engine = Engine(engine.model, "bf16")
     else:
-        model = rinalmo.load("starter")
+        model = rinalmo.load("nano")
         model.encoder.final_norm.weight.data += 1
         engine = Engine(model, "fp32")
     with pytest.raises(InputError, match=f"cannot be resumed: {what} changed"):

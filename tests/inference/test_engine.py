@@ -55,11 +55,9 @@ def fast(model, precision, sequences, layers):
 
 @pytest.mark.parametrize("precision", TOLERANCE)
 @pytest.mark.parametrize("lengths", [(1,), (30, 5, 5, 200, 1, 77), (500, 499, 3), (1500,)])
-def test_states_of_every_layer(starter, precision, lengths):
+def test_states_of_every_layer(nano, precision, lengths):
     sequences, layers = batch(lengths), [0, 3, 6]
-    for found, expected in zip(
-        fast(starter, precision, sequences, layers), plain(starter, sequences, layers), strict=True
-    ):
+    for found, expected in zip(fast(nano, precision, sequences, layers), plain(nano, sequences, layers), strict=True):
         assert found.dtype == torch.float32
         assert distance(found, expected) < TOLERANCE[precision]
 
@@ -110,9 +108,9 @@ def test_scores_too_large_for_the_short_cut(precision):
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 2e-2)])
-def test_company_does_not_matter(starter, precision, tolerance):
+def test_company_does_not_matter(nano, precision, tolerance):
     sequences = batch((30, 5, 5, 200, 1, 77, 78, 79))
-    encoder = FastEncoder(starter.encoder, precision)
+    encoder = FastEncoder(nano.encoder, precision)
     alone = [encoder(*pack([s]), [6])[0] for s in sequences]
     for order in (range(8), (7, 0, 6, 1, 5, 2, 4, 3)):
         ids, layout = pack([sequences[i] for i in order])
@@ -120,29 +118,29 @@ def test_company_does_not_matter(starter, precision, tolerance):
             assert distance(found, alone[i]) < tolerance
 
 
-def test_precisions_of_the_engine(starter):
-    assert Engine(starter).precision in ("bf16", "fp32")
+def test_precisions_of_the_engine(nano):
+    assert Engine(nano).precision in ("bf16", "fp32")
     with pytest.raises(InputError, match="precision 'fp8' is unknown"):
-        Engine(starter, "fp8")
+        Engine(nano, "fp8")
     with pytest.raises(InputError, match="batch_tokens"):
-        Engine(starter, batch_tokens=0)
+        Engine(nano, batch_tokens=0)
     text = "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"
-    exact = {c.token: c.score for c in rinalmo.fill_mask(text, Engine(starter, "fp32"))[0][0]}
+    exact = {c.token: c.score for c in rinalmo.fill_mask(text, Engine(nano, "fp32"))[0][0]}
     for precision, tolerance in (("bf16", 0.02), ("int8", 0.05)):
-        for candidate in rinalmo.fill_mask(text, Engine(starter, precision))[0][0]:
+        for candidate in rinalmo.fill_mask(text, Engine(nano, precision))[0][0]:
             assert candidate.score == pytest.approx(exact.get(candidate.token, 0.0), abs=tolerance)
 
 
-def test_empty_batch(starter):
+def test_empty_batch(nano):
     ids, layout = pack([])
-    assert FastEncoder(starter.encoder, "fp32")(ids, layout, [6])[0].shape == (0, 160)
+    assert FastEncoder(nano.encoder, "fp32")(ids, layout, [6])[0].shape == (0, 320)
 
 
-def test_a_named_model_is_kept_once(starter):
+def test_a_named_model_is_kept_once(nano):
     """Loaded by the engine, a model's matrices are packed as they are read, and not kept beside."""
-    engine = Engine("starter", "fp32")
+    engine = Engine("nano", "fp32")
     blocks = engine.model.encoder.blocks
     assert all(parameter.is_meta == (parameter.dim() > 1) for parameter in blocks.parameters())
-    given = Engine(starter, "fp32")
+    given = Engine(nano, "fp32")
     assert engine.fingerprint == given.fingerprint
     assert np.array_equal(rinalmo.embed(["GGUCUCUCUGG"], engine), rinalmo.embed(["GGUCUCUCUGG"], given))

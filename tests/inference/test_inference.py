@@ -16,65 +16,65 @@ def test_fill_mask_equals_the_hugging_face_pipeline():
     import transformers
 
     text = "GGUC<mask>CUC<mask>GG"
-    pipeline = transformers.pipeline("fill-mask", model=str(rinalmo.resolve("starter")))
+    pipeline = transformers.pipeline("fill-mask", model=str(rinalmo.resolve("nano")))
     for mask, reference in zip(rinalmo.fill_mask(text)[0], pipeline(text), strict=True):
         assert [c.token for c in mask] == [c["token"] for c in reference]
         np.testing.assert_allclose([c.score for c in mask], [c["score"] for c in reference], atol=1e-5)
 
 
-def test_fill_mask_of_several(starter):
-    found = rinalmo.fill_mask([CARD, "A<mask>", "<mask>G<mask>"], starter, top_k=2)
+def test_fill_mask_of_several(nano):
+    found = rinalmo.fill_mask([CARD, "A<mask>", "<mask>G<mask>"], nano, top_k=2)
     assert [len(masks) for masks in found] == [1, 1, 2]
     assert found[2][0][0].sequence.endswith("G<mask>")
     assert [mask[0].position for mask in found[2]] == [1, 3]
-    alone = rinalmo.fill_mask(CARD, starter, top_k=2)[0]
+    alone = rinalmo.fill_mask(CARD, nano, top_k=2)[0]
     assert [c.sequence for c in found[0][0]] == [c.sequence for c in alone[0]]
     np.testing.assert_allclose([c.score for c in found[0][0]], [c.score for c in alone[0]], atol=1e-5)
 
 
-def test_top_k_is_no_more_than_the_vocabulary(starter):
-    candidates = rinalmo.fill_mask(CARD, starter, top_k=1000)[0][0]
+def test_top_k_is_no_more_than_the_vocabulary(nano):
+    candidates = rinalmo.fill_mask(CARD, nano, top_k=1000)[0][0]
     assert len(candidates) == 28
     assert sum(c.score for c in candidates) == pytest.approx(1, abs=1e-5)
 
 
-def test_embed_shapes_and_order(starter):
+def test_embed_shapes_and_order(nano):
     sequences = ["ACGU", "A", "GGGGGGGG", "ACGU"]
-    pooled = rinalmo.embed(sequences, starter)
-    assert pooled.shape == (4, 160)
+    pooled = rinalmo.embed(sequences, nano)
+    assert pooled.shape == (4, 320)
     assert pooled.dtype == np.float32
     np.testing.assert_allclose(pooled[0], pooled[3], atol=1e-6)
-    assert rinalmo.embed(sequences, starter, layers=[0, 3, -1]).shape == (4, 3, 160)
-    tokens = rinalmo.embed(sequences, starter, pooling="none")
-    assert [t.shape for t in tokens] == [(4, 160), (1, 160), (8, 160), (4, 160)]
+    assert rinalmo.embed(sequences, nano, layers=[0, 3, -1]).shape == (4, 3, 320)
+    tokens = rinalmo.embed(sequences, nano, pooling="none")
+    assert [t.shape for t in tokens] == [(4, 320), (1, 320), (8, 320), (4, 320)]
     np.testing.assert_allclose(tokens[2].mean(axis=0), pooled[2], atol=1e-5)
     for n, sequence in enumerate(sequences):
-        np.testing.assert_allclose(rinalmo.embed(sequence, starter)[0], pooled[n], atol=1e-5)
+        np.testing.assert_allclose(rinalmo.embed(sequence, nano)[0], pooled[n], atol=1e-5)
 
 
-def test_embedding_of_a_letter_beyond_acgu(starter):
-    assert np.isfinite(rinalmo.embed(["acgtNRYKMSWBDHVX"], starter)).all()
+def test_embedding_of_a_letter_beyond_acgu(nano):
+    assert np.isfinite(rinalmo.embed(["acgtNRYKMSWBDHVX"], nano)).all()
 
 
 @pytest.mark.parametrize("bad", ["AC-GU", "ACJ", "ACÜ", "MKVLE", "AC<mask>", "A\0C"])
-def test_unknown_characters_are_named(starter, bad):
+def test_unknown_characters_are_named(nano, bad):
     with pytest.raises(SequenceError, match=r"record 2.*position"):
-        rinalmo.embed(["ACGU", bad], starter)
+        rinalmo.embed(["ACGU", bad], nano)
 
 
-def test_sequences_are_read_as_fasta_is(starter):
+def test_sequences_are_read_as_fasta_is(nano):
     """White space, case and T are folded; a file's name is told from a sequence."""
-    np.testing.assert_allclose(rinalmo.embed("ac gt\nACGT", starter), rinalmo.embed("ACGUACGU", starter), atol=1e-6)
+    np.testing.assert_allclose(rinalmo.embed("ac gt\nACGT", nano), rinalmo.embed("ACGUACGU", nano), atol=1e-6)
     with pytest.raises(InputError, match="as a mapping"):
-        rinalmo.embed({"a": "ACGU"}, starter)
+        rinalmo.embed({"a": "ACGU"}, nano)
     with pytest.raises(InputError, match=r"give Path\("):
-        rinalmo.embed(str(rinalmo.resolve("starter") / "config.json"), starter)
+        rinalmo.embed(str(rinalmo.resolve("nano") / "config.json"), nano)
     with pytest.raises(SequenceError, match="'<'"):
-        rinalmo.fill_mask("AC<mask><pad>GU", starter)
+        rinalmo.fill_mask("AC<mask><pad>GU", nano)
 
 
-def test_the_callers_model_stays_as_it_is(starter):
-    model = rinalmo.load("starter").train()
+def test_the_callers_model_stays_as_it_is(nano):
+    model = rinalmo.load("nano").train()
     first = rinalmo.embed(["ACGUACGU"], model)
     assert model.training
     np.testing.assert_array_equal(first, rinalmo.embed(["ACGUACGU"], model))  # no dropout
@@ -82,18 +82,18 @@ def test_the_callers_model_stays_as_it_is(starter):
         rinalmo.embed(["ACGU"], torch.nn.Linear(2, 2))
 
 
-def test_nothing_given(starter):
+def test_nothing_given(nano):
     with pytest.raises(InputError, match="no sequences"):
-        rinalmo.embed([], starter)
+        rinalmo.embed([], nano)
     with pytest.raises(InputError, match="sequence 1 is a int"):
-        rinalmo.embed([5], starter)
+        rinalmo.embed([5], nano)
     with pytest.raises(InputError, match="pooling"):
-        rinalmo.embed(["A"], starter, pooling="max")
+        rinalmo.embed(["A"], nano, pooling="max")
 
 
-def test_empty_sequence_has_no_mean(starter):
+def test_empty_sequence_has_no_mean(nano):
     with pytest.raises(SequenceError, match=r"record 2.*empty"):
-        rinalmo.embed(["A", ""], starter)
+        rinalmo.embed(["A", ""], nano)
 
 
 def test_model_without_the_head():
@@ -141,7 +141,7 @@ def test_results_come_before_the_input_ends():
     assert read < 50
 
 
-def test_memory_of_a_long_sequence_is_linear(starter):
+def test_memory_of_a_long_sequence_is_linear(nano):
     """Attention weights of 20,000 nt would take 8 GB in one layer; no tensor may come near."""
     largest = 0
 
@@ -155,5 +155,5 @@ def test_memory_of_a_long_sequence_is_linear(starter):
             return out
 
     with Watch():
-        rinalmo.embed("ACGU" * 1000, starter)
-    assert largest <= 4002 * 2 * starter.config.ffn_size
+        rinalmo.embed("ACGU" * 1000, nano)
+    assert largest <= 4002 * 2 * nano.config.ffn_size

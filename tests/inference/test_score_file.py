@@ -19,8 +19,8 @@ TWO = [*ONE, Record("two", "", "ACNGU")]
 
 
 @pytest.fixture(scope="module")
-def engine(starter):
-    return Engine(starter, "fp32", threads=1)
+def engine(nano):
+    return Engine(nano, "fp32", threads=1)
 
 
 def written(folder, text, name="in.csv"):

@@ -19,8 +19,8 @@ MUTANTS = ["G1A", "A5G:U8C", "C2U,G3A,A9C", "U16G", "G4C:A5U"]
 
 
 @pytest.fixture(scope="module")
-def engine(starter):
-    return Engine(starter, "fp32", threads=1)
+def engine(nano):
+    return Engine(nano, "fp32", threads=1)
 
 
 @torch.inference_mode()
@@ -47,41 +47,41 @@ def changed(mutant):
     return [(int(part[1:-1]) - 1, part[-1]) for part in mutant.replace(",", ":").split(":")]
 
 
-def test_masked_marginals_mask_all_changes_at_once(starter, engine):
-    expected = [ratio(log_p(starter, WILD, [n for n, _ in changed(m)]), changed(m)) for m in MUTANTS]
+def test_masked_marginals_mask_all_changes_at_once(nano, engine):
+    expected = [ratio(log_p(nano, WILD, [n for n, _ in changed(m)]), changed(m)) for m in MUTANTS]
     np.testing.assert_allclose(rinalmo.score(WILD, MUTANTS, engine), expected, atol=1e-5)
     apart = rinalmo.score(WILD, MUTANTS[1].split(":"), engine).sum()
     assert abs(apart - expected[1]) > 1e-3
 
 
-def test_wild_type_marginals(starter, engine):
-    table = log_p(starter, WILD)
+def test_wild_type_marginals(nano, engine):
+    table = log_p(nano, WILD)
     expected = [ratio(table, changed(mutant)) for mutant in MUTANTS]
     np.testing.assert_allclose(rinalmo.score(WILD, MUTANTS, engine, method="wild-type-marginals"), expected, atol=1e-5)
 
 
-def test_pseudo_log_likelihood_of_any_length(starter, engine):
+def test_pseudo_log_likelihood_of_any_length(nano, engine):
     others = ["GCGGAUUUAGCUCAGC", WILD[:7] + WILD[8:], WILD + "AC"]
-    expected = [pll(starter, other) - pll(starter, WILD) for other in others]
+    expected = [pll(nano, other) - pll(nano, WILD) for other in others]
     np.testing.assert_allclose(rinalmo.score(WILD, others, engine, method="pll"), expected, atol=1e-5)
 
 
-def test_other_letters_are_seen_but_not_summed(starter, engine):
+def test_other_letters_are_seen_but_not_summed(nano, engine):
     wild, other = "GCNGAUR", "GCNGAR"
     model = Nucleotides(engine)
-    assert model.pseudo_log_likelihood(wild) == pytest.approx(pll(starter, wild), abs=1e-5)
+    assert model.pseudo_log_likelihood(wild) == pytest.approx(pll(nano, wild), abs=1e-5)
     assert rinalmo.score(wild, other, engine, method="pll")[0] == pytest.approx(
-        pll(starter, other) - pll(starter, wild), abs=1e-5
+        pll(nano, other) - pll(nano, wild), abs=1e-5
     )
 
 
 @pytest.mark.parametrize("method", ["masked-marginals", "wild-type-marginals", "pll"])
-def test_alone_or_in_company(starter, engine, method, monkeypatch):
+def test_alone_or_in_company(nano, engine, method, monkeypatch):
     together = rinalmo.score(WILD, MUTANTS, engine, method=method)
     alone = [rinalmo.score(WILD, mutant, engine, method=method)[0] for mutant in MUTANTS[:2]]
     np.testing.assert_allclose(together[:2], alone, atol=1e-5)
     monkeypatch.setattr(variants_module, "_BLOCK_VARIANTS", 2)
-    small = Engine(starter, "fp32", batch_tokens=40)
+    small = Engine(nano, "fp32", batch_tokens=40)
     np.testing.assert_allclose(rinalmo.score(WILD, MUTANTS, small, method=method), together, atol=1e-5)
 
 
@@ -164,7 +164,7 @@ def test_one_pass_for_a_wild_type_whatever_the_order_of_its_variants(engine):
     assert passes[-1] == 13
 
 
-def test_masked_copies_are_made_as_they_are_needed(starter):
+def test_masked_copies_are_made_as_they_are_needed(nano):
     asked = 0
 
     def questions():
@@ -173,7 +173,7 @@ def test_masked_copies_are_made_as_they_are_needed(starter):
             asked += 1
             yield WILD, [place % 16]
 
-    next(Nucleotides(Engine(starter, "fp32", batch_tokens=20)).masked(questions()))
+    next(Nucleotides(Engine(nano, "fp32", batch_tokens=20)).masked(questions()))
     assert asked < 20
 
 

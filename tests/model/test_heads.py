@@ -107,10 +107,10 @@ def test_contact_head_builds_no_pairwise_hidden_states():
     assert largest <= 1000 * 1280
 
 
-def test_lm_head_computes_in_fp32(starter):
-    head = MaskedLMHead(starter.config)
-    head.load_state_dict(starter.lm_head.state_dict())
-    x = torch.randn(3, starter.config.hidden_size).to(torch.bfloat16)
+def test_lm_head_computes_in_fp32(nano):
+    head = MaskedLMHead(nano.config)
+    head.load_state_dict(nano.lm_head.state_dict())
+    x = torch.randn(3, nano.config.hidden_size).to(torch.bfloat16)
     expected = head(x.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(head(x), expected)

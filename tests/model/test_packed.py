@@ -30,44 +30,44 @@ def states(model, sequences):
     return layout.split(model.encoder(ids, layout).last_hidden_state)
 
 
-def test_alone_packed_and_in_any_order(starter):
-    alone = [states(starter, [s])[0] for s in SEQUENCES]
+def test_alone_packed_and_in_any_order(nano):
+    alone = [states(nano, [s])[0] for s in SEQUENCES]
     for order in ([0, 1, 2, 3, 4, 5], [5, 3, 1, 0, 2, 4], [2, 5, 2, 5, 1, 1]):
-        for i, found in zip(order, states(starter, [SEQUENCES[i] for i in order]), strict=True):
+        for i, found in zip(order, states(nano, [SEQUENCES[i] for i in order]), strict=True):
             torch.testing.assert_close(found, alone[i], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.inference_mode()
-def test_padded(starter, side, golden):
+def test_padded(nano, side, golden):
     import rinalmo
 
-    name = rinalmo.resolve("starter")
+    name = rinalmo.resolve("nano")
     model = rinalmo.RiNALMoForMaskedLM.from_pretrained(name)
     tokenizer = rinalmo.RnaTokenizer.from_pretrained(name, padding_side=side)
     batch = tokenizer(SEQUENCES, padding=True, return_tensors="pt")
     out = model(**batch, output_hidden_states=True)
     for row, sequence in enumerate(SEQUENCES):
-        expected = states(starter, [sequence])[0]
+        expected = states(nano, [sequence])[0]
         real = batch["attention_mask"][row].bool()
         torch.testing.assert_close(out.hidden_states[-1][row, real], expected, atol=1e-5, rtol=0)
-        torch.testing.assert_close(out.logits[row, real], starter.lm_head(expected), atol=1e-4, rtol=0)
+        torch.testing.assert_close(out.logits[row, real], nano.lm_head(expected), atol=1e-4, rtol=0)
         assert not out.hidden_states[-1][row, ~real].any()
 
 
-def test_token_dropout_is_per_sequence(starter):
-    ids, layout = pack(encoded(starter, ["ACGU", "A<mask>GU"]))
-    embedded = starter.encoder.embedding(ids, layout)
-    plain = starter.encoder.embedding.weight[ids]
+def test_token_dropout_is_per_sequence(nano):
+    ids, layout = pack(encoded(nano, ["ACGU", "A<mask>GU"]))
+    embedded = nano.encoder.embedding(ids, layout)
+    plain = nano.encoder.embedding.weight[ids]
     torch.testing.assert_close(embedded[:6], plain[:6] * 0.88)
     scale = 0.88 / (1 - 1 / 6)
     torch.testing.assert_close(embedded[7], plain[7] * scale)
     assert not embedded[8].any()  # the mask
 
 
-def test_all_masks_without_specials_stay_finite(starter):
-    ids = torch.full((1022,), starter.alphabet.mask_id)
-    for model in (starter, create(starter.spec).to(torch.bfloat16)):
+def test_all_masks_without_specials_stay_finite(nano):
+    ids = torch.full((1022,), nano.alphabet.mask_id)
+    for model in (nano, create(nano.spec).to(torch.bfloat16)):
         assert torch.isfinite(model.encoder(ids, Layout((1022,))).last_hidden_state).all()
 
 

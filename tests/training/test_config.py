@@ -84,12 +84,12 @@ def test_overrides_are_converted_like_the_file():
             "model.hidden_size=160",
             "train.max_steps=7",
             "data.weights.source.rfam=2",
-            "init=starter",
+            "init=nano",
         ],
     )
     assert (recipe.optimizer.lr, recipe.model.config().hidden_size, recipe.train.max_steps) == (5e-5, 160, 7)
     assert recipe.data.weights.source == {"rfam": 2.0}
-    assert recipe.init == "starter"
+    assert recipe.init == "nano"
 
 
 def test_names_and_files(tmp_path):

@@ -131,11 +131,11 @@ def same(model, other, names):
 
 
 @pytest.mark.parametrize("layout", ["rinalmo", "multimolecule", "official"])
-def test_init_from_any_layout(make_recipe, starter, tmp_path, layout):
-    target = save(starter, tmp_path / ("model.pt" if layout == "official" else "model"), layout)
+def test_init_from_any_layout(make_recipe, nano, tmp_path, layout):
+    target = save(nano, tmp_path / ("model.pt" if layout == "official" else "model"), layout)
     model, notes = build_model(make_recipe(init=str(target), model={"hidden_dropout": 0.0}))
     assert notes == []
-    assert same(model, load(target), [name for name in starter.state_dict() if not name.startswith("pooler")])
+    assert same(model, load(target), [name for name in nano.state_dict() if not name.startswith("pooler")])
     assert (model.config.hidden_dropout, model.config.attention_dropout) == (0.0, 0.1)
     assert list(model.spec.heads) == ["lm_head"]
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -151,5 +151,5 @@ def test_init_without_a_masked_lm_head_gets_a_fresh_one(make_recipe, golden):
 
 
 def test_init_of_another_size_is_refused(make_recipe):
-    with pytest.raises(InputError, match=r"init starter has hidden_size 160, the recipe 320.*model\.preset=null"):
-        build_model(make_recipe(init="starter", model={"preset": "nano"}))
+    with pytest.raises(InputError, match=r"init nano has hidden_size 320, the recipe 480.*model\.preset=null"):
+        build_model(make_recipe(init="nano", model={"preset": "micro"}))

@@ -78,7 +78,7 @@ def micro(site: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> Catalog
 
 
 def test_the_catalog_lists_its_models_by_size() -> None:
-    assert [entry.name for entry in models()] == ["starter", "micro", "mega", "giga"]
+    assert [entry.name for entry in models()] == ["nano", "micro", "mega", "giga"]
 
 
 def test_preferred_addresses_are_summed_and_from_zenodo() -> None:
@@ -115,14 +115,14 @@ def test_an_existing_path_is_returned_as_it_is(tmp_path: Path, monkeypatch: pyte
         ("gigga", "did you mean 'giga'?"),
         ("Mirco", "did you mean 'micro'?"),
         ("multimolecule/rinalmo-gigant", "did you mean 'multimolecule/rinalmo-giga'?"),
-        ("runs/best.pt", "(starter, micro, mega, giga)"),
+        ("runs/best.pt", "(nano, micro, mega, giga)"),
     ],
 )
 def test_an_unknown_name_lists_the_names_and_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         resolve(name)
     message = str(caught.value)
-    assert message.startswith(f"{name!r} is neither an existing file or folder nor a known model (starter, micro, ")
+    assert message.startswith(f"{name!r} is neither an existing file or folder nor a known model (nano, micro, ")
     assert message.endswith(hint)
     assert "\n" not in message
 
@@ -136,14 +136,14 @@ def test_the_short_hub_name_is_giga() -> None:
     assert catalog.find("multimolecule/rinalmo") is CATALOG["giga"]
 
 
-def test_the_starter_is_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nano_is_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert catalog.ASSETS.parent == Path(catalog.__file__).parents[1]
     monkeypatch.setattr(catalog, "ASSETS", tmp_path)
     with pytest.raises(CheckpointError, match=r"model\.safetensors is missing.*reinstall"):
-        resolve("starter")
-    (tmp_path / "starter").mkdir()
-    (tmp_path / "starter" / "model.safetensors").write_bytes(b"")
-    assert resolve("starter") == tmp_path / "starter"
+        resolve("nano")
+    (tmp_path / "nano").mkdir()
+    (tmp_path / "nano" / "model.safetensors").write_bytes(b"")
+    assert resolve("nano") == tmp_path / "nano"
 
 
 # The cache

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rinalmo.errors import CheckpointError
+from rinalmo.model.config import ModelConfig
+from rinalmo.model.rinalmo import ModelSpec, create
 from rinalmo.weights.checkpoint import load, save
 
 
@@ -66,10 +68,10 @@ def test_distributed_checkpoint_is_not_opened(tmp_path):
     assert not marker.exists()
 
 
-def test_auto_map_is_not_followed(starter, tmp_path):
+def test_auto_map_is_not_followed(nano, tmp_path):
     import rinalmo
 
-    save(starter, tmp_path / "copy", "multimolecule")
+    save(nano, tmp_path / "copy", "multimolecule")
     config = tmp_path / "copy" / "config.json"
     values = json.loads(config.read_text())
     values["auto_map"] = {"AutoConfig": "evil.C", "AutoModel": "evil.M"}
@@ -83,8 +85,8 @@ def test_auto_map_is_not_followed(starter, tmp_path):
 
 
 @pytest.fixture
-def folder(starter, tmp_path):
-    save(starter, tmp_path / "copy")
+def folder(nano, tmp_path):
+    save(nano, tmp_path / "copy")
     return tmp_path / "copy"
 
 
@@ -125,7 +127,7 @@ def test_header_of_absurd_size(folder):
         (lambda t: t["encoder.blocks.0.ffn.beta"].fill_(float("inf")), "holds NaN"),
         (lambda t: t.pop("encoder.embedding.weight"), "no token embedding"),
         (lambda t: t.update({"encoder.embedding.weight": torch.zeros(())}), "embedding has shape"),
-        (lambda t: t.update({"encoder.final_norm.bias": torch.zeros(160, dtype=torch.int32)}), "floating-point"),
+        (lambda t: t.update({"encoder.final_norm.bias": torch.zeros(320, dtype=torch.int32)}), "floating-point"),
         (lambda t: t.pop("encoder.blocks.0.ffn.beta"), r"missing: encoder\.blocks\.0\.ffn\.beta"),
     ],
 )
@@ -152,7 +154,7 @@ def test_missing_partner_of_a_stacked_tensor(golden, tmp_path):
         ({"intermediate_size": 10**12}, "parameters|shape"),
         ({"num_attention_heads": 7}, "heads"),
         ({"num_attention_heads": 0}, "num_attention_heads"),
-        ({"hidden_size": "160"}, "hidden_size"),
+        ({"hidden_size": "320"}, "hidden_size"),
         ({"hidden_dropout": 2.0}, "hidden_dropout"),
         ({"layer_norm_eps": "abc"}, "layer_norm_eps"),
         ({"layer_norm_eps": float("nan")}, "layer_norm_eps"),
@@ -190,8 +192,8 @@ def test_foreign_files(tmp_path):
     assert not (tmp_path.parent / "escape").exists()
 
 
-def test_unpublished_size_without_config_needs_the_heads(starter, tmp_path):
-    save(starter, tmp_path / "copy")
+def test_unpublished_size_without_config_needs_the_heads(tmp_path):
+    save(create(ModelSpec(ModelConfig(40, 2, 5), heads={"lm_head": {}})), tmp_path / "copy")
     (tmp_path / "copy" / "config.json").unlink()
     refused(tmp_path / "copy", "attention heads")
     assert load(tmp_path / "copy", num_attention_heads=5).config.num_attention_heads == 5
@@ -209,19 +211,19 @@ def test_missing_file(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs to mount a small tmpfs")
-def test_full_disk_keeps_the_old_model(starter, tmp_path):
+def test_full_disk_keeps_the_old_model(nano, tmp_path):
     import subprocess
 
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(tmp_path)], check=False).returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        save(starter, tmp_path / "model")
+        save(nano, tmp_path / "model")
         before = (tmp_path / "model" / "model.safetensors").read_bytes()
         with pytest.raises(CheckpointError, match=r"cannot be written"):
-            save(starter, tmp_path / "model", overwrite=True)
+            save(nano, tmp_path / "model", overwrite=True)
         assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
         with pytest.raises(CheckpointError, match=r"cannot be written"):
-            save(starter, tmp_path / "model.pt", "official")
+            save(nano, tmp_path / "model.pt", "official")
         assert [p.name for p in tmp_path.iterdir()] == ["model"]
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)

@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from rinalmo.errors import CheckpointError
+from rinalmo.model.config import ModelConfig
+from rinalmo.model.rinalmo import ModelSpec, create
 from rinalmo.weights.checkpoint import convert, load, read, save
 
 KINDS = ["pretrained", "ss_ft", "mrl_ft", "splice_ft", "ncrna_ft"]
@@ -95,22 +97,23 @@ def test_old_prefix_and_old_vocabulary(golden, tmp_path):
     assert torch.equal(model.lm_head.decoder.weight, old["lm_head.decoder.weight"])
 
 
-def test_save_and_load_are_bit_equal(starter, tmp_path):
-    save(starter, tmp_path / "copy")
-    same(starter.state_dict(), load(tmp_path / "copy").state_dict())
+def test_save_and_load_are_bit_equal(nano, tmp_path):
+    save(nano, tmp_path / "copy")
+    same(nano.state_dict(), load(tmp_path / "copy").state_dict())
 
 
-def test_number_of_heads_survives_the_official_layout(starter, tmp_path):
-    """The authors' tensors do not show it, and starter's 5 are not their 20."""
-    save(starter, tmp_path / "starter.pt", "official")
-    assert load(tmp_path / "starter.pt").config.num_attention_heads == 5
+def test_number_of_heads_survives_the_official_layout(tmp_path):
+    """The authors' tensors do not show it, and these 4 are not their 20."""
+    model = create(ModelSpec(ModelConfig(32, 2, 4), heads={"lm_head": {}}))
+    save(model, tmp_path / "small.pt", "official")
+    assert load(tmp_path / "small.pt").config.num_attention_heads == 4
 
 
-def test_existing_target_is_kept(starter, tmp_path):
-    save(starter, tmp_path / "copy")
+def test_existing_target_is_kept(nano, tmp_path):
+    save(nano, tmp_path / "copy")
     with pytest.raises(CheckpointError, match="exists"):
-        save(starter, tmp_path / "copy")
-    save(starter, tmp_path / "copy", overwrite=True)
+        save(nano, tmp_path / "copy")
+    save(nano, tmp_path / "copy", overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy"]
 
 
@@ -124,9 +127,9 @@ def test_made_up_rows_are_the_same_every_time(golden):
     assert "<null>" in read(path).notes[0]
 
 
-def test_weights_are_mapped_not_copied(starter, tmp_path):
+def test_weights_are_mapped_not_copied(nano, tmp_path):
     """A tensor that needs no stacking is a view of the file."""
-    save(starter, tmp_path / "copy")
+    save(nano, tmp_path / "copy")
     loaded = load(tmp_path / "copy")
     maps = (tmp_path / "copy" / "model.safetensors").resolve()
     address = loaded.encoder.blocks[0].attention.qkv.weight.data_ptr()

@@ -23,7 +23,7 @@ def command(source: str, output: Path | None, name: str | None, license_id: str 
 
     \b
     rinalmo card RUN --license apache-2.0
-    rinalmo card starter --output starter.md
+    rinalmo card nano --output nano.md
     """
     from rinalmo.training.card import write_card
 

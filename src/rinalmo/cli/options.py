@@ -13,7 +13,7 @@ from rinalmo.errors import InputError
 model_option = click.option(
     "-m",
     "--model",
-    default="starter",
+    default="nano",
     show_default=True,
     metavar="MODEL",
     help="A name from `rinalmo models`, or a model folder or file in any layout.",

@@ -23,7 +23,7 @@ Pooling = Literal["mean", "cls", "none"]
 
 def embed(
     sequences: Sequences,
-    model: str | Path | RiNALMo | Engine = "starter",
+    model: str | Path | RiNALMo | Engine = "nano",
     *,
     pooling: Pooling = "mean",
     layers: Sequence[int] = (-1,),

@@ -43,7 +43,7 @@ class Engine:
 
     def __init__(
         self,
-        model: str | Path | RiNALMo = "starter",
+        model: str | Path | RiNALMo = "nano",
         precision: Precision = "auto",
         *,
         threads: int | None = None,

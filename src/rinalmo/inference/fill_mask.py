@@ -37,7 +37,7 @@ class Prediction:
 
 
 def fill_mask(
-    sequences: Sequences, model: str | Path | RiNALMo | Engine = "starter", *, top_k: int = 5
+    sequences: Sequences, model: str | Path | RiNALMo | Engine = "nano", *, top_k: int = 5
 ) -> list[list[list[Prediction]]]:
     """The `top_k` candidates for each mask of each sequence: per sequence, per mask, best first.
 

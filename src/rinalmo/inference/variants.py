@@ -38,7 +38,7 @@ _BLOCK_TOKENS = 1 << 22
 def score(
     wild_type: str | Record,
     variants: str | Iterable[str],
-    model: str | Path | RiNALMo | Engine = "starter",
+    model: str | Path | RiNALMo | Engine = "nano",
     *,
     method: Method = "masked-marginals",
 ) -> np.ndarray:
@@ -59,7 +59,7 @@ def score(
 
 
 def saturation(
-    wild_type: str | Record, model: str | Path | RiNALMo | Engine = "starter", *, method: Method = "masked-marginals"
+    wild_type: str | Record, model: str | Path | RiNALMo | Engine = "nano", *, method: Method = "masked-marginals"
 ) -> np.ndarray:
     """As `score`, of every exchange of one letter: `(length, 4)` for A, C, G, U; 0 where it is the wild type's.
 

@@ -20,6 +20,7 @@ from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.fasta import Record, read_fasta
 from rinalmo.rna.folding import decode
 from rinalmo.rna.formats import format_of, write_structures
+from rinalmo.rna.formats.files import structure_text
 from rinalmo.rna.structure import Structure
 from rinalmo.tasks.base import Example
 from rinalmo.tasks.predicting import outputs
@@ -96,8 +97,7 @@ def fold_file(
                 yield structure
 
         if str(output) == "-":
-            for structure in structures():
-                sys.stdout.write(f">{structure.name}\n{structure.sequence}\n{structure.dot_bracket}\n")
+            sys.stdout.writelines(structure_text(structures(), "dbn"))
         else:
             write_structures(output, structures())
     return count

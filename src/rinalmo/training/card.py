@@ -17,13 +17,12 @@ from rinalmo.errors import InputError
 from rinalmo.inference.fill_mask import fill_mask
 from rinalmo.model.cost import specification
 from rinalmo.model.rinalmo import RiNALMo
-from rinalmo.recipe_files import read
 from rinalmo.training import card_finetuning, card_pretraining
-from rinalmo.training.card_parts import Run, table
+from rinalmo.training.card_parts import Run, run_folder, run_of_model, table
 from rinalmo.training.config import Recipe
 from rinalmo.training.finetune_config import FinetuneRecipe
 from rinalmo.training.log import PLOT
-from rinalmo.training.run_folder import RECIPE, RunFolder
+from rinalmo.training.run_folder import RECIPE
 from rinalmo.weights.checkpoint import load
 
 EXAMPLES = {
@@ -46,7 +45,7 @@ def write_card(
     model is a name or a file, which have no folder to write into, and no `output` is given.
     """
     is_run = (Path(source) / RECIPE).is_file()
-    folder = _folder(Path(source)) if is_run else None
+    folder = run_folder(Path(source)) if is_run else None
     if folder and not folder.model.is_dir():
         raise InputError(f"{source}: the run is not finished, it has no model yet; go on with --resume")
     home = folder.model if folder else Path(source)
@@ -65,11 +64,6 @@ def write_card(
     if curve and target.parent.resolve() != folder.path.resolve():  # type: ignore[union-attr]
         shutil.copyfile(curve, target.parent / PLOT)
     return target
-
-
-def _folder(path: Path) -> RunFolder:
-    """A run of either kind."""
-    return RunFolder(path, FinetuneRecipe if "task" in read(path / RECIPE) else Recipe)
 
 
 def card(
@@ -126,7 +120,9 @@ def _summary(model: RiNALMo, name: str, run: Run | None) -> str:
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     init = getattr(run.recipe, "init", None) if run else None
     task = f"fine-tuned for {model.spec.task['name']} " if model.spec.task else ""
-    started = f"{task or 'continued '}from {init}" if init else "trained from scratch"
+    earlier = run_of_model(init)
+    origin = f"the run `{earlier.name}`" if earlier else init
+    started = f"{task or 'continued '}from {origin}" if init else "trained from scratch"
     made = f", {started} with rinalmo {run.start['rinalmo']}" if run and run.starts else ""
     return f"# {name}\n\nA RiNALMo RNA language model of {size:.2f} M parameters, heads included{made}."
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from rinalmo.training.config import RunRecipe
+from rinalmo.recipe_files import read
+from rinalmo.training.config import Recipe, RunRecipe
+from rinalmo.training.finetune_config import FinetuneRecipe
 from rinalmo.training.log import read_log
-from rinalmo.training.run_folder import RunFolder
+from rinalmo.training.run_folder import RECIPE, RunFolder
 
 _CURVE_ROWS = 12
 
@@ -17,6 +20,7 @@ _CURVE_ROWS = 12
 class Run:
     """What a run folder says about the training of its model."""
 
+    name: str
     recipe: RunRecipe
     starts: Sequence[dict[str, Any]]
     log: Sequence[dict[str, Any]]
@@ -25,7 +29,7 @@ class Run:
     @classmethod
     def read(cls, folder: RunFolder) -> Run:
         """Read a run's files."""
-        return cls(folder.recipe(), folder.starts(), read_log(folder.path), folder.evaluation())
+        return cls(folder.path.name, folder.recipe(), folder.starts(), read_log(folder.path), folder.evaluation())
 
     @property
     def validations(self) -> list[dict[str, Any]]:
@@ -41,6 +45,17 @@ class Run:
     def start(self) -> dict[str, Any]:
         """What was noted when the run last started."""
         return self.starts[-1] if self.starts else {}
+
+
+def run_of_model(model: str | None) -> Run | None:
+    """The run whose folder holds this model, if one does."""
+    folder = Path(model).parent if model else None
+    return Run.read(run_folder(folder)) if folder and (folder / RECIPE).is_file() else None
+
+
+def run_folder(path: Path) -> RunFolder:
+    """A run of either kind."""
+    return RunFolder(path, FinetuneRecipe if "task" in read(path / RECIPE) else Recipe)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

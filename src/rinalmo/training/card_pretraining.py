@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rinalmo.training.card_parts import Run, curve, machine, table
+from rinalmo.training.card_parts import Run, curve, machine, run_of_model, table
 from rinalmo.training.config import Recipe
 
 _FIGURES = ("loss", "accuracy", "perplexity")
@@ -34,7 +34,16 @@ def data(run: Run, recipe: Recipe) -> str:
 
 
 def procedure(run: Run, recipe: Recipe) -> str:
-    """How it was trained."""
+    """How it was trained; a run that went on from another one's model tells of that one too."""
+    parts = ["## Training procedure\n\n" + _facts(run, recipe)]
+    while (earlier := run_of_model(recipe.init)) and isinstance(earlier.recipe, Recipe):
+        run, recipe = earlier, earlier.recipe
+        way = curve(run, ("loss", "accuracy"))
+        parts.append(f"Before that, in the run `{run.name}`:\n\n{_facts(run, recipe)}\n\n{way}")
+    return "\n\n".join(parts)
+
+
+def _facts(run: Run, recipe: Recipe) -> str:
     last = run.last
     given, masking, optimizer, schedule = recipe.data, recipe.data.masking, recipe.optimizer, recipe.schedule
     size, what = (
@@ -48,11 +57,12 @@ def procedure(run: Run, recipe: Recipe) -> str:
         f"{last.get('step', 0):,} steps of {size:,} {what}, {last.get('tokens', 0):,.0f} tokens",
         f"AdamW {optimizer.betas}, weight decay {optimizer.weight_decay:g} on matrices, gradient norm at most "
         f"{recipe.train.clip:g}",
+        f"crops of at most {given.max_length:,} nt",
         f"learning rate {schedule.start_lr:g} to {optimizer.lr:g} over {schedule.warmup_steps:,} steps, then cosine to "
         f"{schedule.min_lr:g} over {decay}",
         *machine(run),
     ]
-    return "## Training procedure\n\n" + "\n".join(f"- {fact}" for fact in facts)
+    return "\n".join(f"- {fact}" for fact in facts)
 
 
 def validation(run: Run, recipe: Recipe) -> str:

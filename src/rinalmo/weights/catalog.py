@@ -1,6 +1,6 @@
 """The published models: their names, where their files are, and where they are kept.
 
-    starter             bundled with the package
+    nano                bundled with the package
     micro, mega, giga   fetched on first use into $RINALMO_HOME/<name>, $XDG_CACHE_HOME/rinalmo/<name>
                         or ~/.cache/rinalmo/<name>
 
@@ -122,9 +122,9 @@ CATALOG: dict[str, CatalogEntry] = {
     entry.name: entry
     for entry in (
         CatalogEntry(
-            "starter",
-            "small model for trying things, tests and demos; not for research",
-            1.9,
+            "nano",
+            "6 layers × 320, trained by this project on a CPU; for trying things and small tasks",
+            7.5,
             (Source("bundled", "multimolecule", "Apache-2.0"),),
         ),
         CatalogEntry(

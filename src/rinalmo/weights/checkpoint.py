@@ -87,7 +87,7 @@ def read(source: str | Path, *, num_attention_heads: int | None = None) -> Check
 
 
 def load(
-    source: str | Path = "starter",
+    source: str | Path = "nano",
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
