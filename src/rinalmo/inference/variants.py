@@ -32,7 +32,7 @@ Method = Literal["masked-marginals", "wild-type-marginals", "pll"]
 
 # A multiple of three, so that the three exchanges of a place, which share a pass, stay together.
 _BLOCK_VARIANTS = 3 * 1024
-_BLOCK_TOKENS = 1 << 22
+_BLOCK_TOKENS = 1 << 20
 
 
 def score(
@@ -88,7 +88,7 @@ def score_variants(variants: Iterable[Variant], model: Nucleotides, method: Meth
 
 
 def blocks(variants: Iterable[Variant], method: Method) -> Iterator[list[Variant]]:
-    """Consecutive variants, so many as take little memory and, with "pll", about a minute."""
+    """Consecutive variants, so many as take little memory and, with "pll" and a small model, about a minute."""
     block: list[Variant] = []
     tokens = 0
     for variant in variants:
