@@ -64,6 +64,13 @@ class SecondaryStructure(Task):
     name = "secondary-structure"
     score = "f1_relaxed"
 
+    def __init__(self, channels: int = 64, num_blocks: int = 2) -> None:
+        """Width and depth of the head; the defaults are the paper's."""
+        self.channels, self.num_blocks = channels, num_blocks
+
+    def settings(self) -> dict[str, Any]:
+        return {"channels": self.channels, "num_blocks": self.num_blocks}
+
     @classmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:
         if not is_table(path):
@@ -74,10 +81,10 @@ class SecondaryStructure(Task):
 
     @classmethod
     def learned(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
-        return cls()
+        return cls(**{name: options[name] for name in ("channels", "num_blocks") if name in options})
 
     def heads(self) -> dict[str, dict[str, Any]]:
-        return {"structure_head": {}}
+        return {"structure_head": self.settings()}
 
     def outputs(self, model: RiNALMo, states: Tensor, layout: Layout) -> Sequence[Tensor]:
         head = model.head("structure_head")

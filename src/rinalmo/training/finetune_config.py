@@ -56,10 +56,16 @@ class ExamplesRecipe(Section):
 
 
 class OptionsRecipe(Section):
-    """What a `table` holds, where its cells do not say: see `rinalmo.tasks.table`."""
+    """What belongs to one task only.
+
+    kind, per              what a `table` holds, where its cells do not say: see `rinalmo.tasks.table`
+    channels, num_blocks   width and depth of the head of `secondary-structure`
+    """
 
     kind: Literal["regression", "binary", "multiclass", "multilabel"] | None = None
     per: Literal["sequence", "nucleotide"] | None = None
+    channels: PositiveInt | None = None
+    num_blocks: PositiveInt | None = None
 
 
 class StageRecipe(Section):
