@@ -31,7 +31,7 @@ def opened_table(path: Path) -> Iterator[tuple[list[str], Rows]]:
                 raise InputError(f"{path}: is empty; a table starts with the names of its columns")
             if len(set(header)) < len(header):
                 twice = next(name for name in header if header.count(name) > 1)
-                raise InputError(f"{path}: has two columns named {twice!r}")
+                raise InputError(f"{path}: has two columns named {twice!r}; rename one")
             yield header, _of_one_width(path, reader, len(header))
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]

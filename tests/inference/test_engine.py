@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not is_available(), reason="this torch has no on
 
 # Largest distance of a token's state from the plain fp32 one, both at unit norm.
 # The mean distance in bf16 is 7e-3, that of torch.bfloat16 in the plain encoder as well.
-TOLERANCE = {"fp32": 1e-5, "bf16": 3e-2, "int8": 6e-2}
+TOLERANCE = {"fp32": 1e-5, "bf16": 4e-2, "int8": 6e-2}
 
 
 @pytest.fixture(params=[ChannelsFirst, TokensFirst], autouse=True)

@@ -214,7 +214,7 @@ def test_missing_file(tmp_path):
 def test_full_disk_keeps_the_old_model(nano, tmp_path):
     import subprocess
 
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(tmp_path)], check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=45m", "tmpfs", str(tmp_path)], check=False).returncode:
         pytest.skip("mounting is not allowed here")
     try:
         save(nano, tmp_path / "model")

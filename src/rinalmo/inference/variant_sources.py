@@ -117,9 +117,6 @@ def _header(path: Path) -> list[str]:
         pass
     if SCORE in header:
         raise InputError(f"{path}: has a column {SCORE!r} already; rename it, the scores are added under this name")
-    twice = next((name for name in header if header.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"{path}: has two columns {twice!r}; rename one")
     return header
 
 
