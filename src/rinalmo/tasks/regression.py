@@ -72,7 +72,7 @@ class RibosomeLoad(_Regression):
     """Mean ribosome load of a 5' UTR."""
 
     name = "ribosome-load"
-    columns = ("mrl", "rl", "mean_ribosome_load", "ribosome_load", "target", "label")
+    columns: ClassVar[tuple[str, ...]] = ("mrl", "rl", "mean_ribosome_load", "ribosome_load", "target", "label")
 
     def prepare(self, model: RiNALMo, examples: Sequence[Example]) -> None:
         values = torch.tensor([example.target for example in examples], dtype=torch.float64)
@@ -93,7 +93,7 @@ class TranslationEfficiency(_Regression):
     """Translation efficiency of an endogenous 5' UTR."""
 
     name = "translation-efficiency"
-    columns = ("te", "log_te", "te_log", "target", "label")
+    columns: ClassVar[tuple[str, ...]] = ("te", "log_te", "te_log", "target", "label")
 
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
         return F.huber_loss(torch.stack(list(outputs)).float(), _targets(examples, outputs[0]), reduction="sum")
@@ -103,7 +103,7 @@ class ExpressionLevel(TranslationEfficiency):
     """Expression level of the transcript of a 5' UTR."""
 
     name = "expression-level"
-    columns = ("el", "log_el", "rnaseq_log", "rpkm", "rnaseq_rpkm", "target", "label")
+    columns: ClassVar[tuple[str, ...]] = ("el", "log_el", "rnaseq_log", "rpkm", "rnaseq_rpkm", "target", "label")
 
 
 def _head(model: RiNALMo) -> RibosomeLoadHead:

@@ -91,13 +91,13 @@ def _add_lora(model: RiNALMo, recipe: BackboneRecipe) -> list[nn.Parameter]:
 
 def merged(model: RiNALMo) -> RiNALMo:
     """A plain model in which the low-rank additions are part of the matrices."""
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora import Linear
 
     state = {name: tensor for name, tensor in model.state_dict().items() if ".lora_" not in name}
     for name, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            addition = module.get_delta_weight("default")
-            state[f"{name}.base_layer.weight"] = module.base_layer.weight.detach() + addition.detach()
+        if isinstance(module, Linear):
+            weight = f"{name}.base_layer.weight"
+            state[weight] = state[weight] + module.get_delta_weight("default").detach()
     with torch.device("meta"):
         plain = RiNALMo(model.spec)
     plain.load_state_dict({name.replace(".base_layer.", "."): t for name, t in state.items()}, assign=True)

@@ -89,7 +89,7 @@ class BackboneRecipe(Section):
     stages: list[StageRecipe] = Field(default_factory=list)
     scale: PositiveFloat = 0.1
     rank: PositiveInt = 8
-    alpha: PositiveFloat = 16.0
+    alpha: PositiveInt = 16
     attention_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
     hidden_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
 

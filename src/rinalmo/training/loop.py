@@ -27,7 +27,7 @@ from rinalmo.data import draws
 from rinalmo.errors import TrainingError
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.training.checkpoint import Checkpoints
-from rinalmo.training.config import Recipe
+from rinalmo.training.config import RunRecipe
 from rinalmo.training.distributed import Ranks, Spread, company
 from rinalmo.training.optim import MOMENTS, Trained, awaken, learning_rate, make_optimizer, moments, set_steps
 from rinalmo.training.throughput import Work, training_flops
@@ -113,7 +113,7 @@ class Trainer:
     """A task, a model spread over processes, and an optimizer, going from step to step."""
 
     def __init__(
-        self, task: Task[Any], recipe: Recipe, ranks: Ranks, checkpoints: Checkpoints, tell: Callable[[Event], None]
+        self, task: Task[Any], recipe: RunRecipe, ranks: Ranks, checkpoints: Checkpoints, tell: Callable[[Event], None]
     ) -> None:
         self.task, self.recipe, self.ranks, self.checkpoints, self.tell = task, recipe, ranks, checkpoints, tell
         self.progress = Progress()
