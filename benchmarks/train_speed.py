@@ -66,6 +66,7 @@ def rinalmo(store: str, output: str, recipe: str, changes: list[str], steps: int
     from rinalmo.training.config import load_recipe
     from rinalmo.training.loop import Event
     from rinalmo.training.pretrain import pretrain
+    from rinalmo.training.run import Listener
 
     whole = {"data.store": store, "train.max_steps": NEVER, "train.checkpoint_every": NEVER, "logging.every": 1}
     whole |= {"validation.every": NEVER, "logging.plots": False, "train.deadline": NEVER}
@@ -79,7 +80,7 @@ def rinalmo(store: str, output: str, recipe: str, changes: list[str], steps: int
         if not rounds.step(tokens, seconds):
             signal.raise_signal(signal.SIGTERM)  # how a run is asked to end: on all its processes after the next step
 
-    pretrain(chosen, output, on_event=hear)
+    pretrain(chosen, output, listener=Listener(event=hear))
 
 
 def trainer(output: str, batches: list[list[int]], model: dict[str, Any], training: dict[str, Any]) -> None:
