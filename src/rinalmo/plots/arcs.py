@@ -93,7 +93,7 @@ def _kind(name: str, colour: str, dashes: str, pairs: Iterable[tuple[int, int]])
 
 def _side(length: int) -> float:
     """Half the height of the line of letters, in nucleotides."""
-    return 0.9 if length <= _LETTERS_UP_TO else length / 150
+    return 0.9 if length <= _LETTERS_UP_TO else length / 300
 
 
 def _sequence(axes: Any, structure: Structure) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,14 +19,24 @@ from rinalmo.durable import check_path, replacing
 from rinalmo.errors import InputError
 from rinalmo.plots import svg
 from rinalmo.plots.labels import placed_labels
-from rinalmo.plots.layout import SMALLEST_LOOP, positions
+from rinalmo.plots.layout import SMALLEST_LOOP, need_vienna, positions
 from rinalmo.plots.style import BLACK, FONTS, GREY, SKY, VERMILION, WHITE, shade, title_of
-from rinalmo.rna.structure import Pairs, Structure
+from rinalmo.rna.structure import Structure
 
 LONGEST = 2000
 _RADIUS, _MARGIN, _LETTER = 9.0, 45.0, 12
 _DARK = 0.6  # from this probability on letters are white
+_DASHES = "5 3"
 _BEND = 0.22  # of a curve, as a share of its length
+
+
+class _Line(NamedTuple):
+    """How a pair is drawn: straight in the ladder or as a dashed curve, with the place of its middle."""
+
+    pair: tuple[int, int]
+    kind: str
+    is_plain: bool
+    top: np.ndarray
 
 
 def check_drawing(path: Path, length: int) -> None:
@@ -35,6 +46,7 @@ def check_drawing(path: Path, length: int) -> None:
     check_path(path, (".svg",))
     if length > LONGEST:
         raise InputError(f"{path}: a drawing shows up to {LONGEST:,} nt, and the sequence has {length:,}; draw arcs")
+    need_vienna()
 
 
 def draw_structure(structure: Structure, path: str | Path, probabilities: np.ndarray | None = None) -> None:
@@ -55,24 +67,40 @@ def structure_svg(structure: Structure, probabilities: np.ndarray | None = None)
     if probabilities is not None and probabilities.shape != (length, length):
         raise InputError(f"probabilities of shape {probabilities.shape} do not fit {length} nt")
     shown = None if probabilities is None else np.nan_to_num(np.maximum(probabilities, probabilities.T)).max(axis=1)
-    straight = tuple((i, j) for i, j in structure.nested().pairs if j - i > SMALLEST_LOOP)
-    points, is_ladder = positions(straight, length)
+    lines, points = _laid_out(structure)
     labels = placed_labels(points, structure.pairs)
-    corners = np.vstack([points, *(at for _, at, _ in labels)])
+    corners = np.vstack([points, *(at for _, at, _ in labels), *(line.top for line in lines)])
     shift = np.array([_MARGIN, _MARGIN + 20]) - corners.min(axis=0)
-    legend = list(_legend(structure, straight if is_ladder else (), shown is not None))
     title = f"{title_of(structure.name)}, {length:,} nt" if structure.name else f"{length:,} nt"
-    width, height = np.ptp(corners, axis=0) + (2 * _MARGIN, 2 * _MARGIN + 20)
-    width = max(width, 7.5 * len(title) + 2 * _MARGIN, 300.0)
+    width, height = np.ptp(corners, axis=0) + np.array([2 * _MARGIN, 2 * _MARGIN + 20])
     body = [
-        svg.text(title, np.array([_MARGIN, 24.0]), text_anchor="start", font_size=14),
-        *_backbone(points + shift),
-        *_pairs(structure, points + shift, straight if is_ladder else ()),
-        *(_label(points[n] + shift, at + shift, content) for n, at, content in labels),
-        *_nucleotides(structure, points + shift, shown),
-        *(svg.element("g", part, transform=f"translate({_MARGIN:.0f} {height + 22 * n:.0f})") for n, part in enumerate(legend)),
+        *_backbone(points),
+        *(_pair(line, points) for line in lines),
+        *(_label(points[n], at, content) for n, at, content in labels),
+        *_nucleotides(structure, points, shown),
     ]
-    return _page(width, height + 22 * len(legend), body)
+    heading = svg.text(title, np.array([_MARGIN, 24.0]), text_anchor="start", font_size=14)
+    moved = svg.element("g", "\n" + "\n".join(body) + "\n", transform=f"translate({shift[0]:.1f} {shift[1]:.1f})")
+    legend = [
+        svg.element("g", part, transform=f"translate({_MARGIN:.0f} {height + 22 * n:.0f})")
+        for n, part in enumerate(_legend(lines, shown is not None))
+    ]
+    width = max(width, 7.5 * len(title) + 2 * _MARGIN, 300.0)
+    return _page(width, height + 22 * len(legend), [heading, moved, *legend])
+
+
+def _laid_out(structure: Structure) -> tuple[list[_Line], np.ndarray]:
+    """How each pair is drawn, and where the nucleotides lie."""
+    nested = structure.nested().pairs
+    straight = tuple((i, j) for i, j in nested if j - i > SMALLEST_LOOP)
+    points, is_ladder = positions(straight, len(structure))
+    plain, centre = set(straight if is_ladder else nested), points.mean(axis=0)
+    lines = []
+    for pair in structure.pairs:
+        start, end = points[pair[0]], points[pair[1]]
+        bend = _bend(start, end, centre) if is_ladder and pair not in plain else np.zeros(2)
+        lines.append(_Line(pair, kind_of(structure, pair), pair in plain, (start + end) / 2 + bend))
+    return lines, points
 
 
 def _page(width: float, height: float, body: list[str]) -> str:
@@ -87,15 +115,12 @@ def _backbone(points: np.ndarray) -> Iterator[str]:
         yield svg.polyline(points, class_="backbone", stroke=GREY, stroke_width=1.5)
 
 
-def _pairs(structure: Structure, points: np.ndarray, straight: Pairs) -> Iterator[str]:
-    centre, ladder = points.mean(axis=0), set(straight)
-    for pair in structure.pairs:
-        start, end = points[pair[0]], points[pair[1]]
-        bend = np.zeros(2) if pair in ladder else _bend(start, end, centre)
-        colour, dashes = (BLACK, {}) if pair in ladder else (VERMILION, {"stroke_dasharray": "5 3"})
-        parts = svg.curve(start, (start + end) / 2 + 2 * bend, end, stroke=colour, stroke_width=1.8, **dashes)
-        parts += _mark(structure, pair, (start + end) / 2 + bend, colour)
-        yield svg.element("g", parts, class_="pair", data_pair=f"{pair[0] + 1}-{pair[1] + 1}")
+def _pair(line: _Line, points: np.ndarray) -> str:
+    (i, j), colour = line.pair, BLACK if line.is_plain else VERMILION
+    control = 2 * line.top - (points[i] + points[j]) / 2
+    dashes = {} if line.is_plain else {"stroke_dasharray": _DASHES}
+    parts = svg.curve(points[i], control, points[j], stroke=colour, stroke_width=1.8, **dashes)
+    return svg.element("g", parts + _mark(line.kind, line.top, colour), class_="pair", data_pair=f"{i + 1}-{j + 1}")
 
 
 def _bend(start: np.ndarray, end: np.ndarray, centre: np.ndarray) -> np.ndarray:
@@ -104,19 +129,16 @@ def _bend(start: np.ndarray, end: np.ndarray, centre: np.ndarray) -> np.ndarray:
     return across if np.dot(across, (start + end) / 2 - centre) >= 0 else -across
 
 
-def _mark(structure: Structure, pair: tuple[int, int], at: np.ndarray, colour: str) -> str:
-    kind = kind_of(structure, pair)
-    return {"": "", "GU": svg.circle(at, 3.2, fill=colour), "other": _open(at, colour)}[kind]
-
-
-def _open(at: np.ndarray, colour: str) -> str:
-    return svg.circle(at, 3.2, fill=WHITE, stroke=colour, stroke_width=1.4)
+def _mark(kind: str, at: np.ndarray, colour: str) -> str:
+    if not kind:
+        return ""
+    fill = colour if kind == "GU" else WHITE
+    return svg.circle(at, 3.2, fill=fill, stroke=colour, stroke_width=1.4)
 
 
 def kind_of(structure: Structure, pair: tuple[int, int]) -> str:
     """ "" for AU and GC, "GU", or "other"."""
-    letters = "".join(sorted(structure.sequence[n] for n in pair)).upper().replace("T", "U")
-    letters = "".join(sorted(letters))
+    letters = "".join(sorted("".join(structure.sequence[n] for n in pair).upper().replace("T", "U")))
     return {"AU": "", "CG": "", "GU": "GU"}.get(letters, "other")
 
 
@@ -139,18 +161,17 @@ def _label(nucleotide: np.ndarray, at: np.ndarray, content: str) -> str:
     return svg.element("g", tick + svg.text(content, at, fill="#404040", font_size=11), class_="label")
 
 
-def _legend(structure: Structure, straight: Pairs, is_shaded: bool) -> Iterator[str]:
-    """One line each for what is drawn and does not explain itself."""
+def _legend(lines: list[_Line], is_shaded: bool) -> Iterator[str]:
+    """One row each for what is drawn and does not explain itself."""
     left, middle, right = np.array([0.0, 0.0]), np.array([15.0, 0.0]), np.array([30.0, 0.0])
-    kinds = {kind_of(structure, pair) for pair in structure.pairs}
-    black = svg.line(left, right, stroke=BLACK, stroke_width=1.8)
-    if "GU" in kinds:
-        yield black + svg.circle(middle, 3.2, fill=BLACK) + _told("GU pair")
-    if "other" in kinds:
-        yield black + _open(middle, BLACK) + _told("pair other than AU, GC and GU")
-    if set(structure.pairs) - set(straight):
-        crossing = "pair of a pseudoknot" if straight else "pair"
-        yield svg.line(left, right, stroke=VERMILION, stroke_width=1.8, stroke_dasharray="5 3") + _told(crossing)
+    kinds = {line.kind for line in lines}
+    for kind, meaning in (("GU", "GU pair"), ("other", "pair other than AU, GC and GU")):
+        if kind in kinds:
+            stroke = svg.line(left, right, stroke=BLACK, stroke_width=1.8)
+            yield stroke + _mark(kind, middle, BLACK) + _told(meaning)
+    if not all(line.is_plain for line in lines):
+        stroke = svg.line(left, right, stroke=VERMILION, stroke_width=1.8, stroke_dasharray=_DASHES)
+        yield stroke + _told("pair of a pseudoknot, or too close to draw straight")
     if is_shaded:
         yield "".join(
             svg.element("rect", x=6.0 * n, y=-6, width=6.2, height=12, fill=shade(n / 10)) for n in range(11)

@@ -24,7 +24,7 @@ STEP = 25.0
 """From one nucleotide to the next."""
 
 CLOSEST = 20.0
-"""No two nucleotides are nearer; RNApuzzler's are 24 to 25 apart at least where it succeeds."""
+"""No two nucleotides are nearer. RNApuzzler's may be, by a little: then everything is drawn larger."""
 
 SMALLEST_LOOP = 2
 _SECONDS = 20
@@ -50,9 +50,9 @@ def positions(pairs: Iterable[tuple[int, int]], length: int) -> tuple[np.ndarray
     for i, j in pairs:
         text[i], text[j] = "(", ")"
     found = _puzzled("".join(text))
-    if found is None or nearest(found) < CLOSEST:
+    if found is None or (room := nearest(found)) < CLOSEST / 2:
         return circle(length), False
-    return found * (1, -1), True
+    return found * (1, -1) * max(1.0, CLOSEST / room), True
 
 
 def circle(length: int) -> np.ndarray:

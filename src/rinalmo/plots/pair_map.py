@@ -11,11 +11,11 @@ from rinalmo.durable import check_path
 from rinalmo.errors import InputError
 from rinalmo.plots.arcs import check_reference, tick_step
 from rinalmo.plots.style import BLACK, BLUE, ENDINGS, GREY, WHITE, figure_in, need_matplotlib, title_of
-from rinalmo.rna.structure import Structure
+from rinalmo.rna.structure import Pairs, Structure
 
 LONGEST = 5000
-_INCHES = 3.4
-_SMALLEST_MARK = 1.4  # points
+_NARROWEST, _WIDEST, _NUCLEOTIDE = 3.4, 7.0, 0.0125  # inches
+_SMALLEST_MARK = 1.2  # points
 
 
 def check_map(path: Path, length: int) -> None:
@@ -39,10 +39,11 @@ def draw_pair_map(
         raise InputError(f"{path}: probabilities of shape {probabilities.shape} do not fit {length} nt")
     if reference is not None:
         check_reference(structure, reference)
-    with figure_in(path, "drawing a pair map", figsize=(_INCHES + 0.8, _INCHES + 0.6), layout="constrained") as figure:
+    side = min(max(_NUCLEOTIDE * length, _NARROWEST), _WIDEST)
+    with figure_in(path, "drawing a pair map", figsize=(side + 0.8, side + 0.3), layout="constrained") as figure:
         axes = figure.subplots()
         _probabilities(figure, axes, probabilities)
-        _marks(axes, (reference or structure).pairs, length)
+        _marks(axes, (reference or structure).pairs, length, side)
         ticks = [0, *range(tick_step(length) - 1, length, tick_step(length))] if length > 1 else [0]
         axes.set_xticks(ticks, [str(n + 1) for n in ticks])
         axes.set_yticks(ticks, [str(n + 1) for n in ticks])
@@ -63,9 +64,9 @@ def _probabilities(figure: Any, axes: Any, probabilities: np.ndarray) -> None:
     key.outline.set_linewidth(0.5)
 
 
-def _marks(axes: Any, pairs: tuple[tuple[int, int], ...], length: int) -> None:
+def _marks(axes: Any, pairs: Pairs, length: int, inches: float) -> None:
     """Squares as large as a cell, or as can be seen."""
-    side = max(_INCHES * 0.8 * 72 / length, _SMALLEST_MARK)
+    side = max(inches * 0.8 * 72 / length, _SMALLEST_MARK)
     rows, columns = [j for _, j in pairs], [i for i, _ in pairs]
     axes.scatter(columns, rows, s=side**2, marker="s", color=BLACK, linewidths=0, gid="pairs")
     axes.set(xlim=(-0.5, length - 0.5), ylim=(length - 0.5, -0.5))
