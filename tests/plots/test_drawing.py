@@ -70,7 +70,7 @@ def test_all_lies_on_the_paper():
     for structure in (KNOT, TRNA, Structure("A" * 300, "ACGU")):
         root = ElementTree.fromstring(structure_svg(structure))
         x, y = map(float, re.fullmatch(r"translate\((\S+) (\S+)\)", root.find(f"{SVG}g").get("transform")).groups())
-        moved = centres(ElementTree.tostring(root)) + (x, y)
+        moved = centres(ElementTree.tostring(root)) + np.array([x, y])
         assert (moved > 20).all()
         assert (moved < np.array([float(root.get("width")), float(root.get("height"))]) - 20).all()
 
