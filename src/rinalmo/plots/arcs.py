@@ -26,7 +26,7 @@ LONGEST = 10_000
 _LETTERS_UP_TO = 150
 _WIDEST, _NARROWEST, _NUCLEOTIDE = 14.0, 3.4, 0.11  # inches
 
-Kind = tuple[str, str, str, Pairs]
+Kind = tuple[str, str, Any, Pairs]  # matplotlib types its line styles word by word
 
 
 def check_arcs(path: Path, length: int) -> None:

@@ -23,7 +23,7 @@ BLUE, VERMILION, SKY = "#0072B2", "#D55E00", "#56B4E9"
 ENDINGS = (".svg", ".png")
 FONTS = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 9,
     "axes.spines.top": False,
