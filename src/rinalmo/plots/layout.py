@@ -1,9 +1,9 @@
 """Where each nucleotide of a drawing lies: ViennaRNA's RNApuzzler, else one circle.
 
-RNApuzzler keeps apart what other layouts draw over each other, in units of 25 from one nucleotide to the next. On
-crowded structures that no folding gives it can take for ever, and an empty hairpin crashes it. Native code cannot be
-stopped from inside, so it runs in a process of its own with a time limit. What it fails on lies on one circle, with its
-pairs as chords: less telling, but nothing overlaps.
+RNApuzzler keeps apart what other layouts draw over each other, in units of 25 from one nucleotide to the next. On a
+few structures, known ones of bpRNA too, it takes for ever or fails, and an empty hairpin crashes it. Native code cannot
+be stopped from inside, so it runs in a process of its own with a time limit. What it fails on lies on one circle, with
+its pairs as chords: less telling, but nothing overlaps.
 
 Reference: Wiegreffe et al. 2019 (Bioinformatics 35:1377).
 """
@@ -27,7 +27,7 @@ CLOSEST = 20.0
 """No two nucleotides are nearer. RNApuzzler's may be, by a little: then everything is drawn larger."""
 
 SMALLEST_LOOP = 2
-_SECONDS = 20
+_SECONDS = 5  # others take less than one
 _PUZZLER = """
 import json, sys, RNA
 RNA.cvar.rna_plot_type = RNA.PLOT_TYPE_PUZZLER
