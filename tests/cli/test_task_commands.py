@@ -98,6 +98,32 @@ def test_fold_to_standard_output(rinalmo_command, model, folder, decoder):
     assert nothing.out.splitlines()[2] == "." * len(HAIRPINS[0])
 
 
+@pytest.mark.parametrize(("kind", "ending"), [("drawing", "svg"), ("arcs", "png"), ("map", "svg")])
+def test_fold_with_pictures(rinalmo_command, model, folder, tmp_path, kind, ending):
+    pytest.importorskip("RNA")
+    plot = tmp_path / f"{{name}}.{ending}"
+    result = rinalmo_command("fold", folder / "hairpins.fa", "--model", model, "--plot", plot, "--plot-kind", kind)
+    assert result.code == 0, result.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"h{n}.{ending}" for n in range(5)]
+    if kind == "drawing":
+        assert (tmp_path / "h0.svg").read_text().count('class="pair"') == 4
+
+
+def test_fold_against_a_reference(rinalmo_command, model, folder, tmp_path):
+    (tmp_path / "one.fa").write_text(f">one\n{HAIRPINS[0]}\n")
+    (tmp_path / "true.dbn").write_text(f">true\n{HAIRPINS[0]}\n(((......)))\n")
+    given = ("--model", model, "--plot", tmp_path / "arcs.svg", "--reference", tmp_path / "true.dbn")
+    result = rinalmo_command("fold", tmp_path / "one.fa", *given)
+    assert result.code == 0, result.err
+    text = (tmp_path / "arcs.svg").read_text()
+    assert [said for said in ("right (3)", "extra (1)", "F1 0.86") if said not in text] == []
+    several = rinalmo_command("fold", folder / "hairpins.fa", "-o", tmp_path / "out.ct", *given)
+    assert (several.code, (tmp_path / "out.ct").exists()) == (2, False)
+    assert "shows one sequence" in several.err or "no structure named" in several.err
+    alone = rinalmo_command("fold", tmp_path / "one.fa", "--model", model, "--plot-kind", "arcs")
+    assert (alone.code, "are for --plot" in alone.err) == (2, True)
+
+
 def test_predict(rinalmo_command, model, folder):
     output = folder / "predictions.tsv"
     assert rinalmo_command("predict", model, folder / "hairpins.fa", "-o", output).code == 0

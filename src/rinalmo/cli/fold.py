@@ -36,6 +36,24 @@ from rinalmo.cli.options import engine_options
     metavar="FILE.npz",
     help="Also write each matrix of probabilities.",
 )
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also draw, .svg or .png. For several sequences {name} in FILE stands for each name; a folder takes NAME.svg.",
+)
+@click.option(
+    "--plot-kind",
+    type=click.Choice(["drawing", "arcs", "map"]),
+    help="drawing: letters and helices (.svg, up to 2,000 nt, extra `draw`); arcs: an arc a pair; map: probabilities "
+    "(both extra `plots`).  [default: drawing; arcs with --reference]",
+)
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="True structures, in any format that -o writes, to compare with in --plot: by name, or one for one sequence.",
+)
 @engine_options(precision="auto")
 def command(
     fasta: str,
@@ -45,6 +63,9 @@ def command(
     all_pairs: bool,
     min_loop: int,
     probabilities: Path | None,
+    plot: Path | None,
+    plot_kind: Any,
+    reference: Path | None,
     **engine_settings: Any,
 ) -> None:
     """Predict the secondary structures of the sequences of a FASTA file, pseudoknots included.
@@ -55,16 +76,22 @@ def command(
     rinalmo fold sequences.fa --model run/model
     rinalmo fold sequences.fa --model run/model -o structures.ct --decoder nested
     rinalmo fold tRNA.fa --model run/model -o tRNA.dbn --probabilities tRNA.npz
+    rinalmo fold tRNA.fa --model run/model --plot tRNA.svg
+    rinalmo fold sequences.fa --model run/model --plot 'arcs/{name}.png' --reference true.dbn
     """
+    if plot is None and (plot_kind or reference):
+        raise click.UsageError("--plot-kind and --reference are for --plot; name its file")
     from rinalmo.cli.progress import counter
     from rinalmo.inference.embed_file import check_input
     from rinalmo.inference.engine import Engine
     from rinalmo.tasks.fold_file import Decoding, fold_file
+    from rinalmo.tasks.pictures import Plot
 
     check_input(fasta)
     engine = Engine(**engine_settings)
     decoding = Decoding(decoder, threshold, canonical=not all_pairs, min_distance=min_loop + 1)
+    drawn = None if plot is None else Plot(plot, plot_kind, reference)
     with counter("folding") as tell:
-        count = fold_file(fasta, output, engine, decoding, probabilities=probabilities, tell=tell)
+        count = fold_file(fasta, output, engine, decoding, probabilities=probabilities, plot=drawn, tell=tell)
     if output != "-":
         click.echo(f"{output}: {count:,} structures", err=True)

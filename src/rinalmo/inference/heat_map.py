@@ -1,6 +1,6 @@
 """A saturation map as a picture: positions along x, A, C, G, U along y, in lines of equal length one below the other.
 
-The only file here that knows matplotlib. The same scores give the same bytes of SVG.
+The same scores give the same bytes of SVG.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from rinalmo.durable import replacing
-from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.durable import check_path
+from rinalmo.errors import InputError
 from rinalmo.inference.nucleotides import LETTERS
-from rinalmo.inference.writers import check_path
+from rinalmo.plots.style import ENDINGS, PALE, figure_in, need_matplotlib
 
-ENDINGS = (".svg", ".png")
 LONGEST = 10_000
+_PURPOSE = "drawing a heat map"
 
 # In inches: a cell, the room between lines, that around the map, and a letter of the title.
 _CELL, _LINE_GAP, _TITLE_LETTER = 0.155, 0.45, 0.075
@@ -31,23 +31,17 @@ def check_plot(path: Path, lengths: list[int]) -> None:
         raise InputError(f"{path}: shows one sequence, but {len(lengths)} are given; give one at a time")
     if lengths[0] > LONGEST:
         raise InputError(f"{path}: shows up to {LONGEST:,} nt, but the sequence has {lengths[0]:,}; score a part of it")
-    _matplotlib()
+    need_matplotlib(_PURPOSE)
 
 
 def draw(scores: np.ndarray, sequence: str, title: str, path: Path) -> None:
     """Draw `(length, 4)` scores, NaN where there is none; a dot marks the letter of the sequence itself."""
-    rc_context, figure_class, norm_class, colours = _matplotlib()
-    norm = norm_class(vcenter=0, halfrange=np.nanmax(np.abs(scores), initial=1e-6))
-    # Without a fixed salt the ids in an SVG are random; text stays text, in whatever font the reader has.
-    with rc_context({"svg.hashsalt": "rinalmo", "svg.fonttype": "none"}):
-        figure = _drawn(figure_class(), scores, sequence, title, {"norm": norm, "cmap": colours})
-        with replacing(path) as file:
-            metadata = {"Date": None} if path.suffix == ".svg" else None
-            figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=metadata)
+    with figure_in(path, _PURPOSE) as figure:
+        _fill(figure, scores, sequence, title, _colours(scores))
 
 
-def _drawn(figure: Any, scores: np.ndarray, sequence: str, title: str, colours: dict[str, Any]) -> Any:
-    """The figure with title, lines and key; cells have the same size in all figures."""
+def _fill(figure: Any, scores: np.ndarray, sequence: str, title: str, colours: dict[str, Any]) -> None:
+    """Title, lines and key; cells have the same size in all figures."""
     width = line_width(len(sequence))
     starts = range(0, len(sequence), width)
     across = max(_LEFT + width * _CELL + _RIGHT, _LEFT + _TITLE_LETTER * len(title))
@@ -63,7 +57,6 @@ def _drawn(figure: Any, scores: np.ndarray, sequence: str, title: str, colours: 
     figure.text(grid["left"], 1 - 0.2 / down, title, fontsize=9, va="center")
     height = min(grid["top"] - grid["bottom"], 1.4 / down)
     _key(figure, image, (grid["right"] + 0.2 / across, grid["top"] - height, 0.1 / across, height))
-    return figure
 
 
 def line_width(length: int) -> int:
@@ -96,12 +89,10 @@ def _key(figure: Any, image: Any, where: tuple[float, float, float, float]) -> N
     key.outline.set_visible(False)
 
 
-def _matplotlib() -> tuple[Any, Any, Any, Any]:
-    try:
-        from matplotlib import colormaps, rc_context
-        from matplotlib.colors import CenteredNorm
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("matplotlib", "plots", "drawing a heat map") from None
+def _colours(scores: np.ndarray) -> dict[str, Any]:
+    from matplotlib import colormaps
+    from matplotlib.colors import CenteredNorm
+
     # Red to blue stays apart for every common kind of colour blindness; grey is for no score.
-    return rc_context, Figure, CenteredNorm, colormaps["RdBu"].with_extremes(bad="#d9d9d9")
+    norm = CenteredNorm(vcenter=0, halfrange=np.nanmax(np.abs(scores), initial=1e-6))
+    return {"norm": norm, "cmap": colormaps["RdBu"].with_extremes(bad=PALE)}

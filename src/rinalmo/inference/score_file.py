@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from rinalmo.delimited import delimiter
+from rinalmo.durable import check_path
 from rinalmo.errors import InputError
 from rinalmo.inference.engine import Engine
 from rinalmo.inference.heat_map import check_plot, draw
@@ -23,7 +24,7 @@ from rinalmo.inference.nucleotides import Nucleotides
 from rinalmo.inference.runs import Run
 from rinalmo.inference.variant_sources import SCORE, Source
 from rinalmo.inference.variants import Method, as_map, blocks, score_block, score_variants
-from rinalmo.inference.writers import check_path, growing
+from rinalmo.inference.writers import growing
 
 ENDINGS = (".csv", ".tsv", ".parquet")
 _ROW_GROUP = 1 << 16

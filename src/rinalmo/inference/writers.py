@@ -14,14 +14,14 @@ from __future__ import annotations
 import contextlib
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rinalmo.durable import sync
+from rinalmo.durable import check_path, sync
 from rinalmo.errors import InputError, MissingExtraError
 from rinalmo.inference.runs import Chunk
 
@@ -37,16 +37,6 @@ def check_output(path: Path, *, per_token: bool = False, num_layers: int = 1) ->
         _extra("h5py", "h5", "writing HDF5")
     if path.suffix == ".h5ad":
         _extra("anndata", "h5ad", "writing h5ad")
-
-
-def check_path(path: Path, endings: Iterable[str]) -> None:
-    """Raise InputError for a file of another ending, or in no folder."""
-    if path.suffix not in endings:
-        raise InputError(f"{path}: cannot write {path.suffix or 'a file without ending'!r}; use {', '.join(endings)}")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; give the name of a file")
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent}: no such folder; make it first")
 
 
 def write_embeddings(path: Path, chunks: Chunks, scratch: Path, *, per_token: bool = False) -> None:

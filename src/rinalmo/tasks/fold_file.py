@@ -23,6 +23,7 @@ from rinalmo.rna.formats import format_of, write_structures
 from rinalmo.rna.formats.files import structure_text
 from rinalmo.rna.structure import Structure
 from rinalmo.tasks.base import Example
+from rinalmo.tasks.pictures import Picture, Plot
 from rinalmo.tasks.predicting import outputs
 from rinalmo.tasks.registry import task_of
 from rinalmo.tasks.secondary_structure import SecondaryStructure, probabilities_of, threshold_of
@@ -74,24 +75,33 @@ def fold_file(
     decoding: Decoding = PAPER,
     *,
     probabilities: Path | None = None,
+    plot: Plot | None = None,
     tell: Callable[[int], Any] = lambda count: None,
 ) -> int:
     """Fold every sequence of `fasta` ("-" is standard input) and write `output`; returns their number.
 
     The ending of `output` chooses the format; "-" is DBN on standard output. `probabilities` is an `.npz` file with
-    one matrix for each sequence, fp16, under its name (a name that stands twice gets its number added).
+    one matrix for each sequence, fp16, under its name (a name that stands twice gets its number added). With `plot`
+    all sequences are read before the first is folded.
     """
     if str(output) != "-":
         format_of(output)
     if probabilities is not None and probabilities.suffix != ".npz":
         raise InputError(f"{probabilities}: probabilities are written as .npz")
+    records: Iterable[Record] = peeked(read_fasta(fasta))
+    pictures: list[Picture] = []
+    if plot is not None:
+        records = list(records)
+        pictures = plot.pictures(records)
     count = 0
     with _matrices(probabilities) as put:
 
         def structures() -> Iterator[Structure]:
             nonlocal count
-            for structure, matrix in fold_records(peeked(read_fasta(fasta)), engine, decoding):
+            for structure, matrix in fold_records(records, engine, decoding):
                 put(structure.name, matrix)
+                if pictures:
+                    pictures[count].draw(structure, matrix)
                 count += 1
                 tell(count)
                 yield structure

@@ -13,8 +13,14 @@ from typing import Any
 
 from rinalmo.durable import replacing
 from rinalmo.errors import MissingExtraError
+from rinalmo.plots.style import BLUE, GREY, VERMILION, figure_in
 
 LOG, PLOT = "log.jsonl", "loss.png"
+
+_CURVES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("loss", "training", {"color": BLUE}),
+    ("validation/loss", "validation", {"color": VERMILION, "linestyle": "--"}),
+)
 
 
 class RunLog:
@@ -59,22 +65,21 @@ def _board(folder: Path, step: int) -> Any:
 
 def plot_losses(folder: Path) -> Path:
     """Draw training and validation loss and the learning rate over the steps into `loss.png`."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise MissingExtraError("matplotlib", "plots", "a loss plot") from None
     lines = read_log(folder)
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, label in (("loss", "training"), ("validation/loss", "validation")):
-        points = [(line["step"], line[name]) for line in lines if name in line]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 3 else "")
-    axes.set(xlabel="step", ylabel="loss (nats per selected nucleotide)")
-    axes.legend(loc="upper right")
-    rates = axes.twinx()
-    points = [(line["step"], line["lr"]) for line in lines if "lr" in line]
-    rates.plot(*zip(*points, strict=True), color="0.7", linewidth=1) if points else None
-    rates.set_ylabel("learning rate", color="0.5")
-    figure.savefig(folder / PLOT, dpi=150)
+    with figure_in(folder / PLOT, "a loss plot", figsize=(7, 4), layout="constrained") as figure:
+        axes = figure.subplots()
+        for name, label, style in _CURVES:
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 3 else "", **style)
+        axes.set(xlabel="step", ylabel="loss (nats per selected nucleotide)")
+        axes.legend(loc="upper right", frameon=False)
+        _rates(axes.twinx(), [(line["step"], line["lr"]) for line in lines if "lr" in line])
     return folder / PLOT
+
+
+def _rates(axes: Any, points: list[tuple[int, float]]) -> None:
+    axes.spines["right"].set_visible(True)
+    axes.set_ylabel("learning rate", color=GREY)
+    if points:
+        axes.plot(*zip(*points, strict=True), color=GREY, linewidth=0.8, linestyle=":")

@@ -1,0 +1,15 @@
+"""Pictures of structures: a drawing, arcs, a map of pair probabilities; and the one style of every picture here.
+
+    draw_structure(structure, "x.svg", probabilities)     letters, helices, loops
+    draw_arcs(structure, "x.png", reference)              each pair an arc, what is right above what is true
+    draw_pair_map(structure, probabilities, "x.svg")      every pair's probability
+
+No torch: a `Structure` and a numpy matrix are enough. The drawing needs ViennaRNA (extra `draw`), the others matplotlib
+(extra `plots`).
+"""
+
+from rinalmo.plots.arcs import draw_arcs
+from rinalmo.plots.drawing import draw_structure
+from rinalmo.plots.pair_map import draw_pair_map
+
+__all__ = ["draw_arcs", "draw_pair_map", "draw_structure"]

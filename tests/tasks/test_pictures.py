@@ -1,0 +1,52 @@
+"""Which file shows which sequence, and what is refused before anything is folded."""
+
+import pytest
+
+from rinalmo.errors import InputError, SequenceError
+from rinalmo.rna.fasta import Record
+from rinalmo.tasks.pictures import Plot
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("RNA")
+
+
+def records(*names, sequence="GGGAAACCC"):
+    return [Record(name, "", sequence) for name in names]
+
+
+def names(plot, *given):
+    return [picture.path.name for picture in plot.pictures(records(*given))]
+
+
+def test_paths(tmp_path):
+    assert names(Plot(tmp_path / "x.svg"), "one") == ["x.svg"]
+    assert names(Plot(tmp_path / "x_{name}.png", "arcs"), "a", "b") == ["x_a.png", "x_b.png"]
+    assert names(Plot(tmp_path), "a", "A", "a") == ["a.svg", "A_2.svg", "a_3.svg"]
+    assert names(Plot(tmp_path), "../../etc/x|y", "..", "é" * 300) == ["_.._etc_x_y.svg", "sequence.svg", "_.svg"]
+    with pytest.raises(InputError, match=r"shows one sequence, but there are 2; use .*x-\{name\}\.svg, or a folder"):
+        names(Plot(tmp_path / "x.svg"), "a", "b")
+
+
+def test_references(tmp_path):
+    path = tmp_path / "true.dbn"
+    path.write_text(">b\nGGGAAACCC\n(((...)))\n>a\nGGGAAACCC\n((.....))\n")
+    plot = Plot(tmp_path / "{name}.svg", reference=path)
+    found = plot.pictures(records("a", "b"))
+    assert [picture.kind for picture in found] == ["arcs", "arcs"]
+    assert [picture.reference.dot_bracket for picture in found] == ["((.....))", "(((...)))"]
+    with pytest.raises(InputError, match="has no structure named 'c'"):
+        plot.pictures(records("a", "c"))
+    with pytest.raises(SequenceError, match="record a: has 3 nt, and its reference 9"):
+        plot.pictures(records("a", sequence="ACG"))
+    with pytest.raises(InputError, match="a drawing shows no reference"):
+        Plot(tmp_path, "drawing", path).pictures(records("a"))
+    path.write_text(">other name\nGGGAAACCC\n(((...)))\n")
+    assert plot.pictures(records("a"))[0].reference.name == "other name"
+    path.write_text(">a\nGGG\n...\n>a\nGGG\n...\n")
+    with pytest.raises(InputError, match="a name stands twice"):
+        plot.pictures(records("a"))
+
+
+def test_too_long_for_a_drawing(tmp_path):
+    with pytest.raises(InputError, match="up to 2,000 nt"):
+        Plot(tmp_path / "{name}.svg").pictures(records("short") + records("long", sequence="A" * 2001))
