@@ -130,7 +130,7 @@ def test_attentions_are_padded(name, tokenizer):
     out = model(**batch, output_attentions=True)
     assert len(out.attentions) == 6
     assert out.attentions[0].shape == (2, 20, 9, 9)
-    torch.testing.assert_close(out.attentions[0][1, :, :5].sum(-1), torch.ones(5, 5))
+    torch.testing.assert_close(out.attentions[0][1, :, :5].sum(-1), torch.ones(20, 5))
     assert not out.attentions[0][1, :, 5:].any()
     assert not out.attentions[0][1, :, :, 5:].any()
 

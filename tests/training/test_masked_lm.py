@@ -136,7 +136,7 @@ def test_init_from_any_layout(make_recipe, nano, tmp_path, layout):
     model, notes = build_model(make_recipe(init=str(target), model={"hidden_dropout": 0.0}))
     assert notes == []
     assert same(model, load(target), [name for name in nano.state_dict() if not name.startswith("pooler")])
-    assert (model.config.hidden_dropout, model.config.attention_dropout) == (0.0, 0.1)
+    assert (model.config.hidden_dropout, model.config.attention_dropout) == (0.0, nano.config.attention_dropout)
     assert list(model.spec.heads) == ["lm_head"]
     assert all(parameter.requires_grad for parameter in model.parameters())
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from rinalmo.errors import InputError, MissingExtraError
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
@@ -45,48 +44,60 @@ def _is_new(name: str, task: Task) -> bool:
 
 
 def trained(model: RiNALMo, task: Task, recipe: BackboneRecipe) -> Callable[[int], list[Trained]]:
-    """What learns and from when on, once it is known how many steps an epoch has. All other parameters are frozen."""
-    model.requires_grad_(False)
-    heads = [parameter for name in task.heads() for parameter in model.head(name).parameters()]
+    """What learns and from when on, once it is known how many steps an epoch has. All other parameters are frozen.
+
+    Parameters are looked up by name when they are asked for: sharding puts others in their place.
+    """
+    if recipe.mode == "lora":
+        _add_lora(model, recipe)
+    groups = _groups(model, tuple(f"{name}." for name in task.heads()), recipe)
+    learning = {name for _, names, _ in groups for name in names}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in learning)
+
+    def found(steps: int) -> list[Trained]:
+        named = dict(model.named_parameters())
+        return [Trained([named[name] for name in names], epoch * steps, scale) for epoch, names, scale in groups]
+
+    return found
+
+
+def _groups(model: RiNALMo, heads: tuple[str, ...], recipe: BackboneRecipe) -> list[tuple[int, list[str], float]]:
+    """From which epoch on, which parameters, at what share of the rate."""
+    names = [name for name, _ in model.named_parameters()]
+    head = [name for name in names if name.startswith(heads)]
     match recipe.mode:
         case "full":
-            groups = [(0, [*model.encoder.parameters(), *heads], 1.0)]
+            return [(0, [name for name in names if name.startswith("encoder.")] + head, 1.0)]
         case "frozen":
-            groups = [(0, heads, 1.0)]
+            return [(0, head, 1.0)]
         case "lora":
-            groups = [(0, [*_add_lora(model, recipe), *heads], 1.0)]
+            return [(0, [name for name in names if "lora_" in name] + head, 1.0)]
         case "gradual":
-            groups = [(0, heads, 1.0), *_stages(model, recipe)]
-    for _, parameters, _ in groups:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-    return lambda steps: [Trained(parameters, epoch * steps, scale) for epoch, parameters, scale in groups]
+            return [(0, head, 1.0), *_stages(names, len(model.encoder.blocks), recipe)]
 
 
-def _stages(model: RiNALMo, recipe: BackboneRecipe) -> list[tuple[int, list[nn.Parameter], float]]:
+def _stages(names: list[str], blocks: int, recipe: BackboneRecipe) -> list[tuple[int, list[str], float]]:
     if not recipe.stages:
         raise InputError("backbone.mode gradual needs backbone.stages, such as [{epoch: 3, blocks: 2}]")
-    blocks = list(model.encoder.blocks)
     groups = []
     for number, stage in enumerate(recipe.stages):
-        count = len(blocks) if stage.blocks is None else min(stage.blocks, len(blocks))
-        taken = blocks[len(blocks) - count :]
-        del blocks[len(blocks) - count :]
-        parameters = [parameter for block in taken for parameter in block.parameters()]
-        parameters += [] if number else model.encoder.final_norm.parameters()
-        groups.append((stage.epoch, parameters, recipe.scale))
+        below = 0 if stage.blocks is None else max(0, blocks - stage.blocks)
+        prefixes = [f"encoder.blocks.{block}." for block in range(below, blocks)]
+        prefixes += [] if number else ["encoder.final_norm."]
+        groups.append((stage.epoch, [name for name in names if name.startswith(tuple(prefixes))], recipe.scale))
+        blocks = below
     return groups
 
 
-def _add_lora(model: RiNALMo, recipe: BackboneRecipe) -> list[nn.Parameter]:
-    """Put low-rank additions beside every matrix of the blocks; returns their parameters."""
+def _add_lora(model: RiNALMo, recipe: BackboneRecipe) -> None:
+    """Put low-rank additions beside every matrix of the blocks."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError:
         raise MissingExtraError("peft", "lora", "backbone.mode lora") from None
     config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=_MATRICES, bias="none")
     inject_adapter_in_model(config, model.encoder)
-    return [parameter for name, parameter in model.encoder.named_parameters() if "lora_" in name]
 
 
 def merged(model: RiNALMo) -> RiNALMo:

@@ -45,7 +45,6 @@ class Task(Protocol[B]):
     module            what is called and trained; holds the model
     steps             optimizer steps of the whole run
     steps_per_epoch   of these in one pass over the data
-    trained           the parameters that learn, and from when on
     """
 
     @property
@@ -60,8 +59,8 @@ class Task(Protocol[B]):
     @property
     def steps_per_epoch(self) -> int: ...
 
-    @property
-    def trained(self) -> Sequence[Trained]: ...
+    def trained(self) -> Sequence[Trained]:
+        """The parameters that learn, and from when on. Asked again once the module is spread, which may renew them."""
 
     def batches(self) -> Sequence[B]:
         """This process's micro-batches of the next step; equally many on every process."""
@@ -117,8 +116,10 @@ class Trainer:
     ) -> None:
         self.task, self.recipe, self.ranks, self.checkpoints, self.tell = task, recipe, ranks, checkpoints, tell
         self.progress = Progress()
-        self.spread = Spread(task.module, task.model, recipe.train, ranks, staged=any(t.start for t in task.trained))
-        self.optimizer = make_optimizer(task.trained, recipe.optimizer)
+        staged = any(part.start for part in task.trained())
+        self.spread = Spread(task.module, task.model, recipe.train, ranks, staged=staged)
+        self.trained = task.trained()
+        self.optimizer = make_optimizer(self.trained, recipe.optimizer)
         self.work = Work()
         self.peak = 0.0  # FLOP/s of all processes together, where known
         self.signals: list[int] = []
@@ -169,7 +170,7 @@ class Trainer:
     def _step(self) -> bool:
         """One optimizer step; returns whether any process was told to stop."""
         started = time.perf_counter()
-        awaken(self.task.trained, self.progress.step)
+        awaken(self.trained, self.progress.step)
         batches = self.task.batches()
         counts, lengths = [self.task.targets(b) for b in batches], [self.task.lengths(b) for b in batches]
         flops = sum(training_flops(self.task.model.config, *pair) for pair in zip(lengths, counts, strict=True))

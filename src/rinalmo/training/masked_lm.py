@@ -70,8 +70,10 @@ class MaskedLMTask:
         )
         self.steps_per_epoch = max(1, self.source.steps_per_epoch())
         self.steps = recipe.train.max_steps or recipe.train.epochs * self.steps_per_epoch
-        self.trained = [Trained(list(self.module.parameters()))]
         self._stream: Iterator[list[Batch]] | None = None
+
+    def trained(self) -> Sequence[Trained]:
+        return [Trained(list(self.module.parameters()))]
 
     def batches(self) -> Sequence[Batch]:
         if self._stream is None:

@@ -90,8 +90,11 @@ class SupervisedTask:
         self.module = Predictor(model, task, frozen=recipe.backbone.mode == "frozen")
         self.steps_per_epoch = max(1, -(-len(self.train) // recipe.data.sequences_per_batch))
         self.steps = recipe.train.max_steps or recipe.train.epochs * self.steps_per_epoch
-        self.trained = trained(self.steps_per_epoch)
+        self._trained = trained
         self.step = 0
+
+    def trained(self) -> Sequence[Trained]:
+        return self._trained(self.steps_per_epoch)
 
     def batches(self) -> Sequence[MicroBatch]:
         chosen = self._chosen()
