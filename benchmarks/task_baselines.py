@@ -8,7 +8,7 @@
 Reading, splits, targets and figures are those of `rinalmo finetune` and `rinalmo evaluate`, for the same `--seed`:
 one tenth of the training file is for validation unless a file is; with `--folds`, the first fold of the training file
 is a test set and the last one for validation. Test files are further test sets. Where some of the test sequences also
-stand in the training set, the others are reported apart.
+stand in the training or the validation set, the others are reported apart, as unseen.
 
     constant   the mean of the training targets, or the shares of the classes
     k-mers     shares of all words of 1 to 4 letters; for nucleotides, the words of 1 to 3 letters that start up to
@@ -283,15 +283,15 @@ def read(chosen: argparse.Namespace) -> tuple[Problem, Sets, dict[str, list[Exam
     tests = {f"first of {chosen.folds} folds": sets.test} if sets.test else {}
     for path in chosen.test:
         tests[path.name] = [cropped(e, recipe.crop, recipe.crop_at) for e in kind.read(path, columns_of(recipe))]
-    tests |= unseen(tests, {example.sequence for example in sets.train})
+    tests |= unseen(tests, {example.sequence for example in (*sets.train, *sets.validation)})
     understood = [usable(problem, part) for part in sets]
     return problem, Sets(*understood), {name: usable(problem, part) for name, part in tests.items()}
 
 
 def unseen(tests: dict[str, list[Example]], known: set[str]) -> dict[str, list[Example]]:
-    """The test sets that share sequences with the training set, without these."""
+    """The test sets that share sequences with the training or the validation set, without these."""
     kept = {name: [e for e in examples if e.sequence not in known] for name, examples in tests.items()}
-    return {f"{name}, not in training": e for name, e in kept.items() if 0 < len(e) < len(tests[name])}
+    return {f"{name}, unseen": e for name, e in kept.items() if 0 < len(e) < len(tests[name])}
 
 
 def usable(problem: Problem, examples: Sequence[Example]) -> list[Example]:
