@@ -154,7 +154,8 @@ class Cache:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.base = sqlite3.connect(path, isolation_level=None)
+        self.base = sqlite3.connect(path, timeout=60, isolation_level=None)
+        self.base.execute("PRAGMA synchronous = OFF")  # a structure is soon computed again
         self.base.execute("CREATE TABLE IF NOT EXISTS folded (method, sequence, structure, UNIQUE (method, sequence))")
 
     def get(self, method: str, sequence: str) -> str | None:
