@@ -61,12 +61,12 @@ class Side:
 
     def run(self) -> None:
         """Run once and keep the seconds."""
-        if answer := self._ask("run"):
+        if answer := self.ask("run"):
             self.seconds.append(answer["seconds"])
 
     def memory(self) -> int:
         """Bytes by which the process grows at most while it runs once more."""
-        return self._ask("memory").get("bytes", 0)
+        return self.ask("memory").get("bytes", 0)
 
     def close(self) -> None:
         """End the process."""
@@ -80,7 +80,8 @@ class Side:
         """Median seconds; infinite for a side that failed."""
         return statistics.median(self.seconds) if self.seconds else float("inf")
 
-    def _ask(self, what: str) -> dict[str, Any]:
+    def ask(self, what: str) -> dict[str, Any]:
+        """Say one line and return what it answers; nothing if it has failed."""
         if self.failure or not self._process.stdin:
             return {}
         with suppress(BrokenPipeError):  # it has died since: what follows finds out why
@@ -226,7 +227,7 @@ def options(doc: str | None, *, peers: bool = True, **more: dict[str, Any]) -> a
     for name, settings in more.items():
         parser.add_argument("--" + name.replace("_", "-"), **settings)
     chosen = parser.parse_args()
-    chosen.peer = None if chosen.no_peers else chosen.peer_python or _installed()
+    chosen.peer = None if chosen.no_peers else chosen.peer_python or _peers()
     chosen.official = str(Path(chosen.official).resolve()) if chosen.peer and chosen.official else None
     return chosen
 
@@ -237,15 +238,22 @@ def _ask_for_peers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--official", help="a checkout of lbcb-sci/RiNALMo, to measure the authors' code too")
 
 
-def _installed() -> str:
-    """The Python of an environment that has the peers, made on first use."""
-    folder = Path.home() / ".cache" / "rinalmo-benchmarks" / "-".join(PEERS)
+def _peers() -> str:
+    return installed("-".join(PEERS), (*PEERS, *TRAINER_NEEDS, *OFFICIAL_NEEDS), "accelerate, multimolecule")
+
+
+def installed(name: str, packages: Sequence[str], imports: str, finish: Callable[[str], Any] = str) -> str:
+    """The Python of an environment that has packages and can import them, made on first use.
+
+    `finish` gets its Python and does what pip cannot.
+    """
+    folder = Path.home() / ".cache" / "rinalmo-benchmarks" / name
     python = folder / "bin" / "python"
-    whole = [python, "-c", "import accelerate, multimolecule"]
+    whole = [python, "-c", f"import {imports}"]
     if not python.exists() or subprocess.run(whole, capture_output=True).returncode:
         venv.create(folder, with_pip=True, clear=True)
-        wanted = (*PEERS, *TRAINER_NEEDS, *OFFICIAL_NEEDS)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        finish(str(python))
     return str(python)
 
 

@@ -1,10 +1,18 @@
 """The benchmark scripts start, and the quick ones measure; without peers, at the smallest setting."""
 
+import argparse
+import importlib
+import random
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from rinalmo.model.config import ModelConfig
+from rinalmo.model.rinalmo import ModelSpec, create
+from rinalmo.weights.checkpoint import save
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.py") if path.name != "sides.py")
@@ -67,3 +75,55 @@ def test_training_steps_are_measured():
     changes = [word for change in small for word in ("--set", change)]
     output = run("train_speed.py", "--no-peers", "--repeats", "1", "--threads", "1", "--steps", "1", *changes)
     assert "| rinalmo | 128           |" in output
+
+
+FOLDED = """id,family,sequence,structure
+hairpin,a,GGGGAAAACCCC,((((....))))
+other,b,GGGCAAAAGCUC,((((....))))
+"""
+
+
+def test_structures_are_scored_in_three_ways(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    folding = importlib.import_module("folding")
+    (tmp_path / "few.csv").write_text(FOLDED)
+    found = folding.read(tmp_path / "few.csv", argparse.Namespace(max_length=None, most=None, seed=0))
+    hit, miss = map(folding.scored, found, ("((((....))))", "(((.....)))."))
+    assert hit.exact == hit.near == hit.nested == (1.0, 1.0, 1.0)
+    assert (miss.family, miss.exact[2], miss.nested[2]) == ("b", 0.0, 0.0)
+    assert miss.near == (1.0, 1.0, 1.0)
+
+
+def test_a_part_of_structures_is_drawn_alike_each_time(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    folding = importlib.import_module("folding")
+    rows = [f"r{number},a,GGGGAAAACCCC,((((....))))" for number in range(20)]
+    (tmp_path / "few.csv").write_text("\n".join(["id,family,sequence,structure", *rows]))
+    chosen = argparse.Namespace(max_length=12, most=5, seed=3)
+    first, again = ([e.name for e in folding.read(tmp_path / "few.csv", chosen)] for _ in range(2))
+    assert first == again
+    assert len(set(first)) == 5
+
+
+def test_a_model_that_folds_is_scored_for_each_family(tmp_path):
+    config = ModelConfig(hidden_size=40, num_hidden_layers=1)
+    save(create(ModelSpec(config, heads={"structure_head": {}})), tmp_path / "model")
+    (tmp_path / "TS0.csv").write_text(FOLDED)
+    few = (str(tmp_path / "TS0.csv"), "--model", str(tmp_path / "model"), "--cache", str(tmp_path / "kept"))
+    output = run("folding.py", *few, "--peers")
+    assert "### TS0.csv: 2 structures" in output
+    assert "| rinalmo   " in output
+    assert "| RiNALMo 650M (published) " in output
+    assert "| mean of families | " in output
+
+
+def test_baselines_learn_what_a_sequence_says(tmp_path):
+    draw = random.Random(0)
+    texts = ["".join(draw.choices("ACGU", k=draw.randint(20, 30))) for _ in range(60)]
+    rows = [f"{text},{text.count('G') / len(text):.3f}" for text in texts]
+    (tmp_path / "share.csv").write_text("\n".join(["sequence,mrl", *rows]))
+    output = run("task_baselines.py", "ribosome-load", str(tmp_path / "share.csv"), "--folds", "4")
+    r2 = {row[0]: float(row[1]) for row in re.findall(r"^\| (\S+) +\| (\S+) ", output, flags=re.MULTILINE)}
+    assert set(r2) == {"constant", "k-mers", "CNN"}
+    assert r2["k-mers"] > 0.5
+    assert r2["constant"] <= 0

@@ -1,0 +1,330 @@
+"""Structures by our folding model and by thermodynamic and learned peers, all scored in one way.
+
+    python benchmarks/folding.py TS0.csv.gz bpRNA-new.csv.gz                  # the peers, installed on first use
+    python benchmarks/folding.py TS0.csv.gz --model RUN/model                 # and a model that learned to fold
+    python benchmarks/folding.py archiveII.csv.gz --max-length 512            # per family, if there is such a column
+    python benchmarks/folding.py TS0.csv.gz --most 200 --times                # a random part; time per sequence
+
+    rinalmo             `rinalmo.tasks.fold_file` as `rinalmo fold` uses it
+    RNAfold MFE         ViennaRNA, the structure of least free energy
+    RNAfold centroid    ViennaRNA, the structure nearest to the whole ensemble
+    LinearFold-V        pylinearfold, beam of 100 with Vienna's energies; the package has no LinearFold-C
+    LinearPartition-V   pylinearfold, the structure of maximum expected accuracy
+    MXfold2             with its own parameters, trained on TrainSetA and B of Rivas et al.
+
+All get the same sequences, upper case, T as U, other letters as N. F1 is the mean over structures, with the 95 %
+bootstrap interval of that mean: `all pairs`, exact or with one end off by at most one, counts every annotated pair;
+`canonical nested` leaves pseudoknots and pairs other than AU, GC, GU out of the target (see `rinalmo.metrics`).
+
+The peers' structures are kept in a file (`--cache`) and not computed again; ours always are. With `--times` nothing
+is taken from there: every method gets each sequence in turn, alone, on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import sides
+from sides import Side
+
+if TYPE_CHECKING:
+    from rinalmo.tasks.base import Example
+
+Fold = Callable[[str], str]  # a sequence to its dot-bracket text
+
+VERSIONS = {"viennarna": "2.7.2", "pylinearfold": "1.0.0", "mxfold2": "0.1.1"}
+NEEDS = ("torch==2.13.0", "pybind11==3.0.1", "setuptools")
+PEERS = {
+    "RNAfold MFE": ("vienna", "viennarna", {"centroid": False}),
+    "RNAfold centroid": ("vienna", "viennarna", {"centroid": True}),
+    "LinearFold-V": ("linear", "pylinearfold", {"partition": False}),
+    "LinearPartition-V": ("linear", "pylinearfold", {"partition": True}),
+    "MXfold2": ("mxfold2", "mxfold2", {}),
+}
+# Precision, recall, F1 on bpRNA TS0, ±1, all pairs: Penić et al. 2025 (arXiv:2403.00043); AIDO.RNA by its authors.
+PUBLISHED = {
+    "RiNALMo 650M": (0.784, 0.730, 0.747),
+    "AIDO.RNA 1.6B": (0.815, 0.769, 0.783),
+    "RNA-FM, fine-tuned by RiNALMo's authors": (0.709, 0.664, 0.676),
+    "UFold": (0.607, 0.741, 0.654),
+    "RNAErnie": (0.575, 0.678, 0.622),
+    "SPOT-RNA": (0.594, 0.693, 0.619),
+}
+PUBLISHED_F1 = {"RiNALMo 33M": 0.685}
+COLUMNS = ("", "F1, exact", "P, ±1", "R, ±1", "F1, ±1", "F1, canonical nested", "ms a sequence")
+
+
+# The sides.
+
+
+def answer(fold: Fold) -> None:
+    """Fold what comes in, a sequence a line, until nothing comes any more."""
+    lines = sides.answers()
+    print("{}", file=lines)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        structure = fold(line.strip())
+        print(json.dumps({"value": structure, "seconds": time.perf_counter() - start}), file=lines)
+
+
+def rinalmo(model: str) -> None:
+    from rinalmo.inference.engine import Engine
+    from rinalmo.tasks.fold_file import fold
+
+    engine = Engine(model, threads=1)
+    answer(lambda sequence: fold(sequence, engine)[0].dot_bracket)
+
+
+def vienna(centroid: bool) -> None:
+    import RNA
+
+    def fold(sequence: str) -> str:
+        compound = RNA.fold_compound(sequence)
+        structure, energy = compound.mfe()
+        if centroid:
+            compound.exp_params_rescale(energy)
+            compound.pf()
+            structure, _ = compound.centroid()
+        return str(structure)
+
+    answer(fold)
+
+
+def linear(partition: bool) -> None:
+    import pylinearfold
+
+    fold = pylinearfold.partition if partition else pylinearfold.fold
+    answer(lambda sequence: str(fold(sequence)["structure"]))
+
+
+def mxfold2() -> None:
+    import torch
+    from mxfold2 import predict
+
+    models = Path(predict.__file__).parent / "models"
+    parser = argparse.ArgumentParser(fromfile_prefix_chars="@")
+    predict.Predict.add_args(parser.add_subparsers())
+    settings = parser.parse_args(["predict", "-", f"@{models / 'TrainSetAB.conf'}"])
+    model, _ = predict.Predict().build_model(settings)
+    model.load_state_dict(torch.load(models / settings.param, map_location="cpu"))
+    model.eval()
+
+    @torch.no_grad()
+    def fold(sequence: str) -> str:
+        return str(model([sequence])[1][0])
+
+    answer(fold)
+
+
+def peer_python() -> str:
+    """The Python of an environment that has the peers, made on first use."""
+    pinned = [f"{name}=={version}" for name, version in VERSIONS.items()]
+    return sides.installed("-".join(pinned), [*NEEDS, *pinned[:2]], "RNA, pylinearfold, mxfold2.interface", add_mxfold2)
+
+
+def add_mxfold2(python: str) -> None:
+    """Its wheel asks for an old torch without need and is compiled for Python 3.8, but the source lies within."""
+    wheel = f"mxfold2=={VERSIONS['mxfold2']}"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True)
+    code = "import pybind11, sysconfig as s; print(s.get_path('purelib'), s.get_config_var('EXT_SUFFIX'), end=' ');"
+    code += "print(s.get_path('include'), pybind11.get_include())"
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    packages, ending, *include = found.stdout.split()
+    source = Path(packages, "mxfold2", "src")
+    files = [source / "interface.cpp", *source.glob("fold/*.cpp"), *source.glob("param/*.cpp")]
+    flags = ["-O3", "-w", "-shared", "-fPIC", "-std=c++17", *(f"-I{folder}" for folder in include)]
+    subprocess.run(["g++", *flags, *files, "-o", source.parent / f"interface{ending}"], check=True)
+
+
+# The parent: predictions.
+
+
+class Cache:
+    """The peers' structures, by method with its version and by sequence."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.base = sqlite3.connect(path, timeout=60, isolation_level=None)
+        self.base.execute("PRAGMA synchronous = OFF")  # a structure is soon computed again
+        self.base.execute("CREATE TABLE IF NOT EXISTS folded (method, sequence, structure, UNIQUE (method, sequence))")
+
+    def get(self, method: str, sequence: str) -> str | None:
+        found = self.base.execute("SELECT structure FROM folded WHERE method = ? AND sequence = ?", (method, sequence))
+        row = found.fetchone()
+        return row[0] if row else None
+
+    def put(self, method: str, sequence: str, structure: str) -> None:
+        self.base.execute("INSERT OR REPLACE INTO folded VALUES (?, ?, ?)", (method, sequence, structure))
+
+
+class Method(NamedTuple):
+    """A side under the name that tables give it; `key` names it in the cache, with its version, if it is kept there."""
+
+    name: str
+    key: str | None
+    side: Side
+
+
+def start(chosen: argparse.Namespace) -> list[Method]:
+    found = [Method("rinalmo", None, Side("rinalmo", 1, model=chosen.model))] if chosen.model else []
+    python = peer_python() if chosen.peers else ""
+    for name in chosen.peers:
+        serve, package, arguments = PEERS[name]
+        found.append(Method(name, f"{name}, {package} {VERSIONS[package]}", Side(serve, 1, python, **arguments)))
+    return found
+
+
+def folded(method: Method, sequence: str, cache: Cache, times: bool) -> str | None:
+    """A structure, or nothing if the method has failed."""
+    if method.key and not times and (kept := cache.get(method.key, sequence)):
+        return kept
+    if not (answered := method.side.ask(sequence)):
+        return None
+    method.side.seconds.append(answered["seconds"])
+    if method.key:
+        cache.put(method.key, sequence, answered["value"])
+    return str(answered["value"])
+
+
+# The parent: scores.
+
+
+class Scored(NamedTuple):
+    """Precision, recall and F1 of one structure, in three ways of counting."""
+
+    family: str
+    exact: Sequence[float]
+    near: Sequence[float]
+    nested: Sequence[float]
+
+
+def scored(example: Example, structure: str) -> Scored:
+    from rinalmo.metrics import canonical_nested_scores, pair_scores
+    from rinalmo.rna.structure import Structure, pairs_of
+
+    target, found = Structure(example.name, example.sequence, example.target), pairs_of(structure)
+    exact, near = (pair_scores(target.pairs, found, tolerance=tolerance) for tolerance in (0, 1))
+    return Scored(example.group, exact, near, canonical_nested_scores(target, found))
+
+
+def read(path: Path, chosen: argparse.Namespace) -> list[Example]:
+    """The structures of a file, or a random part of them."""
+    from rinalmo.tasks.base import Columns
+    from rinalmo.tasks.secondary_structure import SecondaryStructure
+
+    examples = SecondaryStructure.read(path, Columns())
+    short = [example for example in examples if len(example.sequence) <= (chosen.max_length or sys.maxsize)]
+    number = min(chosen.most or len(short), len(short))
+    return [short[place] for place in sorted(random.Random(chosen.seed).sample(range(len(short)), number))]
+
+
+def compare(path: Path, methods: Sequence[Method], cache: Cache, chosen: argparse.Namespace) -> None:
+    examples = read(path, chosen)
+    results: dict[str, list[Scored]] = {method.name: [] for method in methods}
+    for method in methods:
+        method.side.seconds.clear()
+    for example in examples:
+        sequence = re.sub("[^ACGU]", "N", example.sequence.upper().replace("T", "U"))
+        for method in methods:
+            if structure := folded(method, sequence, cache, chosen.times):
+                results[method.name].append(scored(example, structure))
+    report(path, examples, methods, results, chosen)
+
+
+def report(
+    path: Path,
+    examples: Sequence[Example],
+    methods: Sequence[Method],
+    results: dict[str, list[Scored]],
+    chosen: argparse.Namespace,
+) -> None:
+    part = f", drawn with seed {chosen.seed}" if chosen.most else ""
+    print(f"\n### {path.name}: {len(examples):,} structures{part}\n")
+    whole = {name: found for name, found in results.items() if len(found) == len(examples)}
+    times = {m.name: f"{1e3 * sum(m.side.seconds) / len(examples):.1f}" for m in methods} if chosen.times else {}
+    rows = [[name, *cells(found), *([times[name]] if times else [])] for name, found in whole.items()]
+    rows += published(len(rows[0])) if path.name.startswith("TS0") and rows else []
+    sides.table(COLUMNS[: 7 if times else 6], rows)
+    for method in methods:
+        if method.name not in whole:
+            print(f"\nNot measured: {method.name} ({method.side.failure}).")
+    families = sorted({example.group for example in examples} - {""})
+    if len(families) > 1 and whole:
+        by_family(families, whole)
+
+
+def cells(found: Sequence[Scored]) -> Iterator[str]:
+    from rinalmo.metrics import bootstrap_interval
+
+    def f1(values: Sequence[float]) -> str:
+        low, high = bootstrap_interval(values)
+        return f"{mean(values):.3f} ({low:.3f}–{high:.3f})"
+
+    yield f1([one.exact[2] for one in found])
+    yield from (f"{mean([one.near[column] for one in found]):.3f}" for column in (0, 1))
+    yield f1([one.near[2] for one in found])
+    yield f1([one.nested[2] for one in found])
+
+
+def published(width: int) -> Iterator[list[str]]:
+    rows = {name: [f"{value:.3f}" for value in values] for name, values in PUBLISHED.items()}
+    rows |= {name: ["", "", f"{f1:.3f}"] for name, f1 in PUBLISHED_F1.items()}
+    for name, values in rows.items():
+        yield [f"{name} (published)", "", *values, *[""] * (width - 5)]
+
+
+def by_family(families: Sequence[str], results: dict[str, list[Scored]]) -> None:
+    """F1 of every family, ±1 and canonical nested, and the mean of the families."""
+    print("\nF1, ±1 / canonical nested\n")
+    rows, sums = [], {name: [0.0, 0.0] for name in results}
+    for family in families:
+        row = []
+        for name, found in results.items():
+            mine = [one for one in found if one.family == family]
+            pair = [mean([one.near[2] for one in mine]), mean([one.nested[2] for one in mine])]
+            sums[name] = [total + value for total, value in zip(sums[name], pair, strict=True)]
+            row.append(f"{pair[0]:.3f} / {pair[1]:.3f}")
+        rows.append([family, f"{len(mine):,}", *row])
+    means = [" / ".join(f"{total / len(families):.3f}" for total in pair) for pair in sums.values()]
+    sides.table(["family", "n", *results], [*rows, ["mean of families", "", *means]])
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+", type=Path, help="tables or files of structures")
+    parser.add_argument("--model", help="one that was fine-tuned for secondary structure")
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS), metavar="PEER")
+    parser.add_argument("--most", type=int, help="structures of each file, drawn at random")
+    parser.add_argument("--max-length", type=int, help="leave longer sequences out")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--times", action="store_true", help="measure the time; needs a machine of its own")
+    kept = Path.home() / ".cache" / "rinalmo-benchmarks" / "folded.sqlite"
+    parser.add_argument("--cache", type=Path, default=kept, help="where the peers' structures are kept")
+    chosen = parser.parse_args()
+    chosen.threads, chosen.peer = 1, None
+    cache, methods = Cache(chosen.cache), start(chosen)
+    sides.head("Secondary structure", chosen)
+    print(f"Peers: {', '.join(f'{name} {version}' for name, version in VERSIONS.items())}.")
+    for path in chosen.data:
+        compare(path, methods, cache, chosen)
+    for method in methods:
+        method.side.close()
+
+
+if __name__ == "__main__":
+    serves = {f.__name__: f for f in (rinalmo, vienna, linear, mxfold2)}
+    sides.serve_or(main, serves)
