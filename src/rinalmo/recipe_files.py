@@ -7,7 +7,7 @@ key with the nearest known one.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -66,6 +66,17 @@ def parse(kind: type[R], values: Mapping[str, Any], source: str) -> R:
         return kind.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{source}: {_explain(kind, error)}") from None
+
+
+def load(kind: type[R], source: str | Path | None, overrides: Sequence[str] = (), prefix: str = "") -> R:
+    """A recipe by name or file, or the defaults, with `section.key=value` overrides.
+
+    Raises InputError naming the key, its value and, for an unknown key, the nearest one.
+    """
+    values = read(find(source, prefix)) if source is not None else {}
+    for override in overrides:
+        set_value(values, override)
+    return parse(kind, values, "options" if source is None else str(source))
 
 
 def set_value(values: dict[str, Any], override: str) -> None:

@@ -31,7 +31,16 @@ batch_tokens_option = click.option(
 
 
 def engine_options(precision: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`--model`, `--precision` (with this default), `--threads` and `--batch-tokens`, which make an `Engine`."""
+    """`--model`, and what else makes an `Engine`."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        return model_option(computing_options(precision)(command))
+
+    return add
+
+
+def computing_options(precision: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--precision` (with this default), `--threads` and `--batch-tokens`: an `Engine` but for its model."""
     precision_option = click.option(
         "--precision",
         type=click.Choice(["auto", "fp32", "bf16", "int8"]),
@@ -41,7 +50,7 @@ def engine_options(precision: str) -> Callable[[Callable[..., Any]], Callable[..
     )
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in (batch_tokens_option, threads_option, precision_option, model_option):
+        for option in (batch_tokens_option, threads_option, precision_option):
             command = option(command)
         return command
 

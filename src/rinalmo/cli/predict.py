@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from rinalmo.cli.options import batch_tokens_option, threads_option
+from rinalmo.cli.options import computing_options
 
 
 @click.command("predict")
@@ -16,15 +15,7 @@ from rinalmo.cli.options import batch_tokens_option, threads_option
 @click.option(
     "-o", "--output", default="-", help="File to write: .csv, .tsv, .jsonl or .parquet.  [default: CSV to stdout]"
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "int8"]),
-    default="auto",
-    show_default=True,
-    help="Arithmetic of the encoder.",
-)
-@threads_option
-@batch_tokens_option
+@computing_options(precision="auto")
 def command(model: str, fasta: str, output: str, **engine_settings: Any) -> None:
     """Predict with a fine-tuned model for the sequences of a FASTA file.
 
@@ -43,7 +34,7 @@ def command(model: str, fasta: str, output: str, **engine_settings: Any) -> None
     from rinalmo.tasks.row_files import check_rows_output, write_rows
 
     check_input(fasta)
-    check_rows_output(Path(output) if output != "-" else output)
+    check_rows_output(output)
     engine = Engine(model, **engine_settings)
     task = task_of(engine.model.spec)
     done = 0

@@ -24,7 +24,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 
-from rinalmo.recipe_files import Section, find, parse, read, set_value
+from rinalmo.recipe_files import Section, load
 
 PREFIX = "data-"
 
@@ -111,7 +111,4 @@ def load_recipe(source: str | Path | None = None, overrides: Sequence[str] = ())
 
     Raises InputError naming the key, its value and, for an unknown key, the nearest one.
     """
-    values = read(find(source, PREFIX)) if source is not None else {}
-    for override in overrides:
-        set_value(values, override)
-    return parse(PrepareRecipe, values, "options" if source is None else str(source))
+    return load(PrepareRecipe, source, overrides, PREFIX)

@@ -15,6 +15,7 @@ import numpy as np
 
 from rinalmo.errors import InputError
 from rinalmo.inference.engine import Engine, as_engine
+from rinalmo.metrics import bootstrap_interval
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.tasks.base import Columns, Example, Task
 from rinalmo.tasks.predicting import Row, outputs
@@ -105,13 +106,13 @@ def _evaluation(
     task: Task, judged: Sequence[Any], examples: Sequence[Example], threshold: float | None, seed: int
 ) -> Evaluation:
     values = dict(task.figures(judged, examples, threshold))
-    samples = np.random.default_rng(seed).integers(len(examples), size=(SAMPLES, len(examples)))
-    each = task.each(judged, threshold)
-    if each:
-        drawn = {name: scores[samples].mean(axis=1) for name, scores in each.items()}
+    if each := task.each(judged, threshold):
+        intervals = {name: bootstrap_interval(scores, seed, SAMPLES) for name, scores in each.items()}
     else:
+        samples = np.random.default_rng(seed).integers(len(examples), size=(SAMPLES, len(examples)))
         drawn = _resampled(task, judged, examples, threshold, samples, values)
-    figures = {name: Figure(value, *_interval(drawn[name])) for name, value in values.items()}
+        intervals = {name: _interval(of) for name, of in drawn.items()}
+    figures = {name: Figure(value, *intervals[name]) for name, value in values.items()}
     return Evaluation(task.name, len(examples), threshold, figures)
 
 

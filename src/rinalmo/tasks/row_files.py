@@ -15,60 +15,41 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
-from rinalmo.durable import replacing
+from rinalmo.durable import check_path, replacing
 from rinalmo.errors import InputError
 
 Row = dict[str, Any]
+Writer = Callable[[IO[bytes], Iterable[Row], list[str]], None]
 _BATCH = 4096
 
 
 def check_rows_output(path: str | Path) -> None:
-    """Raise InputError if the ending of `path` names no format."""
+    """Raise InputError now for what could not be written in the end."""
     if str(path) != "-":
-        _writer(Path(path))
+        check_path(Path(path), _WRITERS)
 
 
-def write_rows(path: str | Path, rows: Iterable[Row]) -> int:
-    """Write rows that all have the keys of the first; returns their number."""
+def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
+    """Write rows that all have the keys of the first."""
+    check_rows_output(path)
     iterator = iter(rows)
     first = next(iterator, None)
     if first is None:
         raise InputError(f"nothing to write to {path}")
-    counted = _Counted(chain((first,), iterator))
+    rows, header = chain((first,), iterator), list(first)
     if str(path) == "-":
-        _csv(sys.stdout, counted, list(first), ",")
-    else:
-        write = _writer(Path(path))
-        with replacing(Path(path)) as file:
-            write(file, counted, list(first))
-    return counted.count
+        _csv(sys.stdout, rows, header, ",")
+        return
+    with replacing(Path(path)) as file:
+        _WRITERS[Path(path).suffix](file, rows, header)
 
 
-class _Counted:
-    def __init__(self, rows: Iterator[Row]) -> None:
-        self.rows, self.count = rows, 0
+def _delimited(separator: str) -> Writer:
+    def write(file: IO[bytes], rows: Iterable[Row], header: list[str]) -> None:
+        with _text(file) as text:
+            _csv(text, rows, header, separator)
 
-    def __iter__(self) -> Iterator[Row]:
-        for row in self.rows:
-            self.count += 1
-            yield row
-
-
-def _writer(path: Path) -> Callable[[IO[bytes], Iterable[Row], list[str]], None]:
-    writers = {".csv": _commas, ".tsv": _tabs, ".jsonl": _json, ".parquet": _parquet}
-    if path.suffix not in writers:
-        raise InputError(f"{path}: the ending chooses the format; use one of {', '.join(writers)}")
-    return writers[path.suffix]
-
-
-def _commas(file: IO[bytes], rows: Iterable[Row], header: list[str]) -> None:
-    with _text(file) as text:
-        _csv(text, rows, header, ",")
-
-
-def _tabs(file: IO[bytes], rows: Iterable[Row], header: list[str]) -> None:
-    with _text(file) as text:
-        _csv(text, rows, header, "\t")
+    return write
 
 
 def _csv(text: IO[str], rows: Iterable[Row], header: list[str], delimiter: str) -> None:
@@ -104,3 +85,11 @@ def _text(file: IO[bytes]) -> Iterator[IO[str]]:
     yield text
     text.flush()
     text.detach()
+
+
+_WRITERS: dict[str, Writer] = {
+    ".csv": _delimited(","),
+    ".tsv": _delimited("\t"),
+    ".jsonl": _json,
+    ".parquet": _parquet,
+}

@@ -36,7 +36,7 @@ DEFAULT_THRESHOLD = 0.15  # where no validation data has chosen one
 
 
 @dataclass(frozen=True)
-class PairScores:
+class ThresholdScores:
     """What scoring one structure at any threshold needs.
 
     predicted   (pairs,) probabilities of the decoded pairs, at the lowest threshold
@@ -94,7 +94,7 @@ class SecondaryStructure(Task):
         pairs = zip(outputs, examples, strict=True)
         return torch.stack([_pair_loss(logits, example.target) for logits, example in pairs]).sum()
 
-    def judge(self, model: RiNALMo, output: Tensor, example: Example) -> PairScores:
+    def judge(self, model: RiNALMo, output: Tensor, example: Example) -> ThresholdScores:
         probabilities = probabilities_of(output)
         pairs = np.array(decode(probabilities, example.sequence, threshold=THRESHOLDS[0]), dtype=int).reshape(-1, 2)
         return compare(probabilities[pairs[:, 0], pairs[:, 1]], pairs, np.asarray(example.target), len(probabilities))
@@ -131,7 +131,7 @@ def threshold_of(model: RiNALMo) -> float:
     return DEFAULT_THRESHOLD if model.spec.threshold is None else model.spec.threshold
 
 
-def compare(probabilities: np.ndarray, pairs: np.ndarray, target: np.ndarray, length: int) -> PairScores:
+def compare(probabilities: np.ndarray, pairs: np.ndarray, target: np.ndarray, length: int) -> ThresholdScores:
     """Decoded pairs `(n, 2)` with their probabilities beside the target's `(m, 2)`."""
     decoded, truth = np.zeros((length, length)), np.zeros((length, length), dtype=bool)
     decoded[pairs[:, 0], pairs[:, 1]] = probabilities
@@ -139,7 +139,7 @@ def compare(probabilities: np.ndarray, pairs: np.ndarray, target: np.ndarray, le
     truth[target[:, 0], target[:, 1]] = True
     right = np.stack([matrix[pairs[:, 0], pairs[:, 1]] for matrix in (truth, _with_neighbours(truth))])
     found = np.stack([matrix[target[:, 0], target[:, 1]] for matrix in (decoded, _with_neighbours(decoded))])
-    return PairScores(probabilities, right, found)
+    return ThresholdScores(probabilities, right, found)
 
 
 def _with_neighbours(matrix: np.ndarray) -> np.ndarray:

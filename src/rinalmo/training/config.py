@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rinalmo.model.config import ModelConfig
-from rinalmo.recipe_files import Section, find, parse, read, set_value
+from rinalmo.recipe_files import Section, load, parse
 
 PREFIX = "pretrain-"
 
@@ -179,10 +179,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises InputError naming the key, its value and, for an unknown key, the nearest one.
     """
-    values = read(find(source, PREFIX))
-    for override in overrides:
-        set_value(values, override)
-    return parse_recipe(values, str(source))
+    return load(Recipe, source, overrides, PREFIX)
 
 
 def parse_recipe(values: Mapping[str, Any], source: str) -> Recipe:

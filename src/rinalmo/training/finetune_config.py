@@ -6,13 +6,13 @@ to start from come with the command.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from rinalmo.recipe_files import Section, find, parse, read, set_value
+from rinalmo.recipe_files import Section, load
 from rinalmo.training.config import RunRecipe, ValidationRecipe
 
 PREFIX = "finetune-"
@@ -113,12 +113,4 @@ class FinetuneRecipe(RunRecipe):
 
 def load_finetune_recipe(source: str | Path, overrides: Sequence[str] = ()) -> FinetuneRecipe:
     """A recipe by name or file, with `section.key=value` overrides; raises InputError as `load_recipe` does."""
-    values = read(find(source, PREFIX))
-    for override in overrides:
-        set_value(values, override)
-    return parse_finetune_recipe(values, str(source))
-
-
-def parse_finetune_recipe(values: Mapping[str, Any], source: str) -> FinetuneRecipe:
-    """A recipe from nested values; `source` is what errors call it."""
-    return parse(FinetuneRecipe, values, source)
+    return load(FinetuneRecipe, source, overrides, PREFIX)

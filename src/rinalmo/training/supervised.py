@@ -63,8 +63,12 @@ class Examples:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some examples, packed. `counts` is whether they are more than company for other processes' batches."""
+    """Some examples, packed, and their places in their set.
 
+    `counts` is whether they are more than company for other processes' batches.
+    """
+
+    places: Sequence[int]
     examples: Sequence[Example]
     ids: Tensor
     layout: Layout
@@ -118,7 +122,7 @@ class SupervisedTask:
             states = None
             if of.states is not None:
                 states = torch.from_numpy(np.concatenate([of.states[i] for i in part])).to(self.ranks.device)
-            yield MicroBatch([of.examples[i] for i in part], ids, layout, states)
+            yield MicroBatch(part, [of.examples[i] for i in part], ids, layout, states)
 
     def lengths(self, batch: MicroBatch) -> Sequence[int]:
         return batch.layout.lengths if batch.counts else ()
@@ -149,12 +153,12 @@ class SupervisedTask:
     def _judged(self, module: nn.Module, chosen: Sequence[int]) -> dict[int, tuple[float, int, Any]]:
         """Loss, terms and judgement of each chosen validation example."""
         found: dict[int, tuple[float, int, Any]] = {}
-        places = {id(self.validation.examples[i]): i for i in chosen}
         for batch in self._micro_batches(self.validation, chosen):
-            for example, output in zip(batch.examples, module(batch.ids, batch.layout, batch.states), strict=True):
+            outputs = module(batch.ids, batch.layout, batch.states)
+            for place, example, output in zip(batch.places, batch.examples, outputs, strict=True):
                 loss = float(self.task.loss(self.model, [output], [example]))
                 judged = self.task.judge(self.model, output, example)
-                found[places[id(example)]] = (loss, self.task.count([example]), judged)
+                found[place] = (loss, self.task.count([example]), judged)
         return found
 
     def goodness(self, values: Mapping[str, float]) -> float:
