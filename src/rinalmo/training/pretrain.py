@@ -11,7 +11,7 @@ from rinalmo.errors import InputError
 from rinalmo.training.config import Recipe
 from rinalmo.training.distributed import Ranks, joined
 from rinalmo.training.masked_lm import MaskedLMTask, build_model
-from rinalmo.training.run import SILENCE, Listener, Outcome, conduct
+from rinalmo.training.run import SILENCE, Listener, Outcome, conduct, with_precision
 from rinalmo.training.run_folder import RunFolder, restarted
 
 
@@ -42,7 +42,7 @@ def _pretrain(
     listener: Listener,
 ) -> Outcome:
     with ExitStack() as stack:
-        store, recipe = _open_store(recipe)
+        store, recipe = _open_store(with_precision(recipe, ranks.device))
         ranks.first(lambda: stack.enter_context(folder.locked()))
         notes = ranks.first(lambda: folder.begin(recipe, resume or restarted()))
         model, fresh = build_model(recipe)
