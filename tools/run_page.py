@@ -1,0 +1,166 @@
+"""Run the commands of a documentation page and compare what they print with what the page shows.
+
+    python tools/run_page.py docs/quickstart.md             # exit code 1 and the difference, if there is one
+    python tools/run_page.py --write docs/quickstart.md     # put what was printed into the page
+
+A page is a story told in one empty folder. Of its fenced blocks two kinds count:
+
+    ```csv title="measured.csv"      is written to that file
+    ```console                       `$ command` is run (`\\` goes on in the next line), the rest is what it prints
+
+In what a page shows `…` stands for anything within a line, and for any lines if it is alone. Numbers with a decimal point
+may differ by 0.01 plus 1 %, as they do from processor to processor; `<!-- tolerance: 0.2 -->` before a block allows more.
+`rinalmo` itself is run in forks of one process that has imported torch, because importing takes longer than most commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import rinalmo
+
+FENCE = re.compile(
+    r"^(?:<!-- tolerance: (?P<tolerance>[\d.]+) -->\n+)?"
+    r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<body>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+NUMBER = re.compile(r"-?\d+\.\d+")
+EXAMPLES = Path(rinalmo.__file__).parent / "assets" / "examples"
+TOLERANCE = 0.01
+
+
+@dataclass
+class Step:
+    """One command of a page, what the page says it prints, and what it printed."""
+
+    command: str
+    expected: str
+    tolerance: float
+    printed: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        return matches(self.expected, self.printed, self.tolerance)
+
+    def difference(self) -> str:
+        shown, printed = self.expected.splitlines(), self.printed.splitlines()
+        lines = difflib.unified_diff(shown, printed, "the page", "printed now", lineterm="")
+        return "\n".join([f"$ {self.command}", *lines])
+
+
+def run(page: Path, *, write: bool = False) -> list[Step]:
+    """The steps of a page, run in a new folder that holds the package's example sequences."""
+    text, steps = page.read_text(), []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file in EXAMPLES.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        for block in FENCE.finditer(text):
+            if block["title"]:
+                (folder / block["title"]).write_text(block["body"])
+            elif block["language"] == "console":
+                found = list(_steps(block["body"], float(block["tolerance"] or TOLERANCE)))
+                for step in found:
+                    step.printed = _printed(step.command, folder)
+                steps += found
+                if write and not all(step.agrees for step in found):
+                    text = text.replace(block["body"], "".join(map(_shown, found)))
+    if write:
+        page.write_text(text)
+    return steps
+
+
+def matches(expected: str, printed: str, tolerance: float) -> bool:
+    """Whether the text is the same but for numbers within the tolerance and whatever `…` stands for."""
+    numbers = [float(number) for number in NUMBER.findall(expected)]
+    pattern = "".join(_pattern(line) for line in expected.splitlines())
+    found = re.fullmatch(pattern, "".join(f"{line}\n" for line in printed.splitlines()))
+    if found is None:
+        return False
+    pairs = zip(numbers, map(float, found.groups()), strict=True)
+    return all(abs(wanted - got) <= tolerance * (1 + abs(wanted)) for wanted, got in pairs)
+
+
+def _pattern(line: str) -> str:
+    if line.strip() == "…":
+        return r"(?:.*\n)*?"
+    parts = re.split(rf"({NUMBER.pattern}|…)", line.rstrip())
+    regex = {True: lambda part: ".*?", False: lambda part: f"({NUMBER.pattern})" if NUMBER.fullmatch(part) else re.escape(part)}
+    return "".join(regex[part == "…"](part) for part in parts) + r"[ ]*\n"
+
+
+def _steps(body: str, tolerance: float) -> Iterator[Step]:
+    for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
+        lines = part.splitlines()
+        end = next(number for number, line in enumerate(lines) if not line.endswith("\\"))
+        yield Step("\n".join(lines[: end + 1]), "\n".join(lines[end + 1 :]), tolerance)
+
+
+def _shown(step: Step) -> str:
+    output = step.expected if step.agrees else "\n".join(line.rstrip() for line in step.printed.splitlines())
+    return f"$ {step.command}\n" + (f"{output}\n" if output else "")
+
+
+def _printed(command: str, folder: Path) -> str:
+    output = folder / ".printed"
+    _FORKS.set_forkserver_preload(["torch", "rinalmo.cli", "rinalmo.inference.engine", "rinalmo.training.run"])
+    if re.match(r"rinalmo [^|><$;&*]*$", command.replace("\\\n", " ").replace("<mask>", "")):
+        child = _FORKS.Process(target=_rinalmo, args=(command, str(folder), str(output)))
+        child.start()
+        child.join()
+    else:
+        with output.open("wb") as file:
+            subprocess.run(["bash", "-c", command], cwd=folder, env=_environment(), stdout=file, stderr=file, check=False)
+    printed = output.read_text()
+    output.unlink()
+    return printed
+
+
+# forkserver: children of a process that has no threads and no state but its imports
+_FORKS = multiprocessing.get_context("forkserver")
+
+
+def _environment() -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1", "PATH": path, "PYTHONWARNINGS": "ignore"}
+
+
+def _rinalmo(command: str, folder: str, output: str) -> None:
+    import shlex
+
+    from rinalmo.cli import main
+
+    file = os.open(output, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.chdir(folder)
+    os.environ.update(_environment())
+    sys.argv = shlex.split(command.replace("\\\n", " "))
+    import torch
+
+    torch.set_num_threads(1)
+    main()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pages", nargs="+", type=Path, metavar="PAGE")
+    parser.add_argument("--write", action="store_true", help="put what was printed into the pages")
+    arguments = parser.parse_args()
+    wrong = [step for page in arguments.pages for step in run(page, write=arguments.write) if not step.agrees]
+    print("\n\n".join(step.difference() for step in wrong))
+    sys.exit(bool(wrong) and not arguments.write)
+
+
+if __name__ == "__main__":
+    main()
