@@ -1,39 +1,49 @@
 """Run the commands of a documentation page and compare what they print with what the page shows.
 
     python tools/run_page.py docs/quickstart.md             # exit code 1 and the difference, if there is one
-    python tools/run_page.py --write docs/quickstart.md     # put what was printed into the page
+    python tools/run_page.py --write docs/quickstart.md     # put what was printed and drawn into the page
 
 A page is a story told in one empty folder. Of its fenced blocks two kinds count:
 
     ```csv title="measured.csv"      is written to that file
     ```console                       `$ command` is run (`\\` goes on in the next line), the rest is what it prints
 
-In what a page shows `…` stands for anything within a line, and for any lines if it is alone. Numbers with a decimal point
-may differ by 0.01 plus 1 %, as they do from processor to processor; `<!-- tolerance: 0.2 -->` before a block allows more.
-`rinalmo` itself is run in forks of one process that has imported torch, because importing takes longer than most commands.
+In what a page shows `…` stands for anything within a line, and for any lines if it is alone. Numbers with a decimal
+point may differ by 0.01 plus 1 %, as they do from processor to processor; `<!-- tolerance: 0.2 -->` before a block
+allows more, and after `<!-- tolerance: inf -->` only the number of lines is compared, as for what a model says that the
+page itself trained. `rinalmo` is run in forks of this process, which has imported torch: importing takes longer than
+most commands.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import multiprocessing
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 import rinalmo
+import rinalmo.inference.engine
+import rinalmo.training.run
+from rinalmo import cli
+from rinalmo.cli import progress
 
 FENCE = re.compile(
-    r"^(?:<!-- tolerance: (?P<tolerance>[\d.]+) -->\n+)?"
+    r"^(?:<!-- tolerance: (?P<tolerance>[\d.]+|inf) -->\n+)?"
     r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+PICTURE = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")
 NUMBER = re.compile(r"-?\d+\.\d+")
 EXAMPLES = Path(rinalmo.__file__).parent / "assets" / "examples"
 TOLERANCE = 0.01
@@ -75,13 +85,18 @@ def run(page: Path, *, write: bool = False) -> list[Step]:
                 steps += found
                 if write and not all(step.agrees for step in found):
                     text = text.replace(block["body"], "".join(map(_shown, found)))
-    if write:
-        page.write_text(text)
+        if write:
+            page.write_text(text)
+            for picture in PICTURE.findall(text):
+                if (made := folder / Path(picture).name).exists():
+                    (page.parent / picture).write_bytes(made.read_bytes())
     return steps
 
 
 def matches(expected: str, printed: str, tolerance: float) -> bool:
     """Whether the text is the same but for numbers within the tolerance and whatever `…` stands for."""
+    if tolerance == float("inf"):
+        return len(expected.splitlines()) == len(printed.splitlines())
     numbers = [float(number) for number in NUMBER.findall(expected)]
     pattern = "".join(_pattern(line) for line in expected.splitlines())
     found = re.fullmatch(pattern, "".join(f"{line}\n" for line in printed.splitlines()))
@@ -95,8 +110,13 @@ def _pattern(line: str) -> str:
     if line.strip() == "…":
         return r"(?:.*\n)*?"
     parts = re.split(rf"({NUMBER.pattern}|…)", line.rstrip())
-    regex = {True: lambda part: ".*?", False: lambda part: f"({NUMBER.pattern})" if NUMBER.fullmatch(part) else re.escape(part)}
-    return "".join(regex[part == "…"](part) for part in parts) + r"[ ]*\n"
+    return "".join(map(_part, parts)) + r"[ ]*\n"
+
+
+def _part(text: str) -> str:
+    if text == "…":
+        return ".*?"
+    return f"({NUMBER.pattern})" if NUMBER.fullmatch(text) else re.escape(text)
 
 
 def _steps(body: str, tolerance: float) -> Iterator[Step]:
@@ -113,43 +133,44 @@ def _shown(step: Step) -> str:
 
 def _printed(command: str, folder: Path) -> str:
     output = folder / ".printed"
-    _FORKS.set_forkserver_preload(["torch", "rinalmo.cli", "rinalmo.inference.engine", "rinalmo.training.run"])
-    if re.match(r"rinalmo [^|><$;&*]*$", command.replace("\\\n", " ").replace("<mask>", "")):
-        child = _FORKS.Process(target=_rinalmo, args=(command, str(folder), str(output)))
-        child.start()
-        child.join()
-    else:
-        with output.open("wb") as file:
-            subprocess.run(["bash", "-c", command], cwd=folder, env=_environment(), stdout=file, stderr=file, check=False)
-    printed = output.read_text()
+    with output.open("wb") as file:
+        if re.match(r"rinalmo [^|><$;&*]*$", command.replace("\\\n", " ").replace("<mask>", "")):
+            words = shlex.split(command.replace("\\\n", " "))
+            if not (child := os.fork()):
+                _become_rinalmo(words, folder, file.fileno())
+            os.waitpid(child, 0)
+        else:
+            subprocess.run(
+                ["bash", "-c", command], cwd=folder, env=_environment(), stdout=file, stderr=file, check=False
+            )
+    printed = output.read_text().strip("\n")
     output.unlink()
     return printed
 
 
-# forkserver: children of a process that has no threads and no state but its imports
-_FORKS = multiprocessing.get_context("forkserver")
+def _become_rinalmo(words: list[str], folder: Path, output: int) -> None:
+    try:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir(folder)
+        os.environ.update(_environment())
+        sys.argv = words
+        torch.set_num_threads(1)
+        progress._SECONDS = float("inf")  # lines that come every ten seconds would depend on the clock
+        cli.main()
+    except SystemExit:
+        pass  # the line that says what is wrong has been printed
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _environment() -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1", "PATH": path, "PYTHONWARNINGS": "ignore"}
-
-
-def _rinalmo(command: str, folder: str, output: str) -> None:
-    import shlex
-
-    from rinalmo.cli import main
-
-    file = os.open(output, os.O_WRONLY | os.O_CREAT)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    os.chdir(folder)
-    os.environ.update(_environment())
-    sys.argv = shlex.split(command.replace("\\\n", " "))
-    import torch
-
-    torch.set_num_threads(1)
-    main()
 
 
 def main() -> None:

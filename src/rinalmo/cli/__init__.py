@@ -57,7 +57,7 @@ def _examples_last(command: click.Command) -> click.Command:
     """The command (and its own), with the examples that end its docstring below the options, where a terminal stops."""
     text, mark, examples = (command.help or "").rpartition("\b\n")
     if mark:
-        command.help, command.epilog = text.rstrip(), f"\b\nExamples:\n{indent(cleandoc(examples), '  ')}"
+        command.help, command.epilog = text.rstrip(), f"\b\nExamples:\n{indent(cleandoc(examples).rstrip(), '  ')}"
     for each in getattr(command, "commands", {}).values():
         _examples_last(each)
     return command
