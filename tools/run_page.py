@@ -30,13 +30,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 import rinalmo
-import rinalmo.inference.engine
-import rinalmo.training.run
-from rinalmo import cli
-from rinalmo.cli import progress
 
 FENCE = re.compile(
     r"^(?:<!-- tolerance: (?P<tolerance>[\d.]+|inf) -->\n+)?"
@@ -51,19 +45,19 @@ TOLERANCE = 0.01
 
 @dataclass
 class Step:
-    """One command of a page, what the page says it prints, and what it printed."""
+    """One command of a page, what the page shows of its output, and what it printed."""
 
     command: str
-    expected: str
+    shown: str
     tolerance: float
     printed: str = ""
 
     @property
     def agrees(self) -> bool:
-        return matches(self.expected, self.printed, self.tolerance)
+        return matches(self.shown, self.printed, self.tolerance)
 
     def difference(self) -> str:
-        shown, printed = self.expected.splitlines(), self.printed.splitlines()
+        shown, printed = self.shown.splitlines(), self.printed.splitlines()
         lines = difflib.unified_diff(shown, printed, "the page", "printed now", lineterm="")
         return "\n".join([f"$ {self.command}", *lines])
 
@@ -83,7 +77,7 @@ def run(page: Path, *, write: bool = False) -> list[Step]:
                 for step in found:
                     step.printed = _printed(step.command, folder)
                 steps += found
-                if write and not all(step.agrees for step in found):
+                if write:
                     text = text.replace(block["body"], "".join(map(_shown, found)))
         if write:
             page.write_text(text)
@@ -93,17 +87,22 @@ def run(page: Path, *, write: bool = False) -> list[Step]:
     return steps
 
 
-def matches(expected: str, printed: str, tolerance: float) -> bool:
+def matches(shown: str, printed: str, tolerance: float) -> bool:
     """Whether the text is the same but for numbers within the tolerance and whatever `…` stands for."""
     if tolerance == float("inf"):
-        return len(expected.splitlines()) == len(printed.splitlines())
-    numbers = [float(number) for number in NUMBER.findall(expected)]
-    pattern = "".join(_pattern(line) for line in expected.splitlines())
-    found = re.fullmatch(pattern, "".join(f"{line}\n" for line in printed.splitlines()))
-    if found is None:
+        return len(shown.splitlines()) == len(printed.splitlines())
+    numbers = _numbers(shown, printed)
+    if numbers is None:
         return False
-    pairs = zip(numbers, map(float, found.groups()), strict=True)
+    pairs = zip(map(float, NUMBER.findall(shown)), map(float, numbers), strict=True)
     return all(abs(wanted - got) <= tolerance * (1 + abs(wanted)) for wanted, got in pairs)
+
+
+def _numbers(shown: str, printed: str) -> tuple[str, ...] | None:
+    """What was printed for each number that is shown; None if the text between them differs."""
+    pattern = "".join(_pattern(line) for line in shown.splitlines())
+    found = re.fullmatch(pattern, "".join(f"{line}\n" for line in printed.splitlines()))
+    return None if found is None else found.groups()
 
 
 def _pattern(line: str) -> str:
@@ -127,7 +126,13 @@ def _steps(body: str, tolerance: float) -> Iterator[Step]:
 
 
 def _shown(step: Step) -> str:
-    output = step.expected if step.agrees else "\n".join(line.rstrip() for line in step.printed.splitlines())
+    """The step for the page: what is shown with today's numbers, or all that was printed if it is another text."""
+    numbers = _numbers(step.shown, step.printed)
+    if numbers is None:
+        output = "\n".join(line.rstrip() for line in step.printed.splitlines())
+    else:
+        fresh = iter(numbers)
+        output = NUMBER.sub(lambda _: next(fresh), step.shown)
     return f"$ {step.command}\n" + (f"{output}\n" if output else "")
 
 
@@ -135,6 +140,7 @@ def _printed(command: str, folder: Path) -> str:
     output = folder / ".printed"
     with output.open("wb") as file:
         if re.match(r"rinalmo [^|><$;&*]*$", command.replace("\\\n", " ").replace("<mask>", "")):
+            _load()
             words = shlex.split(command.replace("\\\n", " "))
             if not (child := os.fork()):
                 _become_rinalmo(words, folder, file.fileno())
@@ -148,7 +154,17 @@ def _printed(command: str, folder: Path) -> str:
     return printed
 
 
+def _load() -> None:
+    import rinalmo.inference.engine
+    import rinalmo.training.run  # noqa: F401
+
+
 def _become_rinalmo(words: list[str], folder: Path, output: int) -> None:
+    import torch
+
+    from rinalmo import cli
+    from rinalmo.cli import progress
+
     try:
         os.dup2(output, 1)
         os.dup2(output, 2)
