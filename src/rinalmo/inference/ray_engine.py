@@ -4,8 +4,8 @@ Each worker is an actor: a process with an `Engine` of its own. A worker gets on
 and sends its result back; it writes no file. So whatever becomes of workers, each result arrives once, and a worker
 that dies costs the item it was at, which another one gets.
 
-Plain actors rather than Ray Data: its checkpoints want an id that is unique in the input, may repeat the rows of a
-write that was interrupted, and its output is a folder of files in the order in which they were finished.
+Plain actors rather than Ray Data, whose restart wants an id that is unique in the input and a file system that all
+machines share, and whose output is a folder of files: docs/ray.md.
 """
 
 from __future__ import annotations
@@ -252,6 +252,8 @@ def _imported() -> Any:
 
 def _connect(ray: Any, address: str | None, cpus: int | None) -> bool:
     """Connect to a running Ray or start one; False if this process is connected already."""
+    if address is not None:
+        _check_address(address)
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
@@ -259,7 +261,6 @@ def _connect(ray: Any, address: str | None, cpus: int | None) -> bool:
     if address is None:
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
         return True
-    _check_address(address)
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -272,7 +273,7 @@ def _check_address(address: str) -> None:
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or "/" in host or not port.isdigit():
         raise InputError(f"--address {address}: write HOST:PORT, such as 10.0.0.1:6379, or auto")
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
