@@ -1,6 +1,7 @@
 """`--engine ray` on a real Ray of this machine: the bytes of the local engine, whoever is killed."""
 
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -12,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import rinalmo
-from rinalmo.errors import InputError
+from rinalmo.errors import InputError, MissingExtraError, ToolError
 from rinalmo.inference import runs
 from rinalmo.inference.embed_file import embed_file
 from rinalmo.inference.engine import Engine
-from rinalmo.inference.ray_engine import RayEngine
+from rinalmo.inference.ray_engine import RayEngine, _LostError, _Task
 from rinalmo.inference.runs import Run
 from rinalmo.inference.score_file import score_file
 from rinalmo.inference.variant_sources import all_single
@@ -158,6 +159,19 @@ def test_what_a_worker_raises(many, folder, tmp_path):
     with pytest.raises(InputError, match="nonsense"):
         fold_file(folder / "in.fa", tmp_path / "out.dbn", many, Decoding("nonsense"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_chunk_at_which_every_worker_dies():
+    task = _Task(3, ["ACGU", "GGUC"])
+    for _ in range(4):
+        task = task.again(_LostError("killed"))
+    with pytest.raises(ToolError, match=r"5 workers died at the same 2 records \(killed\); .*--resume"):
+        task.again(_LostError("killed"))
+
+
+def test_an_extra_that_workers_lack():
+    error = pickle.loads(pickle.dumps(MissingExtraError("rustworkx", "fold", "matching")))
+    assert (str(error), error.extra) == (str(MissingExtraError("rustworkx", "fold", "matching")), "fold")
 
 
 def test_too_many_threads(address, folder):
