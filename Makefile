@@ -1,11 +1,11 @@
-# Two commands for a fresh clone: `make demo` and `make test`. Both make .venv on first use.
+# For a fresh clone: `make demo`, `make test`, `make docs`. Each makes .venv on first use.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 EXAMPLES := src/rinalmo/assets/examples
 
-.PHONY: demo test lint types pytest clean
+.PHONY: demo test lint types pytest docs clean
 
 demo: $(VENV)/installed
 	@$(BIN)/rinalmo fill-mask $(EXAMPLES)/model_card_masks.fa
@@ -24,6 +24,10 @@ types: $(VENV)/installed-dev
 pytest: $(VENV)/installed-dev
 	$(BIN)/pytest -n 2
 
+# The documentation into site/; a broken link is an error. A test does the same.
+docs: $(VENV)/installed-dev
+	$(BIN)/zensical build --strict --clean
+
 # The constraints pin torch: without them pip would fetch a CUDA build of several gigabytes.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,4 +40,4 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache
+	rm -rf $(VENV) site .cache .mypy_cache .ruff_cache
