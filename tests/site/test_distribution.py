@@ -1,4 +1,4 @@
-"""What is uploaded: the sdist holds what the site is built from, the wheel made of it the package alone, and it runs."""
+"""What is uploaded: the sdist has what the site is built from, the wheel made of it is the package alone, and runs."""
 
 import os
 import subprocess
