@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rinalmo.errors import InputError
+
+if TYPE_CHECKING:
+    from rinalmo.inference.engine import Engine
+    from rinalmo.inference.ray_engine import RayEngine
 
 model_option = click.option(
     "-m",
@@ -55,6 +60,43 @@ def computing_options(precision: str) -> Callable[[Callable[..., Any]], Callable
         return command
 
     return add
+
+
+def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--engine`, `--address` and `--workers`: where `opened_engine` computes."""
+    for option in (
+        click.option("--workers", type=click.IntRange(min=1), help="Processes of --engine ray.  [default: all CPUs]"),
+        click.option(
+            "--address", metavar="HOST:PORT", help="A running Ray, or auto for this machine's.  [default: start one]"
+        ),
+        click.option(
+            "--engine",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="ray: many processes, here or on a cluster (extra `ray`); --threads, 1 without, is then that of each.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def opened_engine(
+    engine: str, address: str | None, workers: int | None, **settings: Any
+) -> Iterator[Engine | RayEngine]:
+    """The engine that `ray_options` and `engine_options` describe."""
+    if engine == "ray":
+        from rinalmo.inference.ray_engine import RayEngine
+
+        with RayEngine(address=address, workers=workers, **settings) as many:
+            yield many
+        return
+    if address is not None or workers is not None:
+        raise click.UsageError("--address and --workers are for --engine ray")
+    from rinalmo.inference.engine import Engine
+
+    yield Engine(**settings)
 
 
 def is_sequence(source: str) -> bool:

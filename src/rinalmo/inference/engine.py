@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -19,12 +19,17 @@ from rinalmo.inference.fast_encoder import FastBlock, FastEncoder
 from rinalmo.inference.fast_encoder import Precision as FastPrecision
 from rinalmo.inference.packed_linear import is_available, is_native
 from rinalmo.model.block import EncoderBlock
+from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.weights.checkpoint import load
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
 R = TypeVar("R")
+Item = TypeVar("Item")
+Advance = Callable[[int], Any]  # called with how many more are done
+# What an engine is to do with each of many items. It may travel to other processes, so it has to be picklable.
+Job = Callable[["Engine", Advance], Callable[[Item], R]]
 
 
 class Engine:
@@ -76,10 +81,21 @@ class Engine:
     def fingerprint(self) -> str:
         """A hash of config, vocabulary and the small tensors, which no training leaves as they were."""
         digest = hashlib.sha256(repr((self.model.config, self.model.alphabet.tokens)).encode())
-        for name, tensor in sorted(self.model.encoder.state_dict().items()):
-            if tensor.dim() < 2 or name == "embedding.weight":
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if tensor.dim() < 2 or name == "encoder.embedding.weight":
                 digest.update(tensor.float().cpu().numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the model."""
+        return self.model.config
+
+    def run(self, job: Job[Item, R], items: Iterable[tuple[int, Item]], advance: Advance) -> Iterator[tuple[int, R]]:
+        """The job on numbered items, in this process. A `RayEngine` does the same in many, and in any order."""
+        compute = job(self, advance)
+        for number, item in items:
+            yield number, compute(item)
 
     @torch.inference_mode()
     def hidden_states(self, ids: Tensor, layout: Layout, layers: Sequence[int]) -> list[Tensor]:
