@@ -13,8 +13,16 @@ from rinalmo.inference.header_fields import common_fields, values_of
 from rinalmo.inference.map_file import MapPlot
 from rinalmo.inference.readers import read_embeddings
 
-FASTA = """>a type=tRNA species="E. coli"\nACGUAC\n>b type=tRNA\nGGGUUU\n>b type=rRNA species=yeast\nAAACCC\n>d other\nAC\n"""
-IDS, DESCRIPTIONS, LENGTHS = ["a", "b", "b", "d"], None, [6, 6, 6, 2]
+FASTA = """>a type=tRNA species="E. coli"
+ACGUAC
+>b type=tRNA
+GGGUUU
+>b type=rRNA species=yeast
+AAACCC
+>d other
+AC
+"""
+IDS, LENGTHS = ["a", "b", "b", "d"], [6, 6, 6, 2]
 
 
 @pytest.fixture(scope="module")

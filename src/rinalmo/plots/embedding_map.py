@@ -1,8 +1,8 @@
 """Embeddings in two dimensions: one point a sequence, coloured by a class or by a number.
 
     pca     the two directions of greatest variance, with the share of each; always the same, and without a package
-    umap    neighbourhoods (McInnes et al. 2018, arXiv:1802.03426) by the cosine of centred embeddings; the extra `umap`.
-            Distances between groups mean little, and neither do their sizes
+    umap    neighbourhoods (McInnes et al. 2018, arXiv:1802.03426) by the cosine of centred embeddings, with the
+            extra `umap`; distances between groups mean little, and neither do their sizes
 
 Eight classes, the most frequent, have a colour and a mark of their own; the others are grey. More than eight different
 numbers are a scale, which is monotonic in lightness too.

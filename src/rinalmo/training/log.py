@@ -51,16 +51,21 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def logs_of(runs: Iterable[Path]) -> dict[str, list[dict[str, Any]]]:
-    """The logs of run folders by name, the whole path where two have the same. Raises InputError for no log."""
-    folders = list(runs)
-    names = [folder.resolve().name for folder in folders]
-    logs = {}
-    for folder, name in zip(folders, names, strict=True):
-        lines = read_log(folder)
+    """The logs of run folders, by as much of the ends of their paths as tells them apart.
+
+    Raises InputError for a folder without a log, or named twice.
+    """
+    folders = [folder.resolve() for folder in runs]
+    logs = [read_log(folder) for folder in folders]
+    for folder, lines in zip(folders, logs, strict=True):
         if not lines:
             raise InputError(f"{folder}: no run, or none that has written a line to {LOG} yet")
-        logs[name if names.count(name) == 1 else str(folder)] = lines
-    return logs
+        if folders.count(folder) > 1:
+            raise InputError(f"{folder}: is named twice")
+    parts = 1
+    while len(set(names := [Path(*folder.parts[-parts:]).as_posix() for folder in folders])) < len(folders):
+        parts += 1
+    return dict(zip(names, logs, strict=True))
 
 
 def _board(folder: Path, step: int) -> Any:
