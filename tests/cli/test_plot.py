@@ -52,7 +52,7 @@ def test_curves_of_runs(rinalmo_command, tmp_path):
     result = rinalmo_command("plot", "curves", *runs, "-o", tmp_path / "c.svg")
     assert result.code == 0, result.err
     text = (tmp_path / "c.svg").read_text()
-    assert ">other<" in text
+    assert "/other<" in text
     assert "one/run<" in text  # two runs of the same name go by their paths
     for arguments, words in (
         ((tmp_path, "-o", tmp_path / "d.svg"), "no run, or none that has written a line"),
