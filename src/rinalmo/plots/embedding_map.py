@@ -152,7 +152,7 @@ def _classes(figure: Any, axes: Any, points: np.ndarray, labels: list[str], name
         drawn(array == "", f"{UNKNOWN} ({unknown:,})", PALE, ".")
     if others:
         rest = sum(counts[label] for label in others)
-        drawn(np.isin(array, others), f"{len(others):,} others ({rest:,})", GREY, ".")
+        drawn(np.isin(array, others), f"{len(others):,} other{'s' * (len(others) > 1)} ({rest:,})", GREY, ".")
     # The most frequent first, so that the rare ones lie above them.
     for label, colour, mark in zip(shown, COLOURS, MARKS, strict=False):
         drawn(array == label, f"{title_of(label, _LONGEST_LABEL)} ({counts[label]:,})", colour, mark)
