@@ -63,7 +63,7 @@ def embed_file(
             tell(count)
         if count == 0:
             raise InputError(f"{fasta}: no sequence falls in --shard {part}")
-        about = {"model": model_name or "", "fingerprint": engine.fingerprint, "precision": engine.precision}
+        about: dict[str, Any] = {"model": model_name or "", "fingerprint": engine.fingerprint, "precision": engine.precision}
         about |= {"pooling": pooling, "layer": layers[0], "rinalmo": __version__}
         write_embeddings(output, run.chunks, run.folder, per_token=per_token, about=about)
         run.remove()

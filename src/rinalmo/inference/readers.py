@@ -71,7 +71,8 @@ def _parquet(path: Path) -> Embeddings:
     if not (pa.types.is_fixed_size_list(column.type) and pa.types.is_floating(column.type.value_type)):
         return Embeddings([], [], [], np.zeros(0))  # one vector a nucleotide, or several layers
     values = column.flatten().to_numpy().reshape(len(table), -1)
-    return Embeddings(*(table[name].to_pylist() for name in ("id", "description", "length")), values)
+    ids, descriptions, lengths = (table[name].to_pylist() for name in ("id", "description", "length"))
+    return Embeddings(ids, descriptions, lengths, values)
 
 
 def _h5(path: Path) -> Embeddings:
