@@ -63,8 +63,8 @@ def embed_file(
             tell(count)
         if count == 0:
             raise InputError(f"{fasta}: no sequence falls in --shard {part}")
-        about: dict[str, Any] = {"model": model_name or "", "fingerprint": engine.fingerprint, "precision": engine.precision}
-        about |= {"pooling": pooling, "layer": layers[0], "rinalmo": __version__}
+        about: dict[str, Any] = {"model": model_name or "", "fingerprint": engine.fingerprint}
+        about |= {"precision": engine.precision, "pooling": pooling, "layer": layers[0], "rinalmo": __version__}
         write_embeddings(output, run.chunks, run.folder, per_token=per_token, about=about)
         run.remove()
     return count
