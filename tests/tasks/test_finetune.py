@@ -12,7 +12,6 @@ from rinalmo.errors import InputError
 from rinalmo.inference.engine import Engine
 from rinalmo.tasks.evaluation import evaluate
 from rinalmo.tasks.predicting import predict
-from rinalmo.training.card import write_card
 from rinalmo.training.checkpoint import listed
 from rinalmo.training.cross_validation import finetune_and_test
 from rinalmo.training.finetune import finetune
@@ -149,7 +148,7 @@ def test_classes_and_their_probabilities(make_recipe, make_table, sequences, tmp
     right = np.mean([row["family"] == label for row, label in zip(rows, labels, strict=True)])
     assert right == pytest.approx(found.figures["accuracy"].value)
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["count"] == 60
-    card = write_card(tmp_path / "run").read_text()
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
     for text in ("fine-tuned for ncrna-family from", "| test | 60 |", "| accuracy | 0.", "the whole model learns"):
         assert text in card
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "finetune": ("finetune", "Train a model for a task on labelled examples."),
     "info": ("info", "Sizes and costs of a model, as on its card."),
     "models": ("models", "List the models that can be named."),
+    "plot": ("plot", "Draw embeddings or training curves."),
     "predict": ("predict", "Predict with a fine-tuned model."),
     "pretrain": ("pretrain", "Train a model on a token store."),
     "score": ("score", "Score mutations without training."),

@@ -35,6 +35,14 @@ batch_tokens_option = click.option(
 )
 
 
+colour_option = click.option(
+    "--colour-by",
+    metavar="FIELD",
+    help="Colour a map by length, type, family, taxon, description, a KEY of KEY=value in the headers, or "
+    "TABLE:COLUMN, a column of a CSV or TSV file with ids.",
+)
+
+
 def engine_options(precision: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--model`, and what else makes an `Engine`."""
 

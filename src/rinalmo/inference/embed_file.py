@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rinalmo import __version__
 from rinalmo.errors import InputError
 from rinalmo.inference.embeddings import Pooling, embed_records, layer_indices
 from rinalmo.inference.engine import Advance, Engine
@@ -26,11 +27,13 @@ def embed_file(
     resume: bool = False,
     part: str | None = None,
     tell: Callable[[int], Any] = lambda count: None,
+    model_name: str | None = None,
 ) -> int:
     """Embed every sequence of `fasta` ("-" is standard input) and write `output`; returns their number.
 
     The ending of `output` chooses the format (`rinalmo.inference.writers`). `part` "i/n" takes every n-th sequence from
     the i-th on; no result depends on it. `tell` is called with the number of sequences done so far.
+    `model_name` is what an .h5ad file calls the model.
 
     An interrupted run keeps what it has finished in a hidden folder beside the output; `resume` continues it, and the
     result is the same to the byte. Raises InputError if input or options are not those it was started with.
@@ -59,7 +62,9 @@ def embed_file(
         count = run.finished()
         if count == 0:
             raise InputError(f"{fasta}: no sequence falls in --shard {part}")
-        write_embeddings(output, run.chunks, run.folder, per_token=per_token)
+        about: dict[str, Any] = {"model": model_name or "", "fingerprint": engine.fingerprint}
+        about |= {"precision": engine.precision, "pooling": pooling, "layer": layers[0], "rinalmo": __version__}
+        write_embeddings(output, run.chunks, run.folder, per_token=per_token, about=about)
         run.remove()
     return count
 

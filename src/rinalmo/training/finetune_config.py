@@ -111,6 +111,26 @@ class FinetuneRecipe(RunRecipe):
     validation: FinetuneValidation = FinetuneValidation()
 
 
+def recipe_for(
+    task: str,
+    data: str | Path,
+    *,
+    model: str | Path | None = None,
+    validation: str | Path | None = None,
+    test: str | Path | None = None,
+    targets: Sequence[str] = (),
+    folds: int | None = None,
+    recipe: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> FinetuneRecipe:
+    """The recipe `finetune-TASK`, or another one, for these files; raises InputError for what is wrong."""
+    given = {"data.train": data, "data.validation": validation, "data.test": test, "init": model, "data.folds": folds}
+    changes = [f"{key}={value}" for key, value in given.items() if value is not None]
+    if targets:
+        changes.append(f"data.columns.target=[{', '.join(targets)}]")
+    return load_finetune_recipe(recipe or f"{PREFIX}{task}", [f"task={task}", *changes, *overrides])
+
+
 def load_finetune_recipe(source: str | Path, overrides: Sequence[str] = ()) -> FinetuneRecipe:
     """A recipe by name or file, with `section.key=value` overrides; raises InputError as `load_recipe` does."""
     return load(FinetuneRecipe, source, overrides, PREFIX)

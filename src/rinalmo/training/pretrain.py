@@ -8,6 +8,7 @@ from typing import Any
 
 from rinalmo.data.store import TokenStore
 from rinalmo.errors import InputError
+from rinalmo.training.card import write_card
 from rinalmo.training.config import Recipe
 from rinalmo.training.distributed import Ranks, joined
 from rinalmo.training.masked_lm import MaskedLMTask, build_model
@@ -47,7 +48,10 @@ def _pretrain(
         notes = ranks.first(lambda: folder.begin(recipe, resume or restarted()))
         model, fresh = build_model(recipe)
         task = MaskedLMTask(recipe, store, model, ranks)
-        return conduct(task, recipe, folder, ranks, listener, notes=[*notes, *fresh], store=_facts(store))
+        outcome = conduct(task, recipe, folder, ranks, listener, notes=[*notes, *fresh], store=_facts(store))
+        if outcome.finished:
+            ranks.first(lambda: write_card(folder.path, overwrite=True))
+        return outcome
 
 
 def _open_store(recipe: Recipe) -> tuple[TokenStore, Recipe]:
