@@ -30,6 +30,14 @@ batch_tokens_option = click.option(
 )
 
 
+fill_option = click.option(
+    "--fill-to",
+    type=click.IntRange(min=0),
+    metavar="TOKENS",
+    help="For ribosome-load: fill sequences up with pad tokens, 0 for none.  [default: as the model was trained]",
+)
+
+
 def engine_options(precision: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--model`, and what else makes an `Engine`."""
 
