@@ -176,7 +176,7 @@ def test_a_text_among_numbers_is_named_and_not_taken_for_a_class(tmp_path):
 def test_nan_is_no_family(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("sequence,label\nACGU,tRNA\nACGU,NaN\n")
-    with pytest.raises(InputError, match="t.csv, line 3: the class is 'NaN', which stands for a missing value"):
+    with pytest.raises(InputError, match="line 3: the class is 'NaN', which stands for a missing value"):
         NcrnaFamily.read(path, Columns())
 
 
