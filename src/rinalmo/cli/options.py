@@ -42,6 +42,13 @@ colour_option = click.option(
     "TABLE:COLUMN, a column of a CSV or TSV file with ids.",
 )
 
+fill_option = click.option(
+    "--fill-to",
+    type=click.IntRange(min=0),
+    metavar="TOKENS",
+    help="For ribosome-load: fill sequences up with pad tokens, 0 for none.  [default: as the model was trained]",
+)
+
 
 def engine_options(precision: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--model`, and what else makes an `Engine`."""

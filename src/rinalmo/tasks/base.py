@@ -52,6 +52,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     score: str  # the figure that says which state of a model is best; more is better
+    filled_to: int = 0  # tokens that the model must see in a sequence, pad tokens if need be; `RibosomeLoad` says why
 
     def settings(self) -> dict[str, Any]:
         """What has to be remembered beside the weights."""

@@ -159,6 +159,7 @@ def _pair_loss(logits: Tensor, pairs: Any) -> Tensor:
 
 
 def _pairs(example: Example) -> Any:
+    require(example.target not in (None, ""), example, "has no structure; drop the row")
     try:
         return Structure.from_dot_bracket(example.name, example.sequence, str(example.target)).pairs
     except InputError as error:

@@ -192,7 +192,10 @@ def _write_official(spec: ModelSpec, state: Mapping[str, Tensor], target: Path) 
     if kept.get("ribosome_load_head.target_std") is not None and _is_unscaled(kept):
         kept = {name: tensor for name, tensor in kept.items() if ".target_" not in name}
     scalars = {"threshold": spec.threshold} if spec.threshold is not None else {}
-    write_pickle(target, translate(kept, "official"), scalars, {name: getattr(spec.config, name) for name in _NOTED})
+    note = {name: getattr(spec.config, name) for name in _NOTED}
+    if spec.task is not None:
+        note["task"] = dict(spec.task)
+    write_pickle(target, translate(kept, "official"), scalars, note)
 
 
 def _losses(spec: ModelSpec, layout: LayoutName) -> list[str]:
@@ -313,11 +316,18 @@ def _spec(
     threshold = files.scalars.get("threshold", files.config.get("threshold"))
     if not isinstance(threshold, float | int | None):
         raise CheckpointError(f"config: threshold is {threshold!r}; it must be a number")
-    task = files.config.get("task")
+    task = values.get("task") or _unsaid_task(shapes)
     if not isinstance(task, dict | None):
         raise CheckpointError(f"config: task is {task!r}; it must be an object")
     spec = ModelSpec(config, alphabet, threshold=threshold, task=task)
     return spec.with_heads(shapes, _head_config(files.config))
+
+
+def _unsaid_task(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """Two tasks have one head. The authors' ribosome-load files hold the scale of the targets, the others do not."""
+    head = "ribosome_load_head"
+    plain = f"{head}.projection.weight" in shapes and f"{head}.target_mean" not in shapes
+    return {"name": "translation-efficiency"} if plain else None
 
 
 def _special_ids(alphabet: Alphabet) -> dict[str, int]:
