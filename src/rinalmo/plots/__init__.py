@@ -1,8 +1,9 @@
-"""Pictures of structures: a drawing, arcs, a map of pair probabilities; and the one style of every picture here.
+"""Pictures of structures (a drawing, arcs, a map of pair probabilities), a sequence logo; and the one style of every picture here.
 
     draw_structure(structure, "x.svg", probabilities)     letters, helices, loops
     draw_arcs(structure, "x.png", reference)              each pair an arc, what is right above what is true
     draw_pair_map(structure, probabilities, "x.svg")      every pair's probability
+    draw_logo(probabilities, sequence, "x.svg")           what is expected at each place
 
 No torch: a `Structure` and a numpy matrix are enough. The drawing needs ViennaRNA (extra `draw`), the others matplotlib
 (extra `plots`).
@@ -10,6 +11,7 @@ No torch: a `Structure` and a numpy matrix are enough. The drawing needs ViennaR
 
 from rinalmo.plots.arcs import draw_arcs
 from rinalmo.plots.drawing import draw_structure
+from rinalmo.plots.logo import draw_logo
 from rinalmo.plots.pair_map import draw_pair_map
 
-__all__ = ["draw_arcs", "draw_pair_map", "draw_structure"]
+__all__ = ["draw_arcs", "draw_logo", "draw_pair_map", "draw_structure"]
