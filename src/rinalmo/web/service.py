@@ -29,7 +29,7 @@ Tell = Callable[[int, int], Any]
 METHODS = ("masked-marginals", "wild-type-marginals")
 """Of scoring variants; `pll` takes a pass for each letter of each variant, too many for a page."""
 
-BATCH_TOKENS = 1024
+BATCH_TOKENS = 512
 """Of a turn: few, so that nobody waits long for another's."""
 
 _KEPT_SECONDS = 3600

@@ -53,11 +53,6 @@ class Turns:
         """Let every request, also those to come, end with a word about it. Safe in a signal handler."""
         self._stopping = True
 
-    @property
-    def waiting(self) -> int:
-        """Requests that are being answered."""
-        return len(self._visits)
-
     @contextmanager
     def _turn(self, visit: Visit) -> Iterator[None]:
         place = object()
