@@ -38,7 +38,9 @@ def check_logo(path: Path, length: int) -> None:
     """Raise InputError or MissingExtraError now for what could not be drawn in the end."""
     check_path(path, ENDINGS)
     if length > LONGEST:
-        raise InputError(f"{path}: a logo shows up to {LONGEST:,} nt, and the sequence has {length:,}; draw a part of it")
+        raise InputError(
+            f"{path}: a logo shows up to {LONGEST:,} nt, and the sequence has {length:,}; draw a part of it"
+        )
     need_matplotlib(_PURPOSE)
 
 

@@ -141,7 +141,9 @@ def _folding(engine: Any, model: str, fold_model: str, must_fold: bool) -> Any:
     except RinalmoError as error:
         if must_fold:
             raise
-        remedy = "train one with `rinalmo finetune secondary-structure`, and start with `rinalmo web --fold-model run/model`"
+        remedy = (
+            "train one with `rinalmo finetune secondary-structure`, and start with `rinalmo web --fold-model run/model`"
+        )
         return f"The model {fold_model} does not fold ({error}). To have it, {remedy}."
     return found
 
