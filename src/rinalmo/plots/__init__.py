@@ -1,4 +1,4 @@
-"""Pictures of structures (a drawing, arcs, a map of pair probabilities), a sequence logo; and the one style of every picture here.
+"""Pictures of structures (drawing, arcs, map of pair probabilities), a sequence logo; one style for every picture here.
 
     draw_structure(structure, "x.svg", probabilities)     letters, helices, loops
     draw_arcs(structure, "x.png", reference)              each pair an arc, what is right above what is true

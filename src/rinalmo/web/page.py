@@ -25,11 +25,12 @@ from rinalmo.inference import heat_map
 from rinalmo.plots import draw_arcs, draw_logo, draw_pair_map
 from rinalmo.plots.drawing import structure_svg
 from rinalmo.rna.fasta import read_fasta
-from rinalmo.weights.catalog import ASSETS
+from rinalmo.tasks.fold_file import PAPER
 from rinalmo.web import limits, tables
 from rinalmo.web.pictures import bars, image
 from rinalmo.web.service import METHODS, Folded, Service
 from rinalmo.web.turns import Visit
+from rinalmo.weights.catalog import ASSETS
 
 AT_ONCE = 4
 """Requests that are answered at once, batch by batch in turn."""
@@ -41,6 +42,7 @@ STYLE = """
 .picture { background: white; border-radius: 4px; }
 .picture img { max-width: 100%; margin: auto; display: block; }
 textarea { font-family: 'DejaVu Sans Mono', Menlo, Consolas, monospace !important; }
+footer .divider { display: none; }
 """
 
 Answer = dict[str, Any]
@@ -55,15 +57,16 @@ def theme() -> gr.themes.Base:
     return gr.themes.Default(**fonts)  # type: ignore[arg-type]
 
 
-def page(service: Service) -> gr.Blocks:
-    """The whole page, with its queue and API."""
+def page(service: Service, model: str, fold_model: str) -> gr.Blocks:
+    """The whole page, with its queue and API. It names the models."""
     with gr.Blocks(title="RiNALMo", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
-        gr.Markdown("# RiNALMo\nThe RNA language model on this machine. What you enter stays here.")
+        about = f"The RNA language model, here {_code(model)}. What you enter goes to this server and nowhere else."
+        gr.Markdown(f"# RiNALMo\n{about}")
         _api(service)  # first: a button's function of the same name would take the name
         with gr.Tab("Fill mask", id="fill"):
             _fill_mask_tab(service)
         with gr.Tab("Fold", id="fold"):
-            _fold_tab(service)
+            _fold_tab(service, fold_model)
         with gr.Tab("Embed", id="embed"):
             _embed_tab(service)
         with gr.Tab("Variants", id="variants"):
@@ -74,6 +77,7 @@ def page(service: Service) -> gr.Blocks:
 
 _COMPUTING: dict[str, Any] = {"concurrency_id": "compute", "concurrency_limit": AT_ONCE}
 _BUTTON: dict[str, Any] = {**_COMPUTING, "api_visibility": "private"}
+_SMALL: dict[str, Any] = {"size": "sm", "scale": 0, "min_width": 140}
 _INSTANT: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -83,9 +87,8 @@ def _fill_mask_tab(service: Service) -> None:
         f"the logo, for which each position is masked in turn, up to {limits.LOGO} nt."
     )
     box = _box("RNA with <mask>", "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU")
-    with gr.Row():
-        examples = [(gr.Button(record.id), record) for record in _records("model_card_masks.fa", masks=True)]
-        heights = gr.Radio(["probability", "information"], value="probability", label="Heights in the logo")
+    examples = _examples(box, "model_card_masks.fa", "HIV-1", "microRNA-21")
+    heights = gr.Radio(["probability", "information"], value="probability", label="Heights in the logo")
     run = gr.Button("Predict", variant="primary")
     shown = gr.HTML(label="Candidates", elem_id="bars")
     logo = gr.HTML(label="Logo", elem_id="logo")
@@ -103,31 +106,31 @@ def _fill_mask_tab(service: Service) -> None:
                 draw_logo(found, limits.letters_of(record), path, name=record.id, heights=heights)
             return image(path.read_bytes(), f"Logo of {record.id}")
 
-    starts = [run.click, *(button.click for button, _ in examples)]
-    for start, text in zip(starts, [None, *(record.sequence for _, record in examples)], strict=True):
-        # An example is written into the box first.
-        first = start(lambda now, text=text: text or now, box, box, **_INSTANT)
-        first.then(candidates, box, [shown, logo], **_BUTTON).success(whole, [box, heights], logo, **_BUTTON)
+    for start in (run.click, *examples):
+        start(candidates, box, [shown, logo], **_BUTTON).success(whole, [box, heights], logo, **_BUTTON)
 
 
-def _fold_tab(service: Service) -> None:
-    gr.Markdown(f"Which nucleotides pair? One RNA or DNA, up to {limits.FOLD} nt; pseudoknots are drawn dashed.")
-    if isinstance(service.folding, str):
-        gr.Markdown(f"**There is no folding here.** {escape(service.folding)}")
+def _fold_tab(service: Service, fold_model: str) -> None:
+    if can_fold := not isinstance(service.folding, str):
+        gr.Markdown(
+            f"Which nucleotides pair? One RNA or DNA, up to {limits.FOLD} nt, folded by {_code(fold_model)}; "
+            "pseudoknots are drawn dashed."
+        )
+    else:
+        gr.Markdown(f"**There is no folding on this page.** {escape(str(service.folding))}")
     box = _box("RNA", "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA")
-    with gr.Row():
-        trna, fmet = (gr.Button(record.id) for record in _records("well_known_rnas.fa")[0:3:2])
-        choices = [("greedy, as the paper", "greedy"), ("nested: no pseudoknots", "nested")]
-        decoder = gr.Radio(choices, value="greedy", label="Choice of pairs")
-    run = gr.Button("Fold", variant="primary", interactive=not isinstance(service.folding, str))
-    text = gr.Textbox(label="Dot-bracket", lines=3, interactive=False, elem_id="dot-bracket", buttons=["copy"])
+    examples = _examples(box, "well_known_rnas.fa", "tRNA-Phe", "add_riboswitch")
+    choices = [("greedy, as the paper", "greedy"), ("nested: no pseudoknots", "nested")]
+    decoder = gr.Radio(choices, value=PAPER.method, label="Choice of pairs")
+    run = gr.Button("Fold", variant="primary", interactive=can_fold)
+    text = gr.Textbox(label="Dot-bracket", lines=3, elem_id="dot-bracket", buttons=["copy"], visible=False)
     with gr.Row():
         drawing = gr.HTML(elem_id="drawing")
         pair_map = gr.HTML(elem_id="map")
     arcs = gr.HTML(elem_id="arcs")
-    files = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="fold-files")
+    files = _files("fold-files")
 
-    def fold(rna: str, decoder: str, request: gr.Request) -> tuple[str, str, str, str, list[str]]:
+    def fold(rna: str, decoder: str, request: gr.Request) -> Any:
         with _answering(service, request) as visit:
             folded = service.fold(visit, rna, decoder)
             folder = service.new_folder()
@@ -138,12 +141,12 @@ def _fold_tab(service: Service) -> None:
                 image((folder / "map.png").read_bytes(), f"Pair probabilities of {name}", "png"),
                 image((folder / "arcs.svg").read_bytes(), f"Arcs of {name}"),
             ]
-            return folded.text("dbn"), *pictures, [str(path) for path in found]  # type: ignore[return-value]
+            shown = gr.Textbox(folded.text("dbn"), visible=True)
+            return shown, *pictures, gr.File([str(path) for path in found], visible=True)
 
-    for button, record in zip((trna, fmet), _records("well_known_rnas.fa")[0:3:2], strict=True):
-        written = f">{record.id}\n{record.sequence}"
-        button.click(lambda written=written: written, None, box, **_INSTANT)
-    run.click(fold, [box, decoder], [text, drawing, pair_map, arcs, files], **_BUTTON)
+    if can_fold:
+        for start in (run.click, *examples):
+            start(fold, [box, decoder], [text, drawing, pair_map, arcs, files], **_BUTTON)
 
 
 def _fold_files(folded: Folded, folder: Path, visit: Visit) -> list[Path]:
@@ -168,12 +171,12 @@ def _embed_tab(service: Service) -> None:
         box = _box("FASTA", ">name and what it is\nGGGAAACCC", lines=8)
         upload = gr.File(label="or a FASTA file", file_count="single", elem_id="upload", height=200)
     with gr.Row():
-        example = gr.Button("Well-known RNAs")
-        colour = gr.Dropdown([tables.NONE], value=tables.NONE, label="Colour of the map", elem_id="colour")
+        example = gr.Button("Well-known RNAs", **_SMALL)
     run = gr.Button("Embed", variant="primary")
+    colour = gr.Dropdown([tables.NONE], value=tables.NONE, label="Colour of the map", elem_id="colour", visible=False)
     plot = gr.ScatterPlot(height=420, buttons=[], elem_id="embedding-map", visible=False)
     table = gr.Dataframe(label="Sequences", interactive=False, elem_id="table", max_height=300, visible=False)
-    files = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="embed-files")
+    files = _files("embed-files")
 
     def embed(text: str, path: str | None, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         with _answering(service, request) as visit:
@@ -199,13 +202,16 @@ def _embed_tab(service: Service) -> None:
             shown = {"x": axes[0], "y": axes[1], "x_lim": _wide(points[:, 0]), "y_lim": _wide(points[:, 1])}
             return (
                 gr.ScatterPlot(data, visible=True, **shown, **_coloured(data, chosen)),
-                gr.Dropdown(list(groups), value=chosen),
+                gr.Dropdown(list(groups), value=chosen, visible=True),
                 gr.Dataframe(rows, visible=True),
-                [str(path) for path in written],
+                gr.File([str(path) for path in written], visible=True),
             )
 
-    example.click(lambda: (_EXAMPLES / "well_known_rnas.fa").read_text(), None, box, **_INSTANT)
-    run.click(embed, [box, upload], [plot, colour, table, files], **_BUTTON)
+    written = example.click(
+        lambda: ((_EXAMPLES / "well_known_rnas.fa").read_text(), None), None, [box, upload], **_INSTANT
+    )
+    for start in (run.click, written.then):
+        start(embed, [box, upload], [plot, colour, table, files], **_BUTTON)
     # The map has all fields already: another one is only shown.
     colour.input(_recoloured, [plot, colour], plot, **_INSTANT)
 
@@ -233,13 +239,12 @@ def _variants_tab(service: Service) -> None:
         f"Up to {limits.VARIANTS} nt with each position masked in turn, {limits.ONE_PASS:,} nt in one pass."
     )
     box = _box("RNA", "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA")
-    with gr.Row():
-        example = gr.Button("tRNA-Phe")
-        choices = [("each position masked", METHODS[0]), ("one pass", METHODS[1])]
-        method = gr.Radio(choices, value=METHODS[0], label="Method")
+    examples = _examples(box, "well_known_rnas.fa", "tRNA-Phe", "HIV-1_TAR")
+    choices = [("each position masked", METHODS[0]), ("one pass", METHODS[1])]
+    method = gr.Radio(choices, value=METHODS[0], label="Method")
     run = gr.Button("Score", variant="primary")
     shown = gr.HTML(elem_id="heat")
-    files = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="variant-files")
+    files = _files("variant-files")
 
     def score(text: str, method: str, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         with _answering(service, request) as visit:
@@ -249,11 +254,11 @@ def _variants_tab(service: Service) -> None:
                 heat_map.draw(scores, record.sequence, f"{record.id[:60]}, {method}", folder / "variants.svg")
             (folder / "variants.csv").write_text(_scores_csv(record.sequence, scores))
             picture = image((folder / "variants.svg").read_bytes(), f"Scores of single mutations of {record.id}")
-            return picture, [str(folder / "variants.csv"), str(folder / "variants.svg")]
+            written = [str(folder / f"variants.{ending}") for ending in ("csv", "svg")]
+            return picture, gr.File(written, visible=True)
 
-    first = _records("well_known_rnas.fa")[0]
-    example.click(lambda: f">{first.id}\n{first.sequence}", None, box, **_INSTANT)
-    run.click(score, [box, method], [shown, files], **_BUTTON)
+    for start in (run.click, *examples):
+        start(score, [box, method], [shown, files], **_BUTTON)
 
 
 def _scores_csv(sequence: str, scores: np.ndarray) -> str:
@@ -307,7 +312,7 @@ def _api(service: Service) -> None:
             }
 
     def variants(request: gr.Request, sequence: str, method: str = METHODS[0]) -> Answer:
-        """Scores of every exchange of one letter: for each position four, of A, C, G and U; null where there is none."""
+        """Scores of every exchange of one letter: at each position of A, C, G and U, null where there is none."""
         with _answering(service, request, for_page=False) as visit:
             record, scores = service.variants(visit, _text(sequence), method, _silent)
             rows = [[None if np.isnan(score) else score for score in row] for row in scores.tolist()]
@@ -366,5 +371,21 @@ def _box(label: str, example: str, lines: int = 4) -> gr.Textbox:
     return gr.Textbox(label=label, placeholder=example, lines=lines, max_lines=12, elem_classes="rna")
 
 
-def _records(name: str, masks: bool = False) -> list[Any]:
-    return list(read_fasta(_EXAMPLES / name, allow_mask=masks))
+def _examples(box: gr.Textbox, file: str, *names: str) -> list[Callable[..., Any]]:
+    """A button for each example, which writes it into the box; what to call for an event when that is done."""
+    records = {record.id: record for record in read_fasta(_EXAMPLES / file, allow_mask=True)}
+    written = []
+    with gr.Row():
+        for name in names:
+            text = f">{name}\n{records[name].sequence}"
+            button = gr.Button(name, **_SMALL)
+            written.append(button.click(lambda text=text: text, None, box, **_INSTANT).then)
+    return written
+
+
+def _files(name: str) -> gr.File:
+    return gr.File(label="Files", file_count="multiple", interactive=False, elem_id=name, visible=False)
+
+
+def _code(name: str) -> str:
+    return f"<code>{escape(name)}</code>"

@@ -106,7 +106,7 @@ def _application(
 
         application = gradio.mount_gradio_app(
             fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-            page(service),
+            page(service, model, fold_model),
             "/",
             footer_links=["api"],
             run_history=False,
@@ -141,10 +141,10 @@ def _folding(engine: Any, model: str, fold_model: str, must_fold: bool) -> Any:
     except RinalmoError as error:
         if must_fold:
             raise
-        remedy = (
-            "train one with `rinalmo finetune secondary-structure`, and start with `rinalmo web --fold-model run/model`"
+        return (
+            f"It needs a model for secondary structure, and {fold_model} cannot be used: {error}. Whoever starts the "
+            "page names one that `rinalmo finetune secondary-structure` made: `rinalmo web --fold-model run/model`."
         )
-        return f"The model {fold_model} does not fold ({error}). To have it, {remedy}."
     return found
 
 

@@ -37,7 +37,7 @@ def principal_components(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def nearest(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each vector the nearest other one by cosine, after centring, and this cosine; itself and 1 for an only one."""
+    """For each vector the nearest other one by cosine, after centring, and the cosine; an only one has itself and 1."""
     centred = vectors - vectors.mean(axis=0)
     unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
     cosine = unit @ unit.T

@@ -18,7 +18,7 @@ from rinalmo.errors import RinalmoError
 T = TypeVar("T")
 
 
-class Gone(RinalmoError):
+class GoneError(RinalmoError):
     """The visitor has left, or the server stops: nothing more is computed for this request."""
 
 
@@ -61,9 +61,9 @@ class Turns:
             self._changed.wait_for(lambda: self._line[0] is place)
         try:
             if self._stopping:
-                raise Gone("the server is being stopped; ask again when it is back")
+                raise GoneError("the server is being stopped; ask again when it is back")
             if visit.has_left:
-                raise Gone("the page was closed")
+                raise GoneError("the page was closed")
             yield
         finally:
             with self._changed:
@@ -79,7 +79,7 @@ class Visit:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Compute, alone. Raises Gone if nobody waits for the answer."""
+        """Compute, alone. Raises GoneError if nobody waits for the answer."""
         with self._turns._turn(self):
             yield
 
