@@ -39,8 +39,9 @@ WAITING = 60
 """Requests that may wait; more are told to come again."""
 
 STYLE = """
-.picture { background: white; border-radius: 4px; }
+.picture { background: white; border-radius: 4px; overflow-x: auto; }
 .picture img { max-width: 100%; margin: auto; display: block; }
+#heat img { max-width: none; }
 textarea { font-family: 'DejaVu Sans Mono', Menlo, Consolas, monospace !important; }
 footer .divider { display: none; }
 """

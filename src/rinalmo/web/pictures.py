@@ -48,4 +48,5 @@ def _mask(candidates: Sequence[Prediction], top: int) -> Iterator[str]:
         yield svg.element("rect", width=_WIDEST, fill=PALE, fill_opacity=0.5, **bar)
         colour = COLOURS.get(candidate.token_str, GREY)
         yield svg.element("rect", width=f"{_WIDEST * candidate.score:.1f}", fill=colour, **bar)
-        yield svg.text(f"{candidate.score:.4f}", np.array([_START + _WIDEST + 10.0, y + 9.0]), font_size=13, **left)
+        score = f"{candidate.score:.4f}" if candidate.score >= 0.0001 else "< 0.0001"
+        yield svg.text(score, np.array([_START + _WIDEST + 10.0, y + 9.0]), font_size=13, **left)
