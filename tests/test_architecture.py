@@ -41,7 +41,7 @@ ALLOWED = {
         "tasks",
     },
 }
-SKINS = {"hf", "cli", "__init__", "__main__"}
+SKINS = {"hf", "cli", "web", "__init__", "__main__"}
 FORBIDDEN_PACKAGES = {
     "model": {"transformers", "safetensors", "needletail"},
     "rna": {"torch", "transformers"},
@@ -83,6 +83,11 @@ def test_layers(path):
             target = name.split(".")[1]
             assert target == here or target in ALLOWED[here], name
         assert name.split(".")[0] not in FORBIDDEN_PACKAGES.get(here, set()), name
+
+
+def test_the_page_is_imported_by_its_command_alone():
+    others = [path for path in modules() if room(path) != "web" and path != SOURCE / "cli" / "web.py"]
+    assert [path for path in others for name in imported(path) if name.startswith("rinalmo.web")] == []
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))

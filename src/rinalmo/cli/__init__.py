@@ -34,6 +34,7 @@ COMMANDS = {
     "predict": ("predict", "Predict with a fine-tuned model."),
     "pretrain": ("pretrain", "Train a model on a token store."),
     "score": ("score", "Score mutations without training."),
+    "web": ("web", "Serve a page with all of it in a browser."),
 }
 
 

@@ -56,9 +56,15 @@ def read_fasta(
         InputError: the file is missing, unreadable, empty, cut off, damaged or not FASTA. This can come after
             records, since the end of a file is only seen when it is reached.
     """
-    name, table = source_name(source), _letter_table(letters)
-    chunks = _from_first_header(read_chunks(source), name)
-    for number, entry in enumerate(_entries(chunks), start=1):
+    return parse_fasta(read_chunks(source), source_name(source), letters=letters, allow_mask=allow_mask)
+
+
+def parse_fasta(
+    chunks: Iterable[bytes], name: str, *, letters: str = IUPAC_LETTERS, allow_mask: bool = False
+) -> Iterator[Record]:
+    """As `read_fasta`, from bytes that came in any pieces; `name` is what errors call them."""
+    table = _letter_table(letters)
+    for number, entry in enumerate(_entries(_from_first_header(iter(chunks), name)), start=1):
         yield _record(number, entry, table, allow_mask, name)
 
 

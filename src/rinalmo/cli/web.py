@@ -1,0 +1,50 @@
+"""`rinalmo web`."""
+
+from __future__ import annotations
+
+import click
+from click.core import ParameterSource
+
+from rinalmo.cli.fold import command as fold
+from rinalmo.cli.options import model_option, threads_option
+
+_FOLD_MODEL = next(option.default for option in fold.params if option.name == "model")
+
+
+@click.command("web")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on; 0.0.0.0 is all of them.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="Port to serve on; 0 is a free one."
+)
+@model_option
+@click.option(
+    "--fold-model",
+    default=_FOLD_MODEL,
+    show_default=True,
+    metavar="MODEL",
+    help="The one for the tab Fold, fine-tuned for secondary structure.",
+)
+@threads_option
+@click.pass_context
+def command(context: click.Context, host: str, port: int, model: str, fold_model: str, threads: int | None) -> None:
+    """Serve a page to fill masks, fold, embed and score variants in a browser.
+
+    It is for this machine, unless --host says otherwise; then everybody who reaches the address can use it, without a
+    password. Nothing is sent anywhere else. Its API answers gradio_client. Stop it with Ctrl-C.
+
+    \b
+    rinalmo web
+    rinalmo web --model giga --fold-model run/model --port 8000
+    """
+    from rinalmo.web.server import serve
+
+    must_fold = context.get_parameter_source("fold_model") is not ParameterSource.DEFAULT
+    serve(
+        model,
+        fold_model,
+        must_fold=must_fold,
+        host=host,
+        port=port,
+        threads=threads,
+        ready=lambda address: click.echo(f"serving on {address}  (Ctrl-C stops)"),
+    )

@@ -1,0 +1,392 @@
+"""The page: four tabs and the API, in Gradio. The only file that knows Gradio, imported once it is known to be there.
+
+Each tab asks `Service` and shows the answer. The API has endpoints of its own, `/fill_mask`, `/fold`, `/embed` and
+`/variants`, that give the same answers as plain data; what the buttons call is not part of it.
+
+Whatever a visitor wrote is shown in pictures that cannot run anything, in text boxes and table cells, or escaped.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import pandas as pd
+
+from rinalmo.durable import replacing
+from rinalmo.errors import RinalmoError
+from rinalmo.inference import heat_map
+from rinalmo.plots import draw_arcs, draw_logo, draw_pair_map
+from rinalmo.plots.drawing import structure_svg
+from rinalmo.rna.fasta import read_fasta
+from rinalmo.tasks.fold_file import PAPER
+from rinalmo.web import limits, tables
+from rinalmo.web.pictures import bars, image
+from rinalmo.web.service import METHODS, Folded, Service
+from rinalmo.web.turns import Visit
+from rinalmo.weights.catalog import ASSETS
+
+AT_ONCE = 4
+"""Requests that are answered at once, batch by batch in turn."""
+
+WAITING = 60
+"""Requests that may wait; more are told to come again."""
+
+STYLE = """
+.picture { background: white; border-radius: 4px; overflow-x: auto; }
+.picture img { max-width: 100%; margin: auto; display: block; }
+#heat img { max-width: none; }
+textarea { font-family: 'DejaVu Sans Mono', Menlo, Consolas, monospace !important; }
+footer .divider { display: none; }
+"""
+
+Answer = dict[str, Any]
+
+_EXAMPLES = ASSETS / "examples"
+_SHOWN_SECONDS = 20
+
+
+def theme() -> gr.themes.Base:
+    """Fonts that are on the visitor's machine: nothing is fetched from anywhere."""
+    fonts = {"font": ["system-ui", "Arial", "sans-serif"], "font_mono": ["DejaVu Sans Mono", "monospace"]}
+    return gr.themes.Default(**fonts)  # type: ignore[arg-type]
+
+
+def page(service: Service, model: str, fold_model: str) -> gr.Blocks:
+    """The whole page, with its queue and API. It names the models."""
+    with gr.Blocks(title="RiNALMo", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+        about = f"The RNA language model, here {_code(model)}. What you enter goes to this server and nowhere else."
+        gr.Markdown(f"# RiNALMo\n{about}")
+        _api(service)  # first: a button's function of the same name would take the name
+        with gr.Tab("Fill mask", id="fill"):
+            _fill_mask_tab(service)
+        with gr.Tab("Fold", id="fold"):
+            _fold_tab(service, fold_model)
+        with gr.Tab("Embed", id="embed"):
+            _embed_tab(service)
+        with gr.Tab("Variants", id="variants"):
+            _variants_tab(service)
+        blocks.unload(_leaving(service))
+    return blocks.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False)
+
+
+_COMPUTING: dict[str, Any] = {"concurrency_id": "compute", "concurrency_limit": AT_ONCE}
+_BUTTON: dict[str, Any] = {**_COMPUTING, "api_visibility": "private"}
+_SMALL: dict[str, Any] = {"size": "sm", "scale": 0, "min_width": 140}
+_INSTANT: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+
+
+def _fill_mask_tab(service: Service) -> None:
+    gr.Markdown(
+        f"What stands at each `<mask>`? One RNA or DNA, up to {limits.FILL_MASK:,} nt with {limits.MASKS} masks; "
+        f"the logo, for which each position is masked in turn, up to {limits.LOGO} nt."
+    )
+    box = _box("RNA with <mask>", "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU")
+    examples = _examples(box, "model_card_masks.fa", "HIV-1", "microRNA-21")
+    heights = gr.Radio(["probability", "information"], value="probability", label="Heights in the logo")
+    run = gr.Button("Predict", variant="primary")
+    shown = gr.HTML(label="Candidates", elem_id="bars")
+    logo = gr.HTML(label="Logo", elem_id="logo")
+
+    def candidates(text: str, request: gr.Request) -> tuple[str, str]:
+        with _answering(service, request) as visit:
+            record, masks = service.fill_mask(visit, text)
+            return image(bars(masks), f"Candidates at {len(masks)} masks of {record.id}"), ""
+
+    def whole(text: str, heights: Any, request: gr.Request, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
+        with _answering(service, request) as visit:
+            record, found = service.expected(visit, text, _telling(progress))
+            path = service.new_folder() / "logo.svg"
+            with visit.turn():
+                draw_logo(found, limits.letters_of(record), path, name=record.id, heights=heights)
+            return image(path.read_bytes(), f"Logo of {record.id}")
+
+    for start in (run.click, *examples):
+        start(candidates, box, [shown, logo], **_BUTTON).success(whole, [box, heights], logo, **_BUTTON)
+
+
+def _fold_tab(service: Service, fold_model: str) -> None:
+    if can_fold := not isinstance(service.folding, str):
+        gr.Markdown(
+            f"Which nucleotides pair? One RNA or DNA, up to {limits.FOLD} nt, folded by {_code(fold_model)}; "
+            "pseudoknots are drawn dashed."
+        )
+    else:
+        gr.Markdown(f"**There is no folding on this page.** {escape(str(service.folding))}")
+    box = _box("RNA", "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA")
+    examples = _examples(box, "well_known_rnas.fa", "tRNA-Phe", "add_riboswitch")
+    choices = [("greedy, as the paper", "greedy"), ("nested: no pseudoknots", "nested")]
+    decoder = gr.Radio(choices, value=PAPER.method, label="Choice of pairs")
+    run = gr.Button("Fold", variant="primary", interactive=can_fold)
+    text = gr.Textbox(label="Dot-bracket", lines=3, elem_id="dot-bracket", buttons=["copy"], visible=False)
+    with gr.Row():
+        drawing = gr.HTML(elem_id="drawing")
+        pair_map = gr.HTML(elem_id="map")
+    arcs = gr.HTML(elem_id="arcs")
+    files = _files("fold-files")
+
+    def fold(rna: str, decoder: str, request: gr.Request) -> Any:
+        with _answering(service, request) as visit:
+            folded = service.fold(visit, rna, decoder)
+            folder = service.new_folder()
+            found = _fold_files(folded, folder, visit)
+            name = folded.structure.name
+            pictures = [
+                image((folder / "drawing.svg").read_bytes(), f"Drawing of {name}"),
+                image((folder / "map.png").read_bytes(), f"Pair probabilities of {name}", "png"),
+                image((folder / "arcs.svg").read_bytes(), f"Arcs of {name}"),
+            ]
+            shown = gr.Textbox(folded.text("dbn"), visible=True)
+            return shown, *pictures, gr.File([str(path) for path in found], visible=True)
+
+    if can_fold:
+        for start in (run.click, *examples):
+            start(fold, [box, decoder], [text, drawing, pair_map, arcs, files], **_BUTTON)
+
+
+def _fold_files(folded: Folded, folder: Path, visit: Visit) -> list[Path]:
+    structure, paths = folded.structure, [folder / name for name in ("structure.dbn", "structure.ct")]
+    for path in paths:
+        with replacing(path) as file:
+            file.write(folded.text(path.suffix[1:]).encode())
+    drawing, arcs, pair_map = (folder / name for name in ("drawing.svg", "arcs.svg", "map.png"))
+    drawing.write_text(structure_svg(structure, folded.probabilities), encoding="utf-8")
+    with visit.turn():  # matplotlib draws one picture at a time
+        draw_arcs(structure, arcs)
+        draw_pair_map(structure, folded.probabilities, pair_map)
+    return [*paths, drawing, arcs, pair_map]
+
+
+def _embed_tab(service: Service) -> None:
+    gr.Markdown(
+        f"A vector for each sequence. FASTA, or one sequence a line: up to {limits.SEQUENCES:,} sequences of up to "
+        f"{limits.EMBED:,} nt, {limits.EMBED_TOGETHER:,} nt together. A file may be compressed with gzip or zstd."
+    )
+    with gr.Row():
+        box = _box("FASTA", ">name and what it is\nGGGAAACCC", lines=8)
+        upload = gr.File(label="or a FASTA file", file_count="single", elem_id="upload", height=200)
+    with gr.Row():
+        example = gr.Button("Well-known RNAs", **_SMALL)
+    run = gr.Button("Embed", variant="primary")
+    colour = gr.Dropdown([tables.NONE], value=tables.NONE, label="Colour of the map", elem_id="colour", visible=False)
+    plot = gr.ScatterPlot(height=420, buttons=[], elem_id="embedding-map", visible=False)
+    table = gr.Dataframe(label="Sequences", interactive=False, elem_id="table", max_height=300, visible=False)
+    files = _files("embed-files")
+
+    def embed(text: str, path: str | None, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
+        with _answering(service, request) as visit:
+            embedded = service.embed(visit, text, None if path is None else Path(path), _telling(progress))
+            records, vectors = embedded.records, embedded.vectors
+            points, share = tables.principal_components(vectors)
+            place, cosine = tables.nearest(vectors)
+            groups = tables.fields(records)
+            chosen = next(iter(groups))
+            axes = [f"PC{n + 1} ({share[n]:.0%})" for n in (0, 1)]
+            data = pd.DataFrame({axes[0]: points[:, 0], axes[1]: points[:, 1], **groups})
+            data["sequence"] = [record.id for record in records]
+            rows = pd.DataFrame(
+                {
+                    "name": [record.id for record in records],
+                    "description": [record.description for record in records],
+                    "nt": [len(record.sequence) for record in records],
+                    "nearest": [records[n].id for n in place],
+                    "cosine": np.round(cosine.astype(float), 3),
+                }
+            )
+            written = tables.write_files(embedded, service.new_folder())
+            shown = {"x": axes[0], "y": axes[1], "x_lim": _wide(points[:, 0]), "y_lim": _wide(points[:, 1])}
+            return (
+                gr.ScatterPlot(data, visible=True, **shown, **_coloured(data, chosen)),
+                gr.Dropdown(list(groups), value=chosen, visible=True),
+                gr.Dataframe(rows, visible=True),
+                gr.File([str(path) for path in written], visible=True),
+            )
+
+    written = example.click(
+        lambda: ((_EXAMPLES / "well_known_rnas.fa").read_text(), None), None, [box, upload], **_INSTANT
+    )
+    for start in (run.click, written.then):
+        start(embed, [box, upload], [plot, colour, table, files], **_BUTTON)
+    # The map has all fields already: another one is only shown.
+    colour.input(_recoloured, [plot, colour], plot, **_INSTANT)
+
+
+def _recoloured(data: pd.DataFrame, field: str) -> Any:
+    if data is None or field not in data:
+        return gr.skip()
+    return gr.ScatterPlot(data, **_coloured(data, field))
+
+
+def _coloured(data: pd.DataFrame, field: str) -> dict[str, Any]:
+    colours = tables.colours_of(list(data[field]))
+    return {"color": field, "color_title": field, "color_map": colours, "tooltip": ["sequence", field]}
+
+
+def _wide(values: np.ndarray) -> list[float | None]:
+    """An axis with room at both ends."""
+    room = 0.05 * float(np.ptp(values)) or 1.0
+    return [float(values.min()) - room, float(values.max()) + room]
+
+
+def _variants_tab(service: Service) -> None:
+    gr.Markdown(
+        "How likely is each exchange of one letter, next to the RNA as it is? 0 is as likely, red less, blue more. "
+        f"Up to {limits.VARIANTS} nt with each position masked in turn, {limits.ONE_PASS:,} nt in one pass."
+    )
+    box = _box("RNA", "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA")
+    examples = _examples(box, "well_known_rnas.fa", "tRNA-Phe", "HIV-1_TAR")
+    choices = [("each position masked", METHODS[0]), ("one pass", METHODS[1])]
+    method = gr.Radio(choices, value=METHODS[0], label="Method")
+    run = gr.Button("Score", variant="primary")
+    shown = gr.HTML(elem_id="heat")
+    files = _files("variant-files")
+
+    def score(text: str, method: str, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
+        with _answering(service, request) as visit:
+            record, scores = service.variants(visit, text, method, _telling(progress))
+            folder = service.new_folder()
+            with visit.turn():
+                heat_map.draw(scores, record.sequence, f"{record.id[:60]}, {method}", folder / "variants.svg")
+            (folder / "variants.csv").write_text(_scores_csv(record.sequence, scores))
+            picture = image((folder / "variants.svg").read_bytes(), f"Scores of single mutations of {record.id}")
+            written = [str(folder / f"variants.{ending}") for ending in ("csv", "svg")]
+            return picture, gr.File(written, visible=True)
+
+    for start in (run.click, *examples):
+        start(score, [box, method], [shown, files], **_BUTTON)
+
+
+def _scores_csv(sequence: str, scores: np.ndarray) -> str:
+    """The same columns as `rinalmo score --all-single` has, but for the record."""
+    lines = ["mutant,position,wild_type,letter,score"]
+    for place, old in enumerate(sequence):
+        for column, new in enumerate("ACGU"):
+            if new != old and np.isfinite(scores[place, column]):
+                lines.append(f"{old}{place + 1}{new},{place + 1},{old},{new},{scores[place, column]:.6f}")
+    return "\n".join(lines) + "\n"
+
+
+def _api(service: Service) -> None:
+    """Endpoints with plain data in and out, named as the commands."""
+
+    def fill_mask(request: gr.Request, sequence: str, top_k: int = 5, each_position: bool = False) -> Answer:
+        """Candidates at each <mask> (position, letter, probability, sequence), best first.
+
+        With each_position also the probabilities of A, C, G and U at each position, masked in turn.
+        """
+        with _answering(service, request, for_page=False) as visit:
+            record, masks = service.fill_mask(visit, _text(sequence), _whole(top_k))
+            answer: Answer = {"sequence": record.sequence, "masks": [[vars(c) for c in mask] for mask in masks]}
+            if each_position:
+                answer["probabilities"] = service.expected(visit, sequence, _silent)[1].tolist()
+            return answer
+
+    def fold(request: gr.Request, sequence: str, decoder: str = "greedy") -> Answer:
+        """The structure as dot-bracket text, as pairs [i, j, probability] (from 1), as DBN and as CT."""
+        with _answering(service, request, for_page=False) as visit:
+            folded = service.fold(visit, _text(sequence), decoder)
+            structure, found = folded.structure, folded.probabilities
+            return {
+                "name": structure.name,
+                "sequence": structure.sequence,
+                "dot_bracket": structure.dot_bracket,
+                "pairs": [[i + 1, j + 1, float(found[i, j])] for i, j in structure.pairs],
+                "dbn": folded.text("dbn"),
+                "ct": folded.text("ct"),
+            }
+
+    def embed(request: gr.Request, fasta: str) -> Answer:
+        """Ids, descriptions and lengths of the sequences of FASTA text, and their embeddings: a list for each."""
+        with _answering(service, request, for_page=False) as visit:
+            found = service.embed(visit, _text(fasta), None, _silent)
+            return {
+                "ids": [record.id for record in found.records],
+                "descriptions": [record.description for record in found.records],
+                "lengths": [len(record.sequence) for record in found.records],
+                "embeddings": found.vectors.tolist(),
+            }
+
+    def variants(request: gr.Request, sequence: str, method: str = METHODS[0]) -> Answer:
+        """Scores of every exchange of one letter: at each position of A, C, G and U, null where there is none."""
+        with _answering(service, request, for_page=False) as visit:
+            record, scores = service.variants(visit, _text(sequence), method, _silent)
+            rows = [[None if np.isnan(score) else score for score in row] for row in scores.tolist()]
+            return {"sequence": record.sequence, "letters": "ACGU", "scores": rows}
+
+    for function in (fill_mask, fold, embed, variants):
+        gr.api(function, api_name=function.__name__, **_COMPUTING)
+
+
+def _text(given: Any) -> str:
+    """The API takes any JSON."""
+    if not isinstance(given, str):
+        raise gr.Error(f"a {type(given).__name__} came where a text is expected", print_exception=False)
+    return given
+
+
+def _whole(given: Any) -> int:
+    if not isinstance(given, int):
+        raise gr.Error(f"top_k is a {type(given).__name__}; give a whole number", print_exception=False)
+    return given
+
+
+@contextmanager
+def _answering(service: Service, request: gr.Request, *, for_page: bool = True) -> Iterator[Visit]:
+    """A visit whose errors are one line for the visitor. The page shows it as HTML, so there it is escaped."""
+    try:
+        with service.turns.visit(request.session_hash) as visit:
+            yield visit
+    except RinalmoError as error:
+        message = " ".join(str(error).split())
+        shown = escape(message) if for_page else message
+        raise gr.Error(shown, duration=_SHOWN_SECONDS, print_exception=False) from None
+    except gr.Error:
+        raise
+    except Exception:
+        traceback.print_exc()
+        raise gr.Error("something went wrong here, and the server's log says what", print_exception=False) from None
+
+
+def _leaving(service: Service) -> Callable[[gr.Request], None]:
+    def leave(request: gr.Request) -> None:
+        service.turns.leave(request.session_hash)
+
+    return leave
+
+
+def _telling(progress: gr.Progress) -> Callable[[int, int], None]:
+    return lambda done, of: progress((done, of))
+
+
+def _silent(done: int, of: int) -> None:
+    """Nothing: the API has no progress bar."""
+
+
+def _box(label: str, example: str, lines: int = 4) -> gr.Textbox:
+    return gr.Textbox(label=label, placeholder=example, lines=lines, max_lines=12, elem_classes="rna")
+
+
+def _examples(box: gr.Textbox, file: str, *names: str) -> list[Callable[..., Any]]:
+    """A button for each example, which writes it into the box; what to call for an event when that is done."""
+    records = {record.id: record for record in read_fasta(_EXAMPLES / file, allow_mask=True)}
+    written = []
+    with gr.Row():
+        for name in names:
+            text = f">{name}\n{records[name].sequence}"
+            button = gr.Button(name, **_SMALL)
+            written.append(button.click(lambda text=text: text, None, box, **_INSTANT).then)
+    return written
+
+
+def _files(name: str) -> gr.File:
+    return gr.File(label="Files", file_count="multiple", interactive=False, elem_id=name, visible=False)
+
+
+def _code(name: str) -> str:
+    return f"<code>{escape(name)}</code>"

@@ -1,0 +1,206 @@
+"""The page on a port of this machine, until it is told to stop.
+
+What comes in is measured before it is read, what goes out says that the browser may talk to this server and nobody
+else, and a signal to stop lets every visitor who waits know before the server goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rinalmo.errors import InputError, MissingExtraError, RinalmoError
+from rinalmo.web import limits
+
+_POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        # Gradio starts from a script in the page, and its plots compile their expressions.
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "worker-src 'self' blob:",
+        "object-src 'none'",
+        "base-uri 'self'",
+        "form-action 'self'",
+    )
+)
+_HEADERS = [
+    (b"content-security-policy", _POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+]
+_GRACE_SECONDS = 15
+
+
+def serve(
+    model: str,
+    fold_model: str,
+    *,
+    must_fold: bool = False,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    threads: int | None = None,
+    ready: Callable[[str], Any] = lambda address: None,
+) -> None:
+    """Serve the page until SIGINT or SIGTERM; `ready` is called with its address. Port 0 is any free one.
+
+    Without a usable `fold_model` the page has no folding and says why; with `must_fold` that is an error. Raises
+    InputError for a port that cannot be had, MissingExtraError without Gradio.
+    """
+    need_gradio()
+    listening = _listening(host, port)
+    with listening, tempfile.TemporaryDirectory(prefix="rinalmo-web-") as folder:
+        application, stop = _application(model, fold_model, must_fold, threads, Path(folder))
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+        ready(address)
+        _run(application, stop, listening)
+
+
+def need_gradio() -> None:
+    """Raise MissingExtraError if Gradio or what draws pictures is not installed."""
+    for package, extra in (("gradio", "web"), ("matplotlib", "web"), ("RNA", "web")):
+        if find_spec(package) is None:
+            raise MissingExtraError("ViennaRNA" if package == "RNA" else package, extra, "the web page")
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=256)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{host}:{port} cannot be served from ({reason}); choose another --port or --host") from None
+
+
+def _application(
+    model: str, fold_model: str, must_fold: bool, threads: int | None, folder: Path
+) -> tuple[Any, Callable[[], None]]:
+    """The page as an ASGI application, and what is to be called before it stops."""
+    from rinalmo.inference.engine import Engine
+    from rinalmo.web.service import BATCH_TOKENS, Service
+
+    engine = Engine(model, "fp32", threads=threads, batch_tokens=BATCH_TOKENS)
+    engine.model.head("lm_head")  # raises for a model that cannot fill masks
+    folding = _folding(engine, model, fold_model, must_fold)
+    (folder / "files").mkdir()
+    service = Service(engine, folding, folder / "files")
+    # Gradio reads these when it is imported, and tells its makers who starts it unless it is told not to.
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(folder / "cache"))
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import fastapi
+        import gradio
+
+        from rinalmo.web.page import STYLE, page, theme
+
+        application = gradio.mount_gradio_app(
+            fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+            page(service, model, fold_model),
+            "/",
+            footer_links=["api"],
+            run_history=False,
+            show_error=False,
+            max_file_size=limits.REQUEST,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            theme=theme(),
+            css=STYLE,
+        )
+
+    def stop() -> None:
+        service.turns.stop()
+        application.routes[-1].app.stop_event.set()  # ends the heartbeats of open pages, which uvicorn would wait for
+
+    return _Guard(application), stop
+
+
+def _folding(engine: Any, model: str, fold_model: str, must_fold: bool) -> Any:
+    """An engine for folding, the same one if it is the same model; or why there is none."""
+    from rinalmo.inference.engine import Engine
+    from rinalmo.tasks.registry import task_of
+    from rinalmo.tasks.secondary_structure import SecondaryStructure
+    from rinalmo.web.service import BATCH_TOKENS
+
+    try:
+        found = engine if fold_model == model else Engine(fold_model, "auto", batch_tokens=BATCH_TOKENS)
+        task = task_of(found.model.spec)
+        if not isinstance(task, SecondaryStructure):
+            raise InputError(f"{fold_model} was fine-tuned for {task.name}, not for secondary-structure")
+    except RinalmoError as error:
+        if must_fold:
+            raise
+        return (
+            f"It needs a model for secondary structure, and {fold_model} cannot be used: {error}. Whoever starts the "
+            "page names one that `rinalmo finetune secondary-structure` made: `rinalmo web --fold-model run/model`."
+        )
+    return found
+
+
+class _Guard:
+    """Refuses a body that is too large, before it is read, and adds the headers. Plain ASGI, so that streams stream."""
+
+    def __init__(self, application: Any) -> None:
+        self.application = application
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.application(scope, receive, send)
+            return
+        size = dict(scope["headers"]).get(b"content-length", b"")
+        is_chunked = scope["method"] in ("POST", "PUT", "PATCH") and not size.isdigit()
+        if is_chunked or (size.isdigit() and int(size) > limits.REQUEST):
+            await _refuse(send, 411 if is_chunked else 413)
+            return
+
+        async def with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *_HEADERS]}
+            await send(message)
+
+        await self.application(scope, receive, with_headers)
+
+
+async def _refuse(send: Any, status: int) -> None:
+    about = f"a request may have up to {limits.REQUEST:,} bytes, and must say how many"
+    text = ('{"error": "' + about + '"}').encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(text)).encode())]
+    headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, *_HEADERS]})
+    await send({"type": "http.response.body", "body": text})
+
+
+def _run(application: Any, stop: Callable[[], None], listening: socket.socket) -> None:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Tells the page before it stops, and does not raise the signal again: files are still to be removed."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            def handle(number: int, frame: Any) -> None:
+                stop()
+                self.handle_exit(number, frame)
+
+            before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    config = uvicorn.Config(
+        application, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_SECONDS, lifespan="on"
+    )
+    Server(config).run(sockets=[listening])

@@ -1,0 +1,119 @@
+"""A server in a process of its own, which writes down whatever it asks of another machine."""
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import rinalmo
+from rinalmo.model.config import ModelConfig
+from rinalmo.model.rinalmo import ModelSpec, create
+
+pytest.importorskip("gradio")
+
+# Addresses and names that are looked up or connected to outside of this machine go into the file of the first argument.
+_WATCHED = """
+import socket, sys
+out = sys.argv.pop(1)
+def watch(function):
+    def watched(*arguments, **options):
+        asked = arguments[1] if isinstance(arguments[0], socket.socket) else arguments
+        host = asked[0] if isinstance(asked, tuple) else asked
+        if str(host) not in ("127.0.0.1", "localhost", "::1", "", "None"):
+            print(host, file=open(out, "a"), flush=True)
+        return function(*arguments, **options)
+    return watched
+connect, connect_ex = watch(socket.socket.connect), watch(socket.socket.connect_ex)
+socket.socket.connect, socket.socket.connect_ex = connect, connect_ex
+socket.getaddrinfo = watch(socket.getaddrinfo)
+from rinalmo.cli import main
+main()
+"""
+
+
+@dataclass
+class Served:
+    """A running page."""
+
+    process: subprocess.Popen
+    address: str
+    outside: Path
+    log: Path
+    temporary: Path
+
+    def stop(self, seconds=30):
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+
+@pytest.fixture(scope="session")
+def folding_model(tmp_path_factory):
+    """A tiny model with a fresh head for structures: what it says is nonsense, but it says it."""
+    heads = {"lm_head": {}, "structure_head": {"channels": 4, "num_blocks": 1}}
+    model = create(ModelSpec(ModelConfig(32, 2, 2), heads=heads), seed=1)
+    return rinalmo.save(model, tmp_path_factory.mktemp("folding") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory):
+    """Start `rinalmo web` with more options; all are stopped in the end."""
+    started = []
+
+    def run(*options):
+        folder = tmp_path_factory.mktemp("served")
+        (folder / "tmp").mkdir()
+        command = [sys.executable, "-c", _WATCHED, str(folder / "outside"), "web", "--port", "0", "--threads", "1"]
+        log = folder / "log"
+        environment = {**_environment(), "TMPDIR": str(folder / "tmp")}
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                [*command, *map(str, options)], stdout=subprocess.PIPE, stderr=file, text=True, env=environment
+            )
+        started.append(process)
+        line = process.stdout.readline()
+        assert line.startswith("serving on http://127.0.0.1:"), log.read_text()
+        return Served(process, line.split()[2], folder / "outside", log, folder / "tmp")
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def _environment():
+    import os
+
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def served(start, folding_model):
+    """The page that the tests of a worker share."""
+    return start("--fold-model", folding_model)
+
+
+@pytest.fixture
+def client(served):
+    """A visitor by the API."""
+    from gradio_client import Client
+
+    visitor = Client(served.address, verbose=False)
+    yield visitor
+    visitor.close()
+
+
+@pytest.fixture
+def until():
+    """Wait for what is to become true."""
+
+    def wait(holds, seconds=20):
+        end = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    return wait

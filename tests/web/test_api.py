@@ -1,0 +1,220 @@
+"""The API by gradio_client against a real server: the right numbers, clear errors, several users, nothing outside."""
+
+import json
+import socket
+import time
+from urllib.parse import urlparse
+
+import httpx
+import numpy as np
+import pytest
+
+import rinalmo
+from rinalmo.inference.variants import saturation
+
+TRNA = "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA"
+ENDPOINTS = ("/fill_mask", "/fold", "/embed", "/variants")
+
+BAD = {
+    "protein": ("MKTEFLPQ", "looks like protein"),
+    "empty": (" \n", "there is no sequence yet; paste an RNA"),
+    "1 MB": ("A" * 2**20, "has 1,048,576 characters, and the page takes up to 500,000"),
+    "html": ("<script>alert(1)</script>", "position 1: '<' is not an RNA letter"),
+    "nul": ("AC\0GU", "position 3: '\\x00' is not an RNA letter"),
+    "100 kb": ("ACGU" * 25_000, "has 100,000 nt, and this takes up to"),
+    "empty record": (">a\n>b\nACGU", "record a: no sequence"),
+    "no name": (">\nACGU", "record 1: the header names nothing"),
+    "a number": (5, "a int came where a text is expected"),
+}
+
+
+def test_fill_mask(client):
+    masked = "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"
+    found = client.predict(masked, api_name="/fill_mask")
+    (expected,) = rinalmo.fill_mask(masked)[0]
+    assert [c["token_str"] for c in found["masks"][0]] == [c.token_str for c in expected]
+    assert [c["score"] for c in found["masks"][0]] == pytest.approx([c.score for c in expected], abs=1e-6)
+    assert "probabilities" not in found
+    found = client.predict("GGUC<mask>CUC<mask>", 2, True, api_name="/fill_mask")
+    assert [(mask[0]["position"], len(mask)) for mask in found["masks"]] == [(5, 2), (9, 2)]
+    assert np.sum(found["probabilities"], axis=1) == pytest.approx(np.ones(9), abs=1e-6)
+    # A masked position is what the other endpoint says of it, over the four letters.
+    scores = {c.token_str: c.score for c in rinalmo.fill_mask("GGUC<mask>CUC<mask>", top_k=26)[0][0]}
+    four = np.array([scores[letter] for letter in "ACGU"])
+    assert found["probabilities"][4] == pytest.approx(four / four.sum(), abs=1e-5)
+
+
+def test_fold(client, folding_model):
+    found = client.predict(f">tRNA-Phe yeast\n{TRNA}", api_name="/fold")
+    (expected,) = rinalmo.fold(TRNA, folding_model)
+    assert found["dot_bracket"] == expected.dot_bracket
+    assert [(i - 1, j - 1) for i, j, _ in found["pairs"]] == list(expected.pairs)
+    assert found["dbn"] == f">tRNA-Phe\n{TRNA}\n{expected.dot_bracket}\n"
+    assert found["ct"].splitlines()[0].split() == ["76", "tRNA-Phe"]
+    nested = client.predict(TRNA, "nested", api_name="/fold")
+    assert set(nested["dot_bracket"]) <= set(".()")
+
+
+def test_embed(client):
+    found = client.predict(">a first\nACGUGGG\n>b\nggtaaacc", api_name="/embed")
+    assert (found["ids"], found["descriptions"], found["lengths"]) == (["a", "b"], ["first", ""], [7, 8])
+    assert np.array(found["embeddings"]) == pytest.approx(rinalmo.embed(["ACGUGGG", "GGUAAACC"]), abs=1e-5)
+    assert client.predict("ACGU\nGGGG\n", api_name="/embed")["ids"] == ["1", "2"]
+
+
+@pytest.mark.parametrize("method", ["masked-marginals", "wild-type-marginals"])
+def test_variants(client, method):
+    found = client.predict("GCGGNUUUAGC", method, api_name="/variants")
+    scores = np.array([[np.nan if s is None else s for s in row] for row in found["scores"]])
+    assert scores == pytest.approx(saturation("GCGGNUUUAGC", method=method), abs=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_input(client, bad):
+    text, message = BAD[bad]
+    for endpoint in ENDPOINTS:
+        started = time.monotonic()
+        with pytest.raises(Exception, match=r".") as caught:
+            client.predict(text, api_name=endpoint)
+        assert message in str(caught.value), endpoint
+        assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "arguments", "message"),
+    [
+        ("/fill_mask", ("ACGU",), "has no <mask>"),
+        ("/fill_mask", ("<mask>" * 21,), "there are 21 masks, and the page takes up to 20"),
+        ("/fill_mask", ("A<mask>", 0), "top_k is 0"),
+        ("/fill_mask", ("A<mask>", "many"), "top_k is a str"),
+        ("/fold", (">a\nACGU\n>b\nACGU",), "has 2 sequences, and this takes one"),
+        ("/fold", ("ACGU", "best"), "best"),
+        ("/variants", ("ACGU", "pll"), "method 'pll' is unknown here"),
+        ("/embed", ("A\n" * 501,), "up to 500 sequences"),
+        ("/embed", ((("A" * 2000) + "\n") * 51,), "100,000 nt together"),
+    ],
+)
+def test_limits(client, endpoint, arguments, message):
+    with pytest.raises(Exception, match=r".") as caught:
+        client.predict(*arguments, api_name=endpoint)
+    assert message in str(caught.value)
+
+
+def test_a_short_question_does_not_wait_for_a_long_one(served, client):
+    from gradio_client import Client
+
+    other = Client(served.address, verbose=False)
+    long = client.submit((TRNA * 2)[:140], api_name="/variants")
+    while long.status().code.name != "PROCESSING":
+        time.sleep(0.05)
+    assert other.predict("A<mask>", api_name="/fill_mask")["masks"]
+    assert not long.done()
+    assert len(long.result(60)["scores"]) == 140
+    other.close()
+
+
+def ask(address, count):
+    """Ask a long question so many times as pages do; gives the streams that say they are open, and the last answer."""
+    config = httpx.get(f"{address}/config").json()
+    number = next(each["id"] for each in config["dependencies"] if each["api_name"] == "variants")
+    visitor, streams, answer = httpx.Client(timeout=60, limits=httpx.Limits(max_connections=None)), [], None
+    for session in range(count):
+        data = {"data": [(TRNA * 3)[:200], "masked-marginals"], "fn_index": number, "session_hash": f"page{session}"}
+        streams.append(visitor.stream("GET", f"{address}/gradio_api/heartbeat/page{session}"))
+        streams[-1].__enter__()
+        answer = visitor.post(f"{address}/gradio_api/queue/join", json=data)
+        if answer.status_code != 200:
+            break
+    return streams, answer
+
+
+def test_who_leaves_is_not_computed_for(served, client):
+    """Four long questions take all places; their visitors leave, and the next one is answered soon."""
+    streams, _ = ask(served.address, 4)
+    time.sleep(1)
+    for stream in streams:
+        stream.__exit__(None, None, None)
+    started = time.monotonic()
+    client.predict("A<mask>", api_name="/fill_mask")
+    assert time.monotonic() - started < 15  # to their ends they take a minute
+
+
+def raw(address, head, body=b"", seconds=5):
+    """The status of an answer to bytes as they are, and how long it took."""
+    place = urlparse(address)
+    started = time.monotonic()
+    with socket.create_connection((place.hostname, place.port), timeout=seconds) as connection:
+        connection.sendall(head.replace(b"\n", b"\r\n") + b"\r\n\r\n" + body)
+        status = int(connection.recv(100).split()[1])
+    return status, time.monotonic() - started
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        (b"Content-Length: 999999999999", b"", 413),
+        (b"Content-Length: 4000001", b"", 413),
+        (b"Transfer-Encoding: chunked", b"", 411),
+        (b"Content-Type: application/json\nContent-Length: 9", b"{garbage!", 422),
+        (b"Content-Type: application/json\nContent-Length: 200000", b"[" * 200_000, 400),
+        (b"Content-Type: application/json\nContent-Length: 200000", b"[" * 100_000 + b"]" * 100_000, 400),
+    ],
+    ids=["huge", "large", "unmeasured", "garbage", "open", "deep"],
+)
+def test_requests_that_are_refused(served, headers, body, status):
+    found, seconds = raw(served.address, b"POST /gradio_api/queue/join HTTP/1.1\nHost: x\n" + headers, body)
+    assert found == status
+    assert seconds < 1
+
+
+def test_slow_clients_keep_nobody_waiting(served, client):
+    """Thirty connections that send half of a request, and no more."""
+    place = urlparse(served.address)
+    slow = [socket.create_connection((place.hostname, place.port)) for _ in range(30)]
+    for each in slow:
+        each.sendall(b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+    started = time.monotonic()
+    assert client.predict("A<mask>", api_name="/fill_mask")["masks"]
+    assert time.monotonic() - started < 5
+    for each in slow:
+        each.close()
+
+
+@pytest.fixture(scope="module")
+def unfolding(start):
+    """A page without a model that folds."""
+    return start()
+
+
+def test_without_a_model_that_folds(unfolding):
+    from gradio_client import Client
+
+    visitor = Client(unfolding.address, verbose=False)
+    with pytest.raises(Exception, match=r"The model nano does not fold.*`rinalmo web --fold-model run/model`"):
+        visitor.predict(TRNA, api_name="/fold")
+    assert "There is no folding here" in json.dumps(httpx.get(f"{unfolding.address}/config").json())
+    visitor.close()
+
+
+def test_a_full_queue_and_a_stop_are_told(unfolding):
+    """More than 60 that wait are told to come again; SIGTERM ends the work, says so, and leaves nothing behind."""
+    from gradio_client import Client
+
+    visitor = Client(unfolding.address, verbose=False)
+    long = visitor.submit((TRNA * 3)[:200], api_name="/variants")
+    while long.status().code.name != "PROCESSING":
+        time.sleep(0.05)
+    _, answer = ask(unfolding.address, 80)
+    assert (answer.status_code, "Queue is full" in answer.text) == (503, True)
+    assert unfolding.stop() == 0
+    with pytest.raises(Exception, match="the server is being stopped; ask again"):
+        long.result(5)
+    assert list(unfolding.temporary.glob("rinalmo-web-*")) == []
+    assert "Traceback" not in unfolding.log.read_text()
+
+
+def test_nothing_is_asked_of_another_machine(served, client):
+    """Runs last here: all that the server did until now, its start included."""
+    client.predict("A<mask>", api_name="/fill_mask")
+    assert not served.outside.exists(), served.outside.read_text()
+    assert "Traceback" not in served.log.read_text()
