@@ -90,8 +90,9 @@ class Task(ABC):
         return list(examples)
 
     @abstractmethod
-    def outputs(self, model: RiNALMo, states: Tensor, layout: Layout) -> Sequence[Tensor]:
-        """What the head says, for each sequence of a packed batch, from the encoder's states `(tokens, hidden)`."""
+    def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+        """What the head says, for each sequence of a packed batch, from its `ids` and the encoder's states
+        `(tokens, hidden)`."""
 
     @abstractmethod
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:

@@ -45,7 +45,7 @@ class SpliceSite(Task):
     def heads(self) -> dict[str, dict[str, Any]]:
         return {"splice_site_head": {}}
 
-    def outputs(self, model: RiNALMo, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+    def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
         return list(model.head("splice_site_head")(states, layout)[:, 0])
 
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
@@ -100,7 +100,7 @@ class NcrnaFamily(Task):
             require_known(example, example.target, self.places)
         return list(examples)
 
-    def outputs(self, model: RiNALMo, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+    def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
         return list(model.head("ncrna_family_head")(states, layout))
 
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:

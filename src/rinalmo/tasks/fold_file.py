@@ -30,7 +30,7 @@ from rinalmo.tasks.fold_run import Folded, folded
 from rinalmo.tasks.pictures import Picture, Plot
 from rinalmo.tasks.predicting import outputs
 from rinalmo.tasks.registry import task_of
-from rinalmo.tasks.secondary_structure import SecondaryStructure, probabilities_of, threshold_of
+from rinalmo.tasks.secondary_structure import SecondaryStructure, threshold_of
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def fold_records(
     if options["threshold"] is None:
         options["threshold"] = threshold_of(engine.model)
     examples = (Example(record.id, record.sequence) for record in records)
-    for example, logits in outputs(examples, engine, task):
-        probabilities = probabilities_of(logits)
+    for example, output in outputs(examples, engine, task):
+        probabilities = task.probabilities(output)
         pairs = decode(probabilities, example.sequence, **options)
         yield Structure(example.name, example.sequence, tuple(pairs)), probabilities
 

@@ -59,7 +59,7 @@ def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator
             packed, layout = pack_padded(parts, task.filled_to, model.alphabet.pad_id, layout.device)
         states = engine.hidden_states(packed, layout, [model.config.num_hidden_layers])[0]
         with torch.inference_mode():
-            return task.outputs(model, states, layout)
+            return task.outputs(model, packed, states, layout)
 
     for output in engine.map(compute, ids()):
         yield waiting.popleft(), output

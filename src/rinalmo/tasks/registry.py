@@ -47,6 +47,8 @@ def task_of(spec: ModelSpec) -> Task:
     heads = spec.heads
     if "structure_head" in heads:
         return SecondaryStructure()
+    if "partner_head" in heads:
+        return SecondaryStructure("partners")
     if "ribosome_load_head" in heads:
         return RibosomeLoad(PUBLISHED_FILLING)
     if "splice_site_head" in heads:

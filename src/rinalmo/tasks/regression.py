@@ -47,7 +47,7 @@ class _Regression(Task):
     def heads(self) -> dict[str, dict[str, Any]]:
         return {"ribosome_load_head": {}}
 
-    def outputs(self, model: RiNALMo, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+    def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
         return list(_head(model).standardised(states, layout))
 
     def judge(self, model: RiNALMo, output: Tensor, example: Example) -> float:

@@ -136,7 +136,7 @@ class Table(Task):
             return self.places[str(value)]
         return int(truth(replace(example, target=value)))
 
-    def outputs(self, model: RiNALMo, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+    def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
         if self.per == "sequence":
             return list(model.head("sequence_head")(model.head("pooler")(states, layout)))
         parts = inner(states, layout)

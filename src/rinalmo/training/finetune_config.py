@@ -59,11 +59,13 @@ class OptionsRecipe(Section):
     """What belongs to one task only.
 
     kind, per              what a `table` holds, where its cells do not say: see `rinalmo.tasks.table`
-    channels, num_blocks   width and depth of the head of `secondary-structure`
+    head                   of `secondary-structure`: `pairs`, the paper's, or `partners`, which is made for small models
+    channels, num_blocks   its width and depth
     """
 
     kind: Literal["regression", "binary", "multiclass", "multilabel"] | None = None
     per: Literal["sequence", "nucleotide"] | None = None
+    head: Literal["pairs", "partners"] | None = None
     channels: PositiveInt | None = None
     num_blocks: PositiveInt | None = None
 
