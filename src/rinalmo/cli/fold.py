@@ -57,7 +57,7 @@ from rinalmo.cli.options import engine_options, opened_engine, ray_options
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same command.")
 @ray_options
-@engine_options(precision="auto")
+@engine_options(precision="auto", model="nano-fold")
 def command(
     fasta: str,
     output: str,
@@ -77,12 +77,12 @@ def command(
     The model is one fine-tuned for secondary structure. Memory grows with the square of the longest sequence.
 
     \b
-    rinalmo fold sequences.fa --model run/model
-    rinalmo fold sequences.fa --model run/model -o structures.ct --decoder nested
-    rinalmo fold tRNA.fa --model run/model -o tRNA.dbn --probabilities tRNA.npz
+    rinalmo fold sequences.fa
+    rinalmo fold sequences.fa -o structures.ct --decoder nested
+    rinalmo fold tRNA.fa -o tRNA.dbn --probabilities tRNA.npz
     rinalmo fold sequences.fa --model run/model -o structures.parquet --engine ray --workers 8
-    rinalmo fold tRNA.fa --model run/model --plot tRNA.svg
-    rinalmo fold sequences.fa --model run/model --plot 'arcs/{name}.png' --reference true.dbn
+    rinalmo fold tRNA.fa --plot tRNA.svg
+    rinalmo fold sequences.fa --plot 'arcs/{name}.png' --reference true.dbn
     """
     if plot is None and (plot_kind or reference):
         raise click.UsageError("--plot-kind and --reference are for --plot; name its file")

@@ -15,14 +15,20 @@ if TYPE_CHECKING:
     from rinalmo.inference.engine import Engine
     from rinalmo.inference.ray_engine import RayEngine
 
-model_option = click.option(
-    "-m",
-    "--model",
-    default="nano",
-    show_default=True,
-    metavar="MODEL",
-    help="A name from `rinalmo models`, or a model folder or file in any layout.",
-)
+
+def model_option_with(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--model` for a command with this one as its usual model."""
+    return click.option(
+        "-m",
+        "--model",
+        default=default,
+        show_default=True,
+        metavar="MODEL",
+        help="A name from `rinalmo models`, or a model folder or file in any layout.",
+    )
+
+
+model_option = model_option_with("nano")
 
 threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads to use.")
 
@@ -50,11 +56,11 @@ fill_option = click.option(
 )
 
 
-def engine_options(precision: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def engine_options(precision: str, model: str = "nano") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--model`, and what else makes an `Engine`."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        return model_option(computing_options(precision)(command))
+        return model_option_with(model)(computing_options(precision)(command))
 
     return add
 

@@ -67,7 +67,7 @@ class Engine:
             torch.set_num_threads(threads)
         self.device = _device_of(model) if device is None else torch.device(device)
         self.batch_tokens = batch_tokens
-        self.precision = native_precision(self.device) if precision == "auto" else precision
+        self.precision: Precision = native_precision(self.device) if precision == "auto" else precision
         packs = self._packs()
         blocks: list[FastBlock] = []
         if isinstance(model, RiNALMo):
