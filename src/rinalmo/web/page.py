@@ -200,7 +200,12 @@ def _embed_tab(service: Service) -> None:
                 }
             )
             written = tables.write_files(embedded, service.new_folder())
-            shown: dict[str, Any] = {"x": axes[0], "y": axes[1], "x_lim": _wide(points[:, 0]), "y_lim": _wide(points[:, 1])}
+            shown: dict[str, Any] = {
+                "x": axes[0],
+                "y": axes[1],
+                "x_lim": _wide(points[:, 0]),
+                "y_lim": _wide(points[:, 1]),
+            }
             return (
                 gr.ScatterPlot(data, visible=True, **shown, **_coloured(data, chosen)),
                 gr.Dropdown(list(groups), value=chosen, visible=True),
