@@ -46,7 +46,9 @@ class Decoding:
 PAPER = Decoding()
 
 
-def fold(sequences: Sequences, model: str | Path | RiNALMo | Engine, decoding: Decoding = PAPER) -> list[Structure]:
+def fold(
+    sequences: Sequences, model: str | Path | RiNALMo | Engine = "nano-fold", decoding: Decoding = PAPER
+) -> list[Structure]:
     """Structures of one or more sequences, FASTA records, or the `Path` of a FASTA file.
 
     Raises InputError if the model was not fine-tuned for secondary structure.
