@@ -264,5 +264,5 @@ def test_places_that_cannot_be_written(tmp_path):
     with pytest.raises(InputError, match="no such folder; make it first"):
         write_structures(tmp_path / "none" / "x.ct", [OTHER])
     (tmp_path / "folder.ct").mkdir()
-    with pytest.raises(InputError, match="is a folder; name a file"):
+    with pytest.raises(InputError, match="is a folder; give the name of a file"):
         write_structures(tmp_path / "folder.ct", [OTHER])

@@ -157,6 +157,8 @@ def test_partners_are_learnt_and_survive_half_precision(half, make_recipe, make_
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
     found = fold(sequences, model)
     assert np.mean([s.dot_bracket == expected for s, expected in zip(found, structures, strict=True)]) > 0.8
+    loose = make_table("loose.csv", sequence=["AAAAAAAA", *sequences[:3]], structure=["." * 8, *structures[:3]])
+    assert evaluate(loose, model).figures["f1"].value < 1  # what has no pairs scores 0
     assert [s.pairs for s in fold(sequences[::-1], model)][::-1] == [s.pairs for s in found]
 
 

@@ -120,7 +120,9 @@ class SecondaryStructure(Task):
     def judge(self, model: RiNALMo, output: Tensor, example: Example) -> ThresholdScores:
         probabilities = self.probabilities(output)
         pairs = np.array(decode(probabilities, example.sequence, threshold=THRESHOLDS[0]), dtype=int).reshape(-1, 2)
-        return compare(probabilities[pairs[:, 0], pairs[:, 1]], pairs, np.asarray(example.target), len(probabilities))
+        return compare(
+            probabilities[pairs[:, 0], pairs[:, 1]], pairs, np.asarray(example.target, dtype=int), len(probabilities)
+        )
 
     def figures(self, judged: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> Figures:
         for name, values in self.each(judged, threshold).items():

@@ -97,8 +97,7 @@ def load(
     """A model with its weights, in evaluation mode and without gradients (`requires_grad_(True)` to train it).
 
     `source` is a name of the catalog (`rinalmo models` lists them), a folder or a file, in our layout, the authors'
-    or multimolecule's. The file is mapped, not copied; `dtype` converts tensor by tensor. Without it fp16 becomes fp32:
-    it halves a file, but nothing here computes in it.
+    or multimolecule's. The file is mapped, not copied; `dtype` converts tensor by tensor, None only fp16 to fp32.
 
     `consume` is called with each block, in order, as soon as it has its weights, and may take them: blocks are read
     one at a time, and the memory of one that keeps nothing of the file is free before the next is read.
@@ -113,7 +112,7 @@ def load(
     for block, names in checkpoint.by_block():
         for name in names:
             tensor = checkpoint.tensor(name)
-            wanted = torch.float32 if dtype is None and tensor.dtype == torch.float16 else dtype
+            wanted = dtype or (torch.float32 if tensor.dtype == torch.float16 else None)
             _assign(model, name, tensor.to(device=device, dtype=wanted))
         if consume and block is not None:
             consume(model.encoder.get_submodule(f"blocks.{block}"))  # type: ignore[arg-type]
@@ -144,10 +143,7 @@ def convert(
     half: bool = False,
     overwrite: bool = False,
 ) -> Checkpoint:
-    """Write the model `source` to `target` in another layout; returns what was read, with notes for the user.
-
-    With `half` matrices are written in fp16: a file of half the size, weights rounded to 11 bits.
-    """
+    """Write a model in another layout (`half`: matrices in fp16); returns what was read, with notes for the user."""
     checkpoint = read(source, num_attention_heads=num_attention_heads)
     state = {name: tensor.half() if half and tensor.dim() > 1 else tensor for name, tensor in checkpoint.tensors()}
     _write(checkpoint.spec, state, Path(target), layout, checkpoint.files, overwrite)
