@@ -1,11 +1,11 @@
-# Two commands for a fresh clone: `make demo` and `make test`. Both make .venv on first use.
+# For a fresh clone: `make demo`, `make test`, `make docs`. Each makes .venv on first use.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 EXAMPLES := src/rinalmo/assets/examples
 
-.PHONY: demo test lint types pytest clean
+.PHONY: demo test lint types pytest docs clean
 
 demo: $(VENV)/installed
 	@$(BIN)/rinalmo fill-mask $(EXAMPLES)/model_card_masks.fa
@@ -24,6 +24,10 @@ types: $(VENV)/installed-dev
 pytest: $(VENV)/installed-dev
 	$(BIN)/pytest -n 2
 
+# The documentation into site/; a broken link is an error. A test does the same.
+docs: $(VENV)/installed-dev
+	$(BIN)/zensical build --strict --clean
+
 # The constraints pin torch: without them pip would fetch a CUDA build of several gigabytes.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,8 +36,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[h5,h5ad,data,plots,draw,tensorboard,fold,lora,web]" --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[h5,h5ad,data,plots,draw,tensorboard,fold,lora,ray,web]" --group dev
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache
+	rm -rf $(VENV) site .cache .mypy_cache .ruff_cache

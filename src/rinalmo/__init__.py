@@ -5,6 +5,7 @@
     rinalmo.fill_mask("GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU")     # what stands at the mask
     rinalmo.embed(["UAGCUUAUCAGACUGAUGUUGA"])                     # (1, hidden) array
     rinalmo.score("GGUCUCUCUGGUUAGACC", ["G2A", "G2A:C17U"])      # how likely mutants are, next to the wild type
+    rinalmo.finetune("table", dataset, "run", target="half_life") # your own labels, from files or rows
     model = rinalmo.load("nano")                               # torch module on packed tokens
     rinalmo.RiNALMoModel.from_pretrained(...)                     # Hugging Face class
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from rinalmo.tasks.evaluation import evaluate
     from rinalmo.tasks.fold_file import fold
     from rinalmo.tasks.predicting import predict
+    from rinalmo.training.labelled import finetune
     from rinalmo.weights.catalog import models, resolve
     from rinalmo.weights.checkpoint import convert, load, save
     from rinalmo.weights.info import info
@@ -74,6 +76,7 @@ _WHERE = {
     "embed": "inference.embeddings",
     "evaluate": "tasks.evaluation",
     "fill_mask": "inference.fill_mask",
+    "finetune": "training.labelled",
     "fold": "tasks.fold_file",
     "info": "weights.info",
     "load": "weights.checkpoint",
@@ -108,6 +111,7 @@ __all__ = [
     "embed",
     "evaluate",
     "fill_mask",
+    "finetune",
     "fold",
     "info",
     "load",

@@ -37,6 +37,11 @@ def check_path(path: Path, endings: Iterable[str]) -> None:
     """Raise InputError for a file of another ending, or in no folder."""
     if path.suffix not in endings:
         raise InputError(f"{path}: cannot write {path.suffix or 'a file without ending'!r}; use {', '.join(endings)}")
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """Raise InputError for a file that would be a folder, or lie in none."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the name of a file")
     if not path.parent.is_dir():

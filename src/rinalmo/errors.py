@@ -90,3 +90,8 @@ class MissingExtraError(RinalmoError, ImportError):
         super().__init__(f"{purpose} needs the package {package!r}; install it with: pip install 'rinalmo[{extra}]'")
         self.package = package
         self.extra = extra
+        self.purpose = purpose
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # From another process; by default the message alone would be given to __init__.
+        return type(self), (self.package, self.extra, self.purpose)

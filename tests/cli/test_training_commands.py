@@ -40,7 +40,10 @@ def parts(path):
 
 
 def test_the_card_of_a_run(rinalmo_command, run):
-    assert rinalmo_command("card", run, "--license", "apache-2.0", "--name", "our nano").code == 0
+    written = parts(run / "model" / "README.md")  # at the end of the run
+    assert written[0]["pipeline_tag"] == "fill-mask"
+    assert "# run\n" in written[1]
+    assert rinalmo_command("card", run, "--license", "apache-2.0", "--name", "our nano", "--overwrite").code == 0
     header, body = parts(run / "model" / "README.md")
     assert (header["library_name"], header["pipeline_tag"], header["license"]) == ("rinalmo", "fill-mask", "apache-2.0")
     assert header["mask_token"] == "<mask>"

@@ -5,10 +5,10 @@ import gzip
 import pytest
 
 from rinalmo.data.filters import Filters
-from rinalmo.data.headers import Header
 from rinalmo.data.recipe import FilterRecipe, SourceRecipe, TableRecipe
 from rinalmo.data.tables import Table, known, refused
 from rinalmo.errors import InputError
+from rinalmo.rna.headers import Header
 
 CSV = 'id,source,sid,kind\na,rfam,"RF00001|X, 1",rRNA\nb,nrc,none,tRNA\n'
 RECIPE = TableRecipe.model_validate(

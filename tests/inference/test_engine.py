@@ -13,7 +13,7 @@ from rinalmo.inference import fast_encoder
 from rinalmo.inference.engine import Engine
 from rinalmo.inference.fast_attention import ChannelsFirst, TokensFirst
 from rinalmo.inference.fast_encoder import FastEncoder
-from rinalmo.inference.packed_linear import is_available
+from rinalmo.inference.packed_linear import is_available, is_native
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import pack
 from rinalmo.model.rinalmo import ModelSpec, create
@@ -23,6 +23,11 @@ pytestmark = pytest.mark.skipif(not is_available(), reason="this torch has no on
 # Largest distance of a token's state from the plain fp32 one, both at unit norm.
 # The mean distance in bf16 is 7e-3, that of torch.bfloat16 in the plain encoder as well.
 TOLERANCE = {"fp32": 1e-5, "bf16": 4e-2, "int8": 6e-2}
+BF16, INT8 = (
+    pytest.param(name, marks=pytest.mark.skipif(not is_native(name), reason=f"this processor has no {name}"))
+    for name in ("bf16", "int8")
+)
+PRECISIONS = ["fp32", BF16, INT8]
 
 
 @pytest.fixture(params=[ChannelsFirst, TokensFirst], autouse=True)
@@ -53,7 +58,7 @@ def fast(model, precision, sequences, layers):
     return FastEncoder(model.encoder, precision)(ids, layout, layers)
 
 
-@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("lengths", [(1,), (30, 5, 5, 200, 1, 77), (500, 499, 3), (1500,)])
 def test_states_of_every_layer(nano, precision, lengths):
     sequences, layers = batch(lengths), [0, 3, 6]
@@ -63,7 +68,7 @@ def test_states_of_every_layer(nano, precision, lengths):
 
 
 @pytest.mark.parametrize("name", ["nano", "micro"])
-@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_published_shapes(name, precision):
     config = ModelConfig.preset(name, num_hidden_layers=2)
     model = create(ModelSpec(config)).eval()
@@ -95,7 +100,7 @@ def test_any_slope_of_the_swish(beta):
     )
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", BF16])
 def test_scores_too_large_for_the_short_cut(precision):
     """Attention without subtracting the maximum overflows here; the layer is computed the careful way."""
     model = create(ModelSpec(ModelConfig(hidden_size=40, num_hidden_layers=1, num_attention_heads=5))).eval()
@@ -107,8 +112,9 @@ def test_scores_too_large_for_the_short_cut(precision):
     assert distance(found, expected) < (1e-4 if precision == "fp32" else 0.1)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 2e-2)])
-def test_company_does_not_matter(nano, precision, tolerance):
+@pytest.mark.parametrize("precision", ["fp32", BF16])
+def test_company_does_not_matter(nano, precision):
+    tolerance = {"fp32": 1e-5, "bf16": 2e-2}[precision]
     sequences = batch((30, 5, 5, 200, 1, 77, 78, 79))
     encoder = FastEncoder(nano.encoder, precision)
     alone = [encoder(*pack([s]), [6])[0] for s in sequences]
@@ -124,11 +130,21 @@ def test_precisions_of_the_engine(nano):
         Engine(nano, "fp8")
     with pytest.raises(InputError, match="batch_tokens"):
         Engine(nano, batch_tokens=0)
+
+
+@pytest.mark.skipif(is_native("int8"), reason="this processor has int8")
+def test_int8_where_it_would_crawl(nano):
+    with pytest.raises(InputError, match="precision 'int8' needs an x86 processor with AVX-512 VNNI"):
+        Engine(nano, "int8")
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), pytest.param("int8", 0.05, marks=INT8.marks)])
+def test_candidates_for_a_mask_in_every_precision(nano, precision, tolerance):
+    """bf16 is also computed where the processor has none, slowly."""
     text = "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"
     exact = {c.token: c.score for c in rinalmo.fill_mask(text, Engine(nano, "fp32"))[0][0]}
-    for precision, tolerance in (("bf16", 0.02), ("int8", 0.05)):
-        for candidate in rinalmo.fill_mask(text, Engine(nano, precision))[0][0]:
-            assert candidate.score == pytest.approx(exact.get(candidate.token, 0.0), abs=tolerance)
+    for candidate in rinalmo.fill_mask(text, Engine(nano, precision))[0][0]:
+        assert candidate.score == pytest.approx(exact.get(candidate.token, 0.0), abs=tolerance)
 
 
 def test_empty_batch(nano):

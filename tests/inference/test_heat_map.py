@@ -24,8 +24,16 @@ def test_long_sequences_are_wrapped_and_labelled(tmp_path):
     labels = re.findall(r">(\d+)</text>", text)
     assert [label for label in ("1", "10", "60", "70", "120") if label not in labels] == []
     assert "a title &lt;&amp;&gt;" in text
-    assert text.count(">position</text>") == 1
+    assert text.count(">position  (dot: the letter of the sequence, plus: above 0)</text>") == 1
     assert text.count("<image") >= 3  # lines of 60, 60 and 5, and the key
+
+
+def test_a_score_above_0_has_a_mark(tmp_path):
+    """Red and blue of the same strength are the same grey."""
+    for name, sign in (("above.svg", 1), ("below.svg", -1)):
+        draw(sign * np.abs(scores("ACGUACGU")), "ACGUACGU", "title", tmp_path / name)
+    above, below = ((tmp_path / name).read_text().count("<use") for name in ("above.svg", "below.svg"))
+    assert above == below + 8 * 4
 
 
 def test_the_same_scores_give_the_same_bytes(tmp_path):

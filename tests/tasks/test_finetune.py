@@ -11,15 +11,15 @@ import rinalmo
 from rinalmo.errors import InputError
 from rinalmo.inference.engine import Engine
 from rinalmo.tasks.evaluation import evaluate
+from rinalmo.tasks.fold_file import fold
 from rinalmo.tasks.predicting import predict
-from rinalmo.training.card import write_card
 from rinalmo.training.checkpoint import listed
 from rinalmo.training.cross_validation import finetune_and_test
 from rinalmo.training.finetune import finetune
 from rinalmo.training.finetune_config import load_finetune_recipe
 from rinalmo.training.log import read_log
 from rinalmo.training.run import Listener
-from rinalmo.weights.checkpoint import load
+from rinalmo.weights.checkpoint import convert, load
 
 from .conftest import gc
 
@@ -135,6 +135,35 @@ def test_the_best_state_is_written_with_its_threshold(make_recipe, make_table, t
     assert row["structure"] == structures[0]
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_partners_are_learnt_and_survive_half_precision(half, make_recipe, make_table, tmp_path):
+    draw = np.random.default_rng(0)
+    stems = ["".join(draw.choice(list("ACGU"), 5)) for _ in range(40)]
+    other = str.maketrans("ACGU", "UGCA")
+    sequences = [stem + "GAAA" + stem[::-1].translate(other) + "A" * (n % 3) for n, stem in enumerate(stems)]
+    structures = ["(((((....)))))" + "." * (n % 3) for n in range(40)]
+    data = make_table(sequence=sequences, structure=structures)
+    options = {"options__head": "partners", "options__channels": 12, "options__num_blocks": 2}
+    finetune(
+        make_recipe("secondary-structure", data, backbone__mode="full", train__epochs=3, **options), tmp_path / "run"
+    )
+    folder = tmp_path / "run" / "model"
+    if half:
+        convert(folder, tmp_path / "half", half=True)
+        assert directory_size(tmp_path / "half") < 0.6 * directory_size(folder)
+        folder = tmp_path / "half"
+    model = load(folder)
+    assert model.spec.task == {"name": "secondary-structure", "head": "partners", "channels": 12, "num_blocks": 2}
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
+    found = fold(sequences, model)
+    assert np.mean([s.dot_bracket == expected for s, expected in zip(found, structures, strict=True)]) > 0.8
+    assert [s.pairs for s in fold(sequences[::-1], model)][::-1] == [s.pairs for s in found]
+
+
+def directory_size(folder):
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
 def test_classes_and_their_probabilities(make_recipe, make_table, sequences, tmp_path):
     labels = ["rich" if gc(s) > 0.5 else "poor" for s in sequences]
     data = make_table(sequence=sequences, label=labels, group=[s[0] for s in sequences])
@@ -149,7 +178,7 @@ def test_classes_and_their_probabilities(make_recipe, make_table, sequences, tmp
     right = np.mean([row["family"] == label for row, label in zip(rows, labels, strict=True)])
     assert right == pytest.approx(found.figures["accuracy"].value)
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["count"] == 60
-    card = write_card(tmp_path / "run").read_text()
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
     for text in ("fine-tuned for ncrna-family from", "| test | 60 |", "| accuracy | 0.", "the whole model learns"):
         assert text in card
 

@@ -11,6 +11,7 @@ from rinalmo.errors import InputError
 from rinalmo.tasks.base import Columns
 from rinalmo.tasks.classification import NcrnaFamily, SpliceSite
 from rinalmo.tasks.regression import RibosomeLoad
+from rinalmo.tasks.secondary_structure import SecondaryStructure
 from rinalmo.tasks.table import Table
 from rinalmo.tasks.tables import read_table
 
@@ -155,10 +156,38 @@ def test_letters_are_classes_of_nucleotides(tmp_path):
     [
         (["0.5,1,2,3,4,5"], "y has 6 values for 5 nucleotides"),
         (["0.5,x,1"], "y, value 2 is 'x', not a number"),
+        ([""], "y is empty; drop the row"),
     ],
 )
 def test_wrong_tracks_are_named(tmp_path, rows, said):
     path = tmp_path / "t.csv"
     path.write_text("sequence,y\n" + "".join(f'ACGUA,"{row}"\n' for row in rows))
     with pytest.raises(InputError, match=f"line 2: {said}"):
-        Table.learned(Table.read(path, Columns(target=("y",))), {"kind": "regression"})
+        Table.learned(Table.read(path, Columns(target=("y",))), {"kind": "regression", "per": "nucleotide"})
+
+
+def test_a_text_among_numbers_is_named_and_not_taken_for_a_class(tmp_path):
+    examples = table_of(tmp_path, "y", "1.5", "2.5", "high", "3.5")
+    with pytest.raises(InputError, match="line 4: 'high' stands among numbers"):
+        Table.learned(examples, {})
+    assert Table.learned(examples, {"kind": "multiclass"}).classes == ["1.5", "2.5", "3.5", "high"]
+
+
+def test_nan_is_no_family(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("sequence,label\nACGU,tRNA\nACGU,NaN\n")
+    with pytest.raises(InputError, match="line 3: the class is 'NaN', which stands for a missing value"):
+        NcrnaFamily.read(path, Columns())
+
+
+def test_nan_is_no_class_of_a_table(tmp_path):
+    examples = table_of(tmp_path, "y", "tRNA", "5S", "nan")
+    with pytest.raises(InputError, match="line 4: y is 'nan', which stands for a missing value"):
+        Table.learned(examples, {}).understood(examples)
+
+
+def test_a_structure_that_is_missing_is_named(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("sequence,structure\nACGU,....\nACGU,\n")
+    with pytest.raises(InputError, match="line 3: has no structure; drop the row"):
+        SecondaryStructure.read(path, Columns())

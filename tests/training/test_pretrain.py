@@ -36,7 +36,7 @@ def finished(make_recipe, tmp_path):
 def test_the_loss_falls_and_the_model_is_ready_for_use(make_recipe, tmp_path):
     recipe = make_recipe(
         train__max_steps=60,
-        train__precision="bf16",
+        train__precision="auto",
         model__attention_dropout=0.0,
         model__hidden_dropout=0.0,
         data__weights={"cluster_exponent": 1.0},

@@ -78,7 +78,7 @@ def micro(site: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> Catalog
 
 
 def test_the_catalog_lists_its_models_by_size() -> None:
-    assert [entry.name for entry in models()] == ["nano", "micro", "mega", "giga"]
+    assert [entry.name for entry in models()] == ["nano", "nano-fold", "micro", "mega", "giga"]
 
 
 def test_preferred_addresses_are_summed_and_from_zenodo() -> None:
@@ -115,14 +115,14 @@ def test_an_existing_path_is_returned_as_it_is(tmp_path: Path, monkeypatch: pyte
         ("gigga", "did you mean 'giga'?"),
         ("Mirco", "did you mean 'micro'?"),
         ("multimolecule/rinalmo-gigant", "did you mean 'multimolecule/rinalmo-giga'?"),
-        ("runs/best.pt", "(nano, micro, mega, giga)"),
+        ("runs/best.pt", "(nano, nano-fold, micro, mega, giga)"),
     ],
 )
 def test_an_unknown_name_lists_the_names_and_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         resolve(name)
     message = str(caught.value)
-    assert message.startswith(f"{name!r} is neither an existing file or folder nor a known model (nano, micro, ")
+    assert message.startswith(f"{name!r} is neither an existing file or folder nor a known model (nano, nano-fold, ")
     assert message.endswith(hint)
     assert "\n" not in message
 

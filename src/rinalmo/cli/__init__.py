@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from inspect import cleandoc
+from textwrap import indent
 
 import click
 
@@ -28,6 +30,7 @@ COMMANDS = {
     "finetune": ("finetune", "Train a model for a task on labelled examples."),
     "info": ("info", "Sizes and costs of a model, as on its card."),
     "models": ("models", "List the models that can be named."),
+    "plot": ("plot", "Draw embeddings or training curves."),
     "predict": ("predict", "Predict with a fine-tuned model."),
     "pretrain": ("pretrain", "Train a model on a token store."),
     "score": ("score", "Score mutations without training."),
@@ -45,11 +48,21 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = import_module(f"rinalmo.cli.{COMMANDS[cmd_name][0]}").command
-        return command
+        return _examples_last(command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+def _examples_last(command: click.Command) -> click.Command:
+    """The command (and its own), with the examples that end its docstring below the options, where a terminal stops."""
+    text, mark, examples = (command.help or "").rpartition("\b\n")
+    if mark:
+        command.help, command.epilog = text.rstrip(), f"\b\nExamples:\n{indent(cleandoc(examples).rstrip(), '  ')}"
+    for each in getattr(command, "commands", {}).values():
+        _examples_last(each)
+    return command
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -61,6 +74,9 @@ def cli() -> None:
     rinalmo fill-mask "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"
     rinalmo embed sequences.fa -o embeddings.parquet
     """
+
+
+_examples_last(cli)
 
 
 def main() -> None:

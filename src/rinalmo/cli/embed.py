@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rinalmo.cli.options import engine_options, parse_layers
+from rinalmo.cli.options import colour_option, engine_options, opened_engine, parse_layers, ray_options
 
 
 @click.command("embed")
@@ -30,6 +30,17 @@ from rinalmo.cli.options import engine_options, parse_layers
 )
 @click.option("--shard", metavar="I/N", help="Only every N-th sequence, from the I-th on: one job of an array of N.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same command.")
+@ray_options
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw a map of the embeddings as well, .svg or .png; `rinalmo plot map` draws it again.",
+)
+@click.option(
+    "--plot-method", type=click.Choice(["pca", "umap"]), default="pca", show_default=True, help="How the map is made."
+)
+@colour_option
 @engine_options(precision="auto")
 def command(
     fasta: str,
@@ -39,6 +50,9 @@ def command(
     layers: str,
     shard: str | None,
     resume: bool,
+    plot: Path | None,
+    plot_method: Any,
+    colour_by: str | None,
     **engine_settings: Any,
 ) -> None:
     """Embed the sequences of a FASTA file (plain, .gz or .zst; - for standard input).
@@ -49,29 +63,42 @@ def command(
     \b
     rinalmo embed sequences.fa -o embeddings.parquet
     rinalmo embed sequences.fa.gz -o tokens.h5 --per-token --layers 3,-1
+    rinalmo embed sequences.fa -o embeddings.parquet --plot map.svg --colour-by family
     rinalmo embed sequences.fa -o part2.npz --shard 2/8
+    rinalmo embed sequences.fa -o embeddings.parquet --engine ray --address auto
     """
     if per_token and use_cls:
         raise click.UsageError("--per-token and --cls exclude each other")
-    from rinalmo.cli.progress import counter
+    if plot and (per_token or "," in layers):
+        raise click.UsageError("--plot shows one vector a sequence: without --per-token, of one layer")
+    if colour_by and not plot:
+        raise click.UsageError("--colour-by is for the picture of --plot")
+    from rinalmo.cli.progress import counter, resumable
     from rinalmo.inference.embed_file import check_input, embed_file
     from rinalmo.inference.embeddings import Pooling
-    from rinalmo.inference.engine import Engine
-    from rinalmo.inference.runs import Run
+    from rinalmo.inference.map_file import MapPlot
 
     pooling: Pooling = "none" if per_token else "cls" if use_cls else "mean"
     chosen = parse_layers(layers)
+    picture = MapPlot(plot, plot_method, colour_by) if plot else None
+    if picture:
+        picture.check(output)
     check_input(fasta)  # before a model is loaded, or fetched, for a file that is not there
-    engine = Engine(**engine_settings)
-    if resume and (kept := Run(output).finished()):
-        click.echo(f"{output}: going on after {kept:,} sequences", err=True)
-    try:
+    with opened_engine(**engine_settings) as engine, resumable(output, "sequences", resume=resume):
         with counter("embedding") as tell:
             count = embed_file(
-                fasta, output, engine, pooling=pooling, layers=chosen, resume=resume, part=shard, tell=tell
+                fasta,
+                output,
+                engine,
+                pooling=pooling,
+                layers=chosen,
+                resume=resume,
+                part=shard,
+                tell=tell,
+                model_name=engine_settings["model"],
             )
-    except KeyboardInterrupt:
-        if kept := Run(output).finished():
-            click.echo(f"rinalmo: {kept:,} sequences are kept; the same command with --resume goes on", err=True)
-        raise
-    click.echo(f"{output}: {count:,} sequences, {engine.model.config.hidden_size} dimensions", err=True)
+        width = engine.config.hidden_size
+    click.echo(f"{output}: {count:,} sequences, {width} dimensions", err=True)
+    if picture:
+        picture.draw(output)
+        click.echo(f"{plot}: drawn", err=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rinalmo.cli.options import engine_options
+from rinalmo.cli.options import engine_options, fill_option
 
 
 @click.command("evaluate")
@@ -18,6 +18,7 @@ from rinalmo.cli.options import engine_options
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE.json", help="All figures as JSON.")
 @click.option("--target", "targets", multiple=True, metavar="COLUMN", help="Column with the truth.")
 @click.option("--group", metavar="COLUMN", help="Column whose values figures are also given for.")
+@fill_option
 @click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
 @engine_options(precision="auto")
 def command(
@@ -27,6 +28,7 @@ def command(
     report: Path | None,
     targets: tuple[str, ...],
     group: str | None,
+    fill_to: int | None,
     seed: int,
     **engine_settings: Any,
 ) -> None:
@@ -51,7 +53,8 @@ def command(
     if output is not None:
         check_rows_output(output)
     engine = Engine(**engine_settings)
-    found = evaluate(data, engine, columns=Columns(target=targets, group=group), task=task, seed=seed)
+    columns = Columns(target=targets, group=group)
+    found = evaluate(data, engine, columns=columns, task=task, fill_to=fill_to, seed=seed)
     print_evaluation(found, str(data))
     if report is not None:
         with replacing(report) as file:

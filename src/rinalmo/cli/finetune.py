@@ -59,15 +59,21 @@ def command(
     from rinalmo.cli.tables import print_evaluation
     from rinalmo.tasks.registry import task_class
     from rinalmo.training.cross_validation import finetune_and_test
-    from rinalmo.training.finetune_config import PREFIX, load_finetune_recipe
+    from rinalmo.training.finetune_config import recipe_for
     from rinalmo.training.run import Listener
 
     task_class(task)
-    given = {"data.train": data, "data.validation": validation, "data.test": test, "init": model, "data.folds": folds}
-    changes = [f"{key}={value}" for key, value in given.items() if value is not None]
-    if targets:
-        changes.append(f"data.columns.target=[{', '.join(targets)}]")
-    chosen = load_finetune_recipe(recipe or f"{PREFIX}{task}", [f"task={task}", *changes, *overrides])
+    chosen = recipe_for(
+        task,
+        data,
+        model=model,
+        validation=validation,
+        test=test,
+        targets=targets,
+        folds=folds,
+        recipe=recipe,
+        overrides=overrides,
+    )
     if threads is not None:
         torch.set_num_threads(threads)
     with training() as (tell, note):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rinalmo.cli.options import engine_options
+from rinalmo.cli.options import engine_options, opened_engine, ray_options
 
 
 @click.command("fold")
@@ -54,7 +55,9 @@ from rinalmo.cli.options import engine_options
     metavar="FILE",
     help="True structures, in any format that -o writes, to compare with in --plot: by name, or one for one sequence.",
 )
-@engine_options(precision="auto")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same command.")
+@ray_options
+@engine_options(precision="auto", model="nano-fold")
 def command(
     fasta: str,
     output: str,
@@ -66,6 +69,7 @@ def command(
     plot: Path | None,
     plot_kind: Any,
     reference: Path | None,
+    resume: bool,
     **engine_settings: Any,
 ) -> None:
     """Predict the secondary structures of the sequences of a FASTA file, pseudoknots included.
@@ -73,25 +77,29 @@ def command(
     The model is one fine-tuned for secondary structure. Memory grows with the square of the longest sequence.
 
     \b
-    rinalmo fold sequences.fa --model run/model
-    rinalmo fold sequences.fa --model run/model -o structures.ct --decoder nested
-    rinalmo fold tRNA.fa --model run/model -o tRNA.dbn --probabilities tRNA.npz
-    rinalmo fold tRNA.fa --model run/model --plot tRNA.svg
-    rinalmo fold sequences.fa --model run/model --plot 'arcs/{name}.png' --reference true.dbn
+    rinalmo fold sequences.fa
+    rinalmo fold sequences.fa -o structures.ct --decoder nested
+    rinalmo fold tRNA.fa -o tRNA.dbn --probabilities tRNA.npz
+    rinalmo fold sequences.fa --model run/model -o structures.parquet --engine ray --workers 8
+    rinalmo fold tRNA.fa --plot tRNA.svg
+    rinalmo fold sequences.fa --plot 'arcs/{name}.png' --reference true.dbn
     """
     if plot is None and (plot_kind or reference):
         raise click.UsageError("--plot-kind and --reference are for --plot; name its file")
-    from rinalmo.cli.progress import counter
+    if output == "-" and (resume or engine_settings["engine"] == "ray"):
+        raise click.UsageError("--resume and --engine ray write a file; name it with --output")
+    from rinalmo.cli.progress import counter, resumable
     from rinalmo.inference.embed_file import check_input
-    from rinalmo.inference.engine import Engine
     from rinalmo.tasks.fold_file import Decoding, fold_file
     from rinalmo.tasks.pictures import Plot
 
     check_input(fasta)
-    engine = Engine(**engine_settings)
     decoding = Decoding(decoder, threshold, canonical=not all_pairs, min_distance=min_loop + 1)
     drawn = None if plot is None else Plot(plot, plot_kind, reference)
-    with counter("folding") as tell:
-        count = fold_file(fasta, output, engine, decoding, probabilities=probabilities, plot=drawn, tell=tell)
+    kept = nullcontext() if output == "-" else resumable(Path(output), "structures", resume=resume)
+    with opened_engine(**engine_settings) as engine, kept, counter("folding") as tell:
+        count = fold_file(
+            fasta, output, engine, decoding, probabilities=probabilities, plot=drawn, resume=resume, tell=tell
+        )
     if output != "-":
         click.echo(f"{output}: {count:,} structures", err=True)

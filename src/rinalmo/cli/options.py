@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rinalmo.errors import InputError
 
-model_option = click.option(
-    "-m",
-    "--model",
-    default="nano",
-    show_default=True,
-    metavar="MODEL",
-    help="A name from `rinalmo models`, or a model folder or file in any layout.",
-)
+if TYPE_CHECKING:
+    from rinalmo.inference.engine import Engine
+    from rinalmo.inference.ray_engine import RayEngine
+
+
+def model_option_with(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--model` for a command with this one as its usual model."""
+    return click.option(
+        "-m",
+        "--model",
+        default=default,
+        show_default=True,
+        metavar="MODEL",
+        help="A name from `rinalmo models`, or a model folder or file in any layout.",
+    )
+
+
+model_option = model_option_with("nano")
 
 threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="CPU threads to use.")
 
@@ -30,11 +41,26 @@ batch_tokens_option = click.option(
 )
 
 
-def engine_options(precision: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+colour_option = click.option(
+    "--colour-by",
+    metavar="FIELD",
+    help="Colour a map by length, type, family, taxon, description, a KEY of KEY=value in the headers, or "
+    "TABLE:COLUMN, a column of a CSV or TSV file with ids.",
+)
+
+fill_option = click.option(
+    "--fill-to",
+    type=click.IntRange(min=0),
+    metavar="TOKENS",
+    help="For ribosome-load: fill sequences up with pad tokens, 0 for none.  [default: as the model was trained]",
+)
+
+
+def engine_options(precision: str, model: str = "nano") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--model`, and what else makes an `Engine`."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        return model_option(computing_options(precision)(command))
+        return model_option_with(model)(computing_options(precision)(command))
 
     return add
 
@@ -55,6 +81,43 @@ def computing_options(precision: str) -> Callable[[Callable[..., Any]], Callable
         return command
 
     return add
+
+
+def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--engine`, `--address` and `--workers`: where `opened_engine` computes."""
+    for option in (
+        click.option("--workers", type=click.IntRange(min=1), help="Processes of --engine ray.  [default: all CPUs]"),
+        click.option(
+            "--address", metavar="HOST:PORT", help="A running Ray, or auto for this machine's.  [default: start one]"
+        ),
+        click.option(
+            "--engine",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="ray: many processes, here or on a cluster (extra `ray`); --threads, 1 without, is then that of each.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def opened_engine(
+    engine: str, address: str | None, workers: int | None, **settings: Any
+) -> Iterator[Engine | RayEngine]:
+    """The engine that `ray_options` and `engine_options` describe."""
+    if engine == "ray":
+        from rinalmo.inference.ray_engine import RayEngine
+
+        with RayEngine(address=address, workers=workers, **settings) as many:
+            yield many
+        return
+    if address is not None or workers is not None:
+        raise click.UsageError("--address and --workers are for --engine ray")
+    from rinalmo.inference.engine import Engine
+
+    yield Engine(**settings)
 
 
 def is_sequence(source: str) -> bool:

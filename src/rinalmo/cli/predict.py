@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rinalmo.cli.options import computing_options
+from rinalmo.cli.options import computing_options, fill_option
 
 
 @click.command("predict")
@@ -15,15 +15,18 @@ from rinalmo.cli.options import computing_options
 @click.option(
     "-o", "--output", default="-", help="File to write: .csv, .tsv, .jsonl or .parquet.  [default: CSV to stdout]"
 )
+@fill_option
 @computing_options(precision="auto")
-def command(model: str, fasta: str, output: str, **engine_settings: Any) -> None:
+def command(model: str, fasta: str, output: str, fill_to: int | None, **engine_settings: Any) -> None:
     """Predict with a fine-tuned model for the sequences of a FASTA file.
 
+    MODEL is a folder that `rinalmo finetune` wrote, or the authors' fine-tuned .pt file as it is.
     One row a sequence: a number, a class with the probability of each, or a structure; a model for single nucleotides
     gives a row for each of them. `rinalmo fold` writes structures in other formats.
 
     \b
     rinalmo predict run/model sequences.fa -o predictions.csv
+    rinalmo predict ribosome_load.pt utrs.fa
     """
     from rinalmo.cli.progress import counter
     from rinalmo.inference.embed_file import check_input
@@ -31,12 +34,13 @@ def command(model: str, fasta: str, output: str, **engine_settings: Any) -> None
     from rinalmo.rna.fasta import read_fasta
     from rinalmo.tasks.predicting import predict_records
     from rinalmo.tasks.registry import task_of
+    from rinalmo.tasks.regression import filled
     from rinalmo.tasks.row_files import check_rows_output, write_rows
 
     check_input(fasta)
     check_rows_output(output)
     engine = Engine(model, **engine_settings)
-    task = task_of(engine.model.spec)
+    task = filled(task_of(engine.model.spec), fill_to)
     done = 0
     with counter("predicting") as tell:
 

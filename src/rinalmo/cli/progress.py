@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rinalmo.training.loop import Event
 
 _SECONDS = 10.0
@@ -27,6 +29,23 @@ def counter(what: str, noun: str = "sequences") -> Iterator[Callable[[int], None
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda count: bar.update(task, completed=count)
+
+
+@contextmanager
+def resumable(output: Path, noun: str, *, resume: bool) -> Iterator[None]:
+    """Tell what an interrupted run of embeddings, scores or structures has kept: before it goes on, and on Ctrl-C."""
+    import click
+
+    from rinalmo.inference.runs import Run
+
+    if resume and (kept := Run(output).finished()):
+        click.echo(f"{output}: going on after {kept:,} {noun}", err=True)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if kept := Run(output).finished():
+            click.echo(f"rinalmo: {kept:,} {noun} are kept; the same command with --resume goes on", err=True)
+        raise
 
 
 def _lines(what: str, noun: str) -> Callable[[int], None]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rinalmo.cli.options import engine_options, is_sequence
+from rinalmo.cli.options import engine_options, is_sequence, opened_engine, ray_options
 
 if TYPE_CHECKING:
     from rinalmo.inference.variant_sources import Source
@@ -49,6 +49,7 @@ _METHODS = ("masked-marginals", "wild-type-marginals", "pll")
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw a heat map, .svg or .png, of --all-single."
 )
+@ray_options
 @engine_options(precision="fp32")
 def command(
     source: str,
@@ -70,35 +71,31 @@ def command(
     rinalmo score GCGGAUUUAGCUCAGUUGGGAGAGCGC --all-single --plot heat.svg -o scores.csv
     rinalmo score wild_type.fa --mutations mutants.csv -o scores.csv
     rinalmo score wild_type.fa --variants variants.fa --method pll -o scores.parquet
+    rinalmo score wild_type.fa --variants variants.fa -o scores.parquet --engine ray --workers 8
     """
     if sum((mutations is not None, variants is not None, all_single)) != 1:
         raise click.UsageError("give one of --mutations, --variants and --all-single")
     if plot is not None and not all_single:
         raise click.UsageError("--plot draws the map of --all-single")
-    if resume and output is None:
-        raise click.UsageError("--resume goes on with a file; name it with --output")
-    from rinalmo.cli.progress import counter
-    from rinalmo.inference.engine import Engine
-    from rinalmo.inference.runs import Run
+    many = engine_settings["engine"] == "ray"
+    if output is None and (resume or many):
+        raise click.UsageError(
+            f"{'--engine ray writes' if many else '--resume goes on with'} a file; name it with --output"
+        )
+    from rinalmo.cli.progress import counter, resumable
     from rinalmo.inference.score_file import check_output, print_scores, score_file
 
     chosen = _source(source, mutations, variants)
     check_output(chosen, method, output, plot)  # before a model is loaded, or fetched
-    engine = Engine(**engine_settings)
-    if resume and output and (kept := Run(output).finished()):
-        click.echo(f"{output}: going on after {kept:,} variants", err=True)
-    try:
-        # On a terminal a bar would be drawn over the rows.
-        is_shown = output is None and sys.stdout.isatty()
-        with nullcontext(lambda count: None) if is_shown else counter("scoring", "passes") as tell:
-            if output is None:
-                count = print_scores(chosen, sys.stdout, engine, method=method, plot=plot, tell=tell)
-            else:
-                count = score_file(chosen, output, engine, method=method, resume=resume, plot=plot, tell=tell)
-    except KeyboardInterrupt:
-        if output and (kept := Run(output).finished()):
-            click.echo(f"rinalmo: {kept:,} variants are kept; the same command with --resume goes on", err=True)
-        raise
+    # On a terminal a bar would be drawn over the rows.
+    is_shown = output is None and sys.stdout.isatty()
+    progress = nullcontext(lambda count: None) if is_shown else counter("scoring", "variants" if many else "passes")
+    kept = nullcontext() if output is None else resumable(output, "variants", resume=resume)
+    with opened_engine(**engine_settings) as engine, kept, progress as tell:
+        if output is not None:
+            count = score_file(chosen, output, engine, method=method, resume=resume, plot=plot, tell=tell)
+        else:
+            count = print_scores(chosen, sys.stdout, engine, method=method, plot=plot, tell=tell)  # type: ignore[arg-type]
     _tell(chosen, count, output, plot)
 
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from rinalmo.data.filters import ANY_LETTER, Filters
-from rinalmo.data.headers import read_header
 from rinalmo.data.recipe import SourceRecipe
 from rinalmo.data.store_writer import StoreWriter
 from rinalmo.data.tables import Table, known, refused
 from rinalmo.errors import InputError
 from rinalmo.rna.fasta import read_fasta
+from rinalmo.rna.headers import read_header
 
 COUNTS, LABELS = "counts.json", "cluster_labels.txt"
 _ENDINGS = (".fa", ".fasta", ".fna", ".ffn", ".frn")

@@ -2,7 +2,7 @@
 
 sources:
   core:                             # a label of the command line
-    headers: plain                  # how header lines are read (rinalmo.data.headers); auto recognises them
+    headers: plain                  # how header lines are read (rinalmo.rna.headers); auto recognises them
     table:                          # a table of facts by id, given as --table core=facts.csv.gz
       id: id
       source: source                # replaces the label

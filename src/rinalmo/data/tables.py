@@ -9,10 +9,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rinalmo.data.headers import Header
 from rinalmo.data.recipe import Column, SourceRecipe, TableRecipe
 from rinalmo.delimited import column_index, opened_table
 from rinalmo.errors import InputError
+from rinalmo.rna.headers import Header
 
 Facts = dict[str, str]
 _FACTS = ("source", "family", "type", "taxon", "cluster")

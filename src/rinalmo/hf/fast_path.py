@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rinalmo.inference.fast_encoder import FastEncoder, Precision
-from rinalmo.inference.packed_linear import is_available
+from rinalmo.inference.packed_linear import is_available, is_native
 from rinalmo.model.attention import Attention
 from rinalmo.model.block import EncoderBlock, SwiGLU
 from rinalmo.model.embedding import Embedding
@@ -64,9 +64,8 @@ def _precision(encoder: Encoder) -> Precision | None:
     device, dtype = kinds.pop()
     if device != "cpu" or torch.is_autocast_enabled("cpu"):
         return None
-    if dtype == torch.bfloat16 and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return None
-    return _PRECISIONS.get(dtype)
+    precision = _PRECISIONS.get(dtype)
+    return precision if precision and is_native(precision) else None
 
 
 def _is_changed(module: nn.Module) -> bool:

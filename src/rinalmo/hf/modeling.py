@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -23,10 +24,13 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from rinalmo.errors import InputError
 from rinalmo.hf.configuration import RiNALMoConfig
+from rinalmo.hf.encoding import encode
 from rinalmo.hf.fast_path import FastPath
 from rinalmo.hf.loading import quiet_report, read_for
+from rinalmo.hf.model_folder import complete
 from rinalmo.hf.outputs import ContactPredictionOutput, Encoded
 from rinalmo.hf.padded import Grid, inner, unpad
+from rinalmo.inference.inputs import Sequences
 from rinalmo.model.backends import Backend
 from rinalmo.model.block import SwiGLU
 from rinalmo.model.config import ModelConfig
@@ -89,7 +93,9 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
     ) -> None:
-        """Write `config.json` and `model.safetensors` in the port's layout."""
+        """Write config and weights in the port's layout, and tokenizer and card where they are missing."""
+        if kwargs.get("is_main_process", True) and not Path(save_directory).is_file():
+            complete(Path(save_directory), self.config, type(self).__name__)
         if not getattr(self, "_hf_peft_config_loaded", False):
             state_dict = translate(self.state_dict() if state_dict is None else state_dict, "multimolecule")
         super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
@@ -168,6 +174,16 @@ class RiNALMoModel(RiNALMoPreTrainedModel):
         return BaseModelOutputWithPooling(
             last_hidden_state=encoded.grid.scatter(encoded.states), pooler_output=pooled, **encoded.extras
         )
+
+    def encode(self, sequences: Sequences, **options: Any) -> np.ndarray | list[np.ndarray]:
+        """Embeddings of sequences, `(sequences, hidden)` in fp32, or of one text `(hidden,)`; takes what `embed` takes.
+
+        pooling       "mean" over the nucleotides, "cls", or "none": a list of `(length, hidden)`
+        layer         0 is the embedding, n the output of block n, -1 the last
+        normalize     vectors of length 1, so that their products are cosines
+        batch_tokens  tokens computed at once; results do not depend on it
+        """
+        return encode(self, sequences, **options)
 
 
 class RiNALMoHeadModel(RiNALMoPreTrainedModel):

@@ -10,7 +10,6 @@ files, and `rinalmo`'s own classes work either way.
 
 from __future__ import annotations
 
-import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Callable, Sequence
@@ -63,8 +62,11 @@ def install() -> None:
         sys.meta_path.insert(0, _AfterImport())
 
 
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds the three auto modules as usual and has them followed by our registration."""
+class _AfterImport:
+    """Finds the three auto modules as usual and has them followed by our registration.
+
+    No subclass of `importlib.abc.MetaPathFinder`: importing that takes as long as all else that `import rinalmo` does.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

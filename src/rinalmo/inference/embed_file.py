@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rinalmo import __version__
 from rinalmo.errors import InputError
 from rinalmo.inference.embeddings import Pooling, embed_records, layer_indices
-from rinalmo.inference.engine import Engine
-from rinalmo.inference.runs import Chunk, Run, chunked, input_sum, shard
+from rinalmo.inference.engine import Advance, Engine
+from rinalmo.inference.ray_engine import RayEngine
+from rinalmo.inference.runs import Chunk, Run, adding, chunked, input_sum, shard
 from rinalmo.inference.writers import check_output, write_embeddings
 from rinalmo.rna.fasta import Record, read_fasta
 
@@ -17,25 +20,27 @@ from rinalmo.rna.fasta import Record, read_fasta
 def embed_file(
     fasta: str | Path,
     output: str | Path,
-    engine: Engine,
+    engine: Engine | RayEngine,
     *,
     pooling: Pooling = "mean",
     layers: Sequence[int] = (-1,),
     resume: bool = False,
     part: str | None = None,
     tell: Callable[[int], Any] = lambda count: None,
+    model_name: str | None = None,
 ) -> int:
     """Embed every sequence of `fasta` ("-" is standard input) and write `output`; returns their number.
 
     The ending of `output` chooses the format (`rinalmo.inference.writers`). `part` "i/n" takes every n-th sequence from
     the i-th on; no result depends on it. `tell` is called with the number of sequences done so far.
+    `model_name` is what an .h5ad file calls the model.
 
     An interrupted run keeps what it has finished in a hidden folder beside the output; `resume` continues it, and the
     result is the same to the byte. Raises InputError if input or options are not those it was started with.
     """
     output = Path(output)
     per_token = pooling == "none"
-    layers = layer_indices(layers, engine.model.config.num_hidden_layers)
+    layers = layer_indices(layers, engine.config.num_hidden_layers)
     check_output(output, per_token=per_token, num_layers=len(layers))
     settings = {
         "input": input_sum(fasta),
@@ -49,18 +54,17 @@ def embed_file(
     if resume and settings["input"] is None:
         raise InputError(f"{fasta}: can be read only once, so a run on it cannot be resumed; save it to a file first")
     run = Run(output)
-    with run.opened(settings, resume=resume) as finished:
-        count = 0
-        chunks = chunked(shard(read_fasta(fasta), part))
-        for number, records in enumerate(chunks):
-            if number >= finished:
-                values = embed_records(records, engine, pooling=pooling, layers=layers)
-                run.write(number, Chunk.of(records, list(_told(values, count, tell)), per_token))
-            count += len(records)
-            tell(count)
+    job = partial(_embedding, pooling=pooling, layers=layers)
+    with run.opened(settings, resume=resume):
+        chunks = run.missing(chunked(shard(read_fasta(fasta), part)))
+        for number, chunk in engine.run(job, chunks, adding(tell, run.finished())):
+            run.write(number, chunk)
+        count = run.finished()
         if count == 0:
             raise InputError(f"{fasta}: no sequence falls in --shard {part}")
-        write_embeddings(output, run.chunks, run.folder, per_token=per_token)
+        about: dict[str, Any] = {"model": model_name or "", "fingerprint": engine.fingerprint}
+        about |= {"precision": engine.precision, "pooling": pooling, "layer": layers[0], "rinalmo": __version__}
+        write_embeddings(output, run.chunks, run.folder, per_token=per_token, about=about)
         run.remove()
     return count
 
@@ -72,7 +76,14 @@ def check_input(fasta: str | Path) -> None:
         next(read_fasta(fasta), None)
 
 
-def _told(values: Iterator[tuple[Record, Any]], done: int, tell: Callable[[int], Any]) -> Iterator[Any]:
-    for extra, (_, value) in enumerate(values, start=1):
-        tell(done + extra)
-        yield value
+def _embedding(
+    engine: Engine, advance: Advance, *, pooling: Pooling, layers: Sequence[int]
+) -> Callable[[list[Record]], Chunk]:
+    def compute(records: list[Record]) -> Chunk:
+        found = []
+        for _, values in embed_records(records, engine, pooling=pooling, layers=layers):
+            found.append(values)
+            advance(1)
+        return Chunk.of(records, found, per_token=pooling == "none")
+
+    return compute

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -17,14 +17,19 @@ from rinalmo.errors import InputError
 from rinalmo.inference.batching import BATCH_TOKENS, map_packed
 from rinalmo.inference.fast_encoder import FastBlock, FastEncoder
 from rinalmo.inference.fast_encoder import Precision as FastPrecision
-from rinalmo.inference.packed_linear import is_available
+from rinalmo.inference.packed_linear import is_available, is_native
 from rinalmo.model.block import EncoderBlock
+from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.weights.checkpoint import load
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
 R = TypeVar("R")
+Item = TypeVar("Item")
+Advance = Callable[[int], Any]  # called with how many more are done
+# What an engine is to do with each of many items. It may travel to other processes, so it has to be picklable.
+Job = Callable[["Engine", Advance], Callable[[Item], R]]
 
 
 class Engine:
@@ -32,13 +37,13 @@ class Engine:
 
     model         a loaded `RiNALMo`, or a catalog name, folder or file. What is loaded here keeps one copy of the
                   weights: on a CPU the packed one, and `engine.model.encoder` is then left without its matrices
-    precision     "fp32"; "bf16"; "int8" (weights and activations of matrix products, bf16 elsewhere; CPU only);
+    precision     "fp32"; "bf16"; "int8" (weights and activations of matrix products, bf16 elsewhere; CPUs with VNNI);
                   "auto": bf16 where the processor multiplies it natively, fp32 elsewhere
     threads       CPU threads for this process; torch's own choice if None
     batch_tokens  tokens computed at once; memory grows with it, results do not depend on it
     device        "cpu" or a CUDA device; where a loaded model is already if None
 
-    Raises InputError for an unknown precision or a budget below 1.
+    Raises InputError for a precision that is unknown or not for this processor, or a budget below 1.
     """
 
     def __init__(
@@ -62,7 +67,7 @@ class Engine:
             torch.set_num_threads(threads)
         self.device = _device_of(model) if device is None else torch.device(device)
         self.batch_tokens = batch_tokens
-        self.precision = _native_precision(self.device) if precision == "auto" else precision
+        self.precision: Precision = native_precision(self.device) if precision == "auto" else precision
         packs = self._packs()
         blocks: list[FastBlock] = []
         if isinstance(model, RiNALMo):
@@ -76,10 +81,21 @@ class Engine:
     def fingerprint(self) -> str:
         """A hash of config, vocabulary and the small tensors, which no training leaves as they were."""
         digest = hashlib.sha256(repr((self.model.config, self.model.alphabet.tokens)).encode())
-        for name, tensor in sorted(self.model.encoder.state_dict().items()):
-            if tensor.dim() < 2 or name == "embedding.weight":
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if tensor.dim() < 2 or name == "encoder.embedding.weight":
                 digest.update(tensor.float().cpu().numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the model."""
+        return self.model.config
+
+    def run(self, job: Job[Item, R], items: Iterable[tuple[int, Item]], advance: Advance) -> Iterator[tuple[int, R]]:
+        """The job on numbered items, in this process. A `RayEngine` does the same in many, and in any order."""
+        compute = job(self, advance)
+        for number, item in items:
+            yield number, compute(item)
 
     @torch.inference_mode()
     def hidden_states(self, ids: Tensor, layout: Layout, layers: Sequence[int]) -> list[Tensor]:
@@ -98,9 +114,11 @@ class Engine:
     def _packs(self) -> bool:
         """Whether the encoder's weights are packed for this processor; elsewhere the plain one has to do."""
         fits = self.device.type == "cpu" and is_available()
-        if self.precision == "int8" and not fits:
-            raise InputError("precision 'int8' needs a CPU and a torch build with oneDNN; use 'bf16' or 'fp32'")
-        return fits and (self.precision != "bf16" or _native_precision(self.device) == "bf16")
+        if self.precision == "int8" and not (fits and is_native("int8")):
+            raise InputError(
+                "precision 'int8' needs an x86 processor with AVX-512 VNNI, and torch with oneDNN; use 'auto' or 'fp32'"
+            )
+        return fits and is_native(self.precision)
 
     def map(self, compute: Callable[[Tensor, Layout], Sequence[R]], sequences: Iterable[np.ndarray]) -> Iterator[R]:
         """`compute` over all sequences of ids, packed into batches; results one by one, in the order of the input."""
@@ -136,7 +154,8 @@ def as_engine(model: str | Path | RiNALMo | Engine) -> Engine:
     return model if isinstance(model, Engine) else Engine(model, "fp32")
 
 
-def _native_precision(device: torch.device) -> Precision:
+def native_precision(device: torch.device) -> Literal["fp32", "bf16"]:
+    """bf16 where the processor multiplies it natively, fp32 elsewhere."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    return "bf16" if is_native("bf16") else "fp32"

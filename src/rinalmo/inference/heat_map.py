@@ -35,7 +35,10 @@ def check_plot(path: Path, lengths: list[int]) -> None:
 
 
 def draw(scores: np.ndarray, sequence: str, title: str, path: Path) -> None:
-    """Draw `(length, 4)` scores, NaN where there is none; a dot marks the letter of the sequence itself."""
+    """Draw `(length, 4)` scores, NaN where there is none.
+
+    A dot marks the letter of the sequence itself and a plus a score above 0, which in grey looks like one below.
+    """
     with figure_in(path, _PURPOSE) as figure:
         _fill(figure, scores, sequence, title, _colours(scores))
 
@@ -53,7 +56,7 @@ def _fill(figure: Any, scores: np.ndarray, sequence: str, title: str, colours: d
     for start, axes in zip(starts, lines, strict=True):
         part = slice(start, start + width)
         image = _line(axes, scores[part], sequence[part], start, width, colours)
-    lines[-1].set_xlabel("position", fontsize=8)
+    lines[-1].set_xlabel("position  (dot: the letter of the sequence, plus: above 0)", fontsize=8)
     figure.text(grid["left"], 1 - 0.2 / down, title, fontsize=9, va="center")
     height = min(grid["top"] - grid["bottom"], 1.4 / down)
     _key(figure, image, (grid["right"] + 0.2 / across, grid["top"] - height, 0.1 / across, height))
@@ -75,6 +78,8 @@ def _line(axes: Any, scores: np.ndarray, letters: str, start: int, width: int, c
     axes.tick_params(length=2, pad=1.5)
     own = [(n, LETTERS.index(letter)) for n, letter in enumerate(letters) if letter in LETTERS]
     axes.plot([n for n, _ in own], [row for _, row in own], ".", color="black", markersize=3.5)
+    places, rows = np.nonzero(np.nan_to_num(scores) > 0)
+    axes.plot(places, rows, "+", color="black", markersize=3.5, markeredgewidth=0.6)
     for n, letter in enumerate(letters):
         axes.text(n, -0.75, letter, fontsize=6.5, ha="center", va="bottom", family="monospace")
     axes.spines[:].set_visible(False)

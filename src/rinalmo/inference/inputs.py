@@ -5,31 +5,59 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rinalmo.alphabet import Alphabet
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.rna.fasta import Record, make_record, read_fasta
+from rinalmo.rna.reading import one_line
 
-Sequences = str | Path | Iterable[str | Record]
+Sequences = str | Path | Iterable[str | Record | Mapping[str, Any]]
+
+# Usual names of columns, in any case.
+SEQUENCE = ("sequence", "seq", "rna", "utr", "rna_sequence")
+NAME = ("id", "name", "identifier", "transcript", "seq_id")
 
 
 def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Record]:
-    """Records from a FASTA path, one sequence, or an iterable of sequences or records.
+    """Records from a FASTA path, one sequence, or an iterable of sequences, records or rows.
 
-    A `Path` is a file; a `str` is a sequence. Sequences without names are called by their number from 1 on.
+    A `Path` is a file; a `str` is a sequence. A row is a mapping with a column of one of the usual names, as those of
+    a `datasets.Dataset`. Sequences without names are called by their number from 1 on.
     """
     if isinstance(sequences, Path):
         yield from read_fasta(sequences, allow_mask=allow_mask)
         return
     if isinstance(sequences, Mapping):
-        raise InputError("sequences came as a mapping; give a list of sequences or of rinalmo.rna.Record(name, …)")
+        raise InputError(
+            f"sequences came as a mapping of {', '.join(map(str, list(sequences)[:3]))}; give one of its values "
+            "(such as the train split of a DatasetDict), or a list of sequences or of rinalmo.rna.Record(name, …)"
+        )
     items = (sequences,) if isinstance(sequences, str) else sequences
     for number, item in enumerate(items, start=1):
-        if not isinstance(item, str | Record):
-            raise InputError(f"sequence {number} is a {type(item).__name__}; expected text or a FASTA record")
-        yield item if isinstance(item, Record) else _from_text(item, number, allow_mask)
+        if isinstance(item, Mapping):
+            yield _from_row(item, number, allow_mask)
+        elif isinstance(item, str | Record):
+            yield item if isinstance(item, Record) else _from_text(item, number, allow_mask)
+        else:
+            raise InputError(f"sequence {number} is a {type(item).__name__}; expected text, a FASTA record or a row")
+
+
+def _from_row(row: Mapping[str, Any], number: int, allow_mask: bool) -> Record:
+    columns = {str(column).lower(): value for column, value in row.items()}
+    place = next((name for name in SEQUENCE if name in columns), None)
+    if place is None:
+        raise InputError(
+            f"row {number} has the columns {', '.join(map(str, row))}, none of which is called {', '.join(SEQUENCE)}; "
+            'give the column itself, such as dataset["transcript"], or rename it'
+        )
+    text = columns[place]
+    if not isinstance(text, str):
+        raise InputError(f"row {number}: {place} is a {type(text).__name__}, not text")
+    name = next((str(columns[name]) for name in NAME if columns.get(name) not in (None, "")), str(number))
+    return make_record(text, one_line(name), number=number, allow_mask=allow_mask)
 
 
 def _from_text(sequence: str, number: int, allow_mask: bool) -> Record:

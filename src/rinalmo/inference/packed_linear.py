@@ -87,3 +87,16 @@ def is_available() -> bool:
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and hasattr(torch.ops.onednn, "qlinear_pointwise")
     )
+
+
+def is_native(precision: str) -> bool:
+    """Whether this processor has instructions for matrix products in `precision` (fp32, bf16, int8).
+
+    Without them oneDNN refuses to pack bf16 weights, and multiplies bytes a thousand times as slowly as fp32.
+    """
+    match precision:
+        case "bf16":
+            return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        case "int8":
+            return torch.cpu._is_vnni_supported()
+    return True

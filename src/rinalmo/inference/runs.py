@@ -1,8 +1,9 @@
-"""A long run, of embeddings or scores, that can be stopped at any moment and continued.
+"""A long run, of embeddings, scores or structures, that can be stopped at any moment and continued.
 
 Records are taken in chunks; each chunk's numbers are a file of their own in a hidden folder beside the output,
 and the output is put together from them at the end. Where a chunk ends depends on the input and the options alone,
-so a run that was interrupted writes the same bytes as one that was not.
+so a run that was interrupted writes the same bytes as one that was not. Chunks may be finished in any order, by this
+process or by others on its behalf; only the process that holds the lock writes them.
 
     .out.parquet.partial/
         run.json          what is being computed, from which file (sha256), with which options
@@ -15,11 +16,11 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from rinalmo.errors import InputError, RinalmoError
 from rinalmo.rna.fasta import Record
 
 CHUNK_RECORDS, CHUNK_TOKENS = 1024, 1 << 16
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,32 @@ class Chunk:
         )
 
 
-def chunked(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Consecutive records, cut where a chunk is full."""
+def chunked(
+    records: Iterable[Record], size: Callable[[Record], int] | None = None, full: int = CHUNK_TOKENS
+) -> Iterator[list[Record]]:
+    """Consecutive records, cut where a chunk is full: by their `size`, the length if None, or their number."""
     chunk: list[Record] = []
-    tokens = 0
+    total = 0
     for record in records:
         chunk.append(record)
-        tokens += len(record.sequence)
-        if len(chunk) == CHUNK_RECORDS or tokens >= CHUNK_TOKENS:
+        total += len(record.sequence) if size is None else size(record)
+        if len(chunk) == CHUNK_RECORDS or total >= full:
             yield chunk
-            chunk, tokens = [], 0
+            chunk, total = [], 0
     if chunk:
         yield chunk
+
+
+def adding(tell: Callable[[int], Any], start: int = 0) -> Callable[[int], None]:
+    """From a function to call with how many are done in all, one to call with how many more are."""
+    total = start
+
+    def advance(more: int) -> None:
+        nonlocal total
+        total += more
+        tell(total)
+
+    return advance
 
 
 def shard(records: Iterable[Record], part: str | None) -> Iterator[Record]:
@@ -88,8 +104,8 @@ class Run:
         self.folder = output.with_name(f".{output.name}.partial")
 
     @contextlib.contextmanager
-    def opened(self, settings: dict[str, Any], *, resume: bool) -> Iterator[int]:
-        """Hold the run; gives the number of finished chunks to go on from. Without any at the end, nothing is left.
+    def opened(self, settings: dict[str, Any], *, resume: bool) -> Iterator[None]:
+        """Hold the run. Without a finished chunk at the end, nothing is left.
 
         With `resume` the settings must be those of the interrupted run; without, an old run is thrown away.
         """
@@ -101,15 +117,20 @@ class Run:
                 with replacing(self.folder / "run.json") as file:
                     file.write(json.dumps(settings, indent=2).encode())
             try:
-                yield len(self.chunk_files())
+                yield
             finally:
                 if not self.chunk_files():
                     self.remove()
 
     def chunk_files(self) -> list[Path]:
-        """Finished chunks, in order: those from the first on without a gap."""
-        found = sorted(self.folder.glob("[0-9]*.npz"))
-        return [path for number, path in enumerate(found) if path.name == _name(number)]
+        """Finished chunks, in order."""
+        return sorted(self.folder.glob("[0-9]*.npz"), key=lambda path: int(path.stem))
+
+    def missing(self, chunks: Iterable[C]) -> Iterator[tuple[int, C]]:
+        """The chunks that are not finished, with their numbers."""
+        for number, chunk in enumerate(chunks):
+            if not (self.folder / _name(number)).exists():
+                yield number, chunk
 
     def finished(self) -> int:
         """Number of sequences in the finished chunks."""

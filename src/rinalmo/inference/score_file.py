@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -17,11 +18,12 @@ import numpy as np
 from rinalmo.delimited import delimiter
 from rinalmo.durable import check_path
 from rinalmo.errors import InputError
-from rinalmo.inference.engine import Engine
+from rinalmo.inference.engine import Advance, Engine
 from rinalmo.inference.heat_map import check_plot, draw
 from rinalmo.inference.mutations import Variant
 from rinalmo.inference.nucleotides import Nucleotides
-from rinalmo.inference.runs import Run
+from rinalmo.inference.ray_engine import RayEngine
+from rinalmo.inference.runs import Run, adding
 from rinalmo.inference.variant_sources import SCORE, Source
 from rinalmo.inference.variants import Method, as_map, blocks, score_block, score_variants
 from rinalmo.inference.writers import growing
@@ -35,14 +37,15 @@ Scored = Iterable[tuple[Variant, float]]
 def score_file(
     source: Source,
     output: str | Path,
-    engine: Engine,
+    engine: Engine | RayEngine,
     *,
     method: Method = "masked-marginals",
     resume: bool = False,
     plot: Path | None = None,
     tell: Callable[[int], Any] = lambda count: None,
 ) -> int:
-    """Score all variants of `source` and write `output`; returns their number. `tell` counts passes of the model.
+    """Score all variants of `source` and write `output`; returns their number. `tell` counts passes of the model,
+    with a `RayEngine` finished variants.
 
     `plot` is a picture to draw as well, of all exchanges in one sequence. An interrupted run keeps what it has finished
     in a hidden folder beside the output; `resume` continues it, and the result is the same to the byte. Raises
@@ -58,13 +61,15 @@ def score_file(
         "method": method,
     }
     run = Run(output)
-    with run.opened(settings, resume=resume) as finished:
-        _score_blocks(source, run, finished, Nucleotides(engine, tell), method)
+    with run.opened(settings, resume=resume):
+        found = engine.run(partial(_scoring, method=method), run.missing(blocks(source.read(), method)), adding(tell))
+        for number, arrays in found:
+            run.save(number, **arrays)
         if source.fingerprint() != settings["input"]:
             raise InputError(f"{source.file}: was changed while it was scored; start anew, without --resume")
         map_ = None if plot is None else _map(source, _scored(source, run))
-        with growing(output, run.folder) as partial:
-            (_parquet if output.suffix == ".parquet" else _text)(partial, source, _scored(source, run))
+        with growing(output, run.folder) as unfinished:
+            (_parquet if output.suffix == ".parquet" else _text)(unfinished, source, _scored(source, run))
         run.remove()
     if plot is not None and map_ is not None:
         _draw(source, map_, plot, method)
@@ -101,11 +106,14 @@ def print_scores(
     return count
 
 
-def _score_blocks(source: Source, run: Run, finished: int, model: Nucleotides, method: Method) -> None:
-    for number, block in enumerate(blocks(source.read(), method)):
-        if number >= finished:
-            lengths = np.array([len(variant.wild_type) for variant in block])
-            run.save(number, lengths=lengths, scores=np.array(score_block(block, model, method)))
+def _scoring(engine: Engine, advance: Advance, *, method: Method) -> Callable[[list[Variant]], dict[str, np.ndarray]]:
+    model = Nucleotides(engine, lambda count: advance(1))
+
+    def compute(block: list[Variant]) -> dict[str, np.ndarray]:
+        lengths = np.array([len(variant.wild_type) for variant in block])
+        return {"lengths": lengths, "scores": np.array(score_block(block, model, method))}
+
+    return compute
 
 
 def _scored(source: Source, run: Run) -> Iterator[tuple[Variant, float]]:

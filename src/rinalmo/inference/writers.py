@@ -3,7 +3,7 @@
     .npz       numpy: `ids`, `lengths`, `embeddings`; per nucleotide also `offsets` into the rows
     .parquet   one row per sequence: id, description, length, embedding (list of float, or list of lists)
     .h5        HDF5: the arrays of the npz as datasets, and `descriptions`
-    .h5ad      AnnData for scanpy: X is the matrix, obs has id, description and length; pooled vectors only
+    .h5ad      AnnData for scanpy: X is the matrix, obs has id, description, length and the headers' fields
 
 Every format keeps the order of the input, and identical ids as they are. Embeddings arrive in chunks and only one is
 in memory at a time. A file appears under its name once it is complete.
@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 
 from rinalmo.durable import check_path, sync
 from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.inference.header_fields import common_fields
 from rinalmo.inference.runs import Chunk
 
 Chunks = Callable[[], Iterator[Chunk]]
@@ -30,22 +31,28 @@ Chunks = Callable[[], Iterator[Chunk]]
 
 def check_output(path: Path, *, per_token: bool = False, num_layers: int = 1) -> None:
     """Raise InputError or MissingExtraError now for what could not be written in the end."""
-    check_path(path, _WRITERS)
+    check_path(path, (*_WRITERS, ".h5ad"))
     if path.suffix == ".h5ad" and (per_token or num_layers > 1):
         raise InputError(f"{path}: h5ad holds one vector per sequence; use .npz, .parquet or .h5 for more")
     if path.suffix in (".h5", ".hdf5"):
-        _extra("h5py", "h5", "writing HDF5")
+        extra("h5py", "h5", "writing HDF5")
     if path.suffix == ".h5ad":
-        _extra("anndata", "h5ad", "writing h5ad")
+        extra("anndata", "h5ad", "writing h5ad")
 
 
-def write_embeddings(path: Path, chunks: Chunks, scratch: Path, *, per_token: bool = False) -> None:
+def write_embeddings(
+    path: Path, chunks: Chunks, scratch: Path, *, per_token: bool = False, about: Mapping[str, Any] | None = None
+) -> None:
     """Write all chunks to `path`, in the format of its ending. `chunks` may be called more than once.
 
-    The file grows in the folder `scratch`, on the same disk, and is moved to its name when it is complete.
+    The file grows in the folder `scratch`, on the same disk, and is moved to its name when it is complete. `about` is
+    what .h5ad says of the model, under `uns`.
     """
     with growing(path, scratch) as partial:
-        _WRITERS[path.suffix](partial, chunks, per_token)
+        if path.suffix == ".h5ad":
+            _h5ad(partial, chunks, about or {})
+        else:
+            _WRITERS[path.suffix](partial, chunks, per_token)
 
 
 @contextlib.contextmanager
@@ -109,7 +116,7 @@ def _nested(chunk: Chunk, per_token: bool) -> Any:
 
 def _h5(path: Path, chunks: Chunks, per_token: bool) -> None:
     index = _Index(chunks)
-    text = _extra("h5py", "h5", "writing HDF5").string_dtype()
+    text = extra("h5py", "h5", "writing HDF5").string_dtype()
     with _hdf5(path) as file:
         file.create_dataset("ids", data=np.array(index.ids, dtype=object), dtype=text)
         file.create_dataset("descriptions", data=np.array(index.descriptions, dtype=object), dtype=text)
@@ -119,19 +126,25 @@ def _h5(path: Path, chunks: Chunks, per_token: bool) -> None:
         _fill(file, "embeddings", index.shape(per_token), chunks)
 
 
-def _h5ad(path: Path, chunks: Chunks, per_token: bool) -> None:
+def _h5ad(path: Path, chunks: Chunks, about: Mapping[str, Any]) -> None:
     import pandas as pd
 
-    anndata = _extra("anndata", "h5ad", "writing h5ad")
+    anndata = extra("anndata", "h5ad", "writing h5ad")
     index = _Index(chunks)
-    shape = index.shape(per_token)
+    shape = index.shape(per_token=False)
+    fields = common_fields(index.ids, index.descriptions)
     obs = pd.DataFrame(
-        {"id": index.ids, "description": index.descriptions, "length": index.lengths},
+        {
+            "id": index.ids,
+            "description": index.descriptions,
+            "length": index.lengths,
+            **{name: pd.Categorical([value or None for value in values]) for name, values in fields.items()},
+        },
         index=pd.Index(_unique(index.ids), dtype="object"),
     )
     var = pd.DataFrame(index=pd.Index([f"dim_{n}" for n in range(shape[1])], dtype="object"))
     with _hdf5(path) as file:
-        anndata.io.write_elem(file, "/", anndata.AnnData(obs=obs, var=var))
+        anndata.io.write_elem(file, "/", anndata.AnnData(obs=obs, var=var, uns={"rinalmo": dict(about)}))
         if "X" in file:
             del file["X"]
         # The matrix is written chunk by chunk, marked as anndata marks a dense array.
@@ -143,7 +156,6 @@ _WRITERS: dict[str, Callable[[Path, Chunks, bool], None]] = {
     ".parquet": _parquet,
     ".h5": _h5,
     ".hdf5": _h5,
-    ".h5ad": _h5ad,
 }
 
 
@@ -201,7 +213,7 @@ class _FaultKeeper(io.FileIO):
 @contextlib.contextmanager
 def _hdf5(path: Path) -> Iterator[Any]:
     """A new HDF5 file; a fault of the disk is raised once, when the file is closed."""
-    h5py = _extra("h5py", "h5", "writing HDF5")
+    h5py = extra("h5py", "h5", "writing HDF5")
     with _FaultKeeper(path, "w+") as raw:
         with h5py.File(raw, "w") as file:
             yield file
@@ -209,7 +221,8 @@ def _hdf5(path: Path) -> Iterator[Any]:
             raise raw.fault
 
 
-def _extra(package: str, extra: str, purpose: str) -> Any:
+def extra(package: str, extra: str, purpose: str) -> Any:
+    """The optional package, or MissingExtraError."""
     try:
         return import_module(package)
     except ImportError:

@@ -114,11 +114,13 @@ def pack(sequences: Iterable[Sequence[int] | Tensor], device: torch.device | str
     return ids.to(device), layout
 
 
-def pack_padded(sequences: Iterable[Sequence[int] | Tensor], length: int, pad_id: int) -> tuple[Tensor, Layout]:
+def pack_padded(
+    sequences: Iterable[Sequence[int] | Tensor], length: int, pad_id: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Layout]:
     """As `pack`, with each sequence filled up to `length` tokens; see `Layout.real` for why one would want that."""
     parts = [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences]
     filled = [torch.nn.functional.pad(part, (0, max(0, length - len(part))), value=pad_id) for part in parts]
-    ids, layout = pack(filled)
+    ids, layout = pack(filled, device)
     return ids, Layout(layout.lengths, layout.device, tuple(len(part) for part in parts))
 
 

@@ -19,6 +19,7 @@ from rinalmo.model.config import ModelConfig
 from rinalmo.model.encoder import Encoder, EncoderOutput
 from rinalmo.model.heads import ContactHead, HeadConfig, MaskedLMHead, Pooler, SequenceHead, TokenHead
 from rinalmo.model.packing import Layout
+from rinalmo.model.partner_head import PartnerHead
 from rinalmo.model.task_heads import NcrnaFamilyHead, RibosomeLoadHead, SpliceSiteHead, StructureHead
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -109,6 +110,7 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
     "token_head": lambda config, **options: TokenHead(config.hidden_size, HeadConfig(**options)),
     "contact_head": lambda config, **options: ContactHead(config.hidden_size, HeadConfig(**options)),
     "structure_head": lambda config, **options: StructureHead(config.hidden_size, **options),
+    "partner_head": lambda config, **options: PartnerHead(config.hidden_size, **options),
     "ribosome_load_head": lambda config, **options: RibosomeLoadHead(config.hidden_size, **options),
     "splice_site_head": lambda config, **options: SpliceSiteHead(config.hidden_size, **options),
     "ncrna_family_head": lambda config, **options: NcrnaFamilyHead(config.hidden_size, **options),
@@ -138,6 +140,9 @@ def _options(name: str, shapes: Shapes, head_config: HeadConfig) -> dict[str, An
         case "structure_head":
             channels, labels = size("projection.weight"), size("prediction.weight")
             return {"channels": channels, "num_blocks": blocks, "num_labels": labels}
+        case "partner_head":
+            channels = size("final_norm.weight")
+            return {"channels": channels, "num_blocks": blocks, "rank": size("left.weight") // channels}
         case "ribosome_load_head":
             return {"channels": size("projection.weight"), "num_blocks": blocks}
         case "splice_site_head" | "ncrna_family_head":

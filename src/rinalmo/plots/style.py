@@ -20,6 +20,10 @@ from rinalmo.rna.reading import one_line
 BLACK, GREY, PALE, WHITE = "#000000", "#808080", "#d9d9d9", "#ffffff"
 BLUE, VERMILION, SKY = "#0072B2", "#D55E00", "#56B4E9"
 
+# For classes: neighbours differ in lightness too, and each colour has its own mark.
+COLOURS = (BLUE, VERMILION, SKY, BLACK, "#E69F00", "#009E73", "#CC79A7", "#F0E442")
+MARKS = ("o", "s", "^", "x", "D", "v", "P", "X")
+
 ENDINGS = (".svg", ".png")
 FONTS = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 

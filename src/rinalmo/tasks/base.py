@@ -52,6 +52,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     score: str  # the figure that says which state of a model is best; more is better
+    filled_to: int = 0  # tokens that the model must see in a sequence, pad tokens if need be; `RibosomeLoad` says why
 
     def settings(self) -> dict[str, Any]:
         """What has to be remembered beside the weights."""
@@ -89,8 +90,9 @@ class Task(ABC):
         return list(examples)
 
     @abstractmethod
-    def outputs(self, model: RiNALMo, states: Tensor, layout: Layout) -> Sequence[Tensor]:
-        """What the head says, for each sequence of a packed batch, from the encoder's states `(tokens, hidden)`."""
+    def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+        """What the head says, for each sequence of a packed batch, from its `ids` and the encoder's states
+        `(tokens, hidden)`."""
 
     @abstractmethod
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:

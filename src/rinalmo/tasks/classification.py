@@ -45,7 +45,7 @@ class SpliceSite(Task):
     def heads(self) -> dict[str, dict[str, Any]]:
         return {"splice_site_head": {}}
 
-    def outputs(self, model: RiNALMo, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+    def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
         return list(model.head("splice_site_head")(states, layout)[:, 0])
 
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
@@ -82,6 +82,7 @@ class NcrnaFamily(Task):
         found = read_single(path, columns, ("label", "family", "class", "rna_type", "target"), cls.name)
         for example in found:
             require(example.target not in (None, ""), example, "has no class; drop the row or name its class")
+            require_name(example, example.target, "the class")
         return [Example(e.name, e.sequence, str(e.target), e.group, e.where) for e in found]
 
     @classmethod
@@ -99,7 +100,7 @@ class NcrnaFamily(Task):
             require_known(example, example.target, self.places)
         return list(examples)
 
-    def outputs(self, model: RiNALMo, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+    def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
         return list(model.head("ncrna_family_head")(states, layout))
 
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
@@ -129,6 +130,12 @@ def require_known(example: Example, name: str, places: Mapping[str, int]) -> Non
     """Raise InputError for a class that was not among the training examples."""
     few = ", ".join(list(places)[:8]) + (", …" if len(places) > 8 else "")
     require(name in places, example, f"the class {name!r} was not in the training data ({few})")
+
+
+def require_name(example: Example, value: Any, column: str) -> None:
+    """Raise InputError for a class called NaN, which is what tables write where nothing is known."""
+    missing = str(value).lower() == "nan"
+    require(not missing, example, f"{column} is {value!r}, which stands for a missing value; drop the row")
 
 
 def class_answer(column: str, classes: Sequence[str], probabilities: np.ndarray) -> dict[str, Any]:

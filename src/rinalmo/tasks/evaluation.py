@@ -20,6 +20,7 @@ from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.tasks.base import Columns, Example, Task
 from rinalmo.tasks.predicting import Row, outputs
 from rinalmo.tasks.registry import task_of
+from rinalmo.tasks.regression import filled
 
 SAMPLES = 1000
 
@@ -63,9 +64,12 @@ def evaluate(
     *,
     columns: Columns | None = None,
     task: str | None = None,
+    fill_to: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """A fine-tuned model on the labelled examples of a file; `task`, if given, must be the model's.
+
+    `fill_to` is for ribosome load: tokens that sequences are filled up to, 0 for none, None for what the model says.
 
     Raises InputError for examples that cannot be used, CheckpointError if the model was fine-tuned for nothing.
     """
@@ -73,6 +77,7 @@ def evaluate(
     own = task_of(engine.model.spec)
     if task is not None and task != own.name:
         raise InputError(f"the model was fine-tuned for {own.name}, not for {task}")
+    own = filled(own, fill_to)
     columns = columns or Columns()
     # A table's columns are those that the model was trained on, unless others are named.
     columns = replace(columns, target=columns.target or getattr(own, "targets", ()))

@@ -1,21 +1,24 @@
-"""A FASTA file in, structures out: the work of `rinalmo fold`."""
+"""A FASTA file in, structures out: the work of `rinalmo fold`, resumable."""
 
 from __future__ import annotations
 
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from rinalmo.durable import replacing
+from rinalmo.durable import check_place, replacing
 from rinalmo.errors import InputError
 from rinalmo.inference.engine import Engine, as_engine
 from rinalmo.inference.inputs import Sequences, as_records, peeked
+from rinalmo.inference.ray_engine import RayEngine
+from rinalmo.inference.runs import input_sum
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.fasta import Record, read_fasta
 from rinalmo.rna.folding import decode
@@ -23,10 +26,11 @@ from rinalmo.rna.formats import format_of, write_structures
 from rinalmo.rna.formats.files import structure_text
 from rinalmo.rna.structure import Structure
 from rinalmo.tasks.base import Example
+from rinalmo.tasks.fold_run import Folded, folded
 from rinalmo.tasks.pictures import Picture, Plot
 from rinalmo.tasks.predicting import outputs
 from rinalmo.tasks.registry import task_of
-from rinalmo.tasks.secondary_structure import SecondaryStructure, probabilities_of, threshold_of
+from rinalmo.tasks.secondary_structure import SecondaryStructure, threshold_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,9 @@ class Decoding:
 PAPER = Decoding()
 
 
-def fold(sequences: Sequences, model: str | Path | RiNALMo | Engine, decoding: Decoding = PAPER) -> list[Structure]:
+def fold(
+    sequences: Sequences, model: str | Path | RiNALMo | Engine = "nano-fold", decoding: Decoding = PAPER
+) -> list[Structure]:
     """Structures of one or more sequences, FASTA records, or the `Path` of a FASTA file.
 
     Raises InputError if the model was not fine-tuned for secondary structure.
@@ -62,8 +68,8 @@ def fold_records(
     if options["threshold"] is None:
         options["threshold"] = threshold_of(engine.model)
     examples = (Example(record.id, record.sequence) for record in records)
-    for example, logits in outputs(examples, engine, task):
-        probabilities = probabilities_of(logits)
+    for example, output in outputs(examples, engine, task):
+        probabilities = task.probabilities(output)
         pairs = decode(probabilities, example.sequence, **options)
         yield Structure(example.name, example.sequence, tuple(pairs)), probabilities
 
@@ -71,11 +77,12 @@ def fold_records(
 def fold_file(
     fasta: str | Path,
     output: str | Path,
-    engine: Engine,
+    engine: Engine | RayEngine,
     decoding: Decoding = PAPER,
     *,
     probabilities: Path | None = None,
     plot: Plot | None = None,
+    resume: bool = False,
     tell: Callable[[int], Any] = lambda count: None,
 ) -> int:
     """Fold every sequence of `fasta` ("-" is standard input) and write `output`; returns their number.
@@ -83,9 +90,13 @@ def fold_file(
     The ending of `output` chooses the format; "-" is DBN on standard output. `probabilities` is an `.npz` file with
     one matrix for each sequence, fp16, under its name (a name that stands twice gets its number added). With `plot`
     all sequences are read before the first is folded.
+
+    An interrupted run into a file keeps what it has finished in a hidden folder beside it; `resume` continues it.
+    Raises InputError if input or options are not those it was started with.
     """
     if str(output) != "-":
         format_of(output)
+        check_place(Path(output))
     if probabilities is not None and probabilities.suffix != ".npz":
         raise InputError(f"{probabilities}: probabilities are written as .npz")
     records: Iterable[Record] = peeked(read_fasta(fasta))
@@ -93,17 +104,36 @@ def fold_file(
     if plot is not None:
         records = list(records)
         pictures = plot.pictures(records)
+    fold = partial(fold_records, decoding=decoding)
+    found: AbstractContextManager[Iterator[Folded]]
+    if isinstance(engine, Engine) and str(output) == "-":
+        found = nullcontext(_told(fold(records, engine), tell))
+    else:
+        if resume and input_sum(fasta) is None:
+            raise InputError(
+                f"{fasta}: can be read only once, so a run on it cannot be resumed; save it to a file first"
+            )
+        settings = {
+            "input": input_sum(fasta),
+            "model": engine.fingerprint,
+            "precision": engine.precision,
+            "batch_tokens": engine.batch_tokens,
+            "decoding": asdict(decoding),
+        }
+        with_matrices = probabilities is not None or plot is not None
+        found = folded(
+            records, Path(output), engine, fold, settings, with_matrices=with_matrices, resume=resume, tell=tell
+        )
     count = 0
-    with _matrices(probabilities) as put:
+    with _matrices(probabilities) as put, found as pairs:
 
         def structures() -> Iterator[Structure]:
             nonlocal count
-            for structure, matrix in fold_records(records, engine, decoding):
+            for structure, matrix in pairs:
                 put(structure.name, matrix)
                 if pictures:
                     pictures[count].draw(structure, matrix)
                 count += 1
-                tell(count)
                 yield structure
 
         if str(output) == "-":
@@ -111,6 +141,12 @@ def fold_file(
         else:
             write_structures(output, structures())
     return count
+
+
+def _told(found: Iterator[Folded], tell: Callable[[int], Any]) -> Iterator[Folded]:
+    for count, pair in enumerate(found, start=1):
+        tell(count)
+        yield pair
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rinalmo.inference.engine import Engine, as_engine
 from rinalmo.inference.inputs import Sequences, as_records, encode, peeked
-from rinalmo.model.packing import Layout
+from rinalmo.model.packing import Layout, pack_padded
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.fasta import Record
 from rinalmo.tasks.base import Example, Task
@@ -54,9 +54,12 @@ def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator
             yield encode(Record(example.name, "", example.sequence), model.alphabet)
 
     def compute(packed: Tensor, layout: Layout) -> Sequence[Tensor]:
+        if task.filled_to:
+            parts = layout.split(packed)
+            packed, layout = pack_padded(parts, task.filled_to, model.alphabet.pad_id, layout.device)
         states = engine.hidden_states(packed, layout, [model.config.num_hidden_layers])[0]
         with torch.inference_mode():
-            return task.outputs(model, states, layout)
+            return task.outputs(model, packed, states, layout)
 
     for output in engine.map(compute, ids()):
         yield waiting.popleft(), output

@@ -10,7 +10,7 @@ from rinalmo.errors import CheckpointError, InputError
 from rinalmo.model.rinalmo import ModelSpec
 from rinalmo.tasks.base import Task
 from rinalmo.tasks.classification import NcrnaFamily, SpliceSite
-from rinalmo.tasks.regression import ExpressionLevel, RibosomeLoad, TranslationEfficiency
+from rinalmo.tasks.regression import PUBLISHED_FILLING, ExpressionLevel, RibosomeLoad, TranslationEfficiency
 from rinalmo.tasks.secondary_structure import SecondaryStructure
 from rinalmo.tasks.table import Table
 
@@ -39,6 +39,7 @@ def task_class(name: str) -> type[Task]:
 def task_of(spec: ModelSpec) -> Task:
     """The task that a model was trained for: as its config says, or as the heads of a published file tell.
 
+    A model trained here says its task, so one with heads and without a task is the authors', in whatever layout.
     Raises CheckpointError if it was trained for none.
     """
     if spec.task is not None:
@@ -46,13 +47,15 @@ def task_of(spec: ModelSpec) -> Task:
     heads = spec.heads
     if "structure_head" in heads:
         return SecondaryStructure()
+    if "partner_head" in heads:
+        return SecondaryStructure("partners")
     if "ribosome_load_head" in heads:
-        return RibosomeLoad()
+        return RibosomeLoad(PUBLISHED_FILLING)
     if "splice_site_head" in heads:
         return SpliceSite()
     if "ncrna_family_head" in heads:
         count = heads["ncrna_family_head"]["num_labels"]
-        return NcrnaFamily([f"class {place}" for place in range(count)])
+        return NcrnaFamily([str(place) for place in range(count)])  # the published file has no names
     raise CheckpointError("this model has no task; train one with `rinalmo finetune`, or name one that was")
 
 

@@ -4,7 +4,7 @@ All use the paper's convolutional head. Ribosome load compares standardised valu
 0; translation efficiency and expression compare plain values by the Huber loss.
 
 The published ribosome-load model was trained on sequences filled up with pad tokens, and its answers change without
-them (`rinalmo.model.packing.pack_padded`). Trained here, no sequence is filled up.
+them (`rinalmo.model.packing.pack_padded`): it is served as it was trained. Trained here, no sequence is filled up.
 
 Reference: Penić et al. 2025 (arXiv:2403.00043), supplement; Sample et al. 2019 (doi:10.1038/s41587-019-0164-5).
 """
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rinalmo import metrics
+from rinalmo.errors import InputError
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.model.task_heads import RibosomeLoadHead
@@ -46,7 +47,7 @@ class _Regression(Task):
     def heads(self) -> dict[str, dict[str, Any]]:
         return {"ribosome_load_head": {}}
 
-    def outputs(self, model: RiNALMo, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+    def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
         return list(_head(model).standardised(states, layout))
 
     def judge(self, model: RiNALMo, output: Tensor, example: Example) -> float:
@@ -68,11 +69,20 @@ class _Regression(Task):
         return [{"id": example.name, "prediction": self.judge(model, output, example)}]
 
 
+PUBLISHED_FILLING = 102  # the authors' longest sequence, 100 nt, with CLS and EOS
+
+
 class RibosomeLoad(_Regression):
     """Mean ribosome load of a 5' UTR."""
 
     name = "ribosome-load"
     columns: ClassVar[tuple[str, ...]] = ("mrl", "rl", "mean_ribosome_load", "ribosome_load", "target", "label")
+
+    def __init__(self, filled_to: int = 0) -> None:
+        self.filled_to = filled_to
+
+    def settings(self) -> dict[str, Any]:
+        return {"filled_to": self.filled_to} if self.filled_to else {}
 
     def prepare(self, model: RiNALMo, examples: Sequence[Example]) -> None:
         values = torch.tensor([example.target for example in examples], dtype=torch.float64)
@@ -104,6 +114,15 @@ class ExpressionLevel(TranslationEfficiency):
 
     name = "expression-level"
     columns: ClassVar[tuple[str, ...]] = ("el", "log_el", "rnaseq_log", "rpkm", "rnaseq_rpkm", "target", "label")
+
+
+def filled(task: Task, length: int | None) -> Task:
+    """The task with sequences filled up to so many tokens, 0 for none, None for what the model says."""
+    if length is None:
+        return task
+    if not isinstance(task, RibosomeLoad):
+        raise InputError(f"sequences are filled up for ribosome-load only, and the model is for {task.name}")
+    return RibosomeLoad(length)
 
 
 def _head(model: RiNALMo) -> RibosomeLoadHead:

@@ -1,6 +1,7 @@
 """Secondary structure: which nucleotides pair.
 
-The head gives a logit for every pair; decoding picks pairs in the order of their probability, each nucleotide once
+The paper's head gives a logit for every pair, ours a distribution over partners for every nucleotide
+(`rinalmo.model.partner_head`). Decoding picks pairs in the order of their probability, each nucleotide once
 (`rinalmo.rna.folding`). The threshold above which pairs are taken is tuned on validation data, over the paper's grid,
 and lies in the model's config.
 
@@ -22,8 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rinalmo.alphabet import Alphabet
 from rinalmo.errors import InputError
 from rinalmo.model.packing import Layout
+from rinalmo.model.partner_head import UNKNOWN
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.folding import decode
 from rinalmo.rna.formats import read_structures
@@ -33,6 +36,11 @@ from rinalmo.tasks.tables import is_table, read_single
 
 THRESHOLDS = np.arange(1, 30) / 100
 DEFAULT_THRESHOLD = 0.15  # where no validation data has chosen one
+
+_HEADS: dict[str, tuple[str, dict[str, int]]] = {
+    "pairs": ("structure_head", {"channels": 64, "num_blocks": 2}),
+    "partners": ("partner_head", {"channels": 48, "num_blocks": 6}),
+}
 
 
 @dataclass(frozen=True)
@@ -64,12 +72,17 @@ class SecondaryStructure(Task):
     name = "secondary-structure"
     score = "f1_relaxed"
 
-    def __init__(self, channels: int = 64, num_blocks: int = 2) -> None:
-        """Width and depth of the head; the defaults are the paper's."""
-        self.channels, self.num_blocks = channels, num_blocks
+    def __init__(self, head: str = "pairs", channels: int | None = None, num_blocks: int | None = None) -> None:
+        """Which head, its width and depth; those of `pairs` are the paper's if not given."""
+        if head not in _HEADS:
+            raise InputError(f"there is no head {head!r} for {self.name}; use {' or '.join(_HEADS)}")
+        self.head, (self.module, usual) = head, _HEADS[head]
+        given = {"channels": channels, "num_blocks": num_blocks}
+        self.shape = usual | {name: value for name, value in given.items() if value is not None}
 
     def settings(self) -> dict[str, Any]:
-        return {"channels": self.channels, "num_blocks": self.num_blocks}
+        # The paper's head goes without its name, as before there was another.
+        return ({} if self.head == "pairs" else {"head": self.head}) | self.shape
 
     @classmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:
@@ -81,21 +94,31 @@ class SecondaryStructure(Task):
 
     @classmethod
     def learned(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
-        return cls(**{name: options[name] for name in ("channels", "num_blocks") if name in options})
+        return cls(**{name: options[name] for name in ("head", "channels", "num_blocks") if name in options})
 
     def heads(self) -> dict[str, dict[str, Any]]:
-        return {"structure_head": self.settings()}
+        return {self.module: self.shape}
 
-    def outputs(self, model: RiNALMo, states: Tensor, layout: Layout) -> Sequence[Tensor]:
-        head = model.head("structure_head")
-        return [head(part)[..., 0] for part in inner(states, layout)]
+    def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+        head, parts = model.head(self.module), inner(states, layout)
+        if self.head == "pairs":
+            return [head(part)[..., 0] for part in parts]
+        sequences = inner(_nucleotides(model.alphabet).to(ids.device)[ids], layout)
+        return [head(part, sequence) for part, sequence in zip(parts, sequences, strict=True)]
+
+    def probabilities(self, output: Tensor) -> np.ndarray:
+        """The probability of each pair, `(length, length)`, from what the head says."""
+        if self.head == "pairs":
+            return output.float().sigmoid().fill_diagonal_(0).cpu().numpy()
+        return ((output + output.T) / 2).exp().fill_diagonal_(0).cpu().numpy()
 
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
         pairs = zip(outputs, examples, strict=True)
-        return torch.stack([_pair_loss(logits, example.target) for logits, example in pairs]).sum()
+        of = _pair_loss if self.head == "pairs" else _partner_loss
+        return torch.stack([of(output, example.target) for output, example in pairs]).sum()
 
     def judge(self, model: RiNALMo, output: Tensor, example: Example) -> ThresholdScores:
-        probabilities = probabilities_of(output)
+        probabilities = self.probabilities(output)
         pairs = np.array(decode(probabilities, example.sequence, threshold=THRESHOLDS[0]), dtype=int).reshape(-1, 2)
         return compare(probabilities[pairs[:, 0], pairs[:, 1]], pairs, np.asarray(example.target), len(probabilities))
 
@@ -116,14 +139,9 @@ class SecondaryStructure(Task):
         }
 
     def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
-        pairs = decode(probabilities_of(output), example.sequence, threshold=threshold_of(model))
+        pairs = decode(self.probabilities(output), example.sequence, threshold=threshold_of(model))
         text = Structure(example.name, example.sequence, tuple(pairs)).dot_bracket
         return [{"id": example.name, "sequence": example.sequence, "structure": text}]
-
-
-def probabilities_of(logits: Tensor) -> np.ndarray:
-    """The probability of each pair, `(length, length)`, from the head's logits."""
-    return logits.float().sigmoid().fill_diagonal_(0).cpu().numpy()
 
 
 def threshold_of(model: RiNALMo) -> float:
@@ -158,7 +176,25 @@ def _pair_loss(logits: Tensor, pairs: Any) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float()[upper], target[upper])
 
 
+def _partner_loss(output: Tensor, pairs: Any) -> Tensor:
+    """The mean over nucleotides of minus the log-probability of the true partner, or of having none.
+
+    Nucleotides whose true pair is no candidate count nothing.
+    """
+    partner = torch.arange(len(output))
+    ends = torch.as_tensor(np.asarray(pairs, dtype=np.int64).reshape(-1, 2))
+    partner[ends[:, 0]], partner[ends[:, 1]] = ends[:, 1], ends[:, 0]
+    found = output.gather(1, partner[:, None].to(output.device))[:, 0]
+    return -found[found.isfinite()].sum() / max(1, len(output))
+
+
+def _nucleotides(alphabet: Alphabet) -> Tensor:
+    """For each token what a `PartnerHead` calls it."""
+    return torch.tensor(["ACGU".find(token) if len(token) == 1 else -1 for token in alphabet.tokens]) % (UNKNOWN + 1)
+
+
 def _pairs(example: Example) -> Any:
+    require(example.target not in (None, ""), example, "has no structure; drop the row")
     try:
         return Structure.from_dot_bracket(example.name, example.sequence, str(example.target)).pairs
     except InputError as error:

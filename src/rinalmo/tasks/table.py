@@ -33,7 +33,7 @@ from rinalmo.model.losses import IGNORE, ProblemType
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.tasks.base import Columns, Example, Figures, Task, inner, require
-from rinalmo.tasks.classification import binary_figures, class_answer, class_figures, require_known, truth
+from rinalmo.tasks.classification import binary_figures, class_answer, class_figures, require_known, require_name, truth
 from rinalmo.tasks.tables import number, read_table
 
 Per = Literal["sequence", "nucleotide"]
@@ -116,6 +116,8 @@ class Table(Task):
         return tracks[0] if self.kind == "multiclass" else np.stack(tracks, axis=1)
 
     def _track(self, example: Example, value: Any, name: str) -> np.ndarray:
+        several = len(self.targets) > 1
+        require(several or value not in (None, "", []), example, f"{name} is empty; drop the row")
         cells, length = _cells(example, value, self.kind), len(example.sequence)
         require(len(cells) <= length, example, f"{name} has {len(cells)} values for {length} nucleotides")
         empty = math.nan if self.kind == "regression" else IGNORE
@@ -129,11 +131,12 @@ class Table(Task):
             require(self.per == "nucleotide" or self.kind == "multilabel", example, f"{name} is empty; drop the row")
             return IGNORE
         if self.kind == "multiclass":
+            require_name(example, value, name)
             require_known(example, str(value), self.places)
             return self.places[str(value)]
         return int(truth(replace(example, target=value)))
 
-    def outputs(self, model: RiNALMo, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+    def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
         if self.per == "sequence":
             return list(model.head("sequence_head")(model.head("pooler")(states, layout)))
         parts = inner(states, layout)
@@ -235,15 +238,34 @@ def _cells(example: Example, value: Any, kind: ProblemType) -> list[Any]:
 
 def _kind(examples: Sequence[Example], per: Per, width: int) -> ProblemType:
     cells = set(_all_cells(examples, per)) - {None, ""}
-    try:
-        values = {float(cell) for cell in cells}
-    except (TypeError, ValueError):
+    texts = {cell for cell in cells if not _is_number(cell)}
+    if texts:
+        _refuse_mixture(examples, per, texts, of=len(cells))
         return "multiclass"
+    values = {float(cell) for cell in cells}
     if values <= {0.0, 1.0}:
         return "binary" if width == 1 else "multilabel"
     whole = all(value.is_integer() for value in values)
     few = len(values) <= _FEW and len(examples) >= _OFTEN * len(values)
     return "multiclass" if whole and few and width == 1 and per == "sequence" else "regression"
+
+
+def _is_number(cell: Any) -> bool:
+    try:
+        float(cell)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _refuse_mixture(examples: Sequence[Example], per: Per, texts: set[Any], of: int) -> None:
+    """Raise InputError for the first text in a column that is otherwise one of numbers."""
+    if 2 * len(texts) >= of:
+        return
+    for example in examples:
+        for cell in _all_cells([example], per):
+            hint = "leave it out, or say --set options.kind=multiclass if the numbers are names"
+            require(cell not in texts, example, f"{cell!r} stands among numbers; {hint}")
 
 
 def _classes(examples: Sequence[Example], per: Per) -> list[str]:

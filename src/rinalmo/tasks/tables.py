@@ -16,11 +16,10 @@ from typing import IO, Any
 
 from rinalmo.delimited import column_index, opened_table, opened_text
 from rinalmo.errors import InputError, SequenceError
+from rinalmo.inference.inputs import NAME, SEQUENCE
 from rinalmo.rna.fasta import make_record
 from rinalmo.tasks.base import Columns, Example
 
-SEQUENCE = ("sequence", "seq", "rna", "utr", "rna_sequence")
-NAME = ("id", "name", "identifier", "transcript", "seq_id")
 GROUP = ("family", "group", "type", "set")
 _ENDINGS = (".csv", ".tsv", ".tab", ".txt", ".parquet", ".jsonl", ".ndjson")
 

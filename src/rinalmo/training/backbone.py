@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.errors import CheckpointError, InputError, MissingExtraError
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
 from rinalmo.tasks.base import Example, Task
+from rinalmo.tasks.registry import task_of
 from rinalmo.training.finetune_config import BackboneRecipe, FinetuneRecipe
 from rinalmo.training.optim import Trained
 from rinalmo.weights.checkpoint import load
@@ -28,15 +29,26 @@ def build(recipe: FinetuneRecipe, task: Task, examples: Sequence[Example]) -> tu
     names = ("attention_dropout", "hidden_dropout")
     dropouts = {name: value for name in names if (value := getattr(recipe.backbone, name)) is not None}
     heads: dict[str, Any] = {"lm_head": {}} if "lm_head" in given.spec.heads else {}
-    remembered = {"name": task.name, **task.settings()}
+    remembered = _settings(task)
     spec = ModelSpec(replace(given.config, **dropouts), given.alphabet, heads | task.heads(), task=remembered)
     model = create(spec, recipe.train.seed)
-    goes_on = given.spec.task == remembered
+    goes_on = _trained_for(given.spec) == remembered
     task.prepare(model, examples)
     own = {name: tensor for name, tensor in given.state_dict().items() if goes_on or not _is_new(name, task)}
     known = model.state_dict().keys()
     model.load_state_dict({name: tensor for name, tensor in own.items() if name in known}, strict=False)
     return model, [f"{recipe.init} was trained for this task; its head is trained further"] if goes_on else []
+
+
+def _settings(task: Task) -> dict[str, Any]:
+    return {"name": task.name, **task.settings()}
+
+
+def _trained_for(spec: ModelSpec) -> dict[str, Any] | None:
+    try:
+        return _settings(task_of(spec))
+    except CheckpointError:
+        return None
 
 
 def _is_new(name: str, task: Task) -> bool:

@@ -73,12 +73,12 @@ def card(
     examples = (
         {title: _answers(model, text) for title, text in EXAMPLES.items()} if "lm_head" in model.spec.heads else {}
     )
-    parts = [_header(examples, license_id), _summary(model, name, run), _specification(model, name, run)]
+    parts = [_header(model, examples, license_id), _summary(model, name, run), _specification(model, name, run)]
     if run:
         parts += [*_sections(run), f"![Loss by step]({PLOT})" if with_plot else ""]
     if examples:
         parts.append(_examples(examples))
-    return "\n\n".join(part for part in (*parts, _use()) if part) + "\n"
+    return "\n\n".join(part for part in (*parts, _use(model)) if part) + "\n"
 
 
 def _sections(run: Run) -> list[str]:
@@ -94,7 +94,7 @@ def _answers(model: RiNALMo, text: str) -> list[tuple[str, float]]:
     return [(found.token_str, found.score) for found in fill_mask(text, model)[0][0]]
 
 
-def _header(examples: dict[str, list[tuple[str, float]]], license_id: str | None) -> str:
+def _header(model: RiNALMo, examples: dict[str, list[tuple[str, float]]], license_id: str | None) -> str:
     widget = [
         {
             "example_title": title,
@@ -108,7 +108,7 @@ def _header(examples: dict[str, list[tuple[str, float]]], license_id: str | None
         "library_name": "rinalmo",
         "pipeline_tag": "fill-mask" if examples else None,
         "license": license_id,
-        "tags": ["Biology", "RNA", "masked-language-modelling"],
+        "tags": ["Biology", "RNA", model.spec.task["name"] if model.spec.task else "masked-language-modelling"],
         "mask_token": "<mask>",
         "widget": widget,
     }
@@ -155,10 +155,20 @@ def _examples(examples: dict[str, list[tuple[str, float]]]) -> str:
     return "## Examples\n\n" + table(("RNA", "Input", "Output"), rows)
 
 
-def _use() -> str:
-    return (
-        "## Use\n\n```python\nimport rinalmo\n\n"
-        'rinalmo.fill_mask("GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU", "path/to/this/folder")\n'
-        'rinalmo.embed(["UAGCUUAUCAGACUGAUGUUGA"], "path/to/this/folder")\n```\n\n'
-        f"Written by rinalmo {rinalmo.__version__}."
-    )
+def _use(model: RiNALMo) -> str:
+    task = model.spec.task["name"] if model.spec.task else None
+    calls = {None: _EMBED, "secondary-structure": _FOLD}.get(task, _PREDICT)
+    if "lm_head" in model.spec.heads:
+        calls = _FILL + calls
+    written = f"Written by rinalmo {rinalmo.__version__}."
+    return f"## Use\n\n```python\nimport rinalmo\n\n{calls}```\n\n{_HUGGING_FACE}\n\n{written}"
+
+
+_FILL = 'rinalmo.fill_mask("GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU", "path/to/this/folder")\n'
+_EMBED = 'rinalmo.embed(["UAGCUUAUCAGACUGAUGUUGA"], "path/to/this/folder")\n'
+_FOLD = 'rinalmo.fold(["GGGAAAUCC"], "path/to/this/folder")\n'
+_PREDICT = 'rinalmo.predict(["UAGCUUAUCAGACUGAUGUUGA"], "path/to/this/folder")\n'
+_HUGGING_FACE = (
+    "With transformers: `import rinalmo`, then `AutoModel.from_pretrained`, `AutoTokenizer.from_pretrained` and "
+    "pipelines take this folder or its id on the hub."
+)

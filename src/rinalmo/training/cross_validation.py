@@ -1,4 +1,4 @@
-"""A fine-tuning run with what follows it: its test set evaluated, or all folds one after the other.
+"""A fine-tuning run with what follows it: its test set evaluated, its card; or all folds one after the other.
 
 RUN/
     fold-0/ …              one run each, with `folds`
@@ -15,6 +15,7 @@ from rinalmo.durable import replacing
 from rinalmo.inference.engine import Engine
 from rinalmo.tasks.evaluation import Evaluation, Figure, judged_examples
 from rinalmo.tasks.registry import task_of
+from rinalmo.training.card import write_card
 from rinalmo.training.examples import read_sets
 from rinalmo.training.finetune import finetune
 from rinalmo.training.finetune_config import FinetuneRecipe
@@ -47,13 +48,17 @@ def finetune_and_test(
 
 
 def _tested(recipe: FinetuneRecipe, folder: Path) -> Evaluation | None:
-    """The finished model on its test examples, by process 0."""
-    if os.environ.get("RANK", "0") != "0" or not (recipe.data.test or recipe.data.folds):
+    """The finished model on its test examples, if there are any, and its card; by process 0."""
+    if os.environ.get("RANK", "0") != "0":
         return None
-    engine = Engine(folder / "model", recipe.train.precision, batch_tokens=recipe.data.micro_tokens)
-    task = task_of(engine.model.spec)
-    sets, _ = read_sets(recipe.data, type(task), recipe.train.seed)
-    return _written(judged_examples(task.understood(sets.test), engine, task), folder)
+    evaluation = None
+    if recipe.data.test or recipe.data.folds:
+        engine = Engine(folder / "model", recipe.train.precision, batch_tokens=recipe.data.micro_tokens)
+        task = task_of(engine.model.spec)
+        sets, _ = read_sets(recipe.data, type(task), recipe.train.seed)
+        evaluation = _written(judged_examples(task.understood(sets.test), engine, task), folder)
+    write_card(folder, overwrite=True)
+    return evaluation
 
 
 def _mean(found: list[Evaluation]) -> Evaluation:

@@ -18,7 +18,7 @@ from rinalmo.training.cached_states import cached_states
 from rinalmo.training.distributed import Ranks, joined
 from rinalmo.training.examples import located, read_sets
 from rinalmo.training.finetune_config import FinetuneRecipe
-from rinalmo.training.run import SILENCE, Listener, Outcome, conduct
+from rinalmo.training.run import SILENCE, Listener, Outcome, conduct, with_precision
 from rinalmo.training.run_folder import RunFolder, restarted
 from rinalmo.training.supervised import Examples, SupervisedTask
 
@@ -39,6 +39,7 @@ def finetune(
 
 def _finetune(recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, resume: bool, listener: Listener) -> Outcome:
     with ExitStack() as stack:
+        recipe = with_precision(recipe, ranks.device)
         recipe = recipe.model_copy(update={"data": located(recipe.data)})
         kind = task_class(recipe.task)
         sets, notes = read_sets(recipe.data, kind, recipe.train.seed)

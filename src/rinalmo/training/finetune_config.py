@@ -59,11 +59,13 @@ class OptionsRecipe(Section):
     """What belongs to one task only.
 
     kind, per              what a `table` holds, where its cells do not say: see `rinalmo.tasks.table`
-    channels, num_blocks   width and depth of the head of `secondary-structure`
+    head                   of `secondary-structure`: `pairs`, the paper's, or `partners`, which is made for small models
+    channels, num_blocks   its width and depth
     """
 
     kind: Literal["regression", "binary", "multiclass", "multilabel"] | None = None
     per: Literal["sequence", "nucleotide"] | None = None
+    head: Literal["pairs", "partners"] | None = None
     channels: PositiveInt | None = None
     num_blocks: PositiveInt | None = None
 
@@ -109,6 +111,26 @@ class FinetuneRecipe(RunRecipe):
     options: OptionsRecipe = OptionsRecipe()
     backbone: BackboneRecipe = BackboneRecipe()
     validation: FinetuneValidation = FinetuneValidation()
+
+
+def recipe_for(
+    task: str,
+    data: str | Path,
+    *,
+    model: str | Path | None = None,
+    validation: str | Path | None = None,
+    test: str | Path | None = None,
+    targets: Sequence[str] = (),
+    folds: int | None = None,
+    recipe: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> FinetuneRecipe:
+    """The recipe `finetune-TASK`, or another one, for these files; raises InputError for what is wrong."""
+    given = {"data.train": data, "data.validation": validation, "data.test": test, "init": model, "data.folds": folds}
+    changes = [f"{key}={value}" for key, value in given.items() if value is not None]
+    if targets:
+        changes.append(f"data.columns.target=[{', '.join(targets)}]")
+    return load_finetune_recipe(recipe or f"{PREFIX}{task}", [f"task={task}", *changes, *overrides])
 
 
 def load_finetune_recipe(source: str | Path, overrides: Sequence[str] = ()) -> FinetuneRecipe:

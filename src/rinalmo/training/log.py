@@ -7,20 +7,15 @@ goes on after an interruption first cuts the log back to the checkpoint, so that
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rinalmo.durable import replacing
-from rinalmo.errors import MissingExtraError
-from rinalmo.plots.style import BLUE, GREY, VERMILION, figure_in
+from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.plots.curves import draw_curves
 
 LOG, PLOT = "log.jsonl", "loss.png"
-
-_CURVES: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("loss", "training", {"color": BLUE}),
-    ("validation/loss", "validation", {"color": VERMILION, "linestyle": "--"}),
-)
 
 
 class RunLog:
@@ -55,6 +50,24 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def logs_of(runs: Iterable[Path]) -> dict[str, list[dict[str, Any]]]:
+    """The logs of run folders, by as much of the ends of their paths as tells them apart.
+
+    Raises InputError for a folder without a log, or named twice.
+    """
+    folders = [folder.resolve() for folder in runs]
+    logs = [read_log(folder) for folder in folders]
+    for folder, lines in zip(folders, logs, strict=True):
+        if not lines:
+            raise InputError(f"{folder}: no run, or none that has written a line to {LOG} yet")
+        if folders.count(folder) > 1:
+            raise InputError(f"{folder}: is named twice")
+    parts = 1
+    while len(set(names := [Path(*folder.parts[-parts:]).as_posix() for folder in folders])) < len(folders):
+        parts += 1
+    return dict(zip(names, logs, strict=True))
+
+
 def _board(folder: Path, step: int) -> Any:
     try:
         from tensorboardX import SummaryWriter
@@ -65,21 +78,5 @@ def _board(folder: Path, step: int) -> Any:
 
 def plot_losses(folder: Path) -> Path:
     """Draw training and validation loss and the learning rate over the steps into `loss.png`."""
-    lines = read_log(folder)
-    with figure_in(folder / PLOT, "a loss plot", figsize=(7, 4), layout="constrained") as figure:
-        axes = figure.subplots()
-        for name, label, style in _CURVES:
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 3 else "", **style)
-        axes.set(xlabel="step", ylabel="loss (nats per selected nucleotide)")
-        axes.legend(loc="upper right", frameon=False)
-        _rates(axes.twinx(), [(line["step"], line["lr"]) for line in lines if "lr" in line])
+    draw_curves({folder.name: read_log(folder)}, folder / PLOT, rates=True)
     return folder / PLOT
-
-
-def _rates(axes: Any, points: list[tuple[int, float]]) -> None:
-    axes.spines["right"].set_visible(True)
-    axes.set_ylabel("learning rate", color=GREY)
-    if points:
-        axes.plot(*zip(*points, strict=True), color=GREY, linewidth=0.8, linestyle=":")

@@ -8,10 +8,11 @@ from typing import Any
 
 from rinalmo.data.store import TokenStore
 from rinalmo.errors import InputError
+from rinalmo.training.card import write_card
 from rinalmo.training.config import Recipe
 from rinalmo.training.distributed import Ranks, joined
 from rinalmo.training.masked_lm import MaskedLMTask, build_model
-from rinalmo.training.run import SILENCE, Listener, Outcome, conduct
+from rinalmo.training.run import SILENCE, Listener, Outcome, conduct, with_precision
 from rinalmo.training.run_folder import RunFolder, restarted
 
 
@@ -42,12 +43,15 @@ def _pretrain(
     listener: Listener,
 ) -> Outcome:
     with ExitStack() as stack:
-        store, recipe = _open_store(recipe)
+        store, recipe = _open_store(with_precision(recipe, ranks.device))
         ranks.first(lambda: stack.enter_context(folder.locked()))
         notes = ranks.first(lambda: folder.begin(recipe, resume or restarted()))
         model, fresh = build_model(recipe)
         task = MaskedLMTask(recipe, store, model, ranks)
-        return conduct(task, recipe, folder, ranks, listener, notes=[*notes, *fresh], store=_facts(store))
+        outcome = conduct(task, recipe, folder, ranks, listener, notes=[*notes, *fresh], store=_facts(store))
+        if outcome.finished:
+            ranks.first(lambda: write_card(folder.path, overwrite=True))
+        return outcome
 
 
 def _open_store(recipe: Recipe) -> tuple[TokenStore, Recipe]:

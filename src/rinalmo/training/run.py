@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from rinalmo.errors import MissingExtraError
+from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.inference.engine import native_precision
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.training.checkpoint import Checkpoints
 from rinalmo.training.config import RunRecipe
@@ -21,6 +22,8 @@ from rinalmo.training.loop import Event, Task, Trainer
 from rinalmo.training.run_folder import RunFolder
 from rinalmo.training.throughput import measure_peak
 from rinalmo.weights.checkpoint import save
+
+R = TypeVar("R", bound=RunRecipe)
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,15 @@ class _Recorder:
     def close(self) -> None:
         if self.log is not None:
             self.log.close()
+
+
+def with_precision(recipe: R, device: torch.device) -> R:
+    """The recipe with the precision that "auto" is on this device; raises InputError for one that would crawl."""
+    native = native_precision(device)
+    if recipe.train.precision == "bf16" != native:
+        raise InputError("train.precision is bf16, which this processor does not have; --set train.precision=auto")
+    precision = native if recipe.train.precision == "auto" else recipe.train.precision
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
 
 
 def _peak(ranks: Ranks, recipe: RunRecipe) -> float:

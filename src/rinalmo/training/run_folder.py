@@ -2,11 +2,12 @@
 
 RUN/
     recipe.yaml      the recipe with every default filled in: `rinalmo pretrain RUN/recipe.yaml` repeats the run
+    examples/        the examples of a fine-tuning run that were given as rows, not as files
     versions.json    one entry per start: versions, command, processes, threads, from which step
     log.jsonl        training and validation figures by step
     checkpoints/     see `rinalmo.training.checkpoint`
     evaluation.json  figures over the test examples of a fine-tuning run
-    model/           the trained model, once the run is finished
+    model/           the trained model and its card, once the run is finished
     loss.png         its curve
     lock             held while a process trains here
 """
@@ -31,7 +32,7 @@ from rinalmo.errors import InputError, RinalmoError, TrainingError
 from rinalmo.recipe_files import parse, read
 from rinalmo.training.config import Recipe, RunRecipe
 
-RECIPE, VERSIONS, EVALUATION = "recipe.yaml", "versions.json", "evaluation.json"
+RECIPE, VERSIONS, EVALUATION, EXAMPLES = "recipe.yaml", "versions.json", "evaluation.json", "examples"
 
 # What may differ when a run is resumed: where things lie, how they are computed and watched, and how long it goes on.
 _FREE = (
@@ -76,16 +77,19 @@ class RunFolder:
 
     def begin(self, recipe: RunRecipe, resume: bool) -> list[str]:
         """Write the recipe down, or with `resume` compare it with the one that is there; returns what changed."""
-        notes: list[str] = []
-        if (self.path / RECIPE).exists():
-            if not resume:
-                raise InputError(f"{self.path}: holds a run; go on with it by --resume, or choose another folder")
-            notes = self._changes(recipe)
-        elif foreign := [path.name for path in self.path.iterdir() if path.name != "lock"]:
-            raise InputError(f"{self.path}: holds {sorted(foreign)[0]} and is no run; choose another folder")
+        self.check(resume)
+        notes = self._changes(recipe) if (self.path / RECIPE).exists() else []
         with replacing(self.path / RECIPE) as file:
             file.write(recipe.dump().encode())
         return notes
+
+    def check(self, resume: bool) -> None:
+        """Raise InputError if the folder, which must exist, holds something that a run must not touch."""
+        if (self.path / RECIPE).exists():
+            if not resume:
+                raise InputError(f"{self.path}: holds a run; go on with it by --resume, or choose another folder")
+        elif foreign := [path.name for path in self.path.iterdir() if path.name not in ("lock", EXAMPLES)]:
+            raise InputError(f"{self.path}: holds {sorted(foreign)[0]} and is no run; choose another folder")
 
     def _changes(self, recipe: RunRecipe) -> list[str]:
         before = _flat(self.recipe().model_dump(mode="json"))

@@ -40,7 +40,7 @@ class Predictor(nn.Module):
         """What the head says, one tensor per sequence."""
         if states is None:
             states = self.model.encoder(ids, layout).last_hidden_state
-        return list(self.task.outputs(self.model, states, layout))
+        return list(self.task.outputs(self.model, ids, states, layout))
 
     def train(self, mode: bool = True) -> Predictor:
         super().train(mode)

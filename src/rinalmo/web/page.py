@@ -200,7 +200,12 @@ def _embed_tab(service: Service) -> None:
                 }
             )
             written = tables.write_files(embedded, service.new_folder())
-            shown = {"x": axes[0], "y": axes[1], "x_lim": _wide(points[:, 0]), "y_lim": _wide(points[:, 1])}
+            shown: dict[str, Any] = {
+                "x": axes[0],
+                "y": axes[1],
+                "x_lim": _wide(points[:, 0]),
+                "y_lim": _wide(points[:, 1]),
+            }
             return (
                 gr.ScatterPlot(data, visible=True, **shown, **_coloured(data, chosen)),
                 gr.Dropdown(list(groups), value=chosen, visible=True),
@@ -375,7 +380,7 @@ def _box(label: str, example: str, lines: int = 4) -> gr.Textbox:
 def _examples(box: gr.Textbox, file: str, *names: str) -> list[Callable[..., Any]]:
     """A button for each example, which writes it into the box; what to call for an event when that is done."""
     records = {record.id: record for record in read_fasta(_EXAMPLES / file, allow_mask=True)}
-    written = []
+    written: list[Callable[..., Any]] = []
     with gr.Row():
         for name in names:
             text = f">{name}\n{records[name].sequence}"

@@ -1,6 +1,6 @@
 """The published models: their names, where their files are, and where they are kept.
 
-    nano                bundled with the package
+    nano, nano-fold     bundled with the package
     micro, mega, giga   fetched on first use into $RINALMO_HOME/<name>, $XDG_CACHE_HOME/rinalmo/<name>
                         or ~/.cache/rinalmo/<name>
 
@@ -125,6 +125,12 @@ CATALOG: dict[str, CatalogEntry] = {
             "nano",
             "6 layers × 320, trained by this project on a CPU; for trying things and small tasks",
             7.5,
+            (Source("bundled", "multimolecule", "Apache-2.0"),),
+        ),
+        CatalogEntry(
+            "nano-fold",
+            "nano, trained further to fold, on bpRNA TR0",
+            7.9,
             (Source("bundled", "multimolecule", "Apache-2.0"),),
         ),
         CatalogEntry(

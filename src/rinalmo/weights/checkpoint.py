@@ -97,7 +97,8 @@ def load(
     """A model with its weights, in evaluation mode and without gradients (`requires_grad_(True)` to train it).
 
     `source` is a name of the catalog (`rinalmo models` lists them), a folder or a file, in our layout, the authors'
-    or multimolecule's. The file is mapped, not copied; `dtype` converts tensor by tensor.
+    or multimolecule's. The file is mapped, not copied; `dtype` converts tensor by tensor. Without it fp16 becomes fp32:
+    it halves a file, but nothing here computes in it.
 
     `consume` is called with each block, in order, as soon as it has its weights, and may take them: blocks are read
     one at a time, and the memory of one that keeps nothing of the file is free before the next is read.
@@ -112,7 +113,8 @@ def load(
     for block, names in checkpoint.by_block():
         for name in names:
             tensor = checkpoint.tensor(name)
-            _assign(model, name, tensor.to(device=device, dtype=dtype))
+            wanted = torch.float32 if dtype is None and tensor.dtype == torch.float16 else dtype
+            _assign(model, name, tensor.to(device=device, dtype=wanted))
         if consume and block is not None:
             consume(model.encoder.get_submodule(f"blocks.{block}"))  # type: ignore[arg-type]
             checkpoint.files.release()
@@ -139,11 +141,16 @@ def convert(
     layout: LayoutName = "rinalmo",
     *,
     num_attention_heads: int | None = None,
+    half: bool = False,
     overwrite: bool = False,
 ) -> Checkpoint:
-    """Write the model `source` to `target` in another layout; returns what was read, with notes for the user."""
+    """Write the model `source` to `target` in another layout; returns what was read, with notes for the user.
+
+    With `half` matrices are written in fp16: a file of half the size, weights rounded to 11 bits.
+    """
     checkpoint = read(source, num_attention_heads=num_attention_heads)
-    _write(checkpoint.spec, dict(checkpoint.tensors()), Path(target), layout, checkpoint.files, overwrite)
+    state = {name: tensor.half() if half and tensor.dim() > 1 else tensor for name, tensor in checkpoint.tensors()}
+    _write(checkpoint.spec, state, Path(target), layout, checkpoint.files, overwrite)
     return replace(checkpoint, notes=(*checkpoint.notes, *_losses(checkpoint.spec, layout)))
 
 
@@ -192,7 +199,10 @@ def _write_official(spec: ModelSpec, state: Mapping[str, Tensor], target: Path) 
     if kept.get("ribosome_load_head.target_std") is not None and _is_unscaled(kept):
         kept = {name: tensor for name, tensor in kept.items() if ".target_" not in name}
     scalars = {"threshold": spec.threshold} if spec.threshold is not None else {}
-    write_pickle(target, translate(kept, "official"), scalars, {name: getattr(spec.config, name) for name in _NOTED})
+    note = {name: getattr(spec.config, name) for name in _NOTED}
+    if spec.task is not None:
+        note["task"] = dict(spec.task)
+    write_pickle(target, translate(kept, "official"), scalars, note)
 
 
 def _losses(spec: ModelSpec, layout: LayoutName) -> list[str]:
@@ -313,11 +323,18 @@ def _spec(
     threshold = files.scalars.get("threshold", files.config.get("threshold"))
     if not isinstance(threshold, float | int | None):
         raise CheckpointError(f"config: threshold is {threshold!r}; it must be a number")
-    task = files.config.get("task")
+    task = values.get("task") or _unsaid_task(shapes)
     if not isinstance(task, dict | None):
         raise CheckpointError(f"config: task is {task!r}; it must be an object")
     spec = ModelSpec(config, alphabet, threshold=threshold, task=task)
     return spec.with_heads(shapes, _head_config(files.config))
+
+
+def _unsaid_task(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """Two tasks have one head. The authors' ribosome-load files hold the scale of the targets, the others do not."""
+    head = "ribosome_load_head"
+    plain = f"{head}.projection.weight" in shapes and f"{head}.target_mean" not in shapes
+    return {"name": "translation-efficiency"} if plain else None
 
 
 def _special_ids(alphabet: Alphabet) -> dict[str, int]:

@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from rinalmo.durable import replacing
+from rinalmo.durable import check_place, replacing
 from rinalmo.errors import InputError
 from rinalmo.rna.formats import dbn, partners, st, tables
 from rinalmo.rna.reading import read_lines, source_name
@@ -98,10 +98,7 @@ def write_structures(path: Source, structures: Iterable[Structure], format: str 
     Raises InputError if there is no such folder, or the format is not known.
     """
     path, kind = Path(path), format_of(path, format)
-    if path.is_dir() or not path.parent.is_dir():
-        raise InputError(
-            f"{path}: " + ("is a folder; name a file" if path.is_dir() else "no such folder; make it first")
-        )
+    check_place(path)
     with replacing(path) as file:
         if kind == "parquet":
             tables.write_parquet(structures, file)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rinalmo.data.headers import Header, read_header, type_in_words
+from rinalmo.rna.headers import Header, read_header, type_in_words
 
 REAL = [
     # RNAcentral, active and species-specific files

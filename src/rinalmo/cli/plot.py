@@ -1,0 +1,71 @@
+"""`rinalmo plot`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rinalmo.cli.options import colour_option
+
+_OUTPUT = click.option(
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Picture to write, .svg or .png."
+)
+
+
+@click.group("plot")
+def command() -> None:
+    """Draw what is computed already: embeddings, training curves.
+
+    Other pictures are drawn where their numbers are made: `fold --plot`, `score --plot`, `embed --plot`.
+
+    \b
+    rinalmo plot map embeddings.parquet -o map.svg --colour-by family
+    rinalmo plot curves run -o curves.svg
+    """
+
+
+@command.command("map")
+@click.argument("embeddings", type=click.Path(path_type=Path), metavar="FILE")
+@_OUTPUT
+@click.option(
+    "--method", type=click.Choice(["pca", "umap"]), default="pca", show_default=True, help="How to get two dimensions."
+)
+@colour_option
+def map_(embeddings: Path, output: Path, method: Any, colour_by: str | None) -> None:
+    """Draw the embeddings of a file that `rinalmo embed` has written, one point a sequence.
+
+    \b
+    rinalmo plot map embeddings.parquet -o map.svg --colour-by family
+    rinalmo plot map embeddings.npz -o map.png --method umap --colour-by facts.csv:species
+    """
+    from rinalmo.inference.map_file import MapPlot
+
+    plot = MapPlot(output, method, colour_by)
+    plot.check(embeddings)
+    plot.draw(embeddings)
+    click.echo(f"{output}: drawn", err=True)
+
+
+@command.command("curves")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN…")
+@_OUTPUT
+@click.option(
+    "--figure", "figures", multiple=True, metavar="NAME", help="Figure of the log, one panel each.  [default: loss]"
+)
+def curves(runs: tuple[Path, ...], output: Path, figures: tuple[str, ...]) -> None:
+    """Draw the training curves of one or several runs, finished or not.
+
+    A RUN is the folder of `rinalmo pretrain` or `rinalmo finetune`, or a fold of one. A figure of one validation
+    source is named SOURCE/FIGURE.
+
+    \b
+    rinalmo plot curves run -o curves.svg
+    rinalmo plot curves first second -o both.png --figure loss --figure accuracy
+    """
+    from rinalmo.plots.curves import draw_curves
+    from rinalmo.training.log import logs_of
+
+    draw_curves(logs_of(runs), output, figures or ("loss",), rates=True)
+    click.echo(f"{output}: drawn", err=True)

@@ -1,0 +1,281 @@
+"""`RayEngine`: many engines on a Ray, of this machine or of a cluster. The only file that knows Ray.
+
+Each worker is an actor: a process with an `Engine` of its own. A worker gets one item, a chunk of records, at a time
+and sends its result back; it writes no file. So whatever becomes of workers, each result arrives once, and a worker
+that dies costs the item it was at, which another one gets.
+
+Plain actors rather than Ray Data, whose restart wants an id that is unique in the input and a file system that all
+machines share, and whose output is a folder of files: docs/ray.md.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+from rinalmo.errors import InputError, MissingExtraError, RinalmoError, ToolError
+from rinalmo.inference.batching import BATCH_TOKENS
+from rinalmo.inference.engine import Advance, Engine, Job, Precision
+from rinalmo.model.config import ModelConfig
+
+_CONNECT_SECONDS = 5
+_START_SECONDS = 600  # a cluster that grows on demand takes minutes
+_ATTEMPTS = 5
+
+Item = TypeVar("Item", bound=Sized)
+R = TypeVar("R")
+
+
+class RayEngine:
+    """Engines in many processes, to be used in a `with`; `run` is that of an `Engine`, and so are its first arguments.
+
+    model     a catalog name, or a path that every machine of the cluster has
+    threads   CPU threads of each worker, 1 if None
+    address   HOST:PORT of a running Ray, "auto" for the one of this machine, None to start one for this process
+    workers   their number; as many as there are CPUs for if None. Those that find no CPU are not waited for
+
+    A Ray that the process is connected to already is used as it is, and left running.
+
+    Raises MissingExtraError without Ray, InputError for an address where none answers and for threads that no machine
+    has, ToolError if no worker could be started.
+    """
+
+    fingerprint: str
+    precision: Precision
+    config: ModelConfig
+
+    def __init__(
+        self,
+        model: str | Path = "nano",
+        precision: Precision = "auto",
+        *,
+        threads: int | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        address: str | None = None,
+        workers: int | None = None,
+    ) -> None:
+        self._threads = threads or 1
+        self.batch_tokens = batch_tokens
+        # A worker has another working folder.
+        place = str(Path(model).absolute()) if Path(model).exists() else str(model)
+        self._settings = {
+            "model": place,
+            "precision": precision,
+            "threads": self._threads,
+            "batch_tokens": batch_tokens,
+        }
+        self._ray = _imported()
+        self._owns_ray = _connect(self._ray, address, None if workers is None else workers * self._threads)
+        self._workers: list[Any] = []
+        try:
+            self._start(workers)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the workers, and Ray if it was started here."""
+        for worker in self._workers:
+            self._ray.kill(worker)
+        self._workers = []
+        if self._owns_ray:
+            self._ray.shutdown()
+            self._owns_ray = False
+
+    def run(self, job: Job[Item, R], items: Iterable[tuple[int, Item]], advance: Advance) -> Iterator[tuple[int, R]]:
+        """The job on numbered items, each result once, in the order in which they are finished.
+
+        `advance` is called with the size of each finished item. What the job raises is raised here. Raises ToolError
+        for an item at which several workers died.
+        """
+        tasks = (_Task(number, item) for number, item in items)
+        waiting: deque[_Task] = deque()
+        idle: list[Any] = []
+        calls: dict[Any, tuple[Any, _Task | None]] = {
+            worker.start.remote(job): (worker, None) for worker in self._workers
+        }
+        while True:
+            if not waiting:
+                waiting.extend(islice(tasks, 1))
+            if not waiting and not any(task for _, task in calls.values()):
+                return
+            if waiting and idle:
+                worker, task = idle.pop(), waiting.popleft()
+                calls[worker.compute.remote(task.item)] = (worker, task)
+                continue
+            (ready,), _ = self._ray.wait([*calls], num_returns=1)
+            worker, finished = calls.pop(ready)
+            try:
+                answer = self._answer(ready)
+            except _LostError as error:
+                if finished is not None:
+                    waiting.appendleft(finished.again(error))
+                new = self._replaced(worker)
+                calls[new.start.remote(job)] = (new, None)
+                continue
+            idle.append(worker)
+            if finished is None:
+                self._require_same(answer)
+            else:
+                yield finished.number, answer
+                advance(len(finished.item))
+
+    def _start(self, workers: int | None) -> None:
+        """Start the workers and learn of their model from the first that answers."""
+        largest = max(node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"])
+        if largest < self._threads:
+            raise InputError(f"--threads {self._threads}: the largest machine of this Ray has {largest:.0f} CPUs")
+        count = workers or int(self._ray.cluster_resources()["CPU"]) // self._threads
+        self._actor = self._ray.remote(num_cpus=self._threads)(_Worker)
+        self._workers = [self._actor.remote(self._settings) for _ in range(count)]
+        about = self._first_answer({worker.about.remote(): worker for worker in self._workers})
+        self.fingerprint, self.precision, self.config = about
+
+    def _first_answer(self, calls: dict[Any, Any]) -> _About:
+        lost = 0
+        while True:
+            ready, _ = self._ray.wait([*calls], num_returns=1, timeout=_START_SECONDS)
+            if not ready:
+                raise ToolError(f"Ray started no worker in {_START_SECONDS // 60} minutes; are its CPUs all in use?")
+            worker = calls.pop(ready[0])
+            try:
+                return self._answer(ready[0])  # type: ignore[no-any-return]
+            except _LostError as error:
+                lost += 1
+                if lost == _ATTEMPTS:
+                    raise ToolError(f"{lost} workers died while they loaded the model ({error})") from None
+                new = self._replaced(worker)
+                calls[new.about.remote()] = new
+
+    def _answer(self, call: Any) -> Any:
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(call)
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, RinalmoError | OSError | MemoryError):
+                raise error.cause from None
+            raise
+        except errors.RayError as error:
+            raise _LostError(str(error).strip().partition("\n")[0]) from None
+
+    def _replaced(self, worker: Any) -> Any:
+        """A new worker, in the place of one that cannot be reached, if it is not dead already."""
+        self._ray.kill(worker)
+        self._workers.remove(worker)
+        self._workers.append(self._actor.remote(self._settings))
+        return self._workers[-1]
+
+    def _require_same(self, about: _About) -> None:
+        if about != (self.fingerprint, self.precision, self.config):
+            raise InputError(
+                f"{self._settings['model']}: workers disagree on the model or its precision ({self.precision}, "
+                f"{about.precision}); give every machine the same files, and name the --precision"
+            )
+
+
+class _About(NamedTuple):
+    """What all workers must have in common."""
+
+    fingerprint: str
+    precision: Precision
+    config: ModelConfig
+
+
+class _Worker:
+    """One process with an engine.
+
+    The engine is not made in `__init__`: Ray would report what is raised there as the death of the process.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self._engine: Engine | None = None
+
+    def about(self) -> _About:
+        engine = self._engine = self._engine or Engine(**self._settings)
+        return _About(engine.fingerprint, engine.precision, engine.config)
+
+    def start(self, job: Job[Any, Any]) -> _About:
+        about = self.about()
+        assert self._engine is not None
+        self._compute: Callable[[Any], Any] = job(self._engine, lambda more: None)
+        return about
+
+    def compute(self, item: Any) -> Any:
+        return self._compute(item)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """An item, and how many workers died at it."""
+
+    number: int
+    item: Any
+    deaths: int = 0
+
+    def again(self, error: _LostError) -> _Task:
+        """The same, for another worker."""
+        if self.deaths + 1 == _ATTEMPTS:
+            raise ToolError(
+                f"{_ATTEMPTS} workers died at the same {len(self.item)} records ({error}); if memory was short, give "
+                "fewer --workers or fewer --batch-tokens. What is finished is kept: go on with --resume"
+            )
+        return _Task(self.number, self.item, self.deaths + 1)
+
+
+class _LostError(Exception):
+    """A worker died, or cannot be reached."""
+
+
+def _imported() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise MissingExtraError("ray", "ray", "--engine ray") from None
+    return ray
+
+
+def _connect(ray: Any, address: str | None, cpus: int | None) -> bool:
+    """Connect to a running Ray or start one; False if this process is connected already."""
+    if address is not None:
+        _check_address(address)
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        return True
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(f"--address {address}: {str(error).partition('. ')[0]}; is a Ray running there?") from None
+    return True
+
+
+def _check_address(address: str) -> None:
+    """Ray itself would try for two minutes to reach a machine that is not there."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        raise InputError(f"--address {address}: write HOST:PORT, such as 10.0.0.1:6379, or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--address {address}: no Ray answers there ({error}); is it running?") from None

@@ -1,0 +1,117 @@
+"""Fine-tuning in Python: a task and labelled examples, in files or as rows such as those of a `datasets.Dataset`.
+
+Rows are written into the run's folder first (`RUN/examples/train.jsonl`): the run can then be resumed, repeated and
+described in its card like any other, and a message about a row names its line there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rinalmo.durable import replacing
+from rinalmo.errors import InputError
+from rinalmo.tasks.evaluation import Evaluation
+from rinalmo.tasks.registry import task_class
+from rinalmo.training.cross_validation import finetune_and_test
+from rinalmo.training.finetune_config import FinetuneRecipe, recipe_for
+from rinalmo.training.run import SILENCE, Listener
+from rinalmo.training.run_folder import EXAMPLES, RunFolder, restarted
+
+Rows = Iterable[Mapping[str, Any]]
+
+
+def finetune(
+    task: str,
+    data: str | Path | Rows,
+    output: str | Path,
+    *,
+    model: str | Path | None = None,
+    validation: str | Path | Rows | None = None,
+    test: str | Path | Rows | None = None,
+    target: str | Sequence[str] = (),
+    folds: int | None = None,
+    recipe: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    listener: Listener = SILENCE,
+) -> Evaluation | None:
+    """Train a model for a task on labelled examples, into `output/model`, as `rinalmo finetune` does.
+
+    data        a file, or rows: mappings with the columns that a table would have, as a `datasets.Dataset` gives them
+    model       what to start from; nano if None
+    validation  held-out examples; None: a tenth of `data`
+    test        examples to evaluate the finished model on
+    target      the column or columns to predict, where they have no usual name
+    overrides   changes of the recipe, such as "train.epochs=5"
+
+    Returns the figures over the test examples (with `folds`, of all folds), None without any. A class label of a
+    `datasets.Dataset` becomes its name. Raises InputError for what is wrong with the examples, TrainingError for what
+    goes wrong later, KeyboardInterrupt when it was stopped and saved; `resume` then goes on.
+    """
+    task_class(task)
+    output = Path(output)
+    given = {"train": data, "validation": validation, "test": test}
+    files = {name: _file(rows, name, output, resume) for name, rows in given.items() if rows is not None}
+    chosen = recipe_for(
+        task,
+        files["train"],
+        model=model,
+        validation=files.get("validation"),
+        test=files.get("test"),
+        targets=[target] if isinstance(target, str) else target,
+        folds=folds,
+        recipe=recipe,
+        overrides=overrides,
+    )
+    outcome, evaluation = finetune_and_test(chosen, output, resume=resume, listener=listener)
+    if not outcome.finished:
+        raise KeyboardInterrupt
+    return evaluation
+
+
+def _file(rows: str | Path | Rows, name: str, output: Path, resume: bool) -> Path:
+    """The file of examples, written if they came as rows."""
+    if isinstance(rows, str | Path):
+        return Path(rows)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"the {name} examples came as rows; several processes need them in a file")
+    if isinstance(rows, Mapping):
+        raise InputError(f"the {name} examples came as a mapping; give one of {', '.join(map(str, rows))}")
+    output.mkdir(parents=True, exist_ok=True)
+    RunFolder(output, FinetuneRecipe).check(resume or restarted())
+    (output / EXAMPLES).mkdir(exist_ok=True)
+    path = output / EXAMPLES / f"{name}.jsonl"
+    with replacing(path) as file:
+        file.writelines(_lines(rows, name))
+    return path
+
+
+def _lines(rows: Rows, name: str) -> Iterable[bytes]:
+    labels = _label_names(rows)
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, Mapping):
+            raise InputError(f"{name} example {number} is a {type(row).__name__}; expected a mapping of columns")
+        cells = {column: _named(value, labels.get(column)) for column, value in row.items()}
+        yield json.dumps(cells, default=_plain).encode() + b"\n"
+
+
+def _label_names(rows: Rows) -> dict[str, Sequence[str]]:
+    """Names of class labels by column, of a `datasets.Dataset` that has such columns."""
+    features = getattr(rows, "features", None) or {}
+    return {column: names for column, feature in features.items() if (names := getattr(feature, "names", None))}
+
+
+def _named(value: Any, names: Sequence[str] | None) -> Any:
+    """The name of a class label; -1 stands for none."""
+    if names is None or not isinstance(value, int):
+        return value
+    return names[value] if value >= 0 else None
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy and torch as plain ones; other things as text: no task learns from them."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -1,0 +1,64 @@
+"""`rinalmo plot` and `rinalmo embed --plot`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import rinalmo
+
+pytest.importorskip("matplotlib")
+KNOWN = Path(rinalmo.__file__).parent / "assets" / "examples" / "well_known_rnas.fa"
+
+
+def test_embed_draws_a_map_and_plot_draws_it_again(rinalmo_command, tmp_path):
+    result = rinalmo_command(
+        "embed", KNOWN, "-o", tmp_path / "x.parquet", "--plot", tmp_path / "a.svg", "--colour-by", "description"
+    )
+    assert result.code == 0, result.err
+    assert result.err.endswith("a.svg: drawn\n")
+    again = rinalmo_command(
+        "plot", "map", tmp_path / "x.parquet", "-o", tmp_path / "b.svg", "--colour-by", "description"
+    )
+    assert again.code == 0, again.err
+    assert "Homo sapiens (7)" in (tmp_path / "a.svg").read_text()
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--plot", "{tmp}/a.pdf"), "use .svg, .png"),
+        (("--plot", "{tmp}/a.svg", "--per-token"), "one vector a sequence"),
+        (("--plot", "{tmp}/a.svg", "--layers", "0,1"), "one vector a sequence"),
+        (("--plot", "{tmp}/a.svg", "--colour-by", "none.csv:x"), "none.csv: cannot be read"),
+        (("--plot", "{tmp}/a.svg", "--colour-by", "type"), "keeps no headers"),
+        (("--colour-by", "type"), "for the picture of --plot"),
+    ],
+)
+def test_what_could_not_be_drawn_is_not_computed(rinalmo_command, tmp_path, options, words):
+    result = rinalmo_command("embed", KNOWN, "-o", tmp_path / "x.npz", *(o.format(tmp=tmp_path) for o in options))
+    assert result.code == 2
+    assert words in result.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_curves_of_runs(rinalmo_command, tmp_path):
+    for folder in ("one/run", "two/run", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+        lines = [{"step": step, "loss": 1 / step} for step in (1, 2, 3)]
+        (tmp_path / folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    runs = [tmp_path / folder for folder in ("one/run", "two/run", "other")]
+    result = rinalmo_command("plot", "curves", *runs, "-o", tmp_path / "c.svg")
+    assert result.code == 0, result.err
+    text = (tmp_path / "c.svg").read_text()
+    assert "/other<" in text
+    assert "one/run<" in text  # two runs of the same name go by their paths
+    for arguments, words in (
+        ((tmp_path, "-o", tmp_path / "d.svg"), "no run, or none that has written a line"),
+        ((*runs, "-o", tmp_path / "d.svg", "--figure", "f1"), "no run has the figure 'f1'; there are loss"),
+    ):
+        result = rinalmo_command("plot", "curves", *arguments)
+        assert (result.code, len(result.err.splitlines())) == (2, 1)
+        assert words in result.err
+    assert not (tmp_path / "d.svg").exists()

@@ -1,0 +1,148 @@
+"""The documentation: its commands run and print what the pages show, nothing is missing, the site builds strictly."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+import rinalmo
+from rinalmo.cli import COMMANDS, cli
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+TOOLS = ROOT / "tools"
+
+
+def with_commands():
+    return [page for page in sorted(DOCS.rglob("*.md")) if "```console\n$ " in page.read_text()]
+
+
+def trains(page):
+    return re.search(r"^\$ rinalmo (finetune|pretrain) (?!--help)", page.read_text(), re.MULTILINE) is not None
+
+
+def run_pages(*arguments):
+    command = [sys.executable, TOOLS / "run_page.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True], ids=["reading", "training"])
+def test_commands_print_what_the_page_shows(training):
+    pages = [page for page in with_commands() if trains(page) is training]
+    assert pages
+    done = run_pages(*pages)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_page_that_says_something_else_is_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        '```text title="a.txt"\nfirst\nsecond\n```\n\n```console\n$ cat a.txt\nfirst\nthird\n$ echo 0.5\n0.504\n```\n'
+    )
+    done = run_pages(page)
+    assert done.returncode == 1
+    assert "-third\n+second" in done.stdout
+    assert "0.5" not in done.stdout
+    assert run_pages("--write", page).returncode == 0
+    assert "$ cat a.txt\nfirst\nsecond\n$ echo 0.5\n0.5\n" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "tolerance", "same"),
+    [
+        ("a 0.50 b", "a 0.505 b", 0.01, True),
+        ("a 0.50 b", "a 0.60 b", 0.01, False),
+        ("a 0.50 b", "a 0.60 b", 0.1, True),
+        ("3 sequences", "4 sequences", 0.1, False),
+        ("reading: … s", "reading: 12 s", 0.01, True),
+        ("reading: … s", "writing: 12 s", 0.01, False),
+        ("first\n…\nlast", "first\nx\ny\nlast", 0.01, True),
+        ("first\n…\nlast", "first\nx\ny", 0.01, False),
+        ("one\ntwo", "three\nfour", float("inf"), True),
+        ("one\ntwo", "three", float("inf"), False),
+    ],
+)
+def test_what_counts_as_the_same(monkeypatch, shown, printed, tolerance, same):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import run_page
+
+    assert run_page.matches(shown, printed, tolerance) is same
+
+
+def all_commands(command=cli, path=()):
+    """(words, command) of every command and of its own."""
+    context = click.Context(command)
+    names = command.list_commands(context) if isinstance(command, click.Group) else []
+    for name in names:
+        found = command.get_command(context, name)
+        yield (*path, name), found
+        yield from all_commands(found, (*path, name))
+
+
+@pytest.mark.parametrize(
+    ("words", "command"), list(all_commands()), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
+def test_every_command_is_documented(words, command):
+    page = DOCS / "commands" / f"{words[0]}.md"
+    assert page.exists(), f"write docs/commands/{words[0]}.md and name it in mkdocs.yml"
+    assert f"$ rinalmo {' '.join(words)} --help\n" in page.read_text()
+    assert f"({words[0]}.md)" in (DOCS / "commands" / "index.md").read_text()
+    assert f"commands/{words[0]}.md" in nav()
+
+
+@pytest.mark.parametrize(
+    ("words", "command"), list(all_commands()), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
+)
+def test_help_says_all_and_ends_with_an_example(words, command):
+    text = command.get_help(click.Context(command, info_name=f"rinalmo {' '.join(words)}"))
+    *_, examples = text.split("Examples:\n")
+    assert "Options:" in text.removesuffix(examples)
+    lines = examples.rstrip().splitlines()
+    assert any(line.strip().startswith(f"rinalmo {' '.join(words)}") for line in lines)
+    assert all(line.startswith("    ") for line in lines), "something stands below the examples"
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    assert [option.name for option in options if not option.help] == []
+
+
+def nav():
+    def files(part):
+        if isinstance(part, str):
+            yield part
+        for each in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+            yield from files(each)
+
+    return list(files(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+
+
+def test_every_page_is_in_the_navigation():
+    assert sorted(nav()) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+    results = {page.name for page in (ROOT / "benchmarks" / "results").glob("*.md")}
+    assert results == {page.name for page in (DOCS / "results").glob("2*.md")}, "docs/results/NAME.md includes each"
+
+
+def test_the_site_builds_without_warning_and_fetches_nothing():
+    command = [Path(sys.executable).parent / "zensical", "build", "--strict", "--clean"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    built = [page.read_text() for page in (ROOT / "site").rglob("*.html")]
+    assert len(built) > len(nav())
+    assert [
+        found for page in built for found in re.findall(r"<(?:script|img|link)[^>]+(?:src|href)=.?https?:[^>]+>", page)
+    ] == []
+
+
+def test_the_api_page_is_what_the_docstrings_say(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import api_page
+
+    assert api_page.page() == api_page.PAGE.read_text(), "run `python tools/api_page.py`"
+    assert all(f"### {name}\n" in api_page.page() for name in rinalmo.__all__ if name != "__version__")
+
+
+def test_commands_of_the_overview_are_those_of_the_package():
+    assert {words[0] for words, _ in all_commands()} == set(COMMANDS)

@@ -1,0 +1,78 @@
+"""A run of structures that is stopped goes on, and ends with the bytes of one that was not."""
+
+import random
+
+import numpy as np
+import pytest
+
+from rinalmo.errors import InputError
+from rinalmo.inference import runs
+from rinalmo.inference.engine import Engine
+from rinalmo.inference.runs import Run
+from rinalmo.model.config import ModelConfig
+from rinalmo.model.rinalmo import ModelSpec, create
+from rinalmo.tasks.fold_file import Decoding, fold_file, fold_records
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop(done):
+    if done == 9:
+        raise StoppedError
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create(ModelSpec(ModelConfig(32, 2, 2), heads={"structure_head": {}}), seed=1)
+
+
+@pytest.fixture
+def fasta(tmp_path, monkeypatch):
+    """12 records of 1 to 40 nt, in chunks of two."""
+    monkeypatch.setattr(runs, "CHUNK_RECORDS", 2)
+    chooser = random.Random(0)
+    sequences = ["".join(chooser.choices("ACGU", k=chooser.randint(1, 40))) for _ in range(12)]
+    (tmp_path / "in.fa").write_text("".join(f">s\n{sequence}\n" for sequence in sequences))
+    return tmp_path / "in.fa"
+
+
+def test_resume(model, fasta, tmp_path):
+    engine = Engine(model, "fp32", threads=1)
+    fold_file(fasta, tmp_path / "whole.dbn", engine, probabilities=tmp_path / "whole.npz")
+    output, matrices = tmp_path / "out.dbn", tmp_path / "out.npz"
+    with pytest.raises(StoppedError):
+        fold_file(fasta, output, engine, probabilities=matrices, tell=stop)
+    assert (Run(output).finished(), output.exists(), matrices.exists()) == (8, False, False)
+    with pytest.raises(InputError, match="cannot be resumed: decoding, probabilities changed"):
+        fold_file(fasta, output, engine, Decoding("nested"), resume=True)
+    told = []
+    assert fold_file(fasta, output, engine, probabilities=matrices, resume=True, tell=told.append) == 12
+    assert told == [9, 10, 11, 12]
+    assert output.read_bytes() == (tmp_path / "whole.dbn").read_bytes()
+    assert matrices.read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    assert not Run(output).folder.exists()
+
+
+def test_another_head_is_another_model(model, fasta, tmp_path):
+    with pytest.raises(StoppedError):
+        fold_file(fasta, tmp_path / "out.dbn", Engine(model, "fp32"), tell=stop)
+    other = create(model.spec, seed=1)
+    other.head("structure_head").prediction.bias.data += 1
+    with pytest.raises(InputError, match="cannot be resumed: model changed"):
+        fold_file(fasta, tmp_path / "out.dbn", Engine(other, "fp32"), resume=True)
+
+
+def test_chunks_hold_what_folding_gives(model, fasta, tmp_path):
+    from rinalmo.rna.fasta import read_fasta
+    from rinalmo.rna.formats import read_structures
+
+    engine = Engine(model, "fp32", threads=1)
+    expected = list(fold_records(read_fasta(fasta), engine))
+    fold_file(fasta, tmp_path / "out.dbn", engine, probabilities=tmp_path / "out.npz")
+    assert list(read_structures(tmp_path / "out.dbn")) == [structure for structure, _ in expected]
+    with np.load(tmp_path / "out.npz") as found:
+        assert len(found.files) == 12
+        for (_, matrix), name in zip(expected, found.files, strict=True):
+            np.testing.assert_allclose(found[name], matrix, atol=1e-3)

@@ -1,0 +1,203 @@
+"""Run the commands of a documentation page and compare what they print with what the page shows.
+
+    python tools/run_page.py docs/quickstart.md             # exit code 1 and the difference, if there is one
+    python tools/run_page.py --write docs/quickstart.md     # put what was printed and drawn into the page
+
+A page is a story told in one empty folder. Of its fenced blocks two kinds count:
+
+    ```csv title="measured.csv"      is written to that file
+    ```console                       `$ command` is run (`\\` goes on in the next line), the rest is what it prints
+
+In what a page shows `…` stands for anything within a line, and for any lines if it is alone. Numbers with a decimal
+point may differ by 0.01 plus 1 %, as they do from processor to processor; `<!-- tolerance: 0.2 -->` before a block
+allows more, and after `<!-- tolerance: inf -->` only the number of lines is compared, as for what a model says that the
+page itself trained. `rinalmo` is run in forks of this process, which has imported torch: importing takes longer than
+most commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import rinalmo
+
+FENCE = re.compile(
+    r"^(?:<!-- tolerance: (?P<tolerance>[\d.]+|inf) -->\n+)?"
+    r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<body>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+PICTURE = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")
+NUMBER = re.compile(r"-?\d+\.\d+")
+EXAMPLES = Path(rinalmo.__file__).parent / "assets" / "examples"
+TOLERANCE = 0.01
+
+
+@dataclass
+class Step:
+    """One command of a page, what the page shows of its output, and what it printed."""
+
+    command: str
+    shown: str
+    tolerance: float
+    printed: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        return matches(self.shown, self.printed, self.tolerance)
+
+    def difference(self) -> str:
+        shown, printed = self.shown.splitlines(), self.printed.splitlines()
+        lines = difflib.unified_diff(shown, printed, "the page", "printed now", lineterm="")
+        return "\n".join([f"$ {self.command}", *lines])
+
+
+def run(page: Path, *, write: bool = False) -> list[Step]:
+    """The steps of a page, run in a new folder that holds the package's example sequences."""
+    text, steps = page.read_text(), []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file in EXAMPLES.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        for block in FENCE.finditer(text):
+            if block["title"]:
+                (folder / block["title"]).write_text(block["body"])
+            elif block["language"] == "console":
+                found = list(_steps(block["body"], float(block["tolerance"] or TOLERANCE)))
+                for step in found:
+                    step.printed = _printed(step.command, folder)
+                steps += found
+                if write:
+                    text = text.replace(block["body"], "".join(map(_shown, found)))
+        if write:
+            page.write_text(text)
+            for picture in PICTURE.findall(text):
+                if (made := folder / Path(picture).name).exists():
+                    (page.parent / picture).write_bytes(made.read_bytes())
+    return steps
+
+
+def matches(shown: str, printed: str, tolerance: float) -> bool:
+    """Whether the text is the same but for numbers within the tolerance and whatever `…` stands for."""
+    if tolerance == float("inf"):
+        return len(shown.splitlines()) == len(printed.splitlines())
+    numbers = _numbers(shown, printed)
+    if numbers is None:
+        return False
+    pairs = zip(map(float, NUMBER.findall(shown)), map(float, numbers), strict=True)
+    return all(abs(wanted - got) <= tolerance * (1 + abs(wanted)) for wanted, got in pairs)
+
+
+def _numbers(shown: str, printed: str) -> tuple[str, ...] | None:
+    """What was printed for each number that is shown; None if the text between them differs."""
+    pattern = "".join(_pattern(line) for line in shown.splitlines())
+    found = re.fullmatch(pattern, "".join(f"{line}\n" for line in printed.splitlines()))
+    return None if found is None else found.groups()
+
+
+def _pattern(line: str) -> str:
+    if line.strip() == "…":
+        return r"(?:.*\n)*?"
+    parts = re.split(rf"({NUMBER.pattern}|…)", line.rstrip())
+    return "".join(map(_part, parts)) + r"[ ]*\n"
+
+
+def _part(text: str) -> str:
+    if text == "…":
+        return ".*?"
+    return f"({NUMBER.pattern})" if NUMBER.fullmatch(text) else re.escape(text)
+
+
+def _steps(body: str, tolerance: float) -> Iterator[Step]:
+    for part in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
+        lines = part.splitlines()
+        end = next(number for number, line in enumerate(lines) if not line.endswith("\\"))
+        yield Step("\n".join(lines[: end + 1]), "\n".join(lines[end + 1 :]), tolerance)
+
+
+def _shown(step: Step) -> str:
+    """The step for the page: what is shown with today's numbers, or all that was printed if it is another text."""
+    numbers = _numbers(step.shown, step.printed)
+    if numbers is None:
+        output = "\n".join(line.rstrip() for line in step.printed.splitlines())
+    else:
+        fresh = iter(numbers)
+        output = NUMBER.sub(lambda _: next(fresh), step.shown)
+    return f"$ {step.command}\n" + (f"{output}\n" if output else "")
+
+
+def _printed(command: str, folder: Path) -> str:
+    output = folder / ".printed"
+    with output.open("wb") as file:
+        if re.match(r"rinalmo [^|><$;&*]*$", command.replace("\\\n", " ").replace("<mask>", "")):
+            _load()
+            words = shlex.split(command.replace("\\\n", " "))
+            if not (child := os.fork()):
+                _become_rinalmo(words, folder, file.fileno())
+            os.waitpid(child, 0)
+        else:
+            subprocess.run(
+                ["bash", "-c", command], cwd=folder, env=_environment(), stdout=file, stderr=file, check=False
+            )
+    printed = output.read_text().strip("\n")
+    output.unlink()
+    return printed
+
+
+def _load() -> None:
+    import rinalmo.inference.engine
+    import rinalmo.training.run  # noqa: F401
+
+
+def _become_rinalmo(words: list[str], folder: Path, output: int) -> None:
+    import torch
+
+    from rinalmo import cli
+    from rinalmo.cli import progress
+
+    try:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir(folder)
+        os.environ.update(_environment())
+        sys.argv = words
+        torch.set_num_threads(1)
+        progress._SECONDS = float("inf")  # lines that come every ten seconds would depend on the clock
+        cli.main()
+    except SystemExit:
+        pass  # the line that says what is wrong has been printed
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _environment() -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1", "PATH": path, "PYTHONWARNINGS": "ignore"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pages", nargs="+", type=Path, metavar="PAGE")
+    parser.add_argument("--write", action="store_true", help="put what was printed into the pages")
+    arguments = parser.parse_args()
+    wrong = [step for page in arguments.pages for step in run(page, write=arguments.write) if not step.agrees]
+    print("\n\n".join(step.difference() for step in wrong))
+    sys.exit(bool(wrong) and not arguments.write)
+
+
+if __name__ == "__main__":
+    main()
