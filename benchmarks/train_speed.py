@@ -4,12 +4,13 @@
     python benchmarks/train_speed.py --preset micro --repeats 3 --batches 8 16 32
     python benchmarks/train_speed.py --fasta my_rnas.fa.gz            # their lengths instead of the built-in mix
 
-    rinalmo             `pretrain` with the recipe pretrain-nano-cpu (or --recipe) in one process: bf16, packed batches
-                        with a fixed number of tokens
+    rinalmo             `pretrain` with the recipe pretrain-nano-cpu (or --recipe) in one process: bf16 (fp32 on a
+                        processor without it), packed batches with a fixed number of tokens
     rinalmo × N         the same by torchrun, N processes of one thread
     default             multimolecule's model in a Trainer with `DataCollatorForLanguageModeling`, all as they are by
                         default: fp32, dropout 0.1, batches of 8 in random order
-    best SIZE           the same with bf16 autocast, SDPA, no dropout, batches of SIZE grouped by length
+    best SIZE           the same with bf16 autocast (or fp32, as ours), SDPA, no dropout, batches of SIZE grouped by
+                        length
     best SIZE × N       that by torchrun
 
 All see sequences of the same distribution of lengths, cropped to what the recipe crops to. A step is everything from
@@ -167,6 +168,15 @@ def grouped(lengths: list[int], size: int, count: int) -> list[list[int]]:
     return [group[start : start + size] for start in starts]
 
 
+def native() -> str:
+    """The precision that this processor multiplies fastest, which all sides then have."""
+    import torch
+
+    from rinalmo.inference.engine import native_precision
+
+    return native_precision(torch.device("cpu"))
+
+
 def start(folder: Path, lengths: list[int], chosen: Any) -> dict[str, Side]:
     """All sides, by name, after their untimed round or failed."""
     many, one = {"threads": chosen.threads}, {"threads": 1, "processes": chosen.threads}
@@ -176,7 +186,7 @@ def start(folder: Path, lengths: list[int], chosen: Any) -> dict[str, Side]:
         found[f"rinalmo × {chosen.threads}"] = Side("rinalmo", **one, **ours, output=str(folder / "many"))
     if chosen.peer:
         found |= start_peers(str(folder / "peer"), lengths, chosen, many, one)
-    return found | {"peak": Side("peak", **many, precision="bf16")}
+    return found | {"peak": Side("peak", **many, precision=native())}
 
 
 def start_peers(output: str, lengths: list[int], chosen: Any, many: Any, one: Any) -> dict[str, Side]:
@@ -187,11 +197,13 @@ def start_peers(output: str, lengths: list[int], chosen: Any, many: Any, one: An
     best = common | {"model": sizes | {"hidden_dropout": 0.0, "attention_dropout": 0.0, "attn_implementation": "sdpa"}}
     for size in chosen.batches:
         batches = grouped(lengths, size, max(4, chosen.sequences // size))
-        found[f"best {size}"] = Side("trainer", **many, **best, batches=batches, training={"bf16": True})
+        found[f"best {size}"] = Side("trainer", **many, **best, batches=batches, training={"bf16": native() == "bf16"})
     for size in chosen.spread_batches if chosen.threads > 1 else ():
         whole = grouped(lengths, size * chosen.threads, max(4, chosen.sequences // (size * chosen.threads)))
         batches = [batch[part :: chosen.threads] for batch in whole for part in range(chosen.threads)]
-        several = best | {"training": {"bf16": True, "ddp_backend": "gloo", "ddp_find_unused_parameters": False}}
+        several = best | {
+            "training": {"bf16": native() == "bf16", "ddp_backend": "gloo", "ddp_find_unused_parameters": False}
+        }
         found[f"best {size} × {chosen.threads}"] = Side("trainer", **one, **several, batches=batches)
     return found
 
