@@ -89,10 +89,10 @@ def test_fill_mask(page):
     panel.get_by_alt_text("Logo of RNA").wait_for()
 
 
-def test_fold(page, folding_model):
+def test_fold(page):
     panel = open_tab(page, "Fold")
     panel.get_by_role("button", name="tRNA-Phe").click()
-    (expected,) = rinalmo.fold(TRNA, folding_model)
+    (expected,) = rinalmo.fold(TRNA)
     panel.locator("#arcs img").wait_for()
     dbn = f">tRNA-Phe\n{TRNA}\n{expected.dot_bracket}\n"
     assert panel.locator("#dot-bracket textarea").input_value() == dbn
