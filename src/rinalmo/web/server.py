@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rinalmo.errors import InputError, MissingExtraError, RinalmoError
+from rinalmo.errors import InputError, MissingExtraError
 from rinalmo.web import limits
 
 _POLICY = "; ".join(
@@ -53,7 +53,8 @@ def serve(
 ) -> None:
     """Serve the page until SIGINT or SIGTERM; `ready` is called with its address. Port 0 is any free one.
 
-    Raises InputError for a port that cannot be had or a `fold_model` that does not fold, MissingExtraError without Gradio.
+    Raises InputError for a port that cannot be had or a `fold_model` that does not fold, MissingExtraError without
+    Gradio.
     """
     need_gradio()
     listening = _listening(host, port)
