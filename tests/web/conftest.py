@@ -1,5 +1,6 @@
 """A server in a process of its own, which writes down whatever it asks of another machine."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,10 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-import rinalmo
-from rinalmo.model.config import ModelConfig
-from rinalmo.model.rinalmo import ModelSpec, create
 
 pytest.importorskip("gradio")
 
@@ -51,28 +48,18 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def folding_model(tmp_path_factory):
-    """A tiny model with a fresh head for structures: what it says is nonsense, but it says it."""
-    heads = {"lm_head": {}, "structure_head": {"channels": 4, "num_blocks": 1}}
-    model = create(ModelSpec(ModelConfig(32, 2, 2), heads=heads), seed=1)
-    return rinalmo.save(model, tmp_path_factory.mktemp("folding") / "tiny")
-
-
-@pytest.fixture(scope="session")
 def start(tmp_path_factory):
-    """Start `rinalmo web` with more options; all are stopped in the end."""
+    """Start `rinalmo web`; all are stopped in the end."""
     started = []
 
-    def run(*options):
+    def run():
         folder = tmp_path_factory.mktemp("served")
         (folder / "tmp").mkdir()
         command = [sys.executable, "-c", _WATCHED, str(folder / "outside"), "web", "--port", "0", "--threads", "1"]
         log = folder / "log"
-        environment = {**_environment(), "TMPDIR": str(folder / "tmp")}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "tmp")}
         with log.open("w") as file:
-            process = subprocess.Popen(
-                [*command, *map(str, options)], stdout=subprocess.PIPE, stderr=file, text=True, env=environment
-            )
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True, env=environment)
         started.append(process)
         line = process.stdout.readline()
         assert line.startswith("serving on http://127.0.0.1:"), log.read_text()
@@ -84,16 +71,10 @@ def start(tmp_path_factory):
         process.wait()
 
 
-def _environment():
-    import os
-
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 @pytest.fixture(scope="session")
-def served(start, folding_model):
+def served(start):
     """The page that the tests of a worker share."""
-    return start("--fold-model", folding_model)
+    return start()
 
 
 @pytest.fixture

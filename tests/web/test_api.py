@@ -1,7 +1,8 @@
 """The API by gradio_client against a real server: the right numbers, clear errors, several users, nothing outside."""
 
-import json
 import socket
+import subprocess
+import sys
 import time
 from urllib.parse import urlparse
 
@@ -44,9 +45,9 @@ def test_fill_mask(client):
     assert found["probabilities"][4] == pytest.approx(four / four.sum(), abs=1e-5)
 
 
-def test_fold(client, folding_model):
+def test_fold(client):
     found = client.predict(f">tRNA-Phe yeast\n{TRNA}", api_name="/fold")
-    (expected,) = rinalmo.fold(TRNA, folding_model)
+    (expected,) = rinalmo.fold(TRNA)
     assert found["dot_bracket"] == expected.dot_bracket
     assert [(i - 1, j - 1) for i, j, _ in found["pairs"]] == list(expected.pairs)
     assert found["dbn"] == f">tRNA-Phe\n{TRNA}\n{expected.dot_bracket}\n"
@@ -111,6 +112,25 @@ def test_a_short_question_does_not_wait_for_a_long_one(served, client):
     assert not long.done()
     assert len(long.result(60)["scores"]) == 140
     other.close()
+
+
+def test_bad_requests_fail_alone(served, client):
+    """Good and bad questions at once, among them some that no client of ours would send."""
+    good = [client.submit("GGUC<mask>CU", api_name="/fill_mask") for _ in range(4)]
+    bad = [client.submit(BAD[name][0], api_name="/embed") for name in BAD]
+    for data in ([], [None], [{"a": 1}], ["A<mask>", 5, "perhaps"], ["A"] * 50):
+        for number in (0, 1, 10**6, -1):
+            answer = httpx.post(
+                f"{served.address}/gradio_api/queue/join", json={"data": data, "fn_index": number, "session_hash": "x"}
+            )
+            assert answer.status_code < 600
+    good += [client.submit("GGUC<mask>CU", api_name="/fill_mask") for _ in range(4)]
+    (expected,) = rinalmo.fill_mask("GGUC<mask>CU")[0]
+    for each in good:
+        scores = [candidate["score"] for candidate in each.result(60)["masks"][0]]
+        assert scores == pytest.approx([candidate.score for candidate in expected], abs=1e-6)
+    for each, (_, message) in zip(bad, BAD.values(), strict=True):
+        assert message in str(each.exception(60))
 
 
 def ask(address, count):
@@ -180,35 +200,30 @@ def test_slow_clients_keep_nobody_waiting(served, client):
         each.close()
 
 
-@pytest.fixture(scope="module")
-def plain(start):
-    """A page with the models that the package brings along."""
-    return start()
+def test_a_model_that_does_not_fold_is_refused():
+    command = [sys.executable, "-m", "rinalmo", "web", "--port", "0", "--fold-model", "nano"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "this model has no task" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
-def test_it_folds_with_what_the_package_brings_along(plain):
-    from gradio_client import Client
-
-    visitor = Client(plain.address, verbose=False)
-    assert "(((((((..((((" in json.dumps(visitor.predict(TRNA, api_name="/fold"))
-    visitor.close()
-
-
-def test_a_full_queue_and_a_stop_are_told(plain):
+def test_a_full_queue_and_a_stop_are_told(start):
     """More than 60 that wait are told to come again; SIGTERM ends the work, says so, and leaves nothing behind."""
     from gradio_client import Client
 
-    visitor = Client(plain.address, verbose=False)
+    ending = start()
+    visitor = Client(ending.address, verbose=False)
     long = visitor.submit((TRNA * 3)[:200], api_name="/variants")
     while long.status().code.name != "PROCESSING":
         time.sleep(0.05)
-    _, answer = ask(plain.address, 80)
+    _, answer = ask(ending.address, 80)
     assert (answer.status_code, "Queue is full" in answer.text) == (503, True)
-    assert plain.stop() == 0
+    assert ending.stop() == 0
     with pytest.raises(Exception, match="the server is being stopped; ask again"):
         long.result(5)
-    assert list(plain.temporary.glob("rinalmo-web-*")) == []
-    assert "Traceback" not in plain.log.read_text()
+    assert list(ending.temporary.glob("rinalmo-web-*")) == []
+    assert "Traceback" not in ending.log.read_text()
 
 
 def test_nothing_is_asked_of_another_machine(served, client):

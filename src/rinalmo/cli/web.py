@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-from click.core import ParameterSource
 
 from rinalmo.cli.fold import command as fold
 from rinalmo.cli.options import model_option, threads_option
@@ -25,8 +24,7 @@ _FOLD_MODEL = next(option.default for option in fold.params if option.name == "m
     help="The one for the tab Fold, fine-tuned for secondary structure.",
 )
 @threads_option
-@click.pass_context
-def command(context: click.Context, host: str, port: int, model: str, fold_model: str, threads: int | None) -> None:
+def command(host: str, port: int, model: str, fold_model: str, threads: int | None) -> None:
     """Serve a page to fill masks, fold, embed and score variants in a browser.
 
     It is for this machine, unless --host says otherwise; then everybody who reaches the address can use it, without a
@@ -38,11 +36,9 @@ def command(context: click.Context, host: str, port: int, model: str, fold_model
     """
     from rinalmo.web.server import serve
 
-    must_fold = context.get_parameter_source("fold_model") is not ParameterSource.DEFAULT
     serve(
         model,
         fold_model,
-        must_fold=must_fold,
         host=host,
         port=port,
         threads=threads,

@@ -112,18 +112,15 @@ def _fill_mask_tab(service: Service) -> None:
 
 
 def _fold_tab(service: Service, fold_model: str) -> None:
-    if can_fold := not isinstance(service.folding, str):
-        gr.Markdown(
-            f"Which nucleotides pair? One RNA or DNA, up to {limits.FOLD} nt, folded by {_code(fold_model)}; "
-            "pseudoknots are drawn dashed."
-        )
-    else:
-        gr.Markdown(f"**There is no folding on this page.** {escape(str(service.folding))}")
+    gr.Markdown(
+        f"Which nucleotides pair? One RNA or DNA, up to {limits.FOLD} nt, folded by {_code(fold_model)}; "
+        "pseudoknots are drawn dashed."
+    )
     box = _box("RNA", "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA")
     examples = _examples(box, "well_known_rnas.fa", "tRNA-Phe", "add_riboswitch")
     choices = [("greedy, as the paper", "greedy"), ("nested: no pseudoknots", "nested")]
     decoder = gr.Radio(choices, value=PAPER.method, label="Choice of pairs")
-    run = gr.Button("Fold", variant="primary", interactive=can_fold)
+    run = gr.Button("Fold", variant="primary")
     text = gr.Textbox(label="Dot-bracket", lines=3, elem_id="dot-bracket", buttons=["copy"], visible=False)
     with gr.Row():
         drawing = gr.HTML(elem_id="drawing")
@@ -145,9 +142,8 @@ def _fold_tab(service: Service, fold_model: str) -> None:
             shown = gr.Textbox(folded.text("dbn"), visible=True)
             return shown, *pictures, gr.File([str(path) for path in found], visible=True)
 
-    if can_fold:
-        for start in (run.click, *examples):
-            start(fold, [box, decoder], [text, drawing, pair_map, arcs, files], **_BUTTON)
+    for start in (run.click, *examples):
+        start(fold, [box, decoder], [text, drawing, pair_map, arcs, files], **_BUTTON)
 
 
 def _fold_files(folded: Folded, folder: Path, visit: Visit) -> list[Path]:

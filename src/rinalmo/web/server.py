@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rinalmo.errors import InputError, MissingExtraError, RinalmoError
+from rinalmo.errors import InputError, MissingExtraError
 from rinalmo.web import limits
 
 _POLICY = "; ".join(
@@ -46,7 +46,6 @@ def serve(
     model: str,
     fold_model: str,
     *,
-    must_fold: bool = False,
     host: str = "127.0.0.1",
     port: int = 7860,
     threads: int | None = None,
@@ -54,13 +53,13 @@ def serve(
 ) -> None:
     """Serve the page until SIGINT or SIGTERM; `ready` is called with its address. Port 0 is any free one.
 
-    Without a usable `fold_model` the page has no folding and says why; with `must_fold` that is an error. Raises
-    InputError for a port that cannot be had, MissingExtraError without Gradio.
+    Raises InputError for a port that cannot be had or a `fold_model` that does not fold, MissingExtraError without
+    Gradio.
     """
     need_gradio()
     listening = _listening(host, port)
     with listening, tempfile.TemporaryDirectory(prefix="rinalmo-web-") as folder:
-        application, stop = _application(model, fold_model, must_fold, threads, Path(folder))
+        application, stop = _application(model, fold_model, threads, Path(folder))
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         ready(address)
         _run(application, stop, listening)
@@ -82,16 +81,14 @@ def _listening(host: str, port: int) -> socket.socket:
         raise InputError(f"{host}:{port} cannot be served from ({reason}); choose another --port or --host") from None
 
 
-def _application(
-    model: str, fold_model: str, must_fold: bool, threads: int | None, folder: Path
-) -> tuple[Any, Callable[[], None]]:
+def _application(model: str, fold_model: str, threads: int | None, folder: Path) -> tuple[Any, Callable[[], None]]:
     """The page as an ASGI application, and what is to be called before it stops."""
     from rinalmo.inference.engine import Engine
     from rinalmo.web.service import BATCH_TOKENS, Service
 
     engine = Engine(model, "fp32", threads=threads, batch_tokens=BATCH_TOKENS)
     engine.model.head("lm_head")  # raises for a model that cannot fill masks
-    folding = _folding(engine, model, fold_model, must_fold)
+    folding = _folding(engine, model, fold_model)
     (folder / "files").mkdir()
     service = Service(engine, folding, folder / "files")
     # Gradio reads these when it is imported, and tells its makers who starts it unless it is told not to.
@@ -126,25 +123,17 @@ def _application(
     return _Guard(application), stop
 
 
-def _folding(engine: Any, model: str, fold_model: str, must_fold: bool) -> Any:
-    """An engine for folding, the same one if it is the same model; or why there is none."""
+def _folding(engine: Any, model: str, fold_model: str) -> Any:
+    """An engine for folding, the same one if it is the same model."""
     from rinalmo.inference.engine import Engine
     from rinalmo.tasks.registry import task_of
     from rinalmo.tasks.secondary_structure import SecondaryStructure
     from rinalmo.web.service import BATCH_TOKENS
 
-    try:
-        found = engine if fold_model == model else Engine(fold_model, "auto", batch_tokens=BATCH_TOKENS)
-        task = task_of(found.model.spec)
-        if not isinstance(task, SecondaryStructure):
-            raise InputError(f"{fold_model} was fine-tuned for {task.name}, not for secondary-structure")
-    except RinalmoError as error:
-        if must_fold:
-            raise
-        return (
-            f"It needs a model for secondary structure, and {fold_model} cannot be used: {error}. Whoever starts the "
-            "page names one that `rinalmo finetune secondary-structure` made: `rinalmo web --fold-model run/model`."
-        )
+    found = engine if fold_model == model else Engine(fold_model, "auto", batch_tokens=BATCH_TOKENS)
+    task = task_of(found.model.spec)
+    if not isinstance(task, SecondaryStructure):
+        raise InputError(f"--fold-model {fold_model} was fine-tuned for {task.name}, not for secondary-structure")
     return found
 
 

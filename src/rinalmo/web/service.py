@@ -58,10 +58,10 @@ class Embedded:
 class Service:
     """The models, once for all visitors, and a folder for files to be downloaded.
 
-    `folding` is an engine of a model for secondary structure, or the reason why there is none.
+    `folding` is an engine of a model for secondary structure.
     """
 
-    def __init__(self, engine: Engine, folding: Engine | str, folder: Path) -> None:
+    def __init__(self, engine: Engine, folding: Engine, folder: Path) -> None:
         self.engine, self.folding, self.folder = engine, folding, folder
         self.turns = Turns()
 
@@ -80,8 +80,6 @@ class Service:
 
     def fold(self, visit: Visit, text: str, decoder: str = "greedy") -> Folded:
         """The structure of one RNA."""
-        if isinstance(self.folding, str):
-            raise InputError(self.folding)
         record = limits.one_record(text, limits.FOLD, "fold")
         ((structure, probabilities),) = visit.each(fold_records([record], self.folding, Decoding(decoder)))
         return Folded(structure, probabilities)
