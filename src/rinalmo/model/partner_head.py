@@ -40,8 +40,8 @@ _REACH = 2
 
 def _kind_table() -> Tensor:
     table = torch.full((5, 5), -1, dtype=torch.int8)
-    for number, (first, second) in enumerate(KINDS):
-        table["ACGU".index(first), "ACGU".index(second)] = number
+    for number, kind in enumerate(KINDS):
+        table["ACGU".index(kind[0]), "ACGU".index(kind[1])] = number
     return table
 
 
