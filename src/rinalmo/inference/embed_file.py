@@ -56,7 +56,7 @@ def embed_file(
     run = Run(output)
     job = partial(_embedding, pooling=pooling, layers=layers)
     with run.opened(settings, resume=resume):
-        chunks = run.missing(chunked(shard(read_fasta(fasta), part)))
+        chunks = run.missing(chunked(shard(read_fasta(fasta), part), lambda record: len(record.sequence)))
         for number, chunk in engine.run(job, chunks, adding(tell, run.finished())):
             run.write(number, chunk)
         count = run.finished()

@@ -56,15 +56,16 @@ class Chunk:
 
 
 def chunked(
-    records: Iterable[Record], size: Callable[[Record], int] | None = None, full: int = CHUNK_TOKENS
-) -> Iterator[list[Record]]:
-    """Consecutive records, cut where a chunk is full: by their `size`, the length if None, or their number."""
-    chunk: list[Record] = []
+    items: Iterable[C], size: Callable[[C], int], full: int = CHUNK_TOKENS, most: int | None = None
+) -> Iterator[list[C]]:
+    """Consecutive items, cut where a chunk is full: by the sum of their sizes, or by their number (`most`)."""
+    most = most or CHUNK_RECORDS
+    chunk: list[C] = []
     total = 0
-    for record in records:
-        chunk.append(record)
-        total += len(record.sequence) if size is None else size(record)
-        if len(chunk) == CHUNK_RECORDS or total >= full:
+    for item in items:
+        chunk.append(item)
+        total += size(item)
+        if len(chunk) == most or total >= full:
             yield chunk
             chunk, total = [], 0
     if chunk:

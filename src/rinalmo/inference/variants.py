@@ -25,6 +25,7 @@ from rinalmo.inference.engine import Engine, as_engine
 from rinalmo.inference.inputs import as_records
 from rinalmo.inference.mutations import WILD_TYPE, Variant, compare, parse, single
 from rinalmo.inference.nucleotides import LETTERS, Nucleotides
+from rinalmo.inference.runs import chunked
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.fasta import Record
 
@@ -89,16 +90,11 @@ def score_variants(variants: Iterable[Variant], model: Nucleotides, method: Meth
 
 def blocks(variants: Iterable[Variant], method: Method) -> Iterator[list[Variant]]:
     """Consecutive variants, so many as take little memory and, with "pll" and a small model, about a minute."""
-    block: list[Variant] = []
-    tokens = 0
-    for variant in variants:
-        block.append(variant)
-        tokens += len(variant.wild_type) ** 2 if method == "pll" else 0
-        if len(block) == _BLOCK_VARIANTS or tokens >= _BLOCK_TOKENS:
-            yield block
-            block, tokens = [], 0
-    if block:
-        yield block
+
+    def tokens(variant: Variant) -> int:
+        return len(variant.wild_type) ** 2 if method == "pll" else 0
+
+    return chunked(variants, tokens, _BLOCK_TOKENS, _BLOCK_VARIANTS)
 
 
 def score_block(block: Sequence[Variant], model: Nucleotides, method: Method) -> list[float]:
