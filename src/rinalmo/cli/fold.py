@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rinalmo.cli.options import engine_options, opened_engine, ray_options
+from rinalmo.cli.options import FOLD_MODEL, engine_options, opened_engine, ray_options
 
 
 @click.command("fold")
@@ -57,7 +57,7 @@ from rinalmo.cli.options import engine_options, opened_engine, ray_options
 )
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same command.")
 @ray_options
-@engine_options(precision="auto", model="nano-fold")
+@engine_options(precision="auto", model=FOLD_MODEL)
 def command(
     fasta: str,
     output: str,

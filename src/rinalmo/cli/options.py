@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from rinalmo.inference.ray_engine import RayEngine
 
 
+FOLD_MODEL = "nano-fold"
+
+
 def model_option_with(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--model` for a command with this one as its usual model."""
     return click.option(

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import click
 
-from rinalmo.cli.fold import command as fold
-from rinalmo.cli.options import model_option, threads_option
-
-_FOLD_MODEL = next(option.default for option in fold.params if option.name == "model")
+from rinalmo.cli.options import FOLD_MODEL, model_option, threads_option
 
 
 @click.command("web")
@@ -18,7 +15,7 @@ _FOLD_MODEL = next(option.default for option in fold.params if option.name == "m
 @model_option
 @click.option(
     "--fold-model",
-    default=_FOLD_MODEL,
+    default=FOLD_MODEL,
     show_default=True,
     metavar="MODEL",
     help="The one for the tab Fold, fine-tuned for secondary structure.",

@@ -43,7 +43,7 @@ def embed_file(
     layers = layer_indices(layers, engine.config.num_hidden_layers)
     check_output(output, per_token=per_token, num_layers=len(layers))
     settings = {
-        "input": input_sum(fasta),
+        "input": input_sum(fasta, resume=resume),
         "model": engine.fingerprint,
         "precision": engine.precision,
         "batch_tokens": engine.batch_tokens,
@@ -51,8 +51,6 @@ def embed_file(
         "layers": list(layers),
         "shard": part,
     }
-    if resume and settings["input"] is None:
-        raise InputError(f"{fasta}: can be read only once, so a run on it cannot be resumed; save it to a file first")
     run = Run(output)
     job = partial(_embedding, pooling=pooling, layers=layers)
     with run.opened(settings, resume=resume):

@@ -190,12 +190,14 @@ def _name(number: int) -> str:
     return f"{number:06d}.npz"
 
 
-def input_sum(source: str | Path) -> str | None:
-    """The sha256 of the input file; None for what can be read only once."""
+def input_sum(source: str | Path, *, resume: bool) -> str | None:
+    """The sha256 of the input file; None for what can be read only once, which is an InputError with `resume`."""
     path = Path(source)
-    if str(source) == "-" or not path.is_file():
-        return None
-    return file_sha256(path)
+    if str(source) != "-" and path.is_file():
+        return file_sha256(path)
+    if resume:
+        raise InputError(f"{source}: can be read only once, so a run on it cannot be resumed; save it to a file first")
+    return None
 
 
 @contextlib.contextmanager

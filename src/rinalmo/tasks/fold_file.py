@@ -19,7 +19,7 @@ from rinalmo.inference.engine import Engine, as_engine
 from rinalmo.inference.inputs import Sequences, as_records, peeked
 from rinalmo.inference.ray_engine import RayEngine
 from rinalmo.inference.runs import input_sum
-from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.rna.fasta import Record, read_fasta
 from rinalmo.rna.folding import decode
 from rinalmo.rna.formats import format_of, write_structures
@@ -57,13 +57,19 @@ def fold(
     return [structure for structure, _ in fold_records(records, as_engine(model), decoding)]
 
 
+def folding_task(spec: ModelSpec, model: str = "the model") -> SecondaryStructure:
+    """The task of a model that folds; raises InputError, which names it as `model`, for one of another task."""
+    task = task_of(spec)
+    if not isinstance(task, SecondaryStructure):
+        raise InputError(f"{model} was fine-tuned for {task.name}, not for secondary-structure")
+    return task
+
+
 def fold_records(
     records: Iterable[Record], engine: Engine, decoding: Decoding = PAPER
 ) -> Iterator[tuple[Structure, np.ndarray]]:
     """Each record's structure and its pair probabilities `(length, length)`, in the order of the input."""
-    task = task_of(engine.model.spec)
-    if not isinstance(task, SecondaryStructure):
-        raise InputError(f"the model was fine-tuned for {task.name}, not for secondary-structure")
+    task = folding_task(engine.model.spec)
     options = asdict(decoding)
     if options["threshold"] is None:
         options["threshold"] = threshold_of(engine.model)
@@ -109,12 +115,8 @@ def fold_file(
     if isinstance(engine, Engine) and str(output) == "-":
         found = nullcontext(_told(fold(records, engine), tell))
     else:
-        if resume and input_sum(fasta) is None:
-            raise InputError(
-                f"{fasta}: can be read only once, so a run on it cannot be resumed; save it to a file first"
-            )
         settings = {
-            "input": input_sum(fasta),
+            "input": input_sum(fasta, resume=resume),
             "model": engine.fingerprint,
             "precision": engine.precision,
             "batch_tokens": engine.batch_tokens,

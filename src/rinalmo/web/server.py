@@ -126,14 +126,11 @@ def _application(model: str, fold_model: str, threads: int | None, folder: Path)
 def _folding(engine: Any, model: str, fold_model: str) -> Any:
     """An engine for folding, the same one if it is the same model."""
     from rinalmo.inference.engine import Engine
-    from rinalmo.tasks.registry import task_of
-    from rinalmo.tasks.secondary_structure import SecondaryStructure
+    from rinalmo.tasks.fold_file import folding_task
     from rinalmo.web.service import BATCH_TOKENS
 
     found = engine if fold_model == model else Engine(fold_model, "auto", batch_tokens=BATCH_TOKENS)
-    task = task_of(found.model.spec)
-    if not isinstance(task, SecondaryStructure):
-        raise InputError(f"--fold-model {fold_model} was fine-tuned for {task.name}, not for secondary-structure")
+    folding_task(found.model.spec, f"--fold-model {fold_model}")
     return found
 
 
