@@ -27,11 +27,12 @@ from rinalmo.inference.header_fields import common_fields
 from rinalmo.inference.runs import Chunk
 
 Chunks = Callable[[], Iterator[Chunk]]
+About = Mapping[str, Any]
 
 
 def check_output(path: Path, *, per_token: bool = False, num_layers: int = 1) -> None:
     """Raise InputError or MissingExtraError now for what could not be written in the end."""
-    check_path(path, (*_WRITERS, ".h5ad"))
+    check_path(path, _WRITERS)
     if path.suffix == ".h5ad" and (per_token or num_layers > 1):
         raise InputError(f"{path}: h5ad holds one vector per sequence; use .npz, .parquet or .h5 for more")
     if path.suffix in (".h5", ".hdf5"):
@@ -41,7 +42,7 @@ def check_output(path: Path, *, per_token: bool = False, num_layers: int = 1) ->
 
 
 def write_embeddings(
-    path: Path, chunks: Chunks, scratch: Path, *, per_token: bool = False, about: Mapping[str, Any] | None = None
+    path: Path, chunks: Chunks, scratch: Path, *, per_token: bool = False, about: About | None = None
 ) -> None:
     """Write all chunks to `path`, in the format of its ending. `chunks` may be called more than once.
 
@@ -49,10 +50,7 @@ def write_embeddings(
     what .h5ad says of the model, under `uns`.
     """
     with growing(path, scratch) as partial:
-        if path.suffix == ".h5ad":
-            _h5ad(partial, chunks, about or {})
-        else:
-            _WRITERS[path.suffix](partial, chunks, per_token)
+        _WRITERS[path.suffix](partial, chunks, per_token, about or {})
 
 
 @contextlib.contextmanager
@@ -64,7 +62,7 @@ def growing(path: Path, scratch: Path) -> Iterator[Path]:
     partial.replace(path)
 
 
-def _npz(path: Path, chunks: Chunks, per_token: bool) -> None:
+def _npz(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
     index = _Index(chunks)
     arrays = {
         "ids": np.array(index.ids),
@@ -83,7 +81,7 @@ def _npz(path: Path, chunks: Chunks, per_token: bool) -> None:
                 file.write(np.ascontiguousarray(chunk.values, dtype="<f4").tobytes())
 
 
-def _parquet(path: Path, chunks: Chunks, per_token: bool) -> None:
+def _parquet(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -114,7 +112,7 @@ def _nested(chunk: Chunk, per_token: bool) -> Any:
     return pa.ListArray.from_arrays(pa.array(offsets), inner)
 
 
-def _h5(path: Path, chunks: Chunks, per_token: bool) -> None:
+def _h5(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
     index = _Index(chunks)
     text = extra("h5py", "h5", "writing HDF5").string_dtype()
     with _hdf5(path) as file:
@@ -126,12 +124,12 @@ def _h5(path: Path, chunks: Chunks, per_token: bool) -> None:
         _fill(file, "embeddings", index.shape(per_token), chunks)
 
 
-def _h5ad(path: Path, chunks: Chunks, about: Mapping[str, Any]) -> None:
+def _h5ad(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
     import pandas as pd
 
     anndata = extra("anndata", "h5ad", "writing h5ad")
     index = _Index(chunks)
-    shape = index.shape(per_token=False)
+    shape = index.shape(per_token)
     fields = common_fields(index.ids, index.descriptions)
     obs = pd.DataFrame(
         {
@@ -151,11 +149,12 @@ def _h5ad(path: Path, chunks: Chunks, about: Mapping[str, Any]) -> None:
         _fill(file, "X", shape, chunks).attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
 
 
-_WRITERS: dict[str, Callable[[Path, Chunks, bool], None]] = {
+_WRITERS: dict[str, Callable[[Path, Chunks, bool, About], None]] = {
     ".npz": _npz,
     ".parquet": _parquet,
     ".h5": _h5,
     ".hdf5": _h5,
+    ".h5ad": _h5ad,
 }
 
 
