@@ -171,9 +171,7 @@ def _embed_tab(service: Service) -> None:
     with gr.Row():
         example = gr.Button("Well-known RNAs", **_SMALL)
     run = gr.Button("Embed", variant="primary")
-    colour = gr.Dropdown(
-        [tables.NOTHING], value=tables.NOTHING, label="Colour of the map", visible=False, elem_id="colour"
-    )
+    colour = gr.Dropdown([tables.NOTHING], label="Colour of the map", visible=False, elem_id="colour")
     shown = gr.HTML(elem_id="map")
     table = gr.Dataframe(label="Sequences", interactive=False, elem_id="table", max_height=300, visible=False)
     files = _files("embed-files")
@@ -218,7 +216,7 @@ def _embed_tab(service: Service) -> None:
 
 
 def _map(visit: Visit, folder: Path, field: str | None) -> tuple[list[str], str]:
-    """The fields that may colour the map of an answer, and its picture by one of them or the first; "" for one point."""
+    """The fields that may colour the map of an answer, and its picture by one, or the first; "" for one point."""
     file, path = folder / "embeddings.parquet", folder / "map.svg"
     if not file.exists():
         raise InputError("these embeddings are no longer here; embed them again")
