@@ -99,7 +99,7 @@ def test_a_picture_is_an_image_whatever_it_is_named():
 def drawn(tmp_path):
     """Each picture of the page of a sequence with a name that would run, as (kind, SVG)."""
     structure = Structure(EVIL, "GGGAAACCC", ((0, 8), (1, 7)))
-    yield "drawing", structure_svg(structure, structure.matrix.astype(float))
+    yield "drawing", structure_svg(structure, structure.matrix().astype(float))
     draw_arcs(structure, tmp_path / "arcs.svg")
     draw_logo(np.full((4, 4), 0.25), "ACGU", tmp_path / "logo.svg", name=EVIL)
     heat_map.draw(np.zeros((4, 4)), "ACGU", EVIL, tmp_path / "heat.svg")
