@@ -185,10 +185,10 @@ def _embed_tab(service: Service) -> None:
             rows = pd.DataFrame(
                 {
                     "name": [record.id for record in records],
-                    "description": [record.description for record in records],
                     "nt": [len(record.sequence) for record in records],
                     "nearest": [records[n].id for n in place],
                     "cosine": np.round(cosine.astype(float), 3),
+                    "description": [record.description for record in records],
                 }
             )
             folder = service.new_folder()
