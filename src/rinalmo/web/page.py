@@ -42,7 +42,7 @@ WAITING = 60
 STYLE = """
 .picture { background: white; border-radius: 4px; overflow-x: auto; }
 .picture img { max-width: 100%; margin: auto; display: block; }
-#heat img { max-width: none; }
+#heat img { max-width: max(100%, 900px); }
 textarea { font-family: 'DejaVu Sans Mono', Menlo, Consolas, monospace !important; }
 footer .divider { display: none; }
 """
