@@ -36,7 +36,9 @@ def main(address: str, folder: Path) -> None:
             full = page.evaluate("document.documentElement.scrollHeight")
             height = min(full, HEIGHTS.get(tab, full))
             page.screenshot(path=path, full_page=True, clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
-            Image.open(path).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE).save(path, optimize=True)  # a third of the size
+            Image.open(path).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE).save(
+                path, optimize=True
+            )  # a third of the size
             print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
             page.close()
         browser.close()

@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from urllib.parse import urlparse
 
 import httpx
@@ -14,6 +15,7 @@ import rinalmo
 from rinalmo.inference.variants import saturation
 
 TRNA = "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA"
+ROOT = Path(__file__).parents[2]
 ENDPOINTS = ("/fill_mask", "/fold", "/embed", "/variants")
 
 BAD = {
@@ -219,6 +221,17 @@ def test_a_full_queue_and_a_stop_are_told(start):
         long.result(5)
     assert list(ending.temporary.glob("rinalmo-web-*")) == []
     assert "Traceback" not in ending.log.read_text()
+
+
+def test_the_example_prints_what_the_documentation_shows(served, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import run_page
+
+    command = [sys.executable, ROOT / "examples" / "ask_the_page.py", served.address]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = (ROOT / "docs" / "web.md").read_text().split("```text\n")[1].split("```")[0]
+    assert run_page.matches(shown.strip(), done.stdout.strip(), 0.01)
 
 
 def test_nothing_is_asked_of_another_machine(served, client):
