@@ -77,7 +77,7 @@ def served(start):
     return start()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(served):
     """A visitor by the API."""
     from gradio_client import Client

@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from urllib.parse import urlparse
 
 import httpx
@@ -14,6 +15,7 @@ import rinalmo
 from rinalmo.inference.variants import saturation
 
 TRNA = "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA"
+ROOT = Path(__file__).parents[2]
 ENDPOINTS = ("/fill_mask", "/fold", "/embed", "/variants")
 
 BAD = {
@@ -71,14 +73,16 @@ def test_variants(client, method):
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_bad_input(client, bad):
+def test_bad_input(served, client, bad):
     text, message = BAD[bad]
+    log = served.log.read_text()
     for endpoint in ENDPOINTS:
         started = time.monotonic()
         with pytest.raises(Exception, match=r".") as caught:
             client.predict(text, api_name=endpoint)
         assert message in str(caught.value), endpoint
         assert time.monotonic() - started < 5
+    assert served.log.read_text() == log
 
 
 @pytest.mark.parametrize(
@@ -226,8 +230,18 @@ def test_a_full_queue_and_a_stop_are_told(start):
     assert "Traceback" not in ending.log.read_text()
 
 
+def test_the_example_prints_what_the_documentation_shows(served, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import run_page
+
+    command = [sys.executable, ROOT / "examples" / "ask_the_page.py", served.address]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = (ROOT / "docs" / "web.md").read_text().split("```text\n")[1].split("```")[0]
+    assert run_page.matches(shown.strip(), done.stdout.strip(), 0.01)
+
+
 def test_nothing_is_asked_of_another_machine(served, client):
     """Runs last here: all that the server did until now, its start included."""
     client.predict("A<mask>", api_name="/fill_mask")
     assert not served.outside.exists(), served.outside.read_text()
-    assert "Traceback" not in served.log.read_text()

@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 
 from rinalmo.durable import replacing
-from rinalmo.errors import RinalmoError
+from rinalmo.errors import InputError, RinalmoError
 from rinalmo.inference import heat_map
+from rinalmo.inference.readers import read_embeddings
 from rinalmo.plots import draw_arcs, draw_logo, draw_pair_map
 from rinalmo.plots.drawing import structure_svg
 from rinalmo.rna.fasta import read_fasta
@@ -41,7 +42,7 @@ WAITING = 60
 STYLE = """
 .picture { background: white; border-radius: 4px; overflow-x: auto; }
 .picture img { max-width: 100%; margin: auto; display: block; }
-#heat img { max-width: none; }
+#heat img { max-width: max(100%, 900px); }
 textarea { font-family: 'DejaVu Sans Mono', Menlo, Consolas, monospace !important; }
 footer .divider { display: none; }
 """
@@ -124,7 +125,7 @@ def _fold_tab(service: Service, fold_model: str) -> None:
     text = gr.Textbox(label="Dot-bracket", lines=3, elem_id="dot-bracket", buttons=["copy"], visible=False)
     with gr.Row():
         drawing = gr.HTML(elem_id="drawing")
-        pair_map = gr.HTML(elem_id="map")
+        pair_map = gr.HTML(elem_id="pair-map")
     arcs = gr.HTML(elem_id="arcs")
     files = _files("fold-files")
 
@@ -170,69 +171,62 @@ def _embed_tab(service: Service) -> None:
     with gr.Row():
         example = gr.Button("Well-known RNAs", **_SMALL)
     run = gr.Button("Embed", variant="primary")
-    colour = gr.Dropdown([tables.NONE], value=tables.NONE, label="Colour of the map", elem_id="colour", visible=False)
-    plot = gr.ScatterPlot(height=420, buttons=[], elem_id="embedding-map", visible=False)
+    colour = gr.Dropdown([tables.NOTHING], label="Colour of the map", visible=False, elem_id="colour")
+    shown = gr.HTML(elem_id="map")
     table = gr.Dataframe(label="Sequences", interactive=False, elem_id="table", max_height=300, visible=False)
     files = _files("embed-files")
+    folder = gr.State(None)  # of the last answer's files, from which the map is drawn again
 
     def embed(text: str, path: str | None, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         with _answering(service, request) as visit:
             embedded = service.embed(visit, text, None if path is None else Path(path), _telling(progress))
-            records, vectors = embedded.records, embedded.vectors
-            points, share = tables.principal_components(vectors)
-            place, cosine = tables.nearest(vectors)
-            groups = tables.fields(records)
-            chosen = next(iter(groups))
-            axes = [f"PC{n + 1} ({share[n]:.0%})" for n in (0, 1)]
-            data = pd.DataFrame({axes[0]: points[:, 0], axes[1]: points[:, 1], **groups})
-            data["sequence"] = [record.id for record in records]
+            records = embedded.records
+            place, cosine = tables.nearest(embedded.vectors)
             rows = pd.DataFrame(
                 {
                     "name": [record.id for record in records],
-                    "description": [record.description for record in records],
                     "nt": [len(record.sequence) for record in records],
                     "nearest": [records[n].id for n in place],
                     "cosine": np.round(cosine.astype(float), 3),
+                    "description": [record.description for record in records],
                 }
             )
-            written = tables.write_files(embedded, service.new_folder())
-            shown: dict[str, Any] = {
-                "x": axes[0],
-                "y": axes[1],
-                "x_lim": _wide(points[:, 0]),
-                "y_lim": _wide(points[:, 1]),
-            }
+            folder = service.new_folder()
+            written = tables.write_files(embedded, folder)
+            choices, picture = _map(visit, folder, None)
+            if picture:
+                written.append(folder / "map.svg")
             return (
-                gr.ScatterPlot(data, visible=True, **shown, **_coloured(data, chosen)),
-                gr.Dropdown(list(groups), value=chosen, visible=True),
+                gr.Dropdown(choices, value=choices[0], visible=bool(picture)),
+                picture,
                 gr.Dataframe(rows, visible=True),
                 gr.File([str(path) for path in written], visible=True),
+                folder,
             )
 
-    written = example.click(
-        lambda: ((_EXAMPLES / "well_known_rnas.fa").read_text(), None), None, [box, upload], **_INSTANT
-    )
-    for start in (run.click, written.then):
-        start(embed, [box, upload], [plot, colour, table, files], **_BUTTON)
-    # The map has all fields already: another one is only shown.
-    colour.input(_recoloured, [plot, colour], plot, **_INSTANT)
+    def colour_again(folder: Path, field: str, request: gr.Request) -> str:
+        with _answering(service, request) as visit:
+            return _map(visit, folder, field)[1]
+
+    text = (_EXAMPLES / "well_known_rnas.fa").read_text()
+    filled = example.click(lambda: (text, None), None, [box, upload], **_INSTANT)
+    for start in (run.click, filled.then):
+        start(embed, [box, upload], [colour, shown, table, files, folder], **_BUTTON)
+    colour.input(colour_again, [folder, colour], shown, **_BUTTON)
 
 
-def _recoloured(data: pd.DataFrame, field: str) -> Any:
-    if data is None or field not in data:
-        return gr.skip()
-    return gr.ScatterPlot(data, **_coloured(data, field))
-
-
-def _coloured(data: pd.DataFrame, field: str) -> dict[str, Any]:
-    colours = tables.colours_of(list(data[field]))
-    return {"color": field, "color_title": field, "color_map": colours, "tooltip": ["sequence", field]}
-
-
-def _wide(values: np.ndarray) -> list[float | None]:
-    """An axis with room at both ends."""
-    room = 0.05 * float(np.ptp(values)) or 1.0
-    return [float(values.min()) - room, float(values.max()) + room]
+def _map(visit: Visit, folder: Path, field: str | None) -> tuple[list[str], str]:
+    """The fields that may colour the map of an answer, and its picture by one, or the first; "" for one point."""
+    file, path = folder / "embeddings.parquet", folder / "map.svg"
+    if not file.exists():
+        raise InputError("these embeddings are no longer here; embed them again")
+    found = read_embeddings(file)
+    choices = list(tables.fields(found))
+    if len(found.ids) < 2:
+        return choices, ""
+    with visit.turn():
+        tables.draw_map(found, choices[0] if field is None else field, path)
+    return choices, image(path.read_bytes(), f"Map of {len(found.ids)} sequences")
 
 
 def _variants_tab(service: Service) -> None:

@@ -23,7 +23,7 @@ from rinalmo.web import limits
 _POLICY = "; ".join(
     (
         "default-src 'self'",
-        # Gradio starts from a script in the page, and its plots compile their expressions.
+        # Gradio starts from a script in the page, and evaluates the template of its HTML component.
         "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",
         "style-src 'self' 'unsafe-inline'",
         "img-src 'self' data: blob:",

@@ -1,0 +1,119 @@
+"""The page's parts without a server: turns, what may colour a map, files, and names in pictures."""
+
+import threading
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from rinalmo.inference import heat_map
+from rinalmo.inference.fill_mask import Prediction
+from rinalmo.inference.readers import Embeddings
+from rinalmo.plots import draw_arcs, draw_embedding_map, draw_logo
+from rinalmo.plots.drawing import structure_svg
+from rinalmo.rna.structure import Structure
+from rinalmo.web import tables
+from rinalmo.web.pictures import bars, image
+from rinalmo.web.turns import GoneError, Turns
+
+EVIL = "\"'><script>alert(1)</script>$x_1"
+
+
+def test_turns_are_taken_in_the_order_in_which_they_were_asked_for(until):
+    turns, order, threads = Turns(), [], []
+    with turns.visit("first") as first, first.turn():
+        for name in "abcd":
+
+            def ask(name=name):
+                with turns.visit(name) as visit, visit.turn():
+                    order.append(name)
+
+            threads.append(threading.Thread(target=ask))
+            threads[-1].start()
+            until(lambda: len(turns._line) == len(threads) + 1)
+        assert order == []
+    for thread in threads:
+        thread.join(10)
+    assert order == ["a", "b", "c", "d"]
+
+
+def test_who_leaves_and_a_stop_end_the_work():
+    turns = Turns()
+    with turns.visit("a") as a, turns.visit("b") as b:
+        turns.leave("a")
+        with pytest.raises(GoneError, match="the page was closed"):
+            next(a.each([1]))
+        assert list(b.each([1, 2])) == [1, 2]
+        turns.stop()
+        with pytest.raises(GoneError, match="ask again"):
+            next(b.each([1]))
+
+
+def test_an_error_in_a_turn_lets_the_next_one_in():
+    turns = Turns()
+    with turns.visit("a") as a:
+        with pytest.raises(ZeroDivisionError):
+            list(a.each(1 // n for n in (1, 0)))
+        assert list(a.each([1])) == [1]
+
+
+def embeddings(ids, descriptions=None):
+    descriptions = descriptions or [""] * len(ids)
+    return Embeddings(list(ids), descriptions, [4] * len(ids), np.eye(len(ids), 8, dtype=np.float32))
+
+
+def test_fields_that_may_colour_a_map():
+    found = tables.fields(embeddings(["tRNA-1", "tRNA-2", "U6"], ["kind=x of=a", "kind=x of=b", "kind=y of=c"]))
+    assert found["kind"] == ["x", "x", "y"]
+    assert found["start of the name"] == ["tRNA", "tRNA", "U6"]
+    assert "of" not in found  # every sequence has its own
+    assert list(found)[-2:] == ["length", tables.NOTHING]
+    assert list(tables.fields(embeddings(["a"]))) == ["length", tables.NOTHING]
+
+
+def test_nearest():
+    place, cosine = tables.nearest(np.array([[1, 0.1], [1, 0], [-3, 0]]))
+    assert place.tolist()[:2] == [1, 0]
+    assert cosine[0] == cosine[1] > 0.9
+    assert [each.tolist() for each in tables.nearest(np.ones((1, 4)))] == [[0], [1.0]]
+
+
+class Attributes(HTMLParser):
+    """The tags with their attributes."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.found = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def test_a_picture_is_an_image_whatever_it_is_named():
+    (division, _), (tag, attributes) = Attributes(image("<svg/>", EVIL)).found
+    assert (division, tag, sorted(attributes), attributes["alt"]) == ("div", "img", ["alt", "src"], EVIL)
+
+
+def drawn(tmp_path):
+    """Each picture of the page of a sequence with a name that would run, as (kind, SVG)."""
+    structure = Structure(EVIL, "GGGAAACCC", ((0, 8), (1, 7)))
+    yield "drawing", structure_svg(structure, structure.matrix().astype(float))
+    draw_arcs(structure, tmp_path / "arcs.svg")
+    draw_logo(np.full((4, 4), 0.25), "ACGU", tmp_path / "logo.svg", name=EVIL)
+    heat_map.draw(np.zeros((4, 4)), "ACGU", EVIL, tmp_path / "heat.svg")
+    draw_embedding_map(np.eye(3, 8), tmp_path / "map.svg", [EVIL, EVIL, "b"], label_name=EVIL)
+    for name in ("arcs", "logo", "heat", "map"):
+        yield name, (tmp_path / f"{name}.svg").read_text()
+    yield "bars", bars([[Prediction(0.5, 0, EVIL, EVIL, 1)]])
+
+
+def test_names_are_text_in_every_svg(tmp_path):
+    for kind, svg in drawn(tmp_path):
+        elements = list(ElementTree.fromstring(svg).iter())
+        assert [e.tag for e in elements if e.tag.endswith(("script", "foreignObject"))] == [], kind
+        links = [value for e in elements for key, value in e.attrib.items() if key.endswith("href")]
+        assert all(link.startswith(("#", "data:image/png")) for link in links), kind
+        assert [key for e in elements for key in e.attrib if key.lower().startswith("on")] == [], kind
+        assert any("<script>alert(1)" in (e.text or "") for e in elements), kind
