@@ -12,7 +12,9 @@ demo: $(VENV)/installed
 	@$(BIN)/rinalmo embed $(EXAMPLES)/well_known_rnas.fa -o $(VENV)/well_known_rnas.npz
 	@$(BIN)/python examples/nearest_neighbours.py $(VENV)/well_known_rnas.npz
 
-test: lint types pytest
+# Side by side: the type checker has one core, so the tests need not wait for it.
+test: $(VENV)/installed-dev
+	@$(MAKE) --no-print-directory -j2 lint types pytest
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -28,15 +30,16 @@ pytest: $(VENV)/installed-dev
 docs: $(VENV)/installed-dev
 	$(BIN)/zensical build --strict --clean
 
-# The constraints pin torch: without them pip would fetch a CUDA build of several gigabytes.
+# The constraints pin torch: without them pip would fetch a CUDA build of several gigabytes. Nothing is compiled at once,
+# a minute's work: Python does it when a module is first imported, and most never are.
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[h5,h5ad,data,plots,draw,tensorboard,fold,lora,ray,web]" --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[h5,h5ad,data,plots,draw,tensorboard,fold,lora,ray,web]" --group dev
 	@touch $@
 
 clean:
