@@ -45,7 +45,7 @@ from rinalmo.tasks.base import Example, Task
 from rinalmo.tasks.classification import NcrnaFamily, SpliceSite
 from rinalmo.tasks.registry import TASKS
 from rinalmo.tasks.table import Table
-from rinalmo.training.examples import Sets, columns_of, cropped, read_sets
+from rinalmo.training.examples import Sets, columns_of, crop_of, read_sets
 from rinalmo.training.finetune_config import ExamplesRecipe
 
 WORDS, NEAR_WORDS, REACH = (1, 2, 3, 4), (1, 2, 3), 5
@@ -280,12 +280,14 @@ def read(chosen: argparse.Namespace) -> tuple[Problem, Sets, dict[str, list[Exam
     sets, notes = read_sets(recipe, kind, chosen.seed)
     print("".join(f"{note}.  \n" for note in notes), end="")
     problem = Problem(kind.learned(sets.train, {}))
+    problem.task.crop = crop_of(recipe)
     tests = {f"first of {chosen.folds} folds": sets.test} if sets.test else {}
     for path in chosen.test:
-        tests[path.name] = [cropped(e, recipe.crop, recipe.crop_at) for e in kind.read(path, columns_of(recipe))]
-    tests |= unseen(tests, {example.sequence for example in (*sets.train, *sets.validation)})
-    understood = [usable(problem, part) for part in sets]
-    return problem, Sets(*understood), {name: usable(problem, part) for name, part in tests.items()}
+        tests[path.name] = kind.read(path, columns_of(recipe))
+    usables = [usable(problem, part) for part in sets]
+    tests = {name: usable(problem, part) for name, part in tests.items()}
+    known = {example.sequence for example in (*usables[0], *usables[1])}
+    return problem, Sets(*usables), tests | unseen(tests, known)
 
 
 def unseen(tests: dict[str, list[Example]], known: set[str]) -> dict[str, list[Example]]:
@@ -295,9 +297,9 @@ def unseen(tests: dict[str, list[Example]], known: set[str]) -> dict[str, list[E
 
 
 def usable(problem: Problem, examples: Sequence[Example]) -> list[Example]:
-    """With targets as the task computes with them, and with letters that `codes` knows."""
+    """Cropped, with targets as the task computes with them, and with letters that `codes` knows."""
     found = problem.task.understood(examples)
-    return [replace(example, sequence=example.sequence.upper().replace("T", "U")) for example in found]
+    return [replace(e, sequence=problem.task.seen(e.sequence).upper().replace("T", "U")) for e in found]
 
 
 def main() -> None:

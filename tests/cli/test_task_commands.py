@@ -57,6 +57,17 @@ def test_finetune(rinalmo_command, data, tiny, tmp_path):
     assert rinalmo_command("finetune", *arguments, "--resume").code == 0
 
 
+def test_one_fold(rinalmo_command, data, tiny, tmp_path):
+    changes = ("--set", "train.max_steps=1", "--set", "logging.plots=false", "--threads", "1")
+    arguments = ("ncrna-family", data, "--model", tiny, "--target", "family", "-o", tmp_path / "run", *changes)
+    result = rinalmo_command("finetune", *arguments, "--folds", "3", "--fold", "2")
+    assert result.code == 0, result.err
+    assert "test: 10 examples, ncrna-family; 95 % bootstrap intervals" in result.out
+    assert f"use it with --model {tmp_path / 'run' / 'fold-2' / 'model'}" in result.err
+    alone = rinalmo_command("finetune", *arguments, "--fold", "2")
+    assert (alone.code, "data.fold is 2; of how many? Say --folds" in alone.err) == (2, True)
+
+
 def test_evaluate(rinalmo_command, data, model, folder):
     each, report = folder / "each.csv", folder / "report.json"
     result = rinalmo_command(

@@ -7,8 +7,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from rinalmo.errors import InputError
 from rinalmo.model import task_heads
-from rinalmo.model.heads import ContactHead, HeadConfig, MaskedLMHead
+from rinalmo.model.heads import POOLINGS, ContactHead, HeadConfig, MaskedLMHead
 from rinalmo.model.losses import infer_problem_type, label_loss, structure_loss
+from rinalmo.model.packing import Layout
 from rinalmo.model.task_heads import StructureHead
 
 
@@ -180,3 +181,13 @@ def test_structure_loss_regions():
 def test_mismatched_labels_name_both_shapes(kind, labels):
     with pytest.raises(InputError, match=r"labels of shape \(.*\) do not fit logits of shape \(2, 3\)"):
         label_loss(torch.zeros(2, 3), labels, kind)
+
+
+def test_pooling():
+    x, layout = torch.randn(9, 12), Layout((4, 2, 3))
+    parts = x.split([4, 2, 3])
+    torch.testing.assert_close(POOLINGS["cls"](x, layout), torch.stack([part[0] for part in parts]))
+    torch.testing.assert_close(POOLINGS["mean"](x, layout), torch.stack([part.mean(0) for part in parts]))
+    for pool in POOLINGS.values():
+        with pytest.raises(InputError, match="sequence 2 of the batch has no token"):
+            pool(x, Layout((4, 0, 5)))

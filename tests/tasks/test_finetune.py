@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rinalmo
-from rinalmo.errors import InputError
+from rinalmo.errors import CheckpointError, InputError
 from rinalmo.inference.engine import Engine
 from rinalmo.tasks.evaluation import evaluate
 from rinalmo.tasks.fold_file import fold
@@ -204,6 +204,86 @@ def test_folds_cover_everything_once(make_recipe, make_table, sequences, tmp_pat
     assert [part["count"] for part in parts] == [20, 20, 20]
     mean = np.mean([part["figures"]["mae"]["value"] for part in parts])
     assert found.figures["mae"].value == pytest.approx(mean)
+
+
+def test_one_fold_alone(make_recipe, make_table, sequences, tmp_path):
+    data = make_table(sequence=sequences, te=[gc(s) for s in sequences])
+    changes = {"data__folds": 3, "train__max_steps": 2, "backbone__mode": "frozen"}
+    recipe = make_recipe("translation-efficiency", data, data__fold=1, **changes)
+    _, found = finetune_and_test(recipe, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["fold-1"]
+    said = json.loads((tmp_path / "run" / "fold-1" / "evaluation.json").read_text())
+    assert (found.count, found.interval) == (20, said["interval"]) == (20, "95 % bootstrap intervals")
+    # The others can follow.
+    _, together = finetune_and_test(
+        make_recipe("translation-efficiency", data, **changes), tmp_path / "run", resume=True
+    )
+    assert together.count == 60
+    assert json.loads((tmp_path / "run" / "fold-1" / "evaluation.json").read_text()) == said
+    for wrong, said in (({"data__folds": 3, "data__fold": 3}, "from 0 to 2"), ({"data__fold": 0}, "of how many")):
+        with pytest.raises(InputError, match=said):
+            finetune_and_test(make_recipe("translation-efficiency", data, **wrong), tmp_path / "no")
+
+
+def test_the_crop_is_remembered(make_recipe, make_table, sequences, tmp_path):
+    long = ["A" * 19 + s[:9] + "C" * 20 for s in sequences]
+    data = make_table(sequence=long, label=[int(s[:9].count("G") > 2) for s in sequences])
+    recipe = make_recipe("splice-site", data, data__crop=9, data__test=data, data__max_length=9, train__epochs=2)
+    _, tested = finetune_and_test(recipe, tmp_path / "run")
+    model = tmp_path / "run" / "model"
+    assert load(model).spec.task == {"name": "splice-site", "crop": 9, "crop_at": "middle"}
+    assert tested.count == 60  # the longest are those that are too long as they are seen
+    assert predict(long, model) == predict([s[:9] for s in sequences], model)
+    cut = make_table(
+        "cut.csv", sequence=[s[:9] for s in sequences], label=[int(s[:9].count("G") > 2) for s in sequences]
+    )
+    assert (
+        tested.figures == evaluate(data, Engine(model, "fp32")).figures == evaluate(cut, Engine(model, "fp32")).figures
+    )
+    assert "the model sees 9 nucleotides at most, those at its middle" in (model / "README.md").read_text()
+    tracks = make_table("tracks.csv", sequence=sequences, label=[";".join("1.5" for _ in s) for s in sequences])
+    for task, path in (
+        ("table", tracks),
+        ("secondary-structure", make_table("s.csv", sequence=["GGAAAACC"], structure=["((....))"])),
+    ):
+        with pytest.raises(InputError, match=r"data\.crop is for tasks with one answer a sequence"):
+            finetune(make_recipe(task, path, data__crop=9, data__validation_fraction=0), tmp_path / "no")
+
+
+@pytest.mark.parametrize("task", ["splice-site", "ncrna-family", "table"])
+def test_mean_pooling_is_remembered(task, make_recipe, make_table, sequences, tmp_path):
+    labels = [int(gc(s) > 0.5) for s in sequences]
+    data = make_table(sequence=sequences, label=labels)
+    finetune(make_recipe(task, data, options__pooling="mean", train__max_steps=10), tmp_path / "run")
+    folder = tmp_path / "run" / "model"
+    model = load(folder)
+    assert (model.spec.pooling, model.spec.task["pooling"]) == ("mean", "mean")
+    assert json.loads((folder / "config.json").read_text())["pooling"] == "mean"
+    # The copy in memory, the folder, and a folder written again say the same, and CLS would say something else.
+    again = rinalmo.save(model, tmp_path / "again")
+    assert predict(sequences, model) == predict(sequences, again)
+    config = json.loads((again / "config.json").read_text())
+    (again / "config.json").write_text(json.dumps(config | {"pooling": "cls"}))
+    assert predict(sequences, model) != predict(sequences, again)
+    (again / "config.json").write_text(json.dumps(config | {"pooling": "max"}))
+    with pytest.raises(CheckpointError, match="pooling is 'max'; it must be one of cls, mean"):
+        load(again)
+    with pytest.raises(CheckpointError, match="the authors' heads look at CLS"):
+        rinalmo.save(model, tmp_path / "model.pt", "official")
+    if task == "table":
+        hf = rinalmo.RiNALMoForSequencePrediction.from_pretrained(folder)
+        tokens = rinalmo.RnaTokenizer.from_pretrained(folder)(sequences[:2], return_tensors="pt", padding=True)
+        (first, second) = (row["p(label)"] for row in predict(sequences[:2], folder))
+        assert hf(**tokens).logits.sigmoid().flatten().tolist() == pytest.approx([first, second], abs=1e-5)
+
+
+def test_options_of_other_tasks_are_refused(make_recipe, make_table, sequences, tmp_path):
+    data = make_table(sequence=sequences, mrl=[gc(s) for s in sequences])
+    with pytest.raises(InputError, match=r"options\.pooling is not for ribosome-load; it has no options"):
+        finetune(make_recipe("ribosome-load", data, options__pooling="mean"), tmp_path / "run")
+    tracks = make_table("tracks.csv", sequence=sequences, label=[";".join("1.5" for _ in s) for s in sequences])
+    with pytest.raises(InputError, match=r"options\.pooling is for one answer a sequence"):
+        finetune(make_recipe("table", tracks, options__pooling="mean"), tmp_path / "run")
 
 
 def test_a_model_goes_on_learning_its_task(make_recipe, make_table, sequences, tmp_path):

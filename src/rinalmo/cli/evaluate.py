@@ -34,7 +34,8 @@ def command(
 ) -> None:
     """Measure a fine-tuned model on labelled examples, with 95 % bootstrap intervals.
 
-    For structures exact scores and those that allow ±1 stand side by side, over all and for each family.
+    For structures exact scores and those that allow ±1 stand side by side, over all and for each family. Sequences are
+    cropped as they were for training.
 
     \b
     rinalmo evaluate secondary-structure TS0.csv.gz --model run/model -o per_structure.csv

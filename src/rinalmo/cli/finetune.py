@@ -24,6 +24,7 @@ from rinalmo.cli.options import threads_option
     "--target", "targets", multiple=True, metavar="COLUMN", help="Column to predict; more than one for table."
 )
 @click.option("--folds", type=click.IntRange(min=3), help="Cross-validation with so many runs, in RUN/fold-0, …")
+@click.option("--fold", type=click.IntRange(min=0), help="Only this one of --folds, from 0 on.")
 @click.option("--recipe", metavar="NAME|FILE.yaml", help="Another recipe than finetune-TASK.")
 @click.option("--resume", is_flag=True, help="Go on with the run in RUN from its last checkpoint, if it has one.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
@@ -37,6 +38,7 @@ def command(
     test: Path | None,
     targets: tuple[str, ...],
     folds: int | None,
+    fold: int | None,
     recipe: str | None,
     resume: bool,
     overrides: tuple[str, ...],
@@ -71,6 +73,7 @@ def command(
         test=test,
         targets=targets,
         folds=folds,
+        fold=fold,
         recipe=recipe,
         overrides=overrides,
     )
@@ -81,7 +84,8 @@ def command(
     if os.environ.get("RANK", "0") == "0":
         if evaluation is not None:
             print_evaluation(evaluation, "test")
-        where = output if folds else output / "model"
+        one = output if chosen.data.fold is None else output / f"fold-{chosen.data.fold}"
+        where = output if chosen.data.folds and chosen.data.fold is None else one / "model"
         done = f"{where}: trained for {outcome.step:,} steps; use it with --model {where}"
         click.echo(done if outcome.finished else f"{output}: stopped and saved; go on with --resume", err=True)
     if outcome.signal == signal.SIGINT:

@@ -22,7 +22,8 @@ def command(model: str, fasta: str, output: str, fill_to: int | None, **engine_s
 
     MODEL is a folder that `rinalmo finetune` wrote, or the authors' fine-tuned .pt file as it is.
     One row a sequence: a number, a class with the probability of each, or a structure; a model for single nucleotides
-    gives a row for each of them. `rinalmo fold` writes structures in other formats.
+    gives a row for each of them. Sequences are cropped as they were for training. `rinalmo fold` writes structures in
+    other formats.
 
     \b
     rinalmo predict run/model sequences.fa -o predictions.csv

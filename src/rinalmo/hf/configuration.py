@@ -20,6 +20,7 @@ class RiNALMoConfig(PreTrainedConfig):
     call) and the optional dict `head` (num_labels, problem_type, dropout, transform, transform_act, bias, act,
     layer_norm_eps) describe the prediction head; values in `head` win. `threshold` is the pairing probability above
     which a structure decoder accepts a pair. `loss_region` is "upper" (each pair once, as in the paper) or "full".
+    `pooling` is what stands for a whole sequence: "cls" or "mean", over all of its tokens.
     """
 
     model_type: ClassVar[str] = "rinalmo"
@@ -42,6 +43,7 @@ class RiNALMoConfig(PreTrainedConfig):
     lm_head: dict[str, Any] | None = None
     threshold: float | None = None
     loss_region: str = "upper"
+    pooling: str = "cls"
     problem_type: str | None = None  # type: ignore[assignment]
     tie_word_embeddings: bool = False
     pad_token_id: int | None = 0
@@ -63,6 +65,8 @@ class RiNALMoConfig(PreTrainedConfig):
         if head.get("num_labels") not in (None, self.num_labels):
             self.num_labels = head["num_labels"]  # makes new label names as well
         self._check_head(head)
+        if self.pooling not in ("cls", "mean"):
+            raise InputError(f"pooling {self.pooling!r} is unknown; use 'cls' or 'mean'")
         if self.loss_region not in ("upper", "full"):
             raise InputError(f"loss_region {self.loss_region!r} is unknown; use 'upper' or 'full'")
 

@@ -16,7 +16,8 @@ from rinalmo.errors import CheckpointError
 from rinalmo.hf.configuration import RiNALMoConfig
 from rinalmo.model.rinalmo import HEADS
 from rinalmo.weights.catalog import find
-from rinalmo.weights.checkpoint import Checkpoint, config_of, read
+from rinalmo.weights.checkpoint import Checkpoint, read
+from rinalmo.weights.config_file import config_of
 from rinalmo.weights.files import PICKLE, SHARDS, WEIGHTS, shard_names
 from rinalmo.weights.layouts import listed
 

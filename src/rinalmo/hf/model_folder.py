@@ -17,7 +17,7 @@ import rinalmo
 from rinalmo.alphabet import CARD_TOKENS, STANDARD_TOKENS, Alphabet
 from rinalmo.errors import InputError
 from rinalmo.hf.configuration import RiNALMoConfig
-from rinalmo.weights.checkpoint import tokenizer_config_of
+from rinalmo.weights.config_file import tokenizer_config_of
 
 _PIPELINES = {"RiNALMoForMaskedLM": "fill-mask", "RiNALMoForPreTraining": "fill-mask"}
 

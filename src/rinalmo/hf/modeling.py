@@ -157,7 +157,7 @@ class RiNALMoModel(RiNALMoPreTrainedModel):
 
     def __init__(self, config: RiNALMoConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
-        self.pooler = Pooler(self.encoder.config) if add_pooling_layer else None
+        self.pooler = Pooler(self.encoder.config, config.pooling) if add_pooling_layer else None
         self.post_init()
 
     @can_return_tuple
@@ -250,7 +250,7 @@ class RiNALMoForSequencePrediction(RiNALMoHeadModel):
 
     def __init__(self, config: RiNALMoConfig) -> None:
         super().__init__(config)
-        self.pooler = Pooler(self.encoder.config)
+        self.pooler = Pooler(self.encoder.config, config.pooling)
         self.sequence_head = SequenceHead(config.hidden_size, HeadConfig(**config.head_options()))
         self.post_init()
 

@@ -82,14 +82,15 @@ class MaskedLMHead(nn.Module):
 
 
 class Pooler(nn.Module):
-    """One vector per sequence: tanh of a linear layer on its first token (CLS)."""
+    """One vector per sequence: tanh of a linear layer on its first token (CLS), or on the mean of all (`POOLINGS`)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, pooling: str = "cls") -> None:
         super().__init__()
+        self.pool = POOLINGS[pooling]
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, "sequences hidden"]:
-        return torch.tanh(self.dense(first_tokens(x, layout)))
+        return torch.tanh(self.dense(self.pool(x, layout)))
 
 
 class LabelHead(nn.Module):
@@ -142,6 +143,17 @@ def first_tokens(x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Ten
     if 0 in layout.lengths:
         raise InputError(f"sequence {layout.lengths.index(0) + 1} of the batch has no token")
     return x[layout.cu_seqlens[:-1].long()]
+
+
+def mean_tokens(x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, "sequences hidden"]:
+    """The mean of each sequence's hidden states, CLS and EOS included; an empty sequence is refused."""
+    if 0 in layout.lengths:
+        raise InputError(f"sequence {layout.lengths.index(0) + 1} of the batch has no token")
+    return torch.stack([states.mean(dim=0) for states in layout.split(x)])
+
+
+# How the tokens of a sequence become one vector. All published models use CLS.
+POOLINGS: dict[str, Callable[[Tensor, Layout], Tensor]] = {"cls": first_tokens, "mean": mean_tokens}
 
 
 def ends(

@@ -40,9 +40,14 @@ class ModelSpec:
     threshold: float | None = None
     task: Mapping[str, Any] | None = None
 
-    def with_heads(self, shapes: Shapes, head_config: HeadConfig) -> ModelSpec:
+    def with_heads(self, shapes: Shapes, head_config: HeadConfig, pooling: str = "cls") -> ModelSpec:
         """The same with the heads that tensors of these names and shapes belong to."""
-        return replace(self, heads=head_shapes(shapes, head_config))
+        return replace(self, heads=head_shapes(shapes, head_config, pooling))
+
+    @property
+    def pooling(self) -> str:
+        """What heads on whole sequences look at: "cls" or "mean"."""
+        return next((str(options["pooling"]) for options in self.heads.values() if "pooling" in options), "cls")
 
 
 class RiNALMo(nn.Module):
@@ -117,13 +122,17 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def head_shapes(shapes: Shapes, head_config: HeadConfig) -> dict[str, dict[str, Any]]:
+def head_shapes(shapes: Shapes, head_config: HeadConfig, pooling: str = "cls") -> dict[str, dict[str, Any]]:
     """For each head that tensors of these names and shapes belong to, the arguments to build it with.
 
-    What shapes cannot tell (activations, dropout, eps) comes from `head_config`.
+    What shapes cannot tell comes from `head_config` (activations, dropout, eps) and `pooling`.
     """
     names = [name for name in HEADS if any(key.startswith(f"{name}.") for key in shapes)]
-    return {name: _options(name, shapes, head_config) for name in names}
+    pooled = {} if pooling == "cls" else {"pooling": pooling}
+    return {name: _options(name, shapes, head_config) | (pooled if name in _POOLING else {}) for name in names}
+
+
+_POOLING = ("pooler", "splice_site_head", "ncrna_family_head")
 
 
 def _options(name: str, shapes: Shapes, head_config: HeadConfig) -> dict[str, Any]:

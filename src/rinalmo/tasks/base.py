@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from torch import Tensor
@@ -24,6 +24,7 @@ from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 
 Figures = Iterator[tuple[str, float]]
+Per = Literal["sequence", "nucleotide"]
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,41 @@ class Example:
     where: str = field(default="", compare=False)  # file and line, for messages
 
 
+@dataclass(frozen=True)
+class Crop:
+    """At most `length` nucleotides of a sequence, those `at` its "start", "middle" or "end"."""
+
+    length: int
+    at: str = "middle"
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.at not in ("start", "middle", "end"):
+            raise ValueError(f"there is no crop to {self.length} at the {self.at}")
+
+    def of(self, sequence: str) -> str:
+        """The part of the sequence that is kept."""
+        surplus = max(0, len(sequence) - self.length)
+        start = {"start": 0, "middle": surplus // 2, "end": surplus}[self.at]
+        return sequence[start : start + self.length]
+
+
 class Task(ABC):
     """One kind of prediction."""
 
     name: ClassVar[str]
+    options: ClassVar[tuple[str, ...]] = ()  # those of a recipe's that `learned` understands
+    per: Per = "sequence"  # whether it answers once for a sequence, or for each nucleotide or pair of them
+    crop: Crop | None = None  # what the model was trained to see of a sequence, if not all of it
     score: str  # the figure that says which state of a model is best; more is better
     filled_to: int = 0  # tokens that the model must see in a sequence, pad tokens if need be; `RibosomeLoad` says why
 
     def settings(self) -> dict[str, Any]:
         """What has to be remembered beside the weights."""
         return {}
+
+    def seen(self, sequence: str) -> str:
+        """What the model is to see of a sequence."""
+        return self.crop.of(sequence) if self.crop else sequence
 
     def described(self) -> str:
         """What was made of the training data, in a few words, where there was something to find out."""

@@ -1,7 +1,7 @@
 """A class per sequence: splice sites (yes or no) and ncRNA families.
 
-Both look at the CLS token through two layers. Classes are named by the training data, in alphabetical order; the
-published family model has 88 without names.
+Both look at the CLS token, or at the mean of all (`options.pooling`), through two layers. Classes are named by the
+training data, in alphabetical order; the published family model has 88 without names.
 
 Reference: Penić et al. 2025 (arXiv:2403.00043), supplement.
 """
@@ -31,7 +31,14 @@ class SpliceSite(Task):
     """Whether the centre of the sequence is a splice site; one model for donors, another for acceptors."""
 
     name = "splice-site"
+    options = ("pooling",)
     score = "f1"
+
+    def __init__(self, pooling: str = "cls") -> None:
+        self.pooling = pooling
+
+    def settings(self) -> dict[str, Any]:
+        return pooled(self.pooling)
 
     @classmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:
@@ -40,10 +47,10 @@ class SpliceSite(Task):
 
     @classmethod
     def learned(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
-        return cls()
+        return cls(**options)
 
     def heads(self) -> dict[str, dict[str, Any]]:
-        return {"splice_site_head": {}}
+        return {"splice_site_head": pooled(self.pooling)}
 
     def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
         return list(model.head("splice_site_head")(states, layout)[:, 0])
@@ -68,14 +75,15 @@ class NcrnaFamily(Task):
     """The family of a non-coding RNA."""
 
     name = "ncrna-family"
+    options = ("pooling",)
     score = "accuracy"
 
-    def __init__(self, classes: Sequence[str]) -> None:
-        self.classes = list(classes)
+    def __init__(self, classes: Sequence[str], pooling: str = "cls") -> None:
+        self.classes, self.pooling = list(classes), pooling
         self.places = {name: place for place, name in enumerate(self.classes)}
 
     def settings(self) -> dict[str, Any]:
-        return {"classes": self.classes}
+        return {"classes": self.classes} | pooled(self.pooling)
 
     @classmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:
@@ -90,10 +98,10 @@ class NcrnaFamily(Task):
         classes = sorted({example.target for example in examples})
         if len(classes) < 2:
             raise InputError(f"all training examples are of the class {classes[0]!r}; there is nothing to tell apart")
-        return cls(classes)
+        return cls(classes, **options)
 
     def heads(self) -> dict[str, dict[str, Any]]:
-        return {"ncrna_family_head": {"num_labels": len(self.classes)}}
+        return {"ncrna_family_head": {"num_labels": len(self.classes)} | pooled(self.pooling)}
 
     def understood(self, examples: Sequence[Example]) -> list[Example]:
         for example in examples:
@@ -117,6 +125,11 @@ class NcrnaFamily(Task):
 
     def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
         return [{"id": example.name, **class_answer("family", self.classes, self.judge(model, output, example))}]
+
+
+def pooled(pooling: str) -> dict[str, Any]:
+    """How a head pools, as one of its options and of a task's settings: nothing where it looks at CLS, as usual."""
+    return {} if pooling == "cls" else {"pooling": pooling}
 
 
 def truth(example: Example) -> bool:

@@ -51,7 +51,7 @@ def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator
     def ids() -> Iterator[np.ndarray]:
         for example in examples:
             waiting.append(example)
-            yield encode(Record(example.name, "", example.sequence), model.alphabet)
+            yield encode(Record(example.name, "", task.seen(example.sequence)), model.alphabet)
 
     def compute(packed: Tensor, layout: Layout) -> Sequence[Tensor]:
         if task.filled_to:

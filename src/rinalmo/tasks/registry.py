@@ -8,7 +8,7 @@ from typing import Any
 
 from rinalmo.errors import CheckpointError, InputError
 from rinalmo.model.rinalmo import ModelSpec
-from rinalmo.tasks.base import Task
+from rinalmo.tasks.base import Crop, Task
 from rinalmo.tasks.classification import NcrnaFamily, SpliceSite
 from rinalmo.tasks.regression import PUBLISHED_FILLING, ExpressionLevel, RibosomeLoad, TranslationEfficiency
 from rinalmo.tasks.secondary_structure import SecondaryStructure
@@ -59,9 +59,18 @@ def task_of(spec: ModelSpec) -> Task:
     raise CheckpointError("this model has no task; train one with `rinalmo finetune`, or name one that was")
 
 
+def settings_of(task: Task) -> dict[str, Any]:
+    """What a model's config says of its task, from which `task_of` makes it again."""
+    crop = {"crop": task.crop.length, "crop_at": task.crop.at} if task.crop else {}
+    return {"name": task.name, **task.settings(), **crop}
+
+
 def _remembered(settings: Mapping[str, Any]) -> Task:
     try:
         values = dict(settings)
-        return task_class(str(values.pop("name"))).remembered(values)
+        crop, at = values.pop("crop", None), values.pop("crop_at", "middle")
+        task = task_class(str(values.pop("name"))).remembered(values)
+        task.crop = None if crop is None else Crop(int(crop), str(at))
+        return task
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"config: the task {dict(settings)!r} cannot be understood ({error})") from None

@@ -12,6 +12,7 @@ Reference: Penić et al. 2025 (arXiv:2403.00043), supplement; Sample et al. 2019
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -122,7 +123,9 @@ def filled(task: Task, length: int | None) -> Task:
         return task
     if not isinstance(task, RibosomeLoad):
         raise InputError(f"sequences are filled up for ribosome-load only, and the model is for {task.name}")
-    return RibosomeLoad(length)
+    task = copy(task)
+    task.filled_to = length
+    return task
 
 
 def _head(model: RiNALMo) -> RibosomeLoadHead:

@@ -70,6 +70,8 @@ class SecondaryStructure(Task):
     """Base pairs of an RNA."""
 
     name = "secondary-structure"
+    options = ("head", "channels", "num_blocks")
+    per = "nucleotide"
     score = "f1_relaxed"
 
     def __init__(self, head: str = "pairs", channels: int | None = None, num_blocks: int | None = None) -> None:
@@ -94,7 +96,7 @@ class SecondaryStructure(Task):
 
     @classmethod
     def learned(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
-        return cls(**{name: options[name] for name in ("head", "channels", "num_blocks") if name in options})
+        return cls(**{name: options[name] for name in cls.options if name in options})
 
     def heads(self) -> dict[str, dict[str, Any]]:
         return {self.module: self.shape}

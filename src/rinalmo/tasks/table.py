@@ -20,7 +20,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
@@ -32,11 +32,18 @@ from rinalmo.errors import InputError
 from rinalmo.model.losses import IGNORE, ProblemType
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
-from rinalmo.tasks.base import Columns, Example, Figures, Task, inner, require
-from rinalmo.tasks.classification import binary_figures, class_answer, class_figures, require_known, require_name, truth
+from rinalmo.tasks.base import Columns, Example, Figures, Per, Task, inner, require
+from rinalmo.tasks.classification import (
+    binary_figures,
+    class_answer,
+    class_figures,
+    pooled,
+    require_known,
+    require_name,
+    truth,
+)
 from rinalmo.tasks.tables import number, read_table
 
-Per = Literal["sequence", "nucleotide"]
 _USUAL = ("label", "target", "value", "y", "class", "score")
 _FEW, _OFTEN = 20, 5  # whole numbers: at most so many values, each seen so often on average, are classes
 _SCORES = {"regression": "r2", "binary": "roc_auc", "multilabel": "roc_auc", "multiclass": "accuracy"}
@@ -46,6 +53,7 @@ class Table(Task):
     """Whatever the columns of a table say."""
 
     name = "table"
+    options = ("kind", "per", "pooling")
 
     def __init__(
         self,
@@ -55,9 +63,10 @@ class Table(Task):
         classes: Sequence[str] = (),
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
+        pooling: str = "cls",
     ) -> None:
         self.kind, self.per, self.targets, self.classes = kind, per, list(targets), list(classes)
-        self.mean, self.std = list(mean), list(std)
+        self.mean, self.std, self.pooling = list(mean), list(std), pooling
         self.places = {name: place for place, name in enumerate(self.classes)}
         self.score = _SCORES[kind]
 
@@ -69,6 +78,7 @@ class Table(Task):
             "classes": self.classes,
             "mean": self.mean,
             "std": self.std,
+            **pooled(self.pooling),
         }
 
     def described(self) -> str:
@@ -89,7 +99,10 @@ class Table(Task):
         if kind in ("binary", "multiclass") and width > 1:
             raise InputError(f"a {kind} table has one column to predict, not {width}; several are multilabel")
         classes = _classes(examples, per) if kind == "multiclass" else []
-        task = cls(kind, per, targets, classes)
+        pooling = options.get("pooling") or "cls"
+        if per == "nucleotide" and "pooling" in options:
+            raise InputError("options.pooling is for one answer a sequence; this table has values of each nucleotide")
+        task = cls(kind, per, targets, classes, pooling=pooling)
         if kind == "regression":
             values = np.concatenate([e.target.reshape(-1, width) for e in task.understood(examples)])
             task.mean, task.std = _scale(values, targets)
@@ -99,7 +112,7 @@ class Table(Task):
         options = {"num_labels": len(self.classes) or len(self.targets)}
         if self.per == "nucleotide":
             return {"token_head": options}
-        return {"pooler": {}, "sequence_head": options}
+        return {"pooler": pooled(self.pooling), "sequence_head": options}
 
     def understood(self, examples: Sequence[Example]) -> list[Example]:
         return [replace(example, target=self._target(example)) for example in examples]

@@ -11,7 +11,7 @@ import torch
 from rinalmo.errors import CheckpointError, InputError, MissingExtraError
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
 from rinalmo.tasks.base import Example, Task
-from rinalmo.tasks.registry import task_of
+from rinalmo.tasks.registry import settings_of, task_of
 from rinalmo.training.finetune_config import BackboneRecipe, FinetuneRecipe
 from rinalmo.training.optim import Trained
 from rinalmo.weights.checkpoint import load
@@ -29,10 +29,9 @@ def build(recipe: FinetuneRecipe, task: Task, examples: Sequence[Example]) -> tu
     names = ("attention_dropout", "hidden_dropout")
     dropouts = {name: value for name in names if (value := getattr(recipe.backbone, name)) is not None}
     heads: dict[str, Any] = {"lm_head": {}} if "lm_head" in given.spec.heads else {}
-    remembered = _settings(task)
-    spec = ModelSpec(replace(given.config, **dropouts), given.alphabet, heads | task.heads(), task=remembered)
+    spec = ModelSpec(replace(given.config, **dropouts), given.alphabet, heads | task.heads(), task=settings_of(task))
     model = create(spec, recipe.train.seed)
-    goes_on = _trained_for(given.spec) == remembered
+    goes_on = _was_trained_for(given.spec, task)
     task.prepare(model, examples)
     own = {name: tensor for name, tensor in given.state_dict().items() if goes_on or not _is_new(name, task)}
     known = model.state_dict().keys()
@@ -40,15 +39,13 @@ def build(recipe: FinetuneRecipe, task: Task, examples: Sequence[Example]) -> tu
     return model, [f"{recipe.init} was trained for this task; its head is trained further"] if goes_on else []
 
 
-def _settings(task: Task) -> dict[str, Any]:
-    return {"name": task.name, **task.settings()}
-
-
-def _trained_for(spec: ModelSpec) -> dict[str, Any] | None:
+def _was_trained_for(spec: ModelSpec, task: Task) -> bool:
+    """Whether the model's head is the task's, whatever it saw of the sequences."""
     try:
-        return _settings(task_of(spec))
+        before = task_of(spec)
     except CheckpointError:
-        return None
+        return False
+    return (before.name, before.settings()) == (task.name, task.settings())
 
 
 def _is_new(name: str, task: Task) -> bool:

@@ -16,7 +16,9 @@ def data(run: Run, recipe: FinetuneRecipe) -> str:
     names = {name: path for name in counts if (path := getattr(recipe.data, name))}
     rows = [(name, f"{count:,}", _named(names.get(name)), _sum(recipe, name)) for name, count in counts.items()]
     split = "" if recipe.data.validation else "\n\nSets without a file are drawn from the training examples."
-    return f"## Examples\n\nTask: {recipe.task}.\n\n{table(('Set', 'Examples', 'File', 'SHA-256'), rows)}{split}"
+    crop, at = recipe.data.crop, recipe.data.crop_at
+    seen = f" Of a sequence the model sees {crop} nucleotides at most, those at its {at}." if crop else ""
+    return f"## Examples\n\nTask: {recipe.task}.{seen}\n\n{table(('Set', 'Examples', 'File', 'SHA-256'), rows)}{split}"
 
 
 def procedure(run: Run, recipe: FinetuneRecipe) -> str:

@@ -1,7 +1,7 @@
 """A fine-tuning run with what follows it: its test set evaluated, its card; or all folds one after the other.
 
 RUN/
-    fold-0/ …              one run each, with `folds`
+    fold-0/ …              one run each, with `folds`; `fold` chooses one of them
     evaluation.json        the figures over the test set (of all folds together)
 """
 
@@ -28,23 +28,26 @@ def finetune_and_test(
 ) -> tuple[Outcome, Evaluation | None]:
     """Fine-tune, once or for each fold, and evaluate the finished model on the test examples if there are any.
 
-    Over folds the figures are the means of the folds' figures, with the least and the greatest of them.
+    Over folds the figures are the means of the folds' figures, with the least and the greatest of them. A recipe that
+    names a fold is for this one only: its figures are returned, and the others can follow by other calls.
     """
-    output = Path(output)
-    if recipe.data.folds is None:
+    output, folds, only = Path(output), recipe.data.folds, recipe.data.fold
+    if folds is None:
         outcome = finetune(recipe, output, resume=resume, listener=listener)
         return outcome, _tested(recipe, output) if outcome.finished else None
     output.mkdir(parents=True, exist_ok=True)
     found: list[Evaluation] = []
-    for fold in range(recipe.data.folds):
+    for fold in range(folds) if only is None else [only]:
         data = recipe.data.model_copy(update={"fold": fold})
         part, folder = recipe.model_copy(update={"data": data}), output / f"fold-{fold}"
-        listener.note(f"fold {fold + 1} of {recipe.data.folds}")
+        listener.note(f"fold {fold} of 0 to {folds - 1}")
         outcome = finetune(part, folder, resume=resume, listener=listener)
         if not outcome.finished:
             return outcome, None
         found += [evaluation] if (evaluation := _tested(part, folder)) else []
-    return outcome, _written(_mean(found), output) if found else None
+    if not found or only is not None:
+        return outcome, found[0] if found else None
+    return outcome, _written(_mean(found), output)
 
 
 def _tested(recipe: FinetuneRecipe, folder: Path) -> Evaluation | None:

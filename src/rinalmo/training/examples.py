@@ -1,9 +1,8 @@
-"""The examples of a fine-tuning run: read, cropped, left out, split into training, validation and test."""
+"""The examples of a fine-tuning run: read, left out, split into training, validation and test."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import numpy as np
 from rinalmo.data import draws
 from rinalmo.durable import file_sha256
 from rinalmo.errors import InputError
-from rinalmo.tasks.base import Columns, Example, Task
+from rinalmo.tasks.base import Columns, Crop, Example, Task
 from rinalmo.training.finetune_config import ExamplesRecipe
 
 _SPLIT = 12  # what the keys of this file are for
@@ -49,9 +48,10 @@ def read_sets(data: ExamplesRecipe, task: type[Task], seed: int) -> tuple[Sets, 
     sets = _split(read, data, seed)
     if not sets.train:
         raise InputError(f"{data.train}: no example is left for training")
-    known = {example.sequence for example in sets.train}
+    seen = _seen(data)
+    known = {seen(example) for example in sets.train}
     for name, examples in (("validation", sets.validation), ("test", sets.test)):
-        twice = sum(example.sequence in known for example in examples)
+        twice = sum(seen(example) in known for example in examples)
         if twice:
             notes.append(f"{twice:,} of {len(examples):,} {name} sequences are in the training set too")
     return sets, notes
@@ -67,26 +67,29 @@ def columns_of(data: ExamplesRecipe) -> Columns:
 def _read(path: str | None, data: ExamplesRecipe, task: type[Task], notes: list[str]) -> list[Example]:
     if path is None:
         return []
-    examples = [cropped(example, data.crop, data.crop_at) for example in task.read(Path(path), columns_of(data))]
-    kept = [example for example in examples if data.max_length is None or len(example.sequence) <= data.max_length]
+    examples, seen = task.read(Path(path), columns_of(data)), _seen(data)
+    kept = [example for example in examples if data.max_length is None or len(seen(example)) <= data.max_length]
     if len(kept) < len(examples):
         notes.append(f"{path}: {len(examples) - len(kept):,} examples longer than {data.max_length} nt are left out")
     return kept
 
 
-def cropped(example: Example, length: int | None, at: str) -> Example:
-    """The example with at most so many nucleotides of its sequence."""
-    surplus = len(example.sequence) - length if length else 0
-    if surplus <= 0:
-        return example
-    start = {"start": 0, "middle": surplus // 2, "end": surplus}[at]
-    return replace(example, sequence=example.sequence[start : start + length])  # type: ignore[operator]
+def crop_of(data: ExamplesRecipe) -> Crop | None:
+    """What a model trained by this recipe sees of a sequence; None: all of it."""
+    return None if data.crop is None else Crop(data.crop, data.crop_at)
+
+
+def _seen(data: ExamplesRecipe) -> Callable[[Example], str]:
+    crop = crop_of(data)
+    return lambda example: crop.of(example.sequence) if crop else example.sequence
 
 
 def _split(read: dict[str, list[Example]], data: ExamplesRecipe, seed: int) -> Sets:
     train, validation, test = (read[name] for name in _FILES)
     if data.folds is not None:
-        return _folded(train, data, seed)
+        return _folded(train, data.folds, data.fold or 0, data, seed)
+    if data.fold is not None:
+        raise InputError(f"data.fold is {data.fold}; of how many? Say --folds, or data.folds")
     if not validation and data.validation_fraction:
         order = _shuffled(train, seed)
         size = max(1, round(len(order) * data.validation_fraction))
@@ -94,9 +97,8 @@ def _split(read: dict[str, list[Example]], data: ExamplesRecipe, seed: int) -> S
     return Sets(train, validation, test)
 
 
-def _folded(examples: list[Example], data: ExamplesRecipe, seed: int) -> Sets:
+def _folded(examples: list[Example], folds: int, fold: int, data: ExamplesRecipe, seed: int) -> Sets:
     """Fold `fold` is the test set and the one before it the validation set, as in the paper."""
-    folds, fold = data.folds or 0, data.fold
     if fold >= folds:
         raise InputError(f"data.fold is {fold}; with {folds} folds it goes from 0 to {folds - 1}")
     if len(examples) < folds:

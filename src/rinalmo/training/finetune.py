@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
+from rinalmo.errors import InputError
 from rinalmo.inference.engine import Engine, Precision
 from rinalmo.model.rinalmo import RiNALMo
-from rinalmo.tasks.base import Example
+from rinalmo.tasks.base import Example, Task
 from rinalmo.tasks.registry import task_class
 from rinalmo.training.backbone import build, merged, trained
 from rinalmo.training.cached_states import cached_states
 from rinalmo.training.distributed import Ranks, joined
-from rinalmo.training.examples import located, read_sets
+from rinalmo.training.examples import crop_of, located, read_sets
 from rinalmo.training.finetune_config import FinetuneRecipe
 from rinalmo.training.run import SILENCE, Listener, Outcome, conduct, with_precision
 from rinalmo.training.run_folder import RunFolder, restarted
@@ -43,13 +44,13 @@ def _finetune(recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, resume: b
         recipe = recipe.model_copy(update={"data": located(recipe.data)})
         kind = task_class(recipe.task)
         sets, notes = read_sets(recipe.data, kind, recipe.train.seed)
-        task = kind.learned(sets.train, recipe.options.model_dump(exclude_none=True))
+        task = _learned(recipe, kind, sets.train)
         train, validation = task.understood(sets.train), task.understood(sets.validation)
         task.understood(sets.test)
         ranks.first(lambda: stack.enter_context(folder.locked()))
         changed = ranks.first(lambda: folder.begin(recipe, resume or restarted()))
         model, fresh = build(recipe, task, train)
-        encoded = [_encoded(examples, model) for examples in (train, validation)]
+        encoded = [_encoded(examples, model, task) for examples in (train, validation)]
         if recipe.backbone.mode == "frozen":
             encoded = _with_states(encoded, model, recipe, folder, ranks)
         learns = trained(model, task, recipe.backbone)
@@ -67,8 +68,20 @@ def _finetune(recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, resume: b
         )
 
 
-def _encoded(examples: Sequence[Example], model: RiNALMo) -> Examples:
-    return Examples(examples, [model.alphabet.encode(example.sequence, strict=True) for example in examples])
+def _learned(recipe: FinetuneRecipe, kind: type[Task], examples: Sequence[Example]) -> Task:
+    options = recipe.options.model_dump(exclude_none=True)
+    if foreign := sorted(options.keys() - set(kind.options)):
+        own = f"its options are {', '.join(kind.options)}" if kind.options else "it has no options"
+        raise InputError(f"options.{foreign[0]} is not for {kind.name}; {own}")
+    task = kind.learned(examples, options)
+    task.crop = crop_of(recipe.data)
+    if task.crop and task.per == "nucleotide":
+        raise InputError("data.crop is for tasks with one answer a sequence; leave long ones out by data.max_length")
+    return task
+
+
+def _encoded(examples: Sequence[Example], model: RiNALMo, task: Task) -> Examples:
+    return Examples(examples, [model.alphabet.encode(task.seen(e.sequence), strict=True) for e in examples])
 
 
 def _with_states(

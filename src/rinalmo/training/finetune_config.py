@@ -32,11 +32,11 @@ class ExamplesRecipe(Section):
 
     train, validation, test   files; without `validation` a share of `train` is held out, drawn with the run's seed
     fingerprints              of these files; filled in when a run starts, and other contents are then refused
-    folds, fold               cross-validation: of so many folds, this one is the test set and the one before it the
-                              validation set
+    folds, fold               cross-validation: of so many folds, this one (from 0 on; None: each in turn) is the test
+                              set and the one before it the validation set
     sequences_per_batch       of an optimizer step
     micro_tokens              tokens computed at once; results do not depend on it
-    crop, crop_at             keep at most so many nucleotides, from this part of the sequence
+    crop, crop_at             see at most so many nucleotides, of this part of the sequence; the model remembers it
     max_length                examples longer than this are left out, and counted
     """
 
@@ -47,7 +47,7 @@ class ExamplesRecipe(Section):
     columns: ColumnsRecipe = ColumnsRecipe()
     validation_fraction: float = Field(default=0.1, ge=0.0, lt=1.0)
     folds: int | None = Field(default=None, ge=3)
-    fold: NonNegativeInt = 0
+    fold: NonNegativeInt | None = None
     sequences_per_batch: PositiveInt = 32
     micro_tokens: PositiveInt = 4096
     crop: PositiveInt | None = None
@@ -59,12 +59,15 @@ class OptionsRecipe(Section):
     """What belongs to one task only.
 
     kind, per              what a `table` holds, where its cells do not say: see `rinalmo.tasks.table`
+    pooling                what the head of `splice-site`, `ncrna-family` or a `table` for whole sequences looks at:
+                           `cls`, as in the paper, or the `mean` of all tokens
     head                   of `secondary-structure`: `pairs`, the paper's, or `partners`, which is made for small models
     channels, num_blocks   its width and depth
     """
 
     kind: Literal["regression", "binary", "multiclass", "multilabel"] | None = None
     per: Literal["sequence", "nucleotide"] | None = None
+    pooling: Literal["cls", "mean"] | None = None
     head: Literal["pairs", "partners"] | None = None
     channels: PositiveInt | None = None
     num_blocks: PositiveInt | None = None
@@ -122,11 +125,13 @@ def recipe_for(
     test: str | Path | None = None,
     targets: Sequence[str] = (),
     folds: int | None = None,
+    fold: int | None = None,
     recipe: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> FinetuneRecipe:
     """The recipe `finetune-TASK`, or another one, for these files; raises InputError for what is wrong."""
-    given = {"data.train": data, "data.validation": validation, "data.test": test, "init": model, "data.folds": folds}
+    files = {"data.train": data, "data.validation": validation, "data.test": test, "init": model}
+    given = {**files, "data.folds": folds, "data.fold": fold}
     changes = [f"{key}={value}" for key, value in given.items() if value is not None]
     if targets:
         changes.append(f"data.columns.target=[{', '.join(targets)}]")

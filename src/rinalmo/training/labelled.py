@@ -34,6 +34,7 @@ def finetune(
     test: str | Path | Rows | None = None,
     target: str | Sequence[str] = (),
     folds: int | None = None,
+    fold: int | None = None,
     recipe: str | Path | None = None,
     overrides: Sequence[str] = (),
     resume: bool = False,
@@ -46,9 +47,10 @@ def finetune(
     validation  held-out examples; None: a tenth of `data`
     test        examples to evaluate the finished model on
     target      the column or columns to predict, where they have no usual name
+    folds       cross-validation in so many runs, in `output/fold-0`, …; with `fold` only that one of them, from 0 on
     overrides   changes of the recipe, such as "train.epochs=5"
 
-    Returns the figures over the test examples (with `folds`, of all folds), None without any. A class label of a
+    Returns the figures over the test examples (of `folds` their means), None without any. A class label of a
     `datasets.Dataset` becomes its name. Raises InputError for what is wrong with the examples, TrainingError for what
     goes wrong later, KeyboardInterrupt when it was stopped and saved; `resume` then goes on.
     """
@@ -64,6 +66,7 @@ def finetune(
         test=files.get("test"),
         targets=[target] if isinstance(target, str) else target,
         folds=folds,
+        fold=fold,
         recipe=recipe,
         overrides=overrides,
     )

@@ -20,9 +20,10 @@ from rinalmo.alphabet import CARD_TOKENS, OFFICIAL_TOKENS, STANDARD_TOKENS, Alph
 from rinalmo.errors import CheckpointError, InputError
 from rinalmo.model.block import EncoderBlock
 from rinalmo.model.config import PRESETS, ModelConfig
-from rinalmo.model.heads import HeadConfig
+from rinalmo.model.heads import POOLINGS, HeadConfig
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.weights.catalog import resolve
+from rinalmo.weights.config_file import config_of, tokenizer_config_of
 from rinalmo.weights.files import PICKLES, ModelFiles, open_model, require_replaceable, write_folder, write_pickle
 from rinalmo.weights.layouts import LayoutName, detect, listed, plan_reading, plan_writing
 from rinalmo.weights.vocabulary import ROW_TENSORS, invented, move_rows
@@ -188,6 +189,8 @@ def _write_official(spec: ModelSpec, state: Mapping[str, Tensor], target: Path) 
         raise CheckpointError(f"{target}: the official layout is one file; give a name that ends in .pt")
     if "lm_head" not in spec.heads:
         raise CheckpointError("the official layout needs a masked-LM head, which this model does not have")
+    if spec.pooling != "cls":
+        raise CheckpointError("the authors' heads look at CLS; this model's looks at the mean of all tokens")
     alphabet = spec.alphabet
     rows = {name: move_rows(name, state[name], alphabet, OFFICIAL) for name in ROW_TENSORS}
     kept = {**state, **rows}
@@ -202,7 +205,9 @@ def _write_official(spec: ModelSpec, state: Mapping[str, Tensor], target: Path) 
 
 
 def _losses(spec: ModelSpec, layout: LayoutName) -> list[str]:
-    """What the official layout has no place for, in words."""
+    """What the other layouts have no place for, in words."""
+    if layout == "multimolecule" and spec.pooling != "cls":
+        return ["multimolecule's own pooler would look at CLS; this model's looks at the mean of all tokens"]
     if layout != "official":
         return []
     dropped = " ".join(token for token in invented(OFFICIAL, spec.alphabet))
@@ -215,55 +220,6 @@ def _losses(spec: ModelSpec, layout: LayoutName) -> list[str]:
 def _is_unscaled(state: Mapping[str, Tensor]) -> bool:
     mean, std = state["ribosome_load_head.target_mean"], state["ribosome_load_head.target_std"]
     return float(mean) == 0.0 and float(std) == 1.0
-
-
-def config_of(spec: ModelSpec) -> dict[str, Any]:
-    """The `config.json` of a model, in the terms that the Hugging Face classes and the port share."""
-    alphabet = spec.alphabet
-    values: dict[str, Any] = {field.name: getattr(spec.config, field.name) for field in fields(ModelConfig)}
-    del values["cls_token_id"]
-    ids = {"bos": alphabet.cls_id, "eos": alphabet.eos_id, "pad": alphabet.pad_id, "unk": alphabet.unk_id}
-    values.update({f"{name}_token_id": index for name, index in ids.items()})
-    labels = next((dict(head) for name, head in spec.heads.items() if name in _LABEL_HEADS), None)
-    if labels:
-        values.update(head=labels, num_labels=labels["num_labels"])
-    if spec.threshold is not None:
-        values["threshold"] = spec.threshold
-    if spec.task is not None:
-        values["task"] = dict(spec.task)
-    return {"model_type": "rinalmo", "architectures": [_architecture(spec)], **values, "tie_word_embeddings": False}
-
-
-_LABEL_HEADS = {
-    "sequence_head": "RiNALMoForSequencePrediction",
-    "token_head": "RiNALMoForTokenPrediction",
-    "contact_head": "RiNALMoForContactPrediction",
-}
-
-
-def _architecture(spec: ModelSpec) -> str:
-    heads = {
-        **_LABEL_HEADS,
-        "structure_head": "RiNALMoForSecondaryStructurePrediction",
-        "lm_head": "RiNALMoForMaskedLM",
-    }
-    return next((name for head, name in heads.items() if head in spec.heads), "RiNALMoModel")
-
-
-def tokenizer_config_of() -> dict[str, Any]:
-    """The `tokenizer_config.json` that makes `AutoTokenizer` read `vocab.txt` beside it."""
-    return {
-        "tokenizer_class": "RnaTokenizer",
-        **{f"{name}_token": f"<{token}>" for name, token in _SPECIALS.items()},
-        "extra_special_tokens": ["<null>"],
-        "nmers": 1,
-        "codon": False,
-        "replace_T_with_U": True,
-        "do_upper_case": True,
-    }
-
-
-_SPECIALS = {"bos": "cls", "cls": "cls", "eos": "eos", "sep": "eos", "mask": "mask", "pad": "pad", "unk": "unk"}
 
 
 def _check_embedding(files: ModelFiles, plan: Mapping[str, tuple[str, ...]]) -> None:
@@ -322,8 +278,11 @@ def _spec(
     task = values.get("task") or _unsaid_task(shapes)
     if not isinstance(task, dict | None):
         raise CheckpointError(f"config: task is {task!r}; it must be an object")
+    pooling = values.get("pooling") or "cls"
+    if pooling not in POOLINGS:
+        raise CheckpointError(f"config: pooling is {pooling!r}; it must be one of {', '.join(POOLINGS)}")
     spec = ModelSpec(config, alphabet, threshold=threshold, task=task)
-    return spec.with_heads(shapes, _head_config(files.config))
+    return spec.with_heads(shapes, _head_config(files.config), pooling)
 
 
 def _unsaid_task(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
