@@ -1,4 +1,4 @@
-"""A server in a process of its own, which writes down whatever it asks of another machine."""
+"""A server in a process of its own, which writes down whatever it asks of another machine, and counts its sessions."""
 
 import os
 import signal
@@ -13,8 +13,9 @@ import pytest
 pytest.importorskip("gradio")
 
 # Addresses and names that are looked up or connected to outside of this machine go into the file of the first argument.
+# At a signal the number of sessions that the page remembers goes into another one.
 _WATCHED = """
-import socket, sys
+import gc, os, signal, socket, sys
 out = sys.argv.pop(1)
 def watch(function):
     def watched(*arguments, **options):
@@ -27,6 +28,13 @@ def watch(function):
 connect, connect_ex = watch(socket.socket.connect), watch(socket.socket.connect_ex)
 socket.socket.connect, socket.socket.connect_ex = connect, connect_ex
 socket.getaddrinfo = watch(socket.getaddrinfo)
+def count(*_):
+    from gradio.state_holder import StateHolder
+    holders = [each for each in gc.get_objects() if isinstance(each, StateHolder)]
+    with open(out + ".new", "w") as file:
+        file.write(str(sum(len(each.session_data) for each in holders)))
+    os.replace(out + ".new", out + ".sessions")
+signal.signal(signal.SIGUSR1, count)
 from rinalmo.cli import main
 main()
 """
@@ -41,6 +49,20 @@ class Served:
     outside: Path
     log: Path
     temporary: Path
+
+    def sessions(self):
+        """How many visitors the server remembers."""
+        found = self.outside.with_suffix(".sessions")
+        found.unlink(missing_ok=True)
+        self.process.send_signal(signal.SIGUSR1)
+        while not found.exists():
+            time.sleep(0.02)
+        return int(found.read_text())
+
+    def cpu_seconds(self):
+        """What the server has computed, however busy the machine is."""
+        user, system = (Path("/proc") / str(self.process.pid) / "stat").read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def stop(self, seconds=30):
         self.process.send_signal(signal.SIGTERM)

@@ -158,9 +158,22 @@ def test_who_leaves_is_not_computed_for(served, client):
     time.sleep(1)
     for stream in streams:
         stream.__exit__(None, None, None)
-    started = time.monotonic()
+    before = served.cpu_seconds()
     client.predict("A<mask>", api_name="/fill_mask")
-    assert time.monotonic() - started < 15  # to their ends they take a minute
+    assert served.cpu_seconds() - before < 8  # to their ends they take 80
+
+
+def test_who_leaves_is_forgotten(served, until):
+    from gradio_client import Client
+
+    before = served.sessions()
+    visitors = [Client(served.address, verbose=False) for _ in range(3)]
+    for visitor in visitors:
+        visitor.predict("A<mask>", api_name="/fill_mask")
+    assert served.sessions() == before + 3
+    for visitor in visitors:
+        visitor.close()
+    until(lambda: served.sessions() == before)
 
 
 def raw(address, head, body=b"", seconds=5):

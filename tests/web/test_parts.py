@@ -22,20 +22,43 @@ EVIL = "\"'><script>alert(1)</script>$x_1"
 
 def test_turns_are_taken_in_the_order_in_which_they_were_asked_for(until):
     turns, order, threads = Turns(), [], []
-    with turns.visit("first") as first, first.turn():
-        for name in "abcd":
+    first_computes, first_ends = threading.Event(), threading.Event()
 
-            def ask(name=name):
-                with turns.visit(name) as visit, visit.turn():
-                    order.append(name)
+    def ask(name, before=lambda: None):
+        def run():
+            with turns.visit(name) as visit:
+                visit.turn(lambda: (before(), order.append(name)))
 
-            threads.append(threading.Thread(target=ask))
-            threads[-1].start()
-            until(lambda: len(turns._line) == len(threads) + 1)
-        assert order == []
+        threads.append(threading.Thread(target=run))
+        threads[-1].start()
+
+    ask("first", lambda: (first_computes.set(), first_ends.wait()))
+    first_computes.wait(10)
+    for name in "abcd":
+        ask(name)
+        until(lambda: turns._computing._work_queue.qsize() == len(threads) - 1)
+    assert order == []
+    first_ends.set()
     for thread in threads:
         thread.join(10)
-    assert order == ["a", "b", "c", "d"]
+    assert order == ["first", "a", "b", "c", "d"]
+
+
+def test_one_thread_computes_for_all():
+    """Each other one would keep the memory of its largest batch."""
+    turns, computing = Turns(), set()
+
+    def ask():
+        with turns.visit("a") as visit:
+            visit.turn(lambda: computing.add(threading.get_ident()))
+            list(visit.each(computing.add(threading.get_ident()) for _ in range(2)))
+
+    threads = [threading.Thread(target=ask) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(computing) == 1
 
 
 def test_who_leaves_and_a_stop_end_the_work():

@@ -9,7 +9,7 @@ Whatever a visitor wrote is shown in pictures that cannot run anything, in text 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
@@ -35,6 +35,9 @@ from rinalmo.weights.catalog import ASSETS
 
 AT_ONCE = 4
 """Requests that are answered at once, batch by batch in turn."""
+
+SESSIONS = 200
+"""Visitors that are remembered (0.1 MB each), of those who did not say that they left."""
 
 WAITING = 60
 """Requests that may wait; more are told to come again."""
@@ -73,7 +76,8 @@ def page(service: Service, model: str, fold_model: str) -> gr.Blocks:
             _embed_tab(service)
         with gr.Tab("Variants", id="variants"):
             _variants_tab(service)
-        blocks.unload(_leaving(service))
+        blocks.unload(_leaving(service, blocks))
+    blocks.state_session_capacity = SESSIONS
     return blocks.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False)
 
 
@@ -104,8 +108,7 @@ def _fill_mask_tab(service: Service) -> None:
         with _answering(service, request) as visit:
             record, found = service.expected(visit, text, _telling(progress))
             path = service.new_folder() / "logo.svg"
-            with visit.turn():
-                draw_logo(found, limits.letters_of(record), path, name=record.id, heights=heights)
+            visit.turn(lambda: draw_logo(found, limits.letters_of(record), path, name=record.id, heights=heights))
             return image(path.read_bytes(), f"Logo of {record.id}")
 
     for start in (run.click, *examples):
@@ -154,9 +157,8 @@ def _fold_files(folded: Folded, folder: Path, visit: Visit) -> list[Path]:
             file.write(folded.text(path.suffix[1:]).encode())
     drawing, arcs, pair_map = (folder / name for name in ("drawing.svg", "arcs.svg", "map.png"))
     drawing.write_text(structure_svg(structure, folded.probabilities), encoding="utf-8")
-    with visit.turn():  # matplotlib draws one picture at a time
-        draw_arcs(structure, arcs)
-        draw_pair_map(structure, folded.probabilities, pair_map)
+    visit.turn(lambda: draw_arcs(structure, arcs))  # matplotlib draws one picture at a time
+    visit.turn(lambda: draw_pair_map(structure, folded.probabilities, pair_map))
     return [*paths, drawing, arcs, pair_map]
 
 
@@ -204,7 +206,7 @@ def _embed_tab(service: Service) -> None:
                 folder,
             )
 
-    def colour_again(folder: Path, field: str, request: gr.Request) -> str:
+    def colour_again(folder: Path | None, field: str, request: gr.Request) -> str:
         with _answering(service, request) as visit:
             return _map(visit, folder, field)[1]
 
@@ -215,17 +217,15 @@ def _embed_tab(service: Service) -> None:
     colour.input(colour_again, [folder, colour], shown, **_BUTTON)
 
 
-def _map(visit: Visit, folder: Path, field: str | None) -> tuple[list[str], str]:
+def _map(visit: Visit, folder: Path | None, field: str | None) -> tuple[list[str], str]:
     """The fields that may colour the map of an answer, and its picture by one, or the first; "" for one point."""
-    file, path = folder / "embeddings.parquet", folder / "map.svg"
-    if not file.exists():
+    if folder is None or not (folder / "embeddings.parquet").exists():
         raise InputError("these embeddings are no longer here; embed them again")
-    found = read_embeddings(file)
+    found, path = read_embeddings(folder / "embeddings.parquet"), folder / "map.svg"
     choices = list(tables.fields(found))
     if len(found.ids) < 2:
         return choices, ""
-    with visit.turn():
-        tables.draw_map(found, choices[0] if field is None else field, path)
+    visit.turn(lambda: tables.draw_map(found, choices[0] if field is None else field, path))
     return choices, image(path.read_bytes(), f"Map of {len(found.ids)} sequences")
 
 
@@ -246,8 +246,8 @@ def _variants_tab(service: Service) -> None:
         with _answering(service, request) as visit:
             record, scores = service.variants(visit, text, method, _telling(progress))
             folder = service.new_folder()
-            with visit.turn():
-                heat_map.draw(scores, record.sequence, f"{record.id[:60]}, {method}", folder / "variants.svg")
+            title = f"{record.id[:60]}, {method}"
+            visit.turn(lambda: heat_map.draw(scores, record.sequence, title, folder / "variants.svg"))
             (folder / "variants.csv").write_text(_scores_csv(record.sequence, scores))
             picture = image((folder / "variants.svg").read_bytes(), f"Scores of single mutations of {record.id}")
             written = [str(folder / f"variants.{ending}") for ending in ("csv", "svg")]
@@ -348,9 +348,12 @@ def _answering(service: Service, request: gr.Request, *, for_page: bool = True) 
         raise gr.Error("something went wrong here, and the server's log says what", print_exception=False) from None
 
 
-def _leaving(service: Service) -> Callable[[gr.Request], None]:
-    def leave(request: gr.Request) -> None:
+def _leaving(service: Service, blocks: gr.Blocks) -> Callable[[gr.Request], Awaitable[None]]:
+    async def leave(request: gr.Request) -> None:  # on the event loop, as whatever else changes the sessions
         service.turns.leave(request.session_hash)
+        # Gradio itself would keep them, without what is in them, until there are too many.
+        blocks.state_holder.session_data.pop(request.session_hash, None)
+        blocks.state_holder.time_last_used.pop(request.session_hash, None)
 
     return leave
 

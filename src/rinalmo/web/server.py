@@ -94,6 +94,7 @@ def _application(model: str, fold_model: str, threads: int | None, folder: Path)
     # Gradio reads these when it is imported, and tells its makers who starts it unless it is told not to.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(folder / "cache"))
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # kept for a page of figures, which is not shown
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import fastapi

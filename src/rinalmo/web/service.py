@@ -105,8 +105,7 @@ class Service:
             found = self._masked_in_turn(visit, record.sequence, tell)
         else:
             record = limits.one_record(text, limits.ONE_PASS, "score")
-            with visit.turn():
-                found = Nucleotides(self.engine).unmasked(record.sequence)
+            found = visit.turn(lambda: Nucleotides(self.engine).unmasked(record.sequence))
         own = columns(record.sequence)
         return record, np.where(own[:, None] >= 0, found - found[np.arange(len(own)), own][:, None], np.nan)
 
