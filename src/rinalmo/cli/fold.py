@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rinalmo.cli.options import FOLD_MODEL, engine_options, opened_engine, ray_options
+from rinalmo.cli.options import FOLD_MODEL, engine_options, opened_engine, ray_options, window_option
 
 
 @click.command("fold")
@@ -31,11 +31,12 @@ from rinalmo.cli.options import FOLD_MODEL, engine_options, opened_engine, ray_o
 @click.option(
     "--min-loop", type=click.IntRange(min=0), default=3, show_default=True, help="Least nucleotides in a hairpin."
 )
+@window_option
 @click.option(
     "--probabilities",
     type=click.Path(path_type=Path),
     metavar="FILE.npz",
-    help="Also write each matrix of probabilities.",
+    help="Also write each matrix of probabilities; of RNAs folded in windows a list of pairs.",
 )
 @click.option(
     "--plot",
@@ -65,6 +66,7 @@ def command(
     threshold: float | None,
     all_pairs: bool,
     min_loop: int,
+    window: int | None,
     probabilities: Path | None,
     plot: Path | None,
     plot_kind: Any,
@@ -74,7 +76,8 @@ def command(
 ) -> None:
     """Predict the secondary structures of the sequences of a FASTA file, pseudoknots included.
 
-    The model is one fine-tuned for secondary structure. Memory grows with the square of the longest sequence.
+    The model is one fine-tuned for secondary structure. Memory grows with the square of the longest sequence, up to
+    the size of a window, beyond which it grows with the length.
 
     \b
     rinalmo fold sequences.fa
@@ -88,10 +91,11 @@ def command(
         raise click.UsageError("--plot-kind and --reference are for --plot; name its file")
     if output == "-" and (resume or engine_settings["engine"] == "ray"):
         raise click.UsageError("--resume and --engine ray write a file; name it with --output")
-    from rinalmo.cli.progress import counter, resumable
+    from rinalmo.cli.progress import counter, noted, resumable
     from rinalmo.inference.embed_file import check_input
     from rinalmo.tasks.fold_file import Decoding, fold_file
     from rinalmo.tasks.pictures import Plot
+    from rinalmo.tasks.windows import WINDOW
 
     check_input(fasta)
     decoding = Decoding(decoder, threshold, canonical=not all_pairs, min_distance=min_loop + 1)
@@ -99,7 +103,16 @@ def command(
     kept = nullcontext() if output == "-" else resumable(Path(output), "structures", resume=resume)
     with opened_engine(**engine_settings) as engine, kept, counter("folding") as tell:
         count = fold_file(
-            fasta, output, engine, decoding, probabilities=probabilities, plot=drawn, resume=resume, tell=tell
+            fasta,
+            output,
+            engine,
+            decoding,
+            window=window or WINDOW,
+            probabilities=probabilities,
+            plot=drawn,
+            resume=resume,
+            tell=tell,
+            note=noted,
         )
     if output != "-":
         click.echo(f"{output}: {count:,} structures", err=True)

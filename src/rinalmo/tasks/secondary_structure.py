@@ -5,6 +5,9 @@ The paper's head gives a logit for every pair, ours a distribution over partners
 (`rinalmo.rna.folding`). The threshold above which pairs are taken is tuned on validation data, over the paper's grid,
 and lies in the model's config.
 
+RNAs longer than `window` are folded in windows (`rinalmo.tasks.windows`); their probabilities are a `PairList` instead
+of a square.
+
 The surprise: one decoding serves every threshold. Greedy choices with p > t are the first choices of a lower
 threshold, so each structure is decoded once at the lowest and scored at all of them.
 
@@ -13,8 +16,8 @@ Reference: Penić et al. 2025 (arXiv:2403.00043).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,12 +33,15 @@ from rinalmo.model.partner_head import UNKNOWN
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.folding import decode
 from rinalmo.rna.formats import read_structures
+from rinalmo.rna.pair_list import PairList
 from rinalmo.rna.structure import Structure
+from rinalmo.tasks import windows
 from rinalmo.tasks.base import Columns, Example, Figures, Task, inner, require
 from rinalmo.tasks.tables import is_table, read_single
 
 THRESHOLDS = np.arange(1, 30) / 100
 DEFAULT_THRESHOLD = 0.15  # where no validation data has chosen one
+_ROW = 1 << 32  # of the numbers that stand for pairs; more than any length
 
 _HEADS: dict[str, tuple[str, dict[str, int]]] = {
     "pairs": ("structure_head", {"channels": 64, "num_blocks": 2}),
@@ -79,6 +85,7 @@ class SecondaryStructure(Task):
         self.head, (self.module, usual) = head, _HEADS[head]
         given = {"channels": channels, "num_blocks": num_blocks}
         self.shape = usual | {name: value for name, value in given.items() if value is not None}
+        self.window, self.least = windows.WINDOW, windows.LEAST
 
     def settings(self) -> dict[str, Any]:
         # The paper's head goes without its name, as before there was another.
@@ -106,8 +113,25 @@ class SecondaryStructure(Task):
         sequences = inner(_nucleotides(model.alphabet).to(ids.device)[ids], layout)
         return [head(part, sequence) for part, sequence in zip(parts, sequences, strict=True)]
 
-    def probabilities(self, output: Tensor) -> np.ndarray:
+    def parts(self, example: Example) -> list[Example]:
+        cut = windows.windows_of(len(example.sequence), self.window)
+        return [replace(example, sequence=example.sequence[part.start : part.stop], target=None) for part in cut]
+
+    def joined(self, example: Example, outputs: Iterator[Tensor]) -> Tensor | PairList:
+        length = len(example.sequence)
+        if length <= self.window:
+            return next(outputs)
+        squares = (self._square(output) for output in outputs)
+        return windows.joined(length, windows.windows_of(length, self.window), squares, self.least)
+
+    def remark(self, name: str, length: int) -> str:
+        return windows.remark(name, length, self.window)
+
+    def probabilities(self, output: Tensor | PairList) -> np.ndarray | PairList:
         """The probability of each pair, `(length, length)`, from what the head says."""
+        return output if isinstance(output, PairList) else self._square(output)
+
+    def _square(self, output: Tensor) -> np.ndarray:
         if self.head == "pairs":
             return output.float().sigmoid().fill_diagonal_(0).cpu().numpy()
         return ((output + output.T) / 2).exp().fill_diagonal_(0).cpu().numpy()
@@ -117,12 +141,12 @@ class SecondaryStructure(Task):
         of = _pair_loss if self.head == "pairs" else _partner_loss
         return torch.stack([of(output, example.target) for output, example in pairs]).sum()
 
-    def judge(self, model: RiNALMo, output: Tensor, example: Example) -> ThresholdScores:
+    def judge(self, model: RiNALMo, output: Tensor | PairList, example: Example) -> ThresholdScores:
         probabilities = self.probabilities(output)
         pairs = np.array(decode(probabilities, example.sequence, threshold=THRESHOLDS[0]), dtype=int).reshape(-1, 2)
-        return compare(
-            probabilities[pairs[:, 0], pairs[:, 1]], pairs, np.asarray(example.target, dtype=int), len(probabilities)
-        )
+        i, j = pairs.T
+        values = probabilities.at(i, j) if isinstance(probabilities, PairList) else probabilities[i, j]
+        return compare(values, pairs, np.asarray(example.target, dtype=int).reshape(-1, 2))
 
     def figures(self, judged: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> Figures:
         for name, values in self.each(judged, threshold).items():
@@ -140,10 +164,24 @@ class SecondaryStructure(Task):
             for column, name in enumerate(("precision", "recall", "f1"))
         }
 
-    def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
+    def rows(self, model: RiNALMo, output: Tensor | PairList, example: Example) -> list[dict[str, Any]]:
         pairs = decode(self.probabilities(output), example.sequence, threshold=threshold_of(model))
         text = Structure(example.name, example.sequence, tuple(pairs)).dot_bracket
         return [{"id": example.name, "sequence": example.sequence, "structure": text}]
+
+
+def windowed(task: Task, window: int | None) -> Task:
+    """The same task with windows of another size; None leaves it as it is.
+
+    Raises InputError for another task, or windows that are too small.
+    """
+    if window is None:
+        return task
+    if not isinstance(task, SecondaryStructure):
+        raise InputError(f"only secondary-structure has windows, not {task.name}; leave --window out")
+    windows.check_size(window)
+    task.window = window
+    return task
 
 
 def threshold_of(model: RiNALMo) -> float:
@@ -151,22 +189,20 @@ def threshold_of(model: RiNALMo) -> float:
     return DEFAULT_THRESHOLD if model.spec.threshold is None else model.spec.threshold
 
 
-def compare(probabilities: np.ndarray, pairs: np.ndarray, target: np.ndarray, length: int) -> ThresholdScores:
+def compare(probabilities: np.ndarray, pairs: np.ndarray, target: np.ndarray) -> ThresholdScores:
     """Decoded pairs `(n, 2)` with their probabilities beside the target's `(m, 2)`."""
-    decoded, truth = np.zeros((length, length)), np.zeros((length, length), dtype=bool)
-    decoded[pairs[:, 0], pairs[:, 1]] = probabilities
-    target = target.reshape(-1, 2)
-    truth[target[:, 0], target[:, 1]] = True
-    right = np.stack([matrix[pairs[:, 0], pairs[:, 1]] for matrix in (truth, _with_neighbours(truth))])
-    found = np.stack([matrix[target[:, 0], target[:, 1]] for matrix in (decoded, _with_neighbours(decoded))])
-    return ThresholdScores(probabilities, right, found)
+    predicted, true = _with_neighbours(pairs), _with_neighbours(target)
+    right = np.isin(predicted, true[0])
+    decoded = dict(zip(predicted[0].tolist(), probabilities.tolist(), strict=True))
+    found = np.array([[decoded.get(pair, 0.0) for pair in row] for row in true.tolist()])
+    return ThresholdScores(
+        probabilities, np.stack([right[0], right.any(axis=0)]), np.stack([found[0], found.max(axis=0)])
+    )
 
 
-def _with_neighbours(matrix: np.ndarray) -> np.ndarray:
-    """Each entry's maximum with its four neighbours: a pair of which one end is off by one."""
-    wide = np.pad(matrix, 1)
-    shifts = (wide[1:-1, 1:-1], wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:])
-    return np.maximum.reduce(shifts)
+def _with_neighbours(pairs: np.ndarray) -> np.ndarray:
+    """Pairs as numbers, and below each the four of which one end is off by one: `(5, pairs)`."""
+    return pairs.astype(np.int64) @ [_ROW, 1] + np.array([[0], [1], [-1], [_ROW], [-_ROW]])
 
 
 def _pair_loss(logits: Tensor, pairs: Any) -> Tensor:

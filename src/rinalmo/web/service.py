@@ -82,6 +82,7 @@ class Service:
         """The structure of one RNA."""
         record = limits.one_record(text, limits.FOLD, "fold")
         ((structure, probabilities),) = visit.each(fold_records([record], self.folding, Decoding(decoder)))
+        assert isinstance(probabilities, np.ndarray)  # the page takes nothing that is folded in windows
         return Folded(structure, probabilities)
 
     def embed(self, visit: Visit, text: str, upload: Path | None, tell: Tell) -> Embedded:
