@@ -22,9 +22,8 @@ from rinalmo.cli.options import FOLD_MODEL, engine_options, opened_engine, ray_o
 @click.option(
     "--decoder",
     type=click.Choice(["greedy", "nested", "matching"]),
-    default="greedy",
-    show_default=True,
-    help="greedy: the paper's; nested: the best without pseudoknots; matching: the best with them (extra `fold`).",
+    help="greedy: the paper's; nested: the best without pseudoknots; matching: the best with them (extra `fold`).  "
+    "[default: the model's]",
 )
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Least probability of a pair.  [default: the model's]")
 @click.option("--all-pairs", is_flag=True, help="Also pairs other than AU, GC and GU.")
@@ -62,7 +61,7 @@ from rinalmo.cli.options import FOLD_MODEL, engine_options, opened_engine, ray_o
 def command(
     fasta: str,
     output: str,
-    decoder: str,
+    decoder: str | None,
     threshold: float | None,
     all_pairs: bool,
     min_loop: int,
@@ -74,14 +73,15 @@ def command(
     resume: bool,
     **engine_settings: Any,
 ) -> None:
-    """Predict the secondary structures of the sequences of a FASTA file, pseudoknots included.
+    """Predict the secondary structures of the sequences of a FASTA file.
 
-    The model is one fine-tuned for secondary structure. Memory grows with the square of the longest sequence, up to
+    The model is one fine-tuned for secondary structure. Pseudoknots are found by the decoders greedy, which belongs to
+    the paper's head, and matching; nano-fold's is nested. Memory grows with the square of the longest sequence, up to
     the size of a window, beyond which it grows with the length.
 
     \b
     rinalmo fold sequences.fa
-    rinalmo fold sequences.fa -o structures.ct --decoder nested
+    rinalmo fold sequences.fa -o structures.ct --decoder matching
     rinalmo fold tRNA.fa -o tRNA.dbn --probabilities tRNA.npz
     rinalmo fold sequences.fa --model run/model -o structures.parquet --engine ray --workers 8
     rinalmo fold tRNA.fa --plot tRNA.svg

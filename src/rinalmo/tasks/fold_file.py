@@ -38,21 +38,21 @@ from rinalmo.tasks.windows import LEAST, WINDOW, check_size, remark
 
 @dataclass(frozen=True)
 class Decoding:
-    """How pairs are chosen from their probabilities; `threshold` None is the model's own. See `rinalmo.rna.folding`."""
+    """How pairs are chosen from their probabilities (`rinalmo.rna.folding`); None is what belongs to the model."""
 
-    method: str = "greedy"
+    method: str | None = None
     threshold: float | None = None
     canonical: bool = True
     min_distance: int = 4
 
 
-PAPER = Decoding()
+MODELS_OWN = Decoding()
 
 
 def fold(
     sequences: Sequences,
     model: str | Path | RiNALMo | Engine = "nano-fold",
-    decoding: Decoding = PAPER,
+    decoding: Decoding = MODELS_OWN,
     *,
     window: int = WINDOW,
 ) -> list[Structure]:
@@ -77,16 +77,15 @@ def folding_task(spec: ModelSpec, model: str = "the model", *, window: int = WIN
 
 
 def fold_records(
-    records: Iterable[Record], engine: Engine, decoding: Decoding = PAPER, *, window: int = WINDOW
+    records: Iterable[Record], engine: Engine, decoding: Decoding = MODELS_OWN, *, window: int = WINDOW
 ) -> Iterator[Folded]:
     """Each record's structure and its pair probabilities, in the order of the input.
 
     These are a square `(length, length)`, or a `PairList` for an RNA longer than `window`.
     """
     task = folding_task(engine.model.spec, window=window)
-    options = asdict(decoding)
-    if options["threshold"] is None:
-        options["threshold"] = threshold_of(engine.model)
+    own: dict[str, Any] = {"method": task.decoder, "threshold": threshold_of(engine.model)}
+    options = {name: own[name] if value is None else value for name, value in asdict(decoding).items()}
     task.least = min(LEAST, options["threshold"])
     examples = (Example(record.id, record.sequence) for record in records)
     for example, output in outputs(examples, engine, task):
@@ -99,7 +98,7 @@ def fold_file(
     fasta: str | Path,
     output: str | Path,
     engine: Engine | RayEngine,
-    decoding: Decoding = PAPER,
+    decoding: Decoding = MODELS_OWN,
     *,
     window: int = WINDOW,
     probabilities: Path | None = None,
