@@ -125,13 +125,13 @@ def test_nested_equals_the_textbook(density):
         draw = np.random.default_rng(seed)
         weights = np.triu(draw.random((50, 50)) * (draw.random((50, 50)) < density), 1)
         rows, columns = np.nonzero(weights)
-        pairs = heaviest_nested(rows, columns, weights[rows, columns], 50)
+        pairs = heaviest_nested(rows, columns, weights[rows, columns])
         assert sum(weights[pair] for pair in pairs) == pytest.approx(nussinov(weights), abs=1e-9)
         assert len({end for pair in pairs for end in pair}) == 2 * len(pairs)
         assert not any(crosses(*two) for two in combinations(pairs, 2))
         # In any order of the candidates.
         mixed = draw.permutation(len(rows))
-        assert pairs == heaviest_nested(rows[mixed], columns[mixed], weights[rows, columns][mixed], 50)
+        assert pairs == heaviest_nested(rows[mixed], columns[mixed], weights[rows, columns][mixed])
 
 
 @pytest.mark.parametrize("method", METHODS)

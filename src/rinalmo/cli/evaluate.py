@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rinalmo.cli.options import engine_options, fill_option
+from rinalmo.cli.options import engine_options, fill_option, window_option
 
 
 @click.command("evaluate")
@@ -19,6 +19,7 @@ from rinalmo.cli.options import engine_options, fill_option
 @click.option("--target", "targets", multiple=True, metavar="COLUMN", help="Column with the truth.")
 @click.option("--group", metavar="COLUMN", help="Column whose values figures are also given for.")
 @fill_option
+@window_option
 @click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
 @engine_options(precision="auto")
 def command(
@@ -29,6 +30,7 @@ def command(
     targets: tuple[str, ...],
     group: str | None,
     fill_to: int | None,
+    window: int | None,
     seed: int,
     **engine_settings: Any,
 ) -> None:
@@ -41,6 +43,7 @@ def command(
     rinalmo evaluate secondary-structure TS0.csv.gz --model run/model -o per_structure.csv
     rinalmo evaluate table held_out.csv --target half_life --model run/model --report figures.json
     """
+    from rinalmo.cli.progress import noted
     from rinalmo.cli.tables import print_evaluation
     from rinalmo.durable import replacing
     from rinalmo.errors import InputError
@@ -55,8 +58,10 @@ def command(
         check_rows_output(output)
     engine = Engine(**engine_settings)
     columns = Columns(target=targets, group=group)
-    found = evaluate(data, engine, columns=columns, task=task, fill_to=fill_to, seed=seed)
+    found = evaluate(data, engine, columns=columns, task=task, fill_to=fill_to, window=window, seed=seed)
     print_evaluation(found, str(data))
+    for note in found.notes:
+        noted(note)
     if report is not None:
         with replacing(report) as file:
             file.write(json.dumps(found.plain(), indent=1).encode())

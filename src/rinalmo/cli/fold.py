@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rinalmo.cli.options import FOLD_MODEL, engine_options, opened_engine, ray_options
+from rinalmo.cli.options import FOLD_MODEL, engine_options, opened_engine, ray_options, window_option
 
 
 @click.command("fold")
@@ -22,20 +22,20 @@ from rinalmo.cli.options import FOLD_MODEL, engine_options, opened_engine, ray_o
 @click.option(
     "--decoder",
     type=click.Choice(["greedy", "nested", "matching"]),
-    default="greedy",
-    show_default=True,
-    help="greedy: the paper's; nested: the best without pseudoknots; matching: the best with them (extra `fold`).",
+    help="greedy: the paper's; nested: the best without pseudoknots; matching: the best with them (extra `fold`).  "
+    "[default: the model's]",
 )
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Least probability of a pair.  [default: the model's]")
 @click.option("--all-pairs", is_flag=True, help="Also pairs other than AU, GC and GU.")
 @click.option(
     "--min-loop", type=click.IntRange(min=0), default=3, show_default=True, help="Least nucleotides in a hairpin."
 )
+@window_option
 @click.option(
     "--probabilities",
     type=click.Path(path_type=Path),
     metavar="FILE.npz",
-    help="Also write each matrix of probabilities.",
+    help="Also write each matrix of probabilities; of RNAs folded in windows a list of pairs.",
 )
 @click.option(
     "--plot",
@@ -61,10 +61,11 @@ from rinalmo.cli.options import FOLD_MODEL, engine_options, opened_engine, ray_o
 def command(
     fasta: str,
     output: str,
-    decoder: str,
+    decoder: str | None,
     threshold: float | None,
     all_pairs: bool,
     min_loop: int,
+    window: int | None,
     probabilities: Path | None,
     plot: Path | None,
     plot_kind: Any,
@@ -72,13 +73,15 @@ def command(
     resume: bool,
     **engine_settings: Any,
 ) -> None:
-    """Predict the secondary structures of the sequences of a FASTA file, pseudoknots included.
+    """Predict the secondary structures of the sequences of a FASTA file.
 
-    The model is one fine-tuned for secondary structure. Memory grows with the square of the longest sequence.
+    The model is one fine-tuned for secondary structure. Pseudoknots are found by the decoders greedy, which belongs to
+    the paper's head, and matching; nano-fold's is nested. Memory grows with the square of the longest sequence, up to
+    the size of a window, beyond which it grows with the length.
 
     \b
     rinalmo fold sequences.fa
-    rinalmo fold sequences.fa -o structures.ct --decoder nested
+    rinalmo fold sequences.fa -o structures.ct --decoder matching
     rinalmo fold tRNA.fa -o tRNA.dbn --probabilities tRNA.npz
     rinalmo fold sequences.fa --model run/model -o structures.parquet --engine ray --workers 8
     rinalmo fold tRNA.fa --plot tRNA.svg
@@ -88,10 +91,11 @@ def command(
         raise click.UsageError("--plot-kind and --reference are for --plot; name its file")
     if output == "-" and (resume or engine_settings["engine"] == "ray"):
         raise click.UsageError("--resume and --engine ray write a file; name it with --output")
-    from rinalmo.cli.progress import counter, resumable
+    from rinalmo.cli.progress import counter, noted, resumable
     from rinalmo.inference.embed_file import check_input
     from rinalmo.tasks.fold_file import Decoding, fold_file
     from rinalmo.tasks.pictures import Plot
+    from rinalmo.tasks.windows import WINDOW
 
     check_input(fasta)
     decoding = Decoding(decoder, threshold, canonical=not all_pairs, min_distance=min_loop + 1)
@@ -99,7 +103,16 @@ def command(
     kept = nullcontext() if output == "-" else resumable(Path(output), "structures", resume=resume)
     with opened_engine(**engine_settings) as engine, kept, counter("folding") as tell:
         count = fold_file(
-            fasta, output, engine, decoding, probabilities=probabilities, plot=drawn, resume=resume, tell=tell
+            fasta,
+            output,
+            engine,
+            decoding,
+            window=window or WINDOW,
+            probabilities=probabilities,
+            plot=drawn,
+            resume=resume,
+            tell=tell,
+            note=noted,
         )
     if output != "-":
         click.echo(f"{output}: {count:,} structures", err=True)

@@ -58,6 +58,13 @@ fill_option = click.option(
     help="For ribosome-load: fill sequences up with pad tokens, 0 for none.  [default: as the model was trained]",
 )
 
+window_option = click.option(
+    "--window",
+    type=click.IntRange(min=32),
+    metavar="NT",
+    help="Fold RNAs longer than this in overlapping windows of this size.  [default: 4096]",
+)
+
 
 def engine_options(precision: str, model: str = "nano") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--model`, and what else makes an `Engine`."""

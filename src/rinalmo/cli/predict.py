@@ -29,7 +29,7 @@ def command(model: str, fasta: str, output: str, fill_to: int | None, **engine_s
     rinalmo predict run/model sequences.fa -o predictions.csv
     rinalmo predict ribosome_load.pt utrs.fa
     """
-    from rinalmo.cli.progress import counter
+    from rinalmo.cli.progress import counter, noted
     from rinalmo.inference.embed_file import check_input
     from rinalmo.inference.engine import Engine
     from rinalmo.rna.fasta import read_fasta
@@ -47,7 +47,7 @@ def command(model: str, fasta: str, output: str, fill_to: int | None, **engine_s
 
         def rows() -> Any:
             nonlocal done
-            for found in predict_records(read_fasta(fasta), engine, task):
+            for found in predict_records(read_fasta(fasta), engine, task, noted):
                 done += 1
                 tell(done)
                 yield from found

@@ -31,6 +31,11 @@ def counter(what: str, noun: str = "sequences") -> Iterator[Callable[[int], None
         yield lambda count: bar.update(task, completed=count)
 
 
+def noted(text: str) -> None:
+    """A line about what is computed; a bar makes room for it."""
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def resumable(output: Path, noun: str, *, resume: bool) -> Iterator[None]:
     """Tell what an interrupted run of embeddings, scores or structures has kept: before it goes on, and on Ctrl-C."""
@@ -64,7 +69,7 @@ def _lines(what: str, noun: str) -> Callable[[int], None]:
 def training() -> Iterator[tuple[Callable[[Event], None], Callable[[str], None]]]:
     """Two functions to call: with each line of a run's log, and with each note."""
     if not sys.stderr.isatty():
-        yield _training_lines(), lambda text: print(f"note: {text}", file=sys.stderr, flush=True)
+        yield _training_lines(), noted
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

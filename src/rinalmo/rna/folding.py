@@ -19,16 +19,18 @@ import numpy as np
 
 from rinalmo.errors import InputError, MissingExtraError
 from rinalmo.rna.nested import heaviest_nested
-from rinalmo.rna.pairing import canonical_mask
+from rinalmo.rna.pair_list import PairList
+from rinalmo.rna.pairing import can_pair, canonical_mask
 
 MIN_DISTANCE = 4  # a hairpin loop has at least three nucleotides
 _WEIGHT_STEPS = 2**40  # matching computes in integers
 
 Pairs = list[tuple[int, int]]
+Candidates = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, columns, probabilities; in order of rows, then columns
 
 
 def decode(
-    probabilities: np.ndarray,
+    probabilities: np.ndarray | PairList,
     sequence: str,
     method: str = "greedy",
     *,
@@ -38,10 +40,11 @@ def decode(
 ) -> Pairs:
     """Pairs `(i, j)`, i < j, counted from 0, in order of i; no nucleotide is in two.
 
-    `probabilities` is symmetric, `(length, length)`; its upper triangle is read and nothing is changed. A pair is a
-    candidate if its probability is above `threshold`, j - i is at least `min_distance` and, with `canonical`, it is AU,
-    GC or GU (T reads as U, in either case). `method` is greedy, nested or matching, which needs the extra `fold`.
-    Equal probabilities: greedy takes them in order of i, then j; the others give the same answer every time.
+    `probabilities` is symmetric, `(length, length)`, its upper triangle is read and nothing is changed; or it is a list
+    of pairs, which needs no such square. A pair is a candidate if its probability is above `threshold`, j - i is at
+    least `min_distance` and, with `canonical`, it is AU, GC or GU (T reads as U, in either case). `method` is greedy,
+    nested or matching, which needs the extra `fold`. Equal probabilities: greedy takes them in order of i, then j; the
+    others give the same answer every time.
 
     Raises InputError if the shapes do not fit or the method is unknown.
     """
@@ -50,17 +53,31 @@ def decode(
     length = len(sequence)
     if probabilities.shape != (length, length):
         raise InputError(f"probabilities of shape {probabilities.shape} do not fit a sequence of {length} nt")
-    position = np.arange(length, dtype=np.int32)
-    allowed = probabilities > threshold
-    allowed &= position >= position[:, None] + min_distance
-    if canonical:
-        allowed &= canonical_mask(sequence)
-    rows, columns = np.divmod(np.flatnonzero(allowed), max(length, 1))
-    values = probabilities[rows, columns]
+    found = _listed if isinstance(probabilities, PairList) else _in_matrix
+    rows, columns, values = found(probabilities, sequence, threshold, canonical, min_distance)  # type: ignore[arg-type]
     # In double precision, where a value above the threshold stays above it.
     return METHODS[method](
         rows, columns, values if method == "greedy" else values.astype(np.float64) - threshold, length
     )
+
+
+def _in_matrix(
+    probabilities: np.ndarray, sequence: str, threshold: float, canonical: bool, min_distance: int
+) -> Candidates:
+    position = np.arange(len(sequence), dtype=np.int32)
+    allowed = probabilities > threshold
+    allowed &= position >= position[:, None] + min_distance
+    if canonical:
+        allowed &= canonical_mask(sequence)
+    rows, columns = np.divmod(np.flatnonzero(allowed), max(len(sequence), 1))
+    return rows, columns, probabilities[rows, columns]
+
+
+def _listed(of: PairList, sequence: str, threshold: float, canonical: bool, min_distance: int) -> Candidates:
+    allowed = (of.values > threshold) & (of.j - of.i >= min_distance)
+    if canonical:
+        allowed &= can_pair(sequence, of.i, of.j)
+    return of.i[allowed], of.j[allowed], of.values[allowed]
 
 
 def decode_greedy(
@@ -113,6 +130,6 @@ def _matching(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, length
 
 METHODS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, int], Pairs]] = {
     "greedy": _greedy,
-    "nested": heaviest_nested,
+    "nested": lambda rows, columns, weights, length: heaviest_nested(rows, columns, weights),
     "matching": _matching,
 }

@@ -25,7 +25,7 @@ OPENING, CLOSING = "([{<" + ascii_uppercase, ")]}>" + ascii_lowercase
 UNPAIRED = ".:,-_~"
 """What stands for an unpaired position; "." is written, the others are Stockholm's (WUSS)."""
 
-_MOST_CROSSING = 5000
+_MOST_ENTRIES = 10**8  # of the table that is kept to choose among pairs that cross: 800 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +150,12 @@ def _levels(pairs: Pairs) -> Iterator[Pairs]:
 
 
 def _largest_nested(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Its cost grows with the square of the number of pairs: only those that cross others are given to it."""
-    if len(pairs) > _MOST_CROSSING:
-        raise SequenceError(f"{len(pairs):,} pairs cross others, too many for brackets; write CT or BPSEQ")
+    """Its cost grows with their number and their span: only pairs that cross others are given to it."""
     positions = np.unique(np.array(pairs, dtype=np.int64))
     rows, columns = np.searchsorted(positions, np.array(pairs, dtype=np.int64).reshape(-1, 2).T)
-    chosen = heaviest_nested(rows, columns, np.ones(len(pairs)), len(positions))
-    return [(int(positions[i]), int(positions[j])) for i, j in chosen]
+    if len(positions) * int((columns - rows).max(initial=0)) > _MOST_ENTRIES:
+        raise SequenceError(f"{len(pairs):,} pairs cross others, too many for brackets; write CT or BPSEQ")
+    return [(int(positions[i]), int(positions[j])) for i, j in heaviest_nested(rows, columns, np.ones(len(pairs)))]
 
 
 def _crossing(pairs: Pairs) -> set[tuple[int, int]]:

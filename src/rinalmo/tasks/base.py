@@ -115,6 +115,18 @@ class Task(ABC):
         use, such as a class unseen in training."""
         return list(examples)
 
+    def parts(self, example: Example) -> list[Example]:
+        """What of an example is computed at a time: all of it, or the windows of a long one."""
+        return [example]
+
+    def joined(self, example: Example, outputs: Iterator[Tensor]) -> Any:
+        """One output from those of the parts, each of which is taken when the one before it may be let go."""
+        return next(outputs)
+
+    def remark(self, name: str, length: int) -> str:
+        """What whoever reads the answer for a sequence of this name and length has to know; mostly nothing."""
+        return ""
+
     @abstractmethod
     def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
         """What the head says, for each sequence of a packed batch, from its `ids` and the encoder's states
@@ -129,8 +141,8 @@ class Task(ABC):
         return len(examples)
 
     @abstractmethod
-    def judge(self, model: RiNALMo, output: Tensor, example: Example) -> Any:
-        """What `figures` needs of one output; small, as all of them are kept."""
+    def judge(self, model: RiNALMo, output: Any, example: Example) -> Any:
+        """What `figures` needs of one output, as `joined` gives it; small, as all of them are kept."""
 
     @abstractmethod
     def figures(self, judged: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> Figures:
@@ -145,7 +157,7 @@ class Task(ABC):
         return {}
 
     @abstractmethod
-    def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
+    def rows(self, model: RiNALMo, output: Any, example: Example) -> list[dict[str, Any]]:
         """What is predicted for one sequence, as rows of a table."""
 
 

@@ -21,6 +21,7 @@ from rinalmo.tasks.base import Columns, Example, Task
 from rinalmo.tasks.predicting import Row, outputs
 from rinalmo.tasks.registry import task_of
 from rinalmo.tasks.regression import filled
+from rinalmo.tasks.secondary_structure import windowed
 
 SAMPLES = 1000
 
@@ -38,7 +39,7 @@ class Figure:
 class Evaluation:
     """Figures by name over all `count` examples and by group, and a row for each example.
 
-    `interval` says what the intervals are.
+    `interval` says what the intervals are, `notes` what else has to be known of how examples were computed.
     """
 
     task: str
@@ -48,13 +49,14 @@ class Evaluation:
     groups: dict[str, Evaluation] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list, repr=False)
     interval: str = "95 % bootstrap intervals"
+    notes: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
         """As plain values for a JSON file, without the rows."""
         values = asdict(self)
         del values["rows"]
         for group in values["groups"].values():
-            del group["rows"], group["groups"]
+            del group["rows"], group["groups"], group["notes"]
         return values
 
 
@@ -65,11 +67,13 @@ def evaluate(
     columns: Columns | None = None,
     task: str | None = None,
     fill_to: int | None = None,
+    window: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """A fine-tuned model on the labelled examples of a file; `task`, if given, must be the model's.
 
     `fill_to` is for ribosome load: tokens that sequences are filled up to, 0 for none, None for what the model says.
+    `window` is for secondary structure: nucleotides of the windows that longer RNAs are folded in, 4,096 if None.
 
     Raises InputError for examples that cannot be used, CheckpointError if the model was fine-tuned for nothing.
     """
@@ -77,7 +81,7 @@ def evaluate(
     own = task_of(engine.model.spec)
     if task is not None and task != own.name:
         raise InputError(f"the model was fine-tuned for {own.name}, not for {task}")
-    own = filled(own, fill_to)
+    own = windowed(filled(own, fill_to), window)
     columns = columns or Columns()
     # A table's columns are those that the model was trained on, unless others are named.
     columns = replace(columns, target=columns.target or getattr(own, "targets", ()))
@@ -104,7 +108,8 @@ def judged_examples(examples: Sequence[Example], engine: Engine, task: Task, see
         | {name: float(values[place]) for name, values in each.items()}
         for place, example in enumerate(examples)
     ]
-    return Evaluation(task.name, len(examples), threshold, whole.figures, parts, rows if each else [])
+    remarks = (task.remark(example.name, len(example.sequence)) for example in examples)
+    return replace(whole, groups=parts, rows=rows if each else [], notes=[text for text in remarks if text])
 
 
 def _evaluation(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,55 +25,68 @@ from rinalmo.rna.fasta import Record, read_fasta
 from rinalmo.rna.folding import decode
 from rinalmo.rna.formats import format_of, write_structures
 from rinalmo.rna.formats.files import structure_text
+from rinalmo.rna.pair_list import PairList
 from rinalmo.rna.structure import Structure
 from rinalmo.tasks.base import Example
 from rinalmo.tasks.fold_run import Folded, folded
 from rinalmo.tasks.pictures import Picture, Plot
-from rinalmo.tasks.predicting import outputs
+from rinalmo.tasks.predicting import Note, outputs, remarked
 from rinalmo.tasks.registry import task_of
 from rinalmo.tasks.secondary_structure import SecondaryStructure, threshold_of
+from rinalmo.tasks.windows import LEAST, WINDOW, check_size, remark
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How pairs are chosen from their probabilities; `threshold` None is the model's own. See `rinalmo.rna.folding`."""
+    """How pairs are chosen from their probabilities (`rinalmo.rna.folding`); None is what belongs to the model."""
 
-    method: str = "greedy"
+    method: str | None = None
     threshold: float | None = None
     canonical: bool = True
     min_distance: int = 4
 
 
-PAPER = Decoding()
+MODELS_OWN = Decoding()
 
 
 def fold(
-    sequences: Sequences, model: str | Path | RiNALMo | Engine = "nano-fold", decoding: Decoding = PAPER
+    sequences: Sequences,
+    model: str | Path | RiNALMo | Engine = "nano-fold",
+    decoding: Decoding = MODELS_OWN,
+    *,
+    window: int = WINDOW,
 ) -> list[Structure]:
     """Structures of one or more sequences, FASTA records, or the `Path` of a FASTA file.
 
-    Raises InputError if the model was not fine-tuned for secondary structure.
+    RNAs longer than `window` nucleotides are folded in overlapping windows of that size, and a warning says so. Raises
+    InputError if the model was not fine-tuned for secondary structure, or windows are smaller than 32 nt.
     """
-    records = peeked(as_records(sequences))
-    return [structure for structure, _ in fold_records(records, as_engine(model), decoding)]
+    engine = as_engine(model)
+    records = remarked(peeked(as_records(sequences)), partial(remark, window=window), warnings.warn)
+    return [structure for structure, _ in fold_records(records, engine, decoding, window=window)]
 
 
-def folding_task(spec: ModelSpec, model: str = "the model") -> SecondaryStructure:
+def folding_task(spec: ModelSpec, model: str = "the model", *, window: int = WINDOW) -> SecondaryStructure:
     """The task of a model that folds; raises InputError, which names it as `model`, for one of another task."""
+    check_size(window)
     task = task_of(spec)
     if not isinstance(task, SecondaryStructure):
         raise InputError(f"{model} was fine-tuned for {task.name}, not for secondary-structure")
+    task.window = window
     return task
 
 
 def fold_records(
-    records: Iterable[Record], engine: Engine, decoding: Decoding = PAPER
-) -> Iterator[tuple[Structure, np.ndarray]]:
-    """Each record's structure and its pair probabilities `(length, length)`, in the order of the input."""
-    task = folding_task(engine.model.spec)
-    options = asdict(decoding)
-    if options["threshold"] is None:
-        options["threshold"] = threshold_of(engine.model)
+    records: Iterable[Record], engine: Engine, decoding: Decoding = MODELS_OWN, *, window: int = WINDOW
+) -> Iterator[Folded]:
+    """Each record's structure and its pair probabilities, in the order of the input.
+
+    These are a square `(length, length)`, or a `PairList` for an RNA longer than `window`.
+    """
+    task = folding_task(engine.model.spec, window=window)
+    own: dict[str, Any] = {"method": task.decoder, "threshold": threshold_of(engine.model)}
+    options = {name: own[name] if value is None else value for name, value in asdict(decoding).items()}
+    task.least = min(LEAST, options["threshold"])
     examples = (Example(record.id, record.sequence) for record in records)
     for example, output in outputs(examples, engine, task):
         probabilities = task.probabilities(output)
@@ -84,22 +98,26 @@ def fold_file(
     fasta: str | Path,
     output: str | Path,
     engine: Engine | RayEngine,
-    decoding: Decoding = PAPER,
+    decoding: Decoding = MODELS_OWN,
     *,
+    window: int = WINDOW,
     probabilities: Path | None = None,
     plot: Plot | None = None,
     resume: bool = False,
     tell: Callable[[int], Any] = lambda count: None,
+    note: Note = warnings.warn,
 ) -> int:
     """Fold every sequence of `fasta` ("-" is standard input) and write `output`; returns their number.
 
     The ending of `output` chooses the format; "-" is DBN on standard output. `probabilities` is an `.npz` file with
-    one matrix for each sequence, fp16, under its name (a name that stands twice gets its number added). With `plot`
-    all sequences are read before the first is folded.
+    one matrix for each sequence, fp16, under its name (a name that stands twice gets its number added). An RNA longer
+    than `window` is folded in windows, of which `note` is told; its probabilities are an array with the fields `i`, `j`
+    (from 0) and `probability`. With `plot` all sequences are read before the first is folded.
 
     An interrupted run into a file keeps what it has finished in a hidden folder beside it; `resume` continues it.
     Raises InputError if input or options are not those it was started with.
     """
+    check_size(window)
     if str(output) != "-":
         format_of(output)
         check_place(Path(output))
@@ -110,7 +128,8 @@ def fold_file(
     if plot is not None:
         records = list(records)
         pictures = plot.pictures(records)
-    fold = partial(fold_records, decoding=decoding)
+    records = remarked(records, partial(remark, window=window), note)
+    fold = partial(fold_records, decoding=decoding, window=window)
     found: AbstractContextManager[Iterator[Folded]]
     if isinstance(engine, Engine) and str(output) == "-":
         found = nullcontext(_told(fold(records, engine), tell))
@@ -121,6 +140,7 @@ def fold_file(
             "precision": engine.precision,
             "batch_tokens": engine.batch_tokens,
             "decoding": asdict(decoding),
+            "window": window,
         }
         with_matrices = probabilities is not None or plot is not None
         found = folded(
@@ -152,26 +172,26 @@ def _told(found: Iterator[Folded], tell: Callable[[int], Any]) -> Iterator[Folde
 
 
 @contextmanager
-def _matrices(path: Path | None) -> Iterator[Callable[[str, np.ndarray], None]]:
+def _matrices(path: Path | None) -> Iterator[Callable[[str, np.ndarray | PairList], None]]:
     if path is None:
-        yield lambda name, matrix: None
+        yield lambda name, found: None
         return
     with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         yield _Adding(archive)
 
 
 class _Adding:
-    """Put matrices into an archive that `numpy.load` reads."""
+    """Put matrices and lists of pairs into an archive that `numpy.load` reads."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self.archive, self.names = archive, set[str]()
 
-    def __call__(self, name: str, matrix: np.ndarray) -> None:
+    def __call__(self, name: str, found: np.ndarray | PairList) -> None:
         key = name.replace("/", "_")
         key = key if key not in self.names else f"{key}_{len(self.names) + 1}"
         self.names.add(key)
         with self.archive.open(f"{key}.npy", "w", force_zip64=True) as member:
-            _save(member, matrix.astype(np.float16))
+            _save(member, found.records() if isinstance(found, PairList) else found.astype(np.float16))
 
 
 def _save(member: IO[bytes], matrix: np.ndarray) -> None:

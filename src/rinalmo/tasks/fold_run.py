@@ -15,11 +15,12 @@ from rinalmo.inference.engine import Advance, Engine
 from rinalmo.inference.ray_engine import RayEngine
 from rinalmo.inference.runs import Run, adding, chunked
 from rinalmo.rna.fasta import Record
+from rinalmo.rna.pair_list import RECORD, PairList
 from rinalmo.rna.structure import Structure
 
 CHUNK_PAIRS = 1 << 24  # what folding computes, and may have to keep, grows with the square of the length
 
-Folded = tuple[Structure, np.ndarray]
+Folded = tuple[Structure, np.ndarray | PairList]
 Fold = Callable[[Iterable[Record], Engine], Iterator[Folded]]
 
 
@@ -35,7 +36,7 @@ def folded(
     resume: bool,
     tell: Callable[[int], Any],
 ) -> Iterator[Iterator[Folded]]:
-    """All structures with their pair probabilities `(length, length)`, fp16, empty if not wanted; in order.
+    """All structures with their pair probabilities, a square or a list, fp16, empty if not wanted; in order.
 
     `fold` is picklable, `settings` is what the result depends on besides. What is computed is kept in a hidden folder
     beside the output until the `with` ends without an error.
@@ -55,8 +56,8 @@ def _folding(
 ) -> Callable[[list[Record]], dict[str, np.ndarray]]:
     def compute(records: list[Record]) -> dict[str, np.ndarray]:
         found = []
-        for structure, matrix in fold(records, engine):
-            found.append((structure, matrix.astype(np.float16) if with_matrices else np.empty((0, 0), np.float16)))
+        for structure, probabilities in fold(records, engine):
+            found.append((structure, probabilities if with_matrices else np.empty((0, 0))))
             advance(1)
         return _packed(found)
 
@@ -71,16 +72,26 @@ def _packed(found: list[Folded]) -> dict[str, np.ndarray]:
         "lengths": np.array([len(structure) for structure in structures]),
         "counts": np.array([len(structure.pairs) for structure in structures]),
         "pairs": np.array([pair for structure in structures for pair in structure.pairs], np.int32).reshape(-1, 2),
-        "sizes": np.array([len(matrix) for _, matrix in found]),
-        "matrices": np.concatenate([matrix.reshape(-1) for _, matrix in found]),
+        "sizes": np.array([each.shape[0] for _, each in found]),
+        "records": np.array([len(each.values) if isinstance(each, PairList) else -1 for _, each in found]),
+        "probabilities": np.concatenate([_flat(each) for _, each in found]),
     }
 
 
+def _flat(found: np.ndarray | PairList) -> np.ndarray:
+    """Bytes of fp16 or `RECORD`."""
+    values = found.records() if isinstance(found, PairList) else found.astype(np.float16)
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+
+
 def _unpacked(arrays: dict[str, np.ndarray]) -> Iterator[Folded]:
+    texts = json.loads(str(arrays["texts"]))
     pairs = np.split(arrays["pairs"], np.cumsum(arrays["counts"])[:-1])
-    sizes = arrays["sizes"]
-    matrices = np.split(arrays["matrices"], np.cumsum(sizes**2)[:-1])
-    for (name, sequence), own, size, matrix in zip(
-        json.loads(str(arrays["texts"])), pairs, sizes, matrices, strict=True
+    squares, lists = 2 * arrays["sizes"] ** 2, RECORD.itemsize * arrays["records"]
+    parts = np.split(arrays["probabilities"], np.cumsum(np.where(lists < 0, squares, lists))[:-1])
+    for (name, sequence), own, size, listed, part in zip(
+        texts, pairs, arrays["sizes"], arrays["records"] >= 0, parts, strict=True
     ):
-        yield Structure(name, sequence, tuple(map(tuple, own.tolist()))), matrix.reshape(size, size)
+        found = PairList.from_records(int(size), part.view(RECORD)) if listed else part.view(np.float16)
+        structure = Structure(name, sequence, tuple(map(tuple, own.tolist())))
+        yield structure, found if isinstance(found, PairList) else found.reshape(size, size)

@@ -21,6 +21,7 @@ from rinalmo.plots.drawing import check_drawing, draw_structure
 from rinalmo.plots.pair_map import check_map, draw_pair_map
 from rinalmo.rna.fasta import Record
 from rinalmo.rna.formats import read_structures
+from rinalmo.rna.pair_list import PairList
 from rinalmo.rna.reading import one_line
 from rinalmo.rna.structure import Structure
 
@@ -59,14 +60,16 @@ class Picture:
     kind: Kind
     reference: Structure | None = None
 
-    def draw(self, structure: Structure, probabilities: np.ndarray) -> None:
+    def draw(self, structure: Structure, probabilities: np.ndarray | PairList) -> None:
         """Write the file."""
-        if self.kind == "drawing":
-            draw_structure(structure, self.path, probabilities)
-        elif self.kind == "arcs":
+        if self.kind == "arcs":
             draw_arcs(structure, self.path, self.reference)
+            return
+        square = probabilities.matrix() if isinstance(probabilities, PairList) else probabilities
+        if self.kind == "drawing":
+            draw_structure(structure, self.path, square)
         else:
-            draw_pair_map(structure, probabilities, self.path, self.reference)
+            draw_pair_map(structure, square, self.path, self.reference)
 
 
 def _references(path: Path | None, records: list[Record]) -> list[Structure | None]:

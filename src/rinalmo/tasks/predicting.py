@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from rinalmo.tasks.base import Example, Task
 from rinalmo.tasks.registry import task_of
 
 Row = dict[str, Any]
+Note = Callable[[str], Any]
 
 
 def predict(sequences: Sequences, model: str | Path | RiNALMo | Engine) -> list[Row]:
@@ -33,25 +36,37 @@ def predict(sequences: Sequences, model: str | Path | RiNALMo | Engine) -> list[
     return [row for rows in predict_records(records, engine, task_of(engine.model.spec)) for row in rows]
 
 
-def predict_records(records: Iterable[Record], engine: Engine, task: Task) -> Iterator[list[Row]]:
+def remarked(records: Iterable[Record], remark: Callable[[str, int], str], note: Note) -> Iterator[Record]:
+    """The records; `note` is called with what there is to `remark` of one, by its name and length."""
+    for record in records:
+        if text := remark(record.id, len(record.sequence)):
+            note(text)
+        yield record
+
+
+def predict_records(
+    records: Iterable[Record], engine: Engine, task: Task, note: Note = warnings.warn
+) -> Iterator[list[Row]]:
     """As `predict`, record by record, for streams of any length."""
-    examples = (Example(record.id, record.sequence) for record in records)
+    examples = (Example(record.id, record.sequence) for record in remarked(records, task.remark, note))
     for example, output in outputs(examples, engine, task):
         yield task.rows(engine.model, output, example)
 
 
-def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator[tuple[Example, Tensor]]:
-    """What the task's head says of each example, in the order of the input.
+def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator[tuple[Example, Any]]:
+    """What the task's head says of each example, in the order of the input: a tensor, or what the task joins parts to.
 
     An output may be as large as length²: use it and let it go.
     """
     model = engine.model
-    waiting: deque[Example] = deque()
+    waiting: deque[tuple[Example, int]] = deque()
 
     def ids() -> Iterator[np.ndarray]:
         for example in examples:
-            waiting.append(example)
-            yield encode(Record(example.name, "", task.seen(example.sequence)), model.alphabet)
+            parts = task.parts(example)
+            waiting.append((example, len(parts)))
+            for part in parts:
+                yield encode(Record(part.name, "", task.seen(part.sequence)), model.alphabet)
 
     def compute(packed: Tensor, layout: Layout) -> Sequence[Tensor]:
         if task.filled_to:
@@ -61,5 +76,7 @@ def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator
         with torch.inference_mode():
             return task.outputs(model, packed, states, layout)
 
-    for output in engine.map(compute, ids()):
-        yield waiting.popleft(), output
+    found = engine.map(compute, ids())
+    for first in found:
+        example, count = waiting.popleft()
+        yield example, task.joined(example, chain([first], islice(found, count - 1)))

@@ -1,11 +1,14 @@
 """Secondary structure: which nucleotides pair.
 
 The paper's head gives a logit for every pair, ours a distribution over partners for every nucleotide
-(`rinalmo.model.partner_head`). Decoding picks pairs in the order of their probability, each nucleotide once
-(`rinalmo.rna.folding`). The threshold above which pairs are taken is tuned on validation data, over the paper's grid,
-and lies in the model's config.
+(`rinalmo.model.partner_head`). How pairs are chosen (`rinalmo.rna.folding`) belongs to the head: greedily for the
+paper's, the heaviest nested set for ours, whose probabilities are spread over rivals. The threshold above which pairs
+are taken is tuned on validation data and lies in the model's config.
 
-The surprise: one decoding serves every threshold. Greedy choices with p > t are the first choices of a lower
+RNAs longer than `window` are folded in windows (`rinalmo.tasks.windows`); their probabilities are a `PairList` instead
+of a square.
+
+The surprise: one greedy decoding serves every threshold. Its choices with p > t are the first choices of a lower
 threshold, so each structure is decoded once at the lowest and scored at all of them.
 
 Reference: Penić et al. 2025 (arXiv:2403.00043).
@@ -13,8 +16,8 @@ Reference: Penić et al. 2025 (arXiv:2403.00043).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,40 +33,39 @@ from rinalmo.model.partner_head import UNKNOWN
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.folding import decode
 from rinalmo.rna.formats import read_structures
+from rinalmo.rna.pair_list import PairList
 from rinalmo.rna.structure import Structure
+from rinalmo.tasks import windows
 from rinalmo.tasks.base import Columns, Example, Figures, Task, inner, require
 from rinalmo.tasks.tables import is_table, read_single
 
-THRESHOLDS = np.arange(1, 30) / 100
 DEFAULT_THRESHOLD = 0.15  # where no validation data has chosen one
-
-_HEADS: dict[str, tuple[str, dict[str, int]]] = {
-    "pairs": ("structure_head", {"channels": 64, "num_blocks": 2}),
-    "partners": ("partner_head", {"channels": 48, "num_blocks": 6}),
-}
+_ROW = 1 << 32  # of the numbers that stand for pairs; more than any length
 
 
 @dataclass(frozen=True)
-class ThresholdScores:
-    """What scoring one structure at any threshold needs.
+class _Head:
+    """A head's module and usual shape, how its pairs are chosen, and the thresholds that are tried."""
 
-    predicted   (pairs,) probabilities of the decoded pairs, at the lowest threshold
-    right       (2, pairs) whether each is a pair of the target, exactly or but for one end by one
-    found       (2, target pairs) the probability with which each target pair was decoded, exactly or nearly
-    """
+    module: str
+    shape: dict[str, int]
+    decoder: str
+    thresholds: tuple[float, ...]
 
-    predicted: np.ndarray
-    right: np.ndarray
-    found: np.ndarray
 
-    def at(self, threshold: float) -> np.ndarray:
-        """Precision, recall and F1, exact and ±1: `(2, 3)`."""
-        taken = self.predicted > threshold
-        precision = _share((self.right & taken).sum(axis=1), taken.sum())
-        recall = _share((self.found > threshold).sum(axis=1), self.found.shape[1])
-        total = precision + recall
-        f1 = np.where(total >= 1e-5, 2 * precision * recall / np.maximum(total, 1e-5), 0.0)
-        return np.stack([precision, recall, f1], axis=1)
+_HEADS = {
+    "pairs": _Head(
+        "structure_head", {"channels": 64, "num_blocks": 2}, "greedy", tuple(step / 100 for step in range(1, 30))
+    ),
+    "partners": _Head(
+        "partner_head",
+        {"channels": 48, "num_blocks": 6},
+        "nested",
+        (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25, 0.3),
+    ),
+}
+
+Scores = Mapping[float, np.ndarray]  # precision, recall and F1 by threshold, exact and ±1: (2, 3)
 
 
 class SecondaryStructure(Task):
@@ -78,9 +80,11 @@ class SecondaryStructure(Task):
         """Which head, its width and depth; those of `pairs` are the paper's if not given."""
         if head not in _HEADS:
             raise InputError(f"there is no head {head!r} for {self.name}; use {' or '.join(_HEADS)}")
-        self.head, (self.module, usual) = head, _HEADS[head]
+        chosen = _HEADS[head]
+        self.head, self.module, self.decoder, self.thresholds = head, chosen.module, chosen.decoder, chosen.thresholds
         given = {"channels": channels, "num_blocks": num_blocks}
-        self.shape = usual | {name: value for name, value in given.items() if value is not None}
+        self.shape = chosen.shape | {name: value for name, value in given.items() if value is not None}
+        self.window, self.least = windows.WINDOW, windows.LEAST
 
     def settings(self) -> dict[str, Any]:
         # The paper's head goes without its name, as before there was another.
@@ -108,8 +112,25 @@ class SecondaryStructure(Task):
         sequences = inner(_nucleotides(model.alphabet).to(ids.device)[ids], layout)
         return [head(part, sequence) for part, sequence in zip(parts, sequences, strict=True)]
 
-    def probabilities(self, output: Tensor) -> np.ndarray:
+    def parts(self, example: Example) -> list[Example]:
+        cut = windows.windows_of(len(example.sequence), self.window)
+        return [replace(example, sequence=example.sequence[part.start : part.stop], target=None) for part in cut]
+
+    def joined(self, example: Example, outputs: Iterator[Tensor]) -> Tensor | PairList:
+        length = len(example.sequence)
+        if length <= self.window:
+            return next(outputs)
+        squares = (self._square(output) for output in outputs)
+        return windows.joined(length, windows.windows_of(length, self.window), squares, self.least)
+
+    def remark(self, name: str, length: int) -> str:
+        return windows.remark(name, length, self.window)
+
+    def probabilities(self, output: Tensor | PairList) -> np.ndarray | PairList:
         """The probability of each pair, `(length, length)`, from what the head says."""
+        return output if isinstance(output, PairList) else self._square(output)
+
+    def _square(self, output: Tensor) -> np.ndarray:
         if self.head == "pairs":
             return output.float().sigmoid().fill_diagonal_(0).cpu().numpy()
         return ((output + output.T) / 2).exp().fill_diagonal_(0).cpu().numpy()
@@ -119,33 +140,58 @@ class SecondaryStructure(Task):
         of = _pair_loss if self.head == "pairs" else _partner_loss
         return torch.stack([of(output, example.target) for output, example in pairs]).sum()
 
-    def judge(self, model: RiNALMo, output: Tensor, example: Example) -> ThresholdScores:
-        probabilities = self.probabilities(output)
-        pairs = np.array(decode(probabilities, example.sequence, threshold=THRESHOLDS[0]), dtype=int).reshape(-1, 2)
-        return compare(
-            probabilities[pairs[:, 0], pairs[:, 1]], pairs, np.asarray(example.target, dtype=int), len(probabilities)
-        )
+    def judge(self, model: RiNALMo, output: Tensor | PairList, example: Example) -> Scores:
+        found, target = self.probabilities(output), _array(example.target)
+        thresholds = sorted({*self.thresholds, threshold_of(model)})
+        return {t: scores(pairs, target) for t, pairs in self._decoded(found, example.sequence, thresholds)}
+
+    def _decoded(
+        self, found: np.ndarray | PairList, sequence: str, thresholds: Sequence[float]
+    ) -> Iterator[tuple[float, np.ndarray]]:
+        """The pairs `(n, 2)` at each of these thresholds, which rise."""
+        if self.decoder != "greedy":
+            for threshold in thresholds:
+                yield threshold, _array(decode(found, sequence, self.decoder, threshold=threshold))
+            return
+        pairs = _array(decode(found, sequence, self.decoder, threshold=thresholds[0]))
+        i, j = pairs.T
+        values = found.at(i, j) if isinstance(found, PairList) else found[i, j]
+        for threshold in thresholds:
+            yield threshold, pairs[values > threshold]
 
     def figures(self, judged: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> Figures:
         for name, values in self.each(judged, threshold).items():
             yield name, float(values.mean())
 
     def tuned(self, judged: Sequence[Any]) -> float:
-        means = [np.mean([scores.at(t)[1, 2] for scores in judged]) for t in THRESHOLDS]
-        return float(THRESHOLDS[int(np.argmax(means))])
+        return max(self.thresholds, key=lambda t: float(np.mean([scores[t][1, 2] for scores in judged])))
 
     def each(self, judged: Sequence[Any], threshold: float | None) -> dict[str, np.ndarray]:
-        scores = np.stack([scores.at(DEFAULT_THRESHOLD if threshold is None else threshold) for scores in judged])
+        scores = np.stack([scores[DEFAULT_THRESHOLD if threshold is None else threshold] for scores in judged])
         return {
             name + ending: scores[:, row, column]
             for row, ending in enumerate(("", "_relaxed"))
             for column, name in enumerate(("precision", "recall", "f1"))
         }
 
-    def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
-        pairs = decode(self.probabilities(output), example.sequence, threshold=threshold_of(model))
+    def rows(self, model: RiNALMo, output: Tensor | PairList, example: Example) -> list[dict[str, Any]]:
+        pairs = decode(self.probabilities(output), example.sequence, self.decoder, threshold=threshold_of(model))
         text = Structure(example.name, example.sequence, tuple(pairs)).dot_bracket
         return [{"id": example.name, "sequence": example.sequence, "structure": text}]
+
+
+def windowed(task: Task, window: int | None) -> Task:
+    """The same task with windows of another size; None leaves it as it is.
+
+    Raises InputError for another task, or windows that are too small.
+    """
+    if window is None:
+        return task
+    if not isinstance(task, SecondaryStructure):
+        raise InputError(f"only secondary-structure has windows, not {task.name}; leave --window out")
+    windows.check_size(window)
+    task.window = window
+    return task
 
 
 def threshold_of(model: RiNALMo) -> float:
@@ -153,28 +199,28 @@ def threshold_of(model: RiNALMo) -> float:
     return DEFAULT_THRESHOLD if model.spec.threshold is None else model.spec.threshold
 
 
-def compare(probabilities: np.ndarray, pairs: np.ndarray, target: np.ndarray, length: int) -> ThresholdScores:
-    """Decoded pairs `(n, 2)` with their probabilities beside the target's `(m, 2)`."""
-    decoded, truth = np.zeros((length, length)), np.zeros((length, length), dtype=bool)
-    decoded[pairs[:, 0], pairs[:, 1]] = probabilities
-    target = target.reshape(-1, 2)
-    truth[target[:, 0], target[:, 1]] = True
-    right = np.stack([matrix[pairs[:, 0], pairs[:, 1]] for matrix in (truth, _with_neighbours(truth))])
-    found = np.stack([matrix[target[:, 0], target[:, 1]] for matrix in (decoded, _with_neighbours(decoded))])
-    return ThresholdScores(probabilities, right, found)
+def scores(pairs: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Precision, recall and F1 of decoded pairs `(n, 2)` beside the target's `(m, 2)`, exact and ±1: `(2, 3)`."""
+    predicted, true = _with_neighbours(pairs), _with_neighbours(target)
+    right, found = np.isin(predicted, true[0]), np.isin(true, predicted[0])
+    precision, recall = (
+        np.array([_share(hits[0].sum(), len(of)), _share(hits.any(axis=0).sum(), len(of))])
+        for hits, of in ((right, pairs), (found, target))
+    )
+    total = precision + recall
+    f1 = np.where(total >= 1e-5, 2 * precision * recall / np.maximum(total, 1e-5), 0.0)
+    return np.stack([precision, recall, f1], axis=1)
 
 
-def _with_neighbours(matrix: np.ndarray) -> np.ndarray:
-    """Each entry's maximum with its four neighbours: a pair of which one end is off by one."""
-    wide = np.pad(matrix, 1)
-    shifts = (wide[1:-1, 1:-1], wide[:-2, 1:-1], wide[2:, 1:-1], wide[1:-1, :-2], wide[1:-1, 2:])
-    return np.maximum.reduce(shifts)
+def _with_neighbours(pairs: np.ndarray) -> np.ndarray:
+    """Pairs as numbers, and below each the four of which one end is off by one: `(5, pairs)`."""
+    return pairs @ [_ROW, 1] + np.array([[0], [1], [-1], [_ROW], [-_ROW]])
 
 
 def _pair_loss(logits: Tensor, pairs: Any) -> Tensor:
     """The mean binary cross-entropy over all pairs of positions, each counted once."""
     target = torch.zeros_like(logits, dtype=torch.float32)
-    places = torch.as_tensor(np.asarray(pairs, dtype=np.int64).reshape(-1, 2), device=logits.device)
+    places = torch.as_tensor(_array(pairs), device=logits.device)
     target[places[:, 0], places[:, 1]] = 1.0
     upper = torch.ones_like(logits, dtype=torch.bool).triu(1)
     return F.binary_cross_entropy_with_logits(logits.float()[upper], target[upper])
@@ -186,7 +232,7 @@ def _partner_loss(output: Tensor, pairs: Any) -> Tensor:
     Nucleotides whose true pair is no candidate count nothing.
     """
     partner = torch.arange(len(output))
-    ends = torch.as_tensor(np.asarray(pairs, dtype=np.int64).reshape(-1, 2))
+    ends = torch.as_tensor(_array(pairs))
     partner[ends[:, 0]], partner[ends[:, 1]] = ends[:, 1], ends[:, 0]
     found = output.gather(1, partner[:, None].to(output.device))[:, 0]
     return -found[found.isfinite()].sum() / max(1, len(output))
@@ -205,5 +251,9 @@ def _pairs(example: Example) -> Any:
         require(False, example, str(error))
 
 
-def _share(hits: np.ndarray, of: int) -> np.ndarray:
-    return hits / of if of else np.zeros(len(hits))
+def _array(pairs: Any) -> np.ndarray:
+    return np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def _share(hits: int, of: int) -> float:
+    return hits / of if of else 0.0

@@ -26,7 +26,6 @@ from rinalmo.inference.readers import read_embeddings
 from rinalmo.plots import draw_arcs, draw_logo, draw_pair_map
 from rinalmo.plots.drawing import structure_svg
 from rinalmo.rna.fasta import read_fasta
-from rinalmo.tasks.fold_file import PAPER
 from rinalmo.web import limits, tables
 from rinalmo.web.pictures import bars, image
 from rinalmo.web.service import METHODS, Folded, Service
@@ -122,8 +121,8 @@ def _fold_tab(service: Service, fold_model: str) -> None:
     )
     box = _box("RNA", "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA")
     examples = _examples(box, "well_known_rnas.fa", "tRNA-Phe", "add_riboswitch")
-    choices = [("greedy, as the paper", "greedy"), ("nested: no pseudoknots", "nested")]
-    decoder = gr.Radio(choices, value=PAPER.method, label="Choice of pairs")
+    choices = [("nested: no pseudoknots", "nested"), ("greedy, as the paper", "greedy")]
+    decoder = gr.Radio(choices, value=service.decoder, label="Choice of pairs")
     run = gr.Button("Fold", variant="primary")
     text = gr.Textbox(label="Dot-bracket", lines=3, elem_id="dot-bracket", buttons=["copy"], visible=False)
     with gr.Row():
@@ -282,7 +281,7 @@ def _api(service: Service) -> None:
                 answer["probabilities"] = service.expected(visit, sequence, _silent)[1].tolist()
             return answer
 
-    def fold(request: gr.Request, sequence: str, decoder: str = "greedy") -> Answer:
+    def fold(request: gr.Request, sequence: str, decoder: str | None = None) -> Answer:
         """The structure as dot-bracket text, as pairs [i, j, probability] (from 1), as DBN and as CT."""
         with _answering(service, request, for_page=False) as visit:
             folded = service.fold(visit, _text(sequence), decoder)

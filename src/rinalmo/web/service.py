@@ -20,7 +20,7 @@ from rinalmo.inference.nucleotides import Nucleotides, columns
 from rinalmo.rna.fasta import Record
 from rinalmo.rna.formats.files import structure_text
 from rinalmo.rna.structure import Structure
-from rinalmo.tasks.fold_file import Decoding, fold_records
+from rinalmo.tasks.fold_file import Decoding, fold_records, folding_task
 from rinalmo.web import limits
 from rinalmo.web.turns import Turns, Visit
 
@@ -63,6 +63,7 @@ class Service:
 
     def __init__(self, engine: Engine, folding: Engine, folder: Path) -> None:
         self.engine, self.folding, self.folder = engine, folding, folder
+        self.decoder = folding_task(folding.model.spec).decoder
         self.turns = Turns()
 
     def fill_mask(self, visit: Visit, text: str, top_k: int = 5) -> tuple[Record, list[list[Prediction]]]:
@@ -78,10 +79,11 @@ class Service:
         record = limits.one_record(text, limits.LOGO, "fill-mask", allow_mask=True)
         return record, np.exp(self._masked_in_turn(visit, limits.letters_of(record), tell))
 
-    def fold(self, visit: Visit, text: str, decoder: str = "greedy") -> Folded:
-        """The structure of one RNA."""
+    def fold(self, visit: Visit, text: str, decoder: str | None = None) -> Folded:
+        """The structure of one RNA, by the model's own decoder if none is named."""
         record = limits.one_record(text, limits.FOLD, "fold")
         ((structure, probabilities),) = visit.each(fold_records([record], self.folding, Decoding(decoder)))
+        assert isinstance(probabilities, np.ndarray)  # the page takes nothing that is folded in windows
         return Folded(structure, probabilities)
 
     def embed(self, visit: Visit, text: str, upload: Path | None, tell: Tell) -> Embedded:

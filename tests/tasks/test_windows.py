@@ -1,0 +1,133 @@
+"""Long RNAs: what is folded in windows is one structure, the same every time, in memory that grows with the length."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from rinalmo.errors import InputError
+from rinalmo.inference.engine import Engine
+from rinalmo.rna.fasta import Record
+from rinalmo.rna.folding import METHODS, decode
+from rinalmo.rna.pair_list import PairList
+from rinalmo.tasks.evaluation import evaluate
+from rinalmo.tasks.fold_file import Decoding, fold, fold_file, fold_records
+from rinalmo.tasks.pictures import Plot
+from rinalmo.tasks.windows import joined, windows_of
+
+HAIRPIN, STEM = "GGGGAUACCCUUCGGGGUAUCCCC", "((((((((((....))))))))))"
+UNIT, TAIL = HAIRPIN + "A" * 16, "." * 16
+CLEAR = Decoding("nested", threshold=0.3)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine("nano-fold", "fp32", threads=1)
+
+
+@pytest.mark.parametrize(("length", "size"), [(1, 32), (32, 32), (33, 32), (48, 32), (49, 32), (1000, 33), (97, 96)])
+def test_windows_cover_each_near_pair_once(length, size):
+    windows = windows_of(length, size)
+    assert (len(windows) == 1) == (length <= size)
+    assert windows[0].start == 0
+    assert windows[-1].stop == length
+    assert all(window.stop - window.start == min(size, length) for window in windows)
+    i, j = np.triu_indices(length, 1)
+    owners = np.sum([(window.first <= i + j) & (i + j < window.last) for window in windows], axis=0)
+    holders = np.sum([(w.first <= i + j) & (i + j < w.last) & (w.start <= i) & (j < w.stop) for w in windows], axis=0)
+    assert (owners == 1).all()
+    assert (holders[j - i <= size // 2] == 1).all()
+
+
+def test_windows_put_together_are_the_square_they_were_cut_from():
+    draw = np.random.default_rng(0)
+    square = np.triu(draw.random((90, 90), np.float32), 1)
+    square += square.T
+    windows = windows_of(90, 32)
+    found = joined(90, windows, (square[w.start : w.stop, w.start : w.stop] for w in windows), least=0.2)
+    matrix = found.matrix()
+    apart = np.abs(np.subtract.outer(np.arange(90), np.arange(90)))
+    np.testing.assert_array_equal(matrix[apart <= 16], np.where(square > 0.2, square, 0)[apart <= 16])
+    assert not matrix[apart >= 32].any()
+    i, j = np.triu_indices(90, 1)
+    np.testing.assert_array_equal(found.at(i, j), matrix[i, j])
+    np.testing.assert_allclose(PairList.from_records(90, found.records()).matrix(), matrix, atol=1e-3)
+    sequence = "".join(draw.choice(list("ACGU"), 90))
+    for method in METHODS:
+        assert decode(found, sequence, method) == decode(matrix, sequence, method)
+
+
+def test_a_window_as_long_as_the_rna_changes_nothing(engine):
+    rna = "GAGC" * 3 + HAIRPIN + "AACA" * 4 + HAIRPIN
+    whole = fold(rna, engine, CLEAR)
+    assert fold(rna, engine, CLEAR, window=len(rna)) == whole
+    with pytest.warns(UserWarning, match="record 1 of 76 nt is folded in windows of 75: pairs farther apart"):
+        assert fold(rna, engine, CLEAR, window=75) == whole
+
+
+@pytest.mark.filterwarnings("ignore:record")
+def test_hairpins_of_a_long_rna_fold_as_each_alone(engine):
+    (alone,) = fold(UNIT, engine, CLEAR)
+    assert alone.dot_bracket == STEM + TAIL
+    (found,) = fold(UNIT * 12, engine, CLEAR, window=80)
+    assert found.dot_bracket == alone.dot_bracket * 12
+    assert fold(UNIT * 12, Engine(engine.model, "fp32", batch_tokens=100), CLEAR, window=80) == [found]
+
+
+def test_files(engine, tmp_path):
+    """Probabilities as a list, a picture, a note, and the same bytes however they were computed."""
+    pytest.importorskip("matplotlib")
+    (tmp_path / "in.fa").write_text(f">short\n{HAIRPIN}\n>long\n{UNIT * 3}\n")
+    notes = []
+    options = {"window": 64, "probabilities": tmp_path / "p.npz", "note": notes.append}
+    plot = Plot(tmp_path / "{name}.png", "map")
+    assert fold_file(tmp_path / "in.fa", tmp_path / "out.ct", engine, plot=plot, **options) == 2
+    assert notes == [
+        "record long of 120 nt is folded in windows of 64: pairs farther apart are not found, and those more than 32 "
+        "apart may be missed"
+    ]
+    assert (tmp_path / "long.png").stat().st_size > 1000
+    with np.load(tmp_path / "p.npz") as found:
+        assert found["short"].shape == (24, 24)
+        assert found["long"].dtype.names == ("i", "j", "probability")
+        listed = {(int(i), int(j)): float(value) for i, j, value in found["long"]}
+    lines = (tmp_path / "out.ct").read_text().splitlines()
+    assert lines[25] == "120 long"
+    assert listed[0, 23] > 0.5
+    assert lines[26].split()[4] == "24"
+    with pytest.raises(InputError, match="a window of 31 nt is too small to fold; use 32 or more"):
+        fold_file(tmp_path / "in.fa", tmp_path / "out.ct", engine, window=31)
+
+
+def test_evaluation_says_so_and_scores_as_the_whole(engine, tmp_path):
+    (tmp_path / "true.dbn").write_text(f">long\n{UNIT * 3}\n{(STEM + TAIL) * 3}\n")
+    whole, cut = evaluate(tmp_path / "true.dbn", engine), evaluate(tmp_path / "true.dbn", engine, window=80)
+    assert (whole.notes, len(cut.notes)) == ([], 1)
+    assert cut.plain()["notes"] == cut.notes
+    assert cut.figures["recall"].value == whole.figures["recall"].value == 1
+    assert cut.figures["f1"].value > 0.8
+
+
+@pytest.mark.parametrize("method", ["greedy", "nested"])
+def test_memory_grows_with_the_length(method):
+    """A square of 30,000 nt would be 0.9 GB in bytes, 7 GB in fp64."""
+    length, draw = 30_000, np.random.default_rng(0)
+    i = np.unique(draw.integers(0, length - 300, 6000))
+    j = i + draw.integers(4, 200, len(i))
+    listed = PairList(length, i, j, draw.random(len(i)))
+    tracemalloc.start()
+    pairs = decode(listed, "G" * length, method, canonical=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(pairs) > 500
+    assert peak < 20e6
+
+
+@pytest.mark.filterwarnings("ignore:record")
+def test_pairs_below_what_is_usually_kept_are_there_when_asked_for(engine):
+    usual, more = (
+        next(fold_records([Record("x", "", UNIT * 3)], engine, Decoding(threshold=threshold), window=64))[1]
+        for threshold in (0.1, 1e-6)
+    )
+    assert len(more.values) > len(usual.values)
+    assert more.values.min() < 0.001 < usual.values.min()
