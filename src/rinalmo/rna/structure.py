@@ -25,7 +25,7 @@ OPENING, CLOSING = "([{<" + ascii_uppercase, ")]}>" + ascii_lowercase
 UNPAIRED = ".:,-_~"
 """What stands for an unpaired position; "." is written, the others are Stockholm's (WUSS)."""
 
-_MOST_ENTRIES = 10**8  # of the table that is kept to choose among pairs that cross: 800 MB
+_MOST_ENTRIES = 5 * 10**7  # of the table that is kept to choose among pairs that cross: 400 MB
 
 
 @dataclass(frozen=True, slots=True)
