@@ -63,8 +63,7 @@ def memory(chosen: argparse.Namespace) -> None:
     from rinalmo.inference.engine import Engine
     from rinalmo.rna.fasta import Record, read_fasta
     from rinalmo.rna.folding import METHODS, decode
-    from rinalmo.tasks.fold_file import fold_records
-    from rinalmo.tasks.secondary_structure import threshold_of
+    from rinalmo.tasks.fold_file import fold_records, folding_task
 
     letters = "".join(r.sequence for r in read_fasta(chosen.fasta)) if chosen.fasta else random_rna(chosen.length)
     rna = letters[: chosen.length]
@@ -75,10 +74,10 @@ def memory(chosen: argparse.Namespace) -> None:
     start = time.process_time()
     ((structure, found),) = fold_records([Record("rna", "", rna)], engine, window=chosen.window)
     cells = peak(), f"{time.process_time() - start:.1f}", f"{len(structure.pairs):,}"
-    print(MEMORY_ROW.format("folded, greedy", *cells), flush=True)
+    print(MEMORY_ROW.format("folded", *cells), flush=True)
     for method in METHODS:
         start = time.process_time()
-        pairs = decode(found, rna, method, threshold=threshold_of(engine.model))
+        pairs = decode(found, rna, method, threshold=folding_task(engine.model.spec).threshold(engine.model))
         cells = peak(), f"{time.process_time() - start:.1f}", f"{len(pairs):,}"
         print(MEMORY_ROW.format(f"decoded again, {method}", *cells), flush=True)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rinalmo.cli.options import engine_options, fill_option, window_option
+from rinalmo.cli.options import engine_options, fill_option, thermodynamics_option, window_option
 
 
 @click.command("evaluate")
@@ -20,6 +20,7 @@ from rinalmo.cli.options import engine_options, fill_option, window_option
 @click.option("--group", metavar="COLUMN", help="Column whose values figures are also given for.")
 @fill_option
 @window_option
+@thermodynamics_option
 @click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
 @engine_options(precision="auto")
 def command(
@@ -31,6 +32,7 @@ def command(
     group: str | None,
     fill_to: int | None,
     window: int | None,
+    thermodynamics: bool,
     seed: int,
     **engine_settings: Any,
 ) -> None:
@@ -58,7 +60,8 @@ def command(
         check_rows_output(output)
     engine = Engine(**engine_settings)
     columns = Columns(target=targets, group=group)
-    found = evaluate(data, engine, columns=columns, task=task, fill_to=fill_to, window=window, seed=seed)
+    asked: dict[str, Any] = {"fill_to": fill_to, "window": window, "thermodynamics": thermodynamics}
+    found = evaluate(data, engine, columns=columns, task=task, seed=seed, **asked)
     print_evaluation(found, str(data))
     for note in found.notes:
         noted(note)

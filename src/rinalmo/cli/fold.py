@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from rinalmo.cli.options import FOLD_MODEL, engine_options, opened_engine, ray_options, window_option
+from rinalmo.cli.options import (
+    FOLD_MODEL,
+    engine_options,
+    opened_engine,
+    ray_options,
+    thermodynamics_option,
+    window_option,
+)
 
 
 @click.command("fold")
@@ -31,6 +38,7 @@ from rinalmo.cli.options import FOLD_MODEL, engine_options, opened_engine, ray_o
     "--min-loop", type=click.IntRange(min=0), default=3, show_default=True, help="Least nucleotides in a hairpin."
 )
 @window_option
+@thermodynamics_option
 @click.option(
     "--probabilities",
     type=click.Path(path_type=Path),
@@ -66,6 +74,7 @@ def command(
     all_pairs: bool,
     min_loop: int,
     window: int | None,
+    thermodynamics: bool,
     probabilities: Path | None,
     plot: Path | None,
     plot_kind: Any,
@@ -82,6 +91,7 @@ def command(
     \b
     rinalmo fold sequences.fa
     rinalmo fold sequences.fa -o structures.ct --decoder matching
+    rinalmo fold sequences.fa --thermodynamics
     rinalmo fold tRNA.fa -o tRNA.dbn --probabilities tRNA.npz
     rinalmo fold sequences.fa --model run/model -o structures.parquet --engine ray --workers 8
     rinalmo fold tRNA.fa --plot tRNA.svg
@@ -98,7 +108,9 @@ def command(
     from rinalmo.tasks.windows import WINDOW
 
     check_input(fasta)
-    decoding = Decoding(decoder, threshold, canonical=not all_pairs, min_distance=min_loop + 1)
+    decoding = Decoding(
+        decoder, threshold, canonical=not all_pairs, min_distance=min_loop + 1, thermodynamics=thermodynamics
+    )
     drawn = None if plot is None else Plot(plot, plot_kind, reference)
     kept = nullcontext() if output == "-" else resumable(Path(output), "structures", resume=resume)
     with opened_engine(**engine_settings) as engine, kept, counter("folding") as tell:

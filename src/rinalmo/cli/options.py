@@ -66,6 +66,13 @@ window_option = click.option(
 )
 
 
+thermodynamics_option = click.option(
+    "--thermodynamics",
+    is_flag=True,
+    help="Weigh the model's probabilities of pairs against ViennaRNA's, as was best for nano-fold (extra `fold`).",
+)
+
+
 def engine_options(precision: str, model: str = "nano") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--model`, and what else makes an `Engine`."""
 

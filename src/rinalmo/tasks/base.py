@@ -140,6 +140,10 @@ class Task(ABC):
         """Number of terms in that sum."""
         return len(examples)
 
+    def threshold(self, model: RiNALMo) -> float | None:
+        """The threshold at which this model's answers are taken, for a task that has one."""
+        return model.spec.threshold
+
     @abstractmethod
     def judge(self, model: RiNALMo, output: Any, example: Example) -> Any:
         """What `figures` needs of one output, as `joined` gives it; small, as all of them are kept."""

@@ -21,7 +21,7 @@ from rinalmo.tasks.base import Columns, Example, Task
 from rinalmo.tasks.predicting import Row, outputs
 from rinalmo.tasks.registry import task_of
 from rinalmo.tasks.regression import filled
-from rinalmo.tasks.secondary_structure import windowed
+from rinalmo.tasks.secondary_structure import as_asked
 
 SAMPLES = 1000
 
@@ -68,12 +68,14 @@ def evaluate(
     task: str | None = None,
     fill_to: int | None = None,
     window: int | None = None,
+    thermodynamics: bool = False,
     seed: int = 0,
 ) -> Evaluation:
     """A fine-tuned model on the labelled examples of a file; `task`, if given, must be the model's.
 
     `fill_to` is for ribosome load: tokens that sequences are filled up to, 0 for none, None for what the model says.
-    `window` is for secondary structure: nucleotides of the windows that longer RNAs are folded in, 4,096 if None.
+    `window` and `thermodynamics` are for secondary structure: nucleotides of the windows that longer RNAs are folded
+    in, 4,096 if None, and whether ViennaRNA's probabilities are weighed in.
 
     Raises InputError for examples that cannot be used, CheckpointError if the model was fine-tuned for nothing.
     """
@@ -81,7 +83,7 @@ def evaluate(
     own = task_of(engine.model.spec)
     if task is not None and task != own.name:
         raise InputError(f"the model was fine-tuned for {own.name}, not for {task}")
-    own = windowed(filled(own, fill_to), window)
+    own = as_asked(filled(own, fill_to), window, thermodynamics)
     columns = columns or Columns()
     # A table's columns are those that the model was trained on, unless others are named.
     columns = replace(columns, target=columns.target or getattr(own, "targets", ()))
@@ -94,7 +96,7 @@ def evaluate(
 def judged_examples(examples: Sequence[Example], engine: Engine, task: Task, seed: int = 0) -> Evaluation:
     """As `evaluate`, for examples that are there."""
     judged = [task.judge(engine.model, output, example) for example, output in outputs(examples, engine, task)]
-    threshold = engine.model.spec.threshold
+    threshold = task.threshold(engine.model)
     whole = _evaluation(task, judged, examples, threshold, seed)
     groups = sorted({example.group for example in examples} - {""})
     parts: dict[str, Evaluation] = {}

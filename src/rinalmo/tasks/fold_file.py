@@ -27,23 +27,28 @@ from rinalmo.rna.formats import format_of, write_structures
 from rinalmo.rna.formats.files import structure_text
 from rinalmo.rna.pair_list import PairList
 from rinalmo.rna.structure import Structure
+from rinalmo.rna.thermodynamics import need_vienna
 from rinalmo.tasks.base import Example
 from rinalmo.tasks.fold_run import Folded, folded
 from rinalmo.tasks.pictures import Picture, Plot
 from rinalmo.tasks.predicting import Note, outputs, remarked
 from rinalmo.tasks.registry import task_of
-from rinalmo.tasks.secondary_structure import SecondaryStructure, threshold_of
+from rinalmo.tasks.secondary_structure import SecondaryStructure, as_asked
 from rinalmo.tasks.windows import LEAST, WINDOW, check_size, remark
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How pairs are chosen from their probabilities (`rinalmo.rna.folding`); None is what belongs to the model."""
+    """How pairs are chosen from their probabilities (`rinalmo.rna.folding`); None is what belongs to the model.
+
+    With `thermodynamics` the probabilities are a mean of the model's and ViennaRNA's (`rinalmo.rna.thermodynamics`).
+    """
 
     method: str | None = None
     threshold: float | None = None
     canonical: bool = True
     min_distance: int = 4
+    thermodynamics: bool = False
 
 
 MODELS_OWN = Decoding()
@@ -66,13 +71,11 @@ def fold(
     return [structure for structure, _ in fold_records(records, engine, decoding, window=window)]
 
 
-def folding_task(spec: ModelSpec, model: str = "the model", *, window: int = WINDOW) -> SecondaryStructure:
+def folding_task(spec: ModelSpec, model: str = "the model") -> SecondaryStructure:
     """The task of a model that folds; raises InputError, which names it as `model`, for one of another task."""
-    check_size(window)
     task = task_of(spec)
     if not isinstance(task, SecondaryStructure):
         raise InputError(f"{model} was fine-tuned for {task.name}, not for secondary-structure")
-    task.window = window
     return task
 
 
@@ -83,13 +86,14 @@ def fold_records(
 
     These are a square `(length, length)`, or a `PairList` for an RNA longer than `window`.
     """
-    task = folding_task(engine.model.spec, window=window)
-    own: dict[str, Any] = {"method": task.decoder, "threshold": threshold_of(engine.model)}
-    options = {name: own[name] if value is None else value for name, value in asdict(decoding).items()}
+    task, options = folding_task(engine.model.spec), asdict(decoding)
+    as_asked(task, window, options.pop("thermodynamics"))
+    own = {"method": task.decoder, "threshold": task.threshold(engine.model)}
+    options = {name: own[name] if value is None else value for name, value in options.items()}
     task.least = min(LEAST, options["threshold"])
     examples = (Example(record.id, record.sequence) for record in records)
     for example, output in outputs(examples, engine, task):
-        probabilities = task.probabilities(output)
+        probabilities = task.probabilities(output, example.sequence)
         pairs = decode(probabilities, example.sequence, **options)
         yield Structure(example.name, example.sequence, tuple(pairs)), probabilities
 
@@ -118,6 +122,8 @@ def fold_file(
     Raises InputError if input or options are not those it was started with.
     """
     check_size(window)
+    if decoding.thermodynamics:
+        need_vienna()
     if str(output) != "-":
         format_of(output)
         check_place(Path(output))
