@@ -16,6 +16,7 @@ import ctypes
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -111,9 +112,13 @@ def take_turns(sides: Iterable[Side], repeats: int) -> None:
 
 
 class Spent(NamedTuple):
-    """What a whole process took. `anonymous` leaves out the pages that only mirror a file and can be dropped."""
+    """What a whole process took. `anonymous` leaves out the pages that only mirror a file and can be dropped.
+
+    `cpu` is the seconds that it and what it started computed.
+    """
 
     seconds: float
+    cpu: float
     peak: int
     anonymous: int
     output: str
@@ -121,7 +126,7 @@ class Spent(NamedTuple):
 
 def spend(command: Sequence[str], threads: int) -> Spent:
     """Run a command to its end and measure it; its memory is looked at every few milliseconds."""
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command, env=environment(threads), stdout=subprocess.PIPE, text=True)
     peaks = {"VmHWM": 0, "RssAnon": 0}
 
@@ -138,7 +143,9 @@ def spend(command: Sequence[str], threads: int) -> Spent:
     watcher.join()
     if process.returncode:
         sys.exit(f"failed ({process.returncode}): {' '.join(command)}")
-    return Spent(seconds, peaks["VmHWM"], peaks["RssAnon"], output)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Spent(seconds, cpu, peaks["VmHWM"], peaks["RssAnon"], output)
 
 
 def once(serve: str, threads: int, python: str = sys.executable, **arguments: Any) -> Spent:

@@ -76,6 +76,20 @@ def test_many_points_are_an_image(tmp_path):
     assert "<image" in (tmp_path / "map.svg").read_text()
 
 
+@pytest.mark.slow  # numba compiles
+def test_umap_keeps_groups_together(embeddings, tmp_path):
+    pytest.importorskip("umap")
+    labels = ["near"] * 20 + ["far"] * 20
+    found = draw_embedding_map(embeddings, tmp_path / "map.svg", labels, method="umap")
+    centres = [found.points[:20].mean(axis=0), found.points[20:].mean(axis=0)]
+    distances = [np.linalg.norm(found.points - centre, axis=1) for centre in centres]
+    assert [*np.argmin(distances, axis=0)] == [0] * 20 + [1] * 20
+    assert {"UMAP 1", "UMAP 2", "near (20)", "far (20)"} <= set(texts(tmp_path / "map.svg"))
+    draw_embedding_map(embeddings, tmp_path / "again.svg", labels, method="umap")
+    assert (tmp_path / "again.svg").read_bytes() == (tmp_path / "map.svg").read_bytes()
+    assert np.isfinite(project(embeddings[:4], "umap").points).all()
+
+
 def test_what_cannot_be_drawn(embeddings, tmp_path, monkeypatch):
     for values, options, words in (
         (embeddings[:1], {}, "needs 2 sequences or more"),
