@@ -23,7 +23,8 @@ RUN useradd --uid 1000 --no-create-home --shell /usr/sbin/nologin rinalmo \
 COPY --from=build /opt/rinalmo /opt/rinalmo
 # The caches are where any user may write, for `docker run --user`.
 ENV PATH=/opt/rinalmo/bin:$PATH RINALMO_HOME=/tmp/rinalmo HF_HOME=/tmp/huggingface MPLCONFIGDIR=/tmp/matplotlib
-USER rinalmo
+# As a number, so that a cluster that allows no root can see that it is none.
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["rinalmo"]
 CMD ["--help"]

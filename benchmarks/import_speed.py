@@ -1,7 +1,7 @@
 """Time what a user waits for before anything is computed: imports, and every command's `--help`, each in a new process.
 
     python benchmarks/import_speed.py --repeats 7
-    python benchmarks/import_speed.py --repeats 7 --no-peers
+    python benchmarks/import_speed.py --repeats 7 --no-peers --only help
 
 The bare interpreter and torch are there to compare with: whoever computes pays for both. On a busy machine the
 time that the process computed (`CPU`) says more than how long it took.
@@ -35,12 +35,13 @@ PEERS = {
 
 
 def main() -> None:
-    chosen = sides.options(__doc__)
+    chosen = sides.options(__doc__, only={"default": "", "help": "those alone that have this in their names"})
     sides.head("Import", chosen)
     helps = {f"rinalmo {path}--help": ["-m", "rinalmo", *path.split(), "--help"] for path in _paths(cli)}
     commands = {name: [sys.executable, *arguments] for name, arguments in {**OURS, **helps}.items()}
     if chosen.peer:
         commands |= {name: [chosen.peer, *arguments] for name, arguments in PEERS.items()}
+    commands = {name: command for name, command in commands.items() if chosen.only in name}
     spent: dict[str, list[Spent]] = {name: [] for name in commands}
     for n in range(chosen.repeats + 1):
         for name, command in commands.items():

@@ -14,16 +14,16 @@ import pytest
 
 import rinalmo
 from rinalmo.errors import InputError, MissingExtraError, ToolError
-from rinalmo.inference import runs
+from rinalmo.inference import ray_engine, runs
 from rinalmo.inference.embed_file import embed_file
 from rinalmo.inference.engine import Engine
-from rinalmo.inference.ray_engine import RayEngine, _LostError, _Task
+from rinalmo.inference.ray_engine import RayEngine
 from rinalmo.inference.runs import Run
 from rinalmo.inference.score_file import score_file
 from rinalmo.inference.variant_sources import all_single
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.rinalmo import ModelSpec, create
-from rinalmo.rna.fasta import read_fasta
+from rinalmo.rna.fasta import make_record, read_fasta
 from rinalmo.tasks.fold_file import Decoding, fold_file
 
 CHUNK = 4
@@ -126,7 +126,7 @@ def test_workers_killed_in_the_middle(many, one, folder, tmp_path):
 DRIVER = """
 import os, signal, sys
 from rinalmo.cli import main
-from rinalmo.inference import runs
+from rinalmo.inference import ray_engine, runs
 
 class Stopping(runs.Run):
     def write(self, number, chunk):
@@ -161,12 +161,27 @@ def test_what_a_worker_raises(many, folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_chunk_at_which_every_worker_dies():
-    task = _Task(3, ["ACGU", "GGUC"])
-    for _ in range(4):
-        task = task.again(_LostError("killed"))
-    with pytest.raises(ToolError, match=r"5 workers died at the same 2 records \(killed\); .*--resume"):
-        task.again(_LostError("killed"))
+def test_a_poison_sequence_is_set_apart_and_named(many, monkeypatch):
+    """Whoever computes it dies; all the rest is computed before the error."""
+    monkeypatch.setattr(ray_engine, "_ATTEMPTS", 2)
+
+    def job(engine, advance):
+        def compute(records):
+            if "poison" in [record.id for record in records]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return [record.id for record in records]
+
+        return compute
+
+    names = [["a", "b"], ["c", "poison", "d"], ["e"]]
+    items = [(n, [make_record("ACGU", name) for name in chunk]) for n, chunk in enumerate(names)]
+    found = {}
+    with pytest.raises(
+        ToolError, match=r"2 workers died at the same 3 records, .* record poison \(4 nt\) by itself.*--resume"
+    ):
+        found.update(many.run(job, items, lambda more: None))
+    assert found == {0: ["a", "b"], 2: ["e"]}
+    assert dict(many.run(job, items[:1], lambda more: None)) == {0: ["a", "b"]}
 
 
 def test_an_extra_that_workers_lack():

@@ -64,6 +64,11 @@ class Served:
         user, system = (Path("/proc") / str(self.process.pid) / "stat").read_text().rpartition(")")[2].split()[11:13]
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
+    def resident(self):
+        """Bytes of the server that are in memory."""
+        pages = (Path("/proc") / str(self.process.pid) / "statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
     def stop(self, seconds=30):
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)

@@ -204,6 +204,26 @@ def test_requests_that_are_refused(served, headers, body, status):
     assert seconds < 1
 
 
+def test_refused_requests_leave_nothing(served):
+    """The server's memory is flat under garbage and deep JSON."""
+    deep = b"[" * 100_000 + b"]" * 100_000
+
+    def ask(times):
+        for _ in range(times):
+            for body in (b"{garbage!", deep):
+                answer = httpx.post(
+                    f"{served.address}/gradio_api/queue/join",
+                    content=body,
+                    headers={"content-type": "application/json"},
+                )
+                assert 400 <= answer.status_code < 500
+
+    ask(10)
+    before = served.resident()
+    ask(50)  # 10 MB in all
+    assert served.resident() - before < 5e6
+
+
 def test_slow_clients_keep_nobody_waiting(served, client):
     """Thirty connections that send half of a request, and no more."""
     place = urlparse(served.address)

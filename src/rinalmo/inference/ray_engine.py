@@ -2,7 +2,8 @@
 
 Each worker is an actor: a process with an `Engine` of its own. A worker gets one item, a chunk of records, at a time
 and sends its result back; it writes no file. So whatever becomes of workers, each result arrives once, and a worker
-that dies costs the item it was at, which another one gets.
+that dies costs the item it was at, which another one gets. An item at which one worker after the other dies is set
+apart: the rest is computed, and then its records one by one, to say at which of them they die.
 
 Plain actors rather than Ray Data, whose restart wants an id that is unique in the input and a file system that all
 machines share, and whose output is a folder of files: docs/ray.md.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,9 +28,9 @@ from rinalmo.model.config import ModelConfig
 
 _CONNECT_SECONDS = 5
 _START_SECONDS = 600  # a cluster that grows on demand takes minutes
-_ATTEMPTS = 5
+_ATTEMPTS = 4  # the first, and three again
 
-Item = TypeVar("Item", bound=Sized)
+Item = TypeVar("Item", bound=Sequence[Any])
 R = TypeVar("R")
 
 
@@ -101,10 +102,12 @@ class RayEngine:
         """The job on numbered items, each result once, in the order in which they are finished.
 
         `advance` is called with the size of each finished item. What the job raises is raised here. Raises ToolError
-        for an item at which several workers died.
+        in the end if there are items at which several workers died; it names the first of their records that they
+        die at.
         """
         tasks = (_Task(number, item) for number, item in items)
         waiting: deque[_Task] = deque()
+        apart: list[_Task] = []
         idle: list[Any] = []
         calls: dict[Any, tuple[Any, _Task | None]] = {
             worker.start.remote(job): (worker, None) for worker in self._workers
@@ -113,7 +116,7 @@ class RayEngine:
             if not waiting:
                 waiting.extend(islice(tasks, 1))
             if not waiting and not any(task for _, task in calls.values()):
-                return
+                break
             if waiting and idle:
                 worker, task = idle.pop(), waiting.popleft()
                 calls[worker.compute.remote(task.item)] = (worker, task)
@@ -122,9 +125,10 @@ class RayEngine:
             worker, finished = calls.pop(ready)
             try:
                 answer = self._answer(ready)
-            except _LostError as error:
+            except _LostError:
                 if finished is not None:
-                    waiting.appendleft(finished.again(error))
+                    again = _Task(finished.number, finished.item, finished.deaths + 1)
+                    (apart.append if again.deaths == _ATTEMPTS else waiting.appendleft)(again)
                 new = self._replaced(worker)
                 calls[new.start.remote(job)] = (new, None)
                 continue
@@ -134,6 +138,19 @@ class RayEngine:
             else:
                 yield finished.number, answer
                 advance(len(finished.item))
+        if apart:
+            raise ToolError(_given_up(apart, self._deadly(job, apart[0].item)))
+
+    def _deadly(self, job: Job[Any, Any], item: Sequence[Any]) -> Any:
+        """The first record of an item at which a worker dies by itself; None if they do not."""
+        worker, record = self._replaced(self._workers[0]), None
+        try:
+            self._answer(worker.start.remote(job))
+            for record in item:
+                self._answer(worker.compute.remote([record]))
+        except _LostError:
+            return record
+        return None
 
     def _start(self, workers: int | None) -> None:
         """Start the workers and learn of their model from the first that answers."""
@@ -225,17 +242,21 @@ class _Task:
     """An item, and how many workers died at it."""
 
     number: int
-    item: Any
+    item: Sequence[Any]
     deaths: int = 0
 
-    def again(self, error: _LostError) -> _Task:
-        """The same, for another worker."""
-        if self.deaths + 1 == _ATTEMPTS:
-            raise ToolError(
-                f"{_ATTEMPTS} workers died at the same {len(self.item)} records ({error}); if memory was short, give "
-                "fewer --workers or fewer --batch-tokens. What is finished is kept: go on with --resume"
-            )
-        return _Task(self.number, self.item, self.deaths + 1)
+
+def _given_up(tasks: Sequence[_Task], deadly: Any) -> str:
+    """What is said of items that were set apart; `deadly` is a record of the first."""
+    size, alone = sum(len(task.item) for task in tasks), ""
+    if deadly is not None:
+        name = getattr(deadly, "id", None) or " ".join(map(str, getattr(deadly, "cells", ())))
+        length = len(getattr(deadly, "sequence", None) or getattr(deadly, "wild_type", ""))
+        alone = f", and one at record {name} ({length:,} nt) by itself"
+    return (
+        f"{_ATTEMPTS} workers died at the same {size:,} records{alone}; all others are finished and kept. If memory "
+        "was short, go on with --resume and fewer --workers or --batch-tokens; if not, leave such a record out"
+    )
 
 
 class _LostError(Exception):
