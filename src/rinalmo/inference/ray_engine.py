@@ -251,7 +251,7 @@ def _given_up(tasks: Sequence[_Task], deadly: Any) -> str:
     size, alone = sum(len(task.item) for task in tasks), ""
     if deadly is not None:
         name = getattr(deadly, "id", None) or " ".join(map(str, getattr(deadly, "cells", ())))
-        length = len(getattr(deadly, "sequence", None) or getattr(deadly, "wild_type", ""))
+        length = len(getattr(deadly, "sequence", "") or getattr(deadly, "wild_type", ""))
         alone = f", and one at record {name} ({length:,} nt) by itself"
     return (
         f"{_ATTEMPTS} workers died at the same {size:,} records{alone}; all others are finished and kept. If memory "

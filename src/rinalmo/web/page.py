@@ -349,10 +349,11 @@ def _answering(service: Service, request: gr.Request, *, for_page: bool = True) 
 
 def _leaving(service: Service, blocks: gr.Blocks) -> Callable[[gr.Request], Awaitable[None]]:
     async def leave(request: gr.Request) -> None:  # on the event loop, as whatever else changes the sessions
-        service.turns.leave(request.session_hash)
+        session = request.session_hash or ""
+        service.turns.leave(session)
         # Gradio itself would keep them, without what is in them, until there are too many.
-        blocks.state_holder.session_data.pop(request.session_hash, None)
-        blocks.state_holder.time_last_used.pop(request.session_hash, None)
+        blocks.state_holder.session_data.pop(session, None)
+        blocks.state_holder.time_last_used.pop(session, None)
 
     return leave
 
