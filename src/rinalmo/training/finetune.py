@@ -64,6 +64,7 @@ def _finetune(recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, resume: b
             notes=[*changed, *filter(None, [task.described()]), *notes, *fresh],
             best=bool(validation) and recipe.checkpoint.keep_best,
             export=partial(merged, model) if recipe.backbone.mode == "lora" else None,
+            utilisation=recipe.backbone.mode != "frozen",
             examples={name: len(examples) for name, examples in sets._asdict().items()},
         )
 

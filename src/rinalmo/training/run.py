@@ -65,12 +65,14 @@ def conduct(
     notes: Sequence[str] = (),
     best: bool = False,
     export: Callable[[], RiNALMo] | None = None,
+    utilisation: bool = True,
     **facts: Any,
 ) -> Outcome:
     """Go on from the newest checkpoint, train to the end and write the model; all processes together.
 
     `notes` are told first. With `best` it is the state of the best validation that is written, else the last.
-    `export` gives the model to write, if it is not the task's as it stands. `facts` go into `versions.json`.
+    `export` gives the model to write, if it is not the task's as it stands. Without `utilisation` no MFU is told, for
+    a step does not compute all of the model. `facts` go into `versions.json`.
     """
     with ExitStack() as stack:
         log = _Recorder(folder, recipe, listener) if ranks.rank == 0 else None
@@ -78,7 +80,8 @@ def conduct(
             task, recipe, ranks, Checkpoints(folder.checkpoints, ranks), log.event if log else SILENCE.event
         )
         told = [*notes, *trainer.resume()]
-        trainer.peak = recipe.logging.peak_flops or _peak(ranks, recipe)
+        if utilisation:
+            trainer.peak = recipe.logging.peak_flops or _peak(ranks, recipe)
         if log:
             stack.callback(log.close)
             log.begin(told, trainer.progress.step, **facts, processes=ranks.world)
