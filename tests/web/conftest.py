@@ -1,4 +1,4 @@
-"""A server in a process of its own, which writes down whatever it asks of another machine, and counts its sessions."""
+"""A server in a process of its own, which writes down whatever it asks of another machine, and tells its sessions."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("gradio")
 
 # Addresses and names that are looked up or connected to outside of this machine go into the file of the first argument.
-# At a signal the number of sessions that the page remembers goes into another one.
+# At a signal the sessions that the page remembers go into another one, a line each.
 _WATCHED = """
 import gc, os, signal, socket, sys
 out = sys.argv.pop(1)
@@ -28,13 +28,13 @@ def watch(function):
 connect, connect_ex = watch(socket.socket.connect), watch(socket.socket.connect_ex)
 socket.socket.connect, socket.socket.connect_ex = connect, connect_ex
 socket.getaddrinfo = watch(socket.getaddrinfo)
-def count(*_):
+def tell(*_):
     from gradio.state_holder import StateHolder
     holders = [each for each in gc.get_objects() if isinstance(each, StateHolder)]
     with open(out + ".new", "w") as file:
-        file.write(str(sum(len(each.session_data) for each in holders)))
+        file.write("\\n".join(session for each in holders for session in each.session_data))
     os.replace(out + ".new", out + ".sessions")
-signal.signal(signal.SIGUSR1, count)
+signal.signal(signal.SIGUSR1, tell)
 from rinalmo.cli import main
 main()
 """
@@ -51,13 +51,13 @@ class Served:
     temporary: Path
 
     def sessions(self):
-        """How many visitors the server remembers."""
+        """The visitors that the server remembers."""
         found = self.outside.with_suffix(".sessions")
         found.unlink(missing_ok=True)
         self.process.send_signal(signal.SIGUSR1)
         while not found.exists():
             time.sleep(0.02)
-        return int(found.read_text())
+        return set(found.read_text().split())
 
     def cpu_seconds(self):
         """What the server has computed, however busy the machine is."""
