@@ -10,11 +10,6 @@ import torch
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow ones first: a worker that meets them last keeps the other one waiting."""
-    items.sort(key=lambda item: "slow" not in item.keywords)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
     torch.set_num_threads(1)
