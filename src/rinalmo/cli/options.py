@@ -65,7 +65,6 @@ window_option = click.option(
     help="Fold RNAs longer than this in overlapping windows of this size.  [default: 4096]",
 )
 
-
 thermodynamics_option = click.option(
     "--thermodynamics",
     is_flag=True,

@@ -31,10 +31,11 @@ from torch import Tensor
 
 from rinalmo.alphabet import Alphabet
 from rinalmo.errors import InputError
+from rinalmo.metrics import pair_scores
 from rinalmo.model.packing import Layout
 from rinalmo.model.partner_head import UNKNOWN
 from rinalmo.model.rinalmo import RiNALMo
-from rinalmo.rna.folding import decode
+from rinalmo.rna.folding import Pairs, decode
 from rinalmo.rna.formats import read_structures
 from rinalmo.rna.pair_list import PairList
 from rinalmo.rna.structure import Structure
@@ -48,7 +49,6 @@ THERMODYNAMICS = 0.2
 """The weight of thermodynamics in the mean, where it is asked for. Chosen on bpRNA VL0 for `nano-fold`, as the next."""
 WITH_THERMODYNAMICS = 0.22
 """The least mean probability of a pair: more than thermodynamics alone can give it."""
-_ROW = 1 << 32  # of the numbers that stand for pairs; more than any length
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ class SecondaryStructure(Task):
         if head not in _HEADS:
             raise InputError(f"there is no head {head!r} for {self.name}; use {' or '.join(_HEADS)}")
         chosen = _HEADS[head]
-        self.head, self.module, self.decoder, self.thresholds = head, chosen.module, chosen.decoder, chosen.thresholds
+        self.head, self.module, self.decoder = head, chosen.module, chosen.decoder
+        self.thresholds: tuple[float, ...] = ()  # to choose from; only while a model learns, later there is its own
         given = {"channels": channels, "num_blocks": num_blocks}
         self.shape = chosen.shape | {name: value for name, value in given.items() if value is not None}
         self.window, self.least, self.thermodynamics = windows.WINDOW, windows.LEAST, False
@@ -108,7 +109,9 @@ class SecondaryStructure(Task):
 
     @classmethod
     def learned(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
-        return cls(**{name: options[name] for name in cls.options if name in options})
+        task = cls(**options)
+        task.thresholds = _HEADS[task.head].thresholds
+        return task
 
     def heads(self) -> dict[str, dict[str, Any]]:
         return {self.module: self.shape}
@@ -162,23 +165,26 @@ class SecondaryStructure(Task):
         return torch.stack([of(output, example.target) for output, example in pairs]).sum()
 
     def judge(self, model: RiNALMo, output: Tensor | PairList, example: Example) -> Scores:
-        found, target = self.probabilities(output, example.sequence), _array(example.target)
         thresholds = sorted({*self.thresholds, self.threshold(model)})
-        return {t: scores(pairs, target) for t, pairs in self._decoded(found, example.sequence, thresholds)}
+        decoded = self._decoded(self.probabilities(output, example.sequence), example.sequence, thresholds)
+        return {
+            threshold: np.array([pair_scores(example.target, pairs, tolerance=tolerance) for tolerance in (0, 1)])
+            for threshold, pairs in decoded
+        }
 
     def _decoded(
         self, found: np.ndarray | PairList, sequence: str, thresholds: Sequence[float]
-    ) -> Iterator[tuple[float, np.ndarray]]:
-        """The pairs `(n, 2)` at each of these thresholds, which rise."""
+    ) -> Iterator[tuple[float, Pairs]]:
+        """The pairs at each of these thresholds, which rise."""
         if self.decoder != "greedy":
             for threshold in thresholds:
-                yield threshold, _array(decode(found, sequence, self.decoder, threshold=threshold))
+                yield threshold, decode(found, sequence, self.decoder, threshold=threshold)
             return
-        pairs = _array(decode(found, sequence, self.decoder, threshold=thresholds[0]))
-        i, j = pairs.T
+        pairs = decode(found, sequence, self.decoder, threshold=thresholds[0])
+        i, j = _array(pairs).T
         values = found.at(i, j) if isinstance(found, PairList) else found[i, j]
         for threshold in thresholds:
-            yield threshold, pairs[values > threshold]
+            yield threshold, [pair for pair, value in zip(pairs, values, strict=True) if value > threshold]
 
     def figures(self, judged: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> Figures:
         for name, values in self.each(judged, threshold).items():
@@ -218,24 +224,6 @@ def as_asked(task: Task, window: int | None, thermodynamics: bool) -> Task:
     return task
 
 
-def scores(pairs: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Precision, recall and F1 of decoded pairs `(n, 2)` beside the target's `(m, 2)`, exact and ±1: `(2, 3)`."""
-    predicted, true = _with_neighbours(pairs), _with_neighbours(target)
-    right, found = np.isin(predicted, true[0]), np.isin(true, predicted[0])
-    precision, recall = (
-        np.array([_share(hits[0].sum(), len(of)), _share(hits.any(axis=0).sum(), len(of))])
-        for hits, of in ((right, pairs), (found, target))
-    )
-    total = precision + recall
-    f1 = np.where(total >= 1e-5, 2 * precision * recall / np.maximum(total, 1e-5), 0.0)
-    return np.stack([precision, recall, f1], axis=1)
-
-
-def _with_neighbours(pairs: np.ndarray) -> np.ndarray:
-    """Pairs as numbers, and below each the four of which one end is off by one: `(5, pairs)`."""
-    return pairs @ [_ROW, 1] + np.array([[0], [1], [-1], [_ROW], [-_ROW]])
-
-
 def _pair_loss(logits: Tensor, pairs: Any) -> Tensor:
     """The mean binary cross-entropy over all pairs of positions, each counted once."""
     target = torch.zeros_like(logits, dtype=torch.float32)
@@ -272,7 +260,3 @@ def _pairs(example: Example) -> Any:
 
 def _array(pairs: Any) -> np.ndarray:
     return np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
-
-
-def _share(hits: int, of: int) -> float:
-    return hits / of if of else 0.0
