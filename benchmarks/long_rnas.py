@@ -4,13 +4,15 @@
     python benchmarks/long_rnas.py memory pairs 4000
     python benchmarks/long_rnas.py memory nano-fold 10000 --window 1000
     python benchmarks/long_rnas.py accuracy archiveII.csv.gz --window 1000
+    python benchmarks/long_rnas.py accuracy archiveII.csv.gz --at-most 2000 --count 20
 
 `memory` folds one RNA with one thread and decodes it with each decoder, and says how much memory the process has held
 at most by then, and CPU seconds (a busy machine does not change them much). The RNA is random, or, with `--fasta`, the
 records of a file one after the other, up to the length. `pairs` is a model of the size of `nano` with a fresh head of
 the paper's kind, shifted so that one pair in 10,000 is likely.
 
-`accuracy` folds the longest structures of a table as a whole and in windows, and gives F1, exact and ±1.
+`accuracy` folds the longest structures of a table, or the longest of at most so many nucleotides, as a whole and in
+windows, and gives F1, exact and ±1.
 """
 
 from __future__ import annotations
@@ -83,23 +85,32 @@ def memory(chosen: argparse.Namespace) -> None:
 
 
 def accuracy(chosen: argparse.Namespace) -> None:
+    import numpy as np
+
     from rinalmo.inference.engine import Engine
     from rinalmo.metrics import pair_scores
     from rinalmo.rna.formats import read_structures
     from rinalmo.tasks.fold_file import fold
 
-    longest = sorted(read_structures(chosen.table), key=len, reverse=True)[: chosen.count]
+    taken = (rna for rna in read_structures(chosen.table) if chosen.at_most is None or len(rna) <= chosen.at_most)
+    longest = sorted(taken, key=len, reverse=True)[: chosen.count]
+    all_scores = []
     engine = Engine(chosen.model, "fp32", threads=1)
     print(f"{chosen.model}: F1 exact, ±1 (CPU s)")
     for true in longest:
-        cells = []
+        cells, scores = [], []
         for window in (len(true), *chosen.window):
             start = time.process_time()
             (found,) = fold(true.sequence, engine, window=window)
-            taken = time.process_time() - start
-            exact, near = (pair_scores(true.pairs, found.pairs, tolerance=t).f1 for t in (0, 1))
-            cells.append(f"{window:,}: {exact:.3f}, {near:.3f} ({taken:.0f})")
+            seconds = time.process_time() - start
+            scores.append([pair_scores(true.pairs, found.pairs, tolerance=t).f1 for t in (0, 1)])
+            cells.append("{:,}: {:.3f}, {:.3f} ({:.0f})".format(window, *scores[-1], seconds))
         print(f"{true.name}, {len(true):,} nt   " + "   ".join(cells), flush=True)
+        all_scores.append(scores)
+    means = np.mean(all_scores, axis=0)
+    names = ["whole", *map("{:,}".format, chosen.window)]
+    rows = (f"{name}: {exact:.3f}, {near:.3f}" for name, (exact, near) in zip(names, means, strict=True))
+    print(f"mean of {len(longest)}   " + "   ".join(rows))
 
 
 def main() -> None:
@@ -116,6 +127,7 @@ def main() -> None:
     two.add_argument("table", type=Path)
     two.add_argument("--model", default="nano-fold")
     two.add_argument("--window", type=int, nargs="+", default=[500, 1000, 2000])
+    two.add_argument("--at-most", type=int, metavar="NT")
     two.add_argument("--count", type=int, default=5)
     two.set_defaults(run=accuracy)
     chosen = parser.parse_args()

@@ -1,6 +1,7 @@
 """Long RNAs: what is folded in windows is one structure, the same every time, in memory that grows with the length."""
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from rinalmo.rna.pair_list import PairList
 from rinalmo.tasks.evaluation import evaluate
 from rinalmo.tasks.fold_file import Decoding, fold, fold_file, fold_records
 from rinalmo.tasks.pictures import Plot
+from rinalmo.tasks.secondary_structure import SecondaryStructure
 from rinalmo.tasks.windows import joined, windows_of
+from rinalmo.weights.checkpoint import load
 
 STEMS = ("GGGCCGCGCC", "GCGUGCGGCC", "GUUGUCGUGC", "GCACGUUCGC", "GCGGAGCGGC", "GACGCCGCGC", "GCUGCACGUC", "GAGGGGGUGC")
 UNITS = [stem + "UUCG" + stem[::-1].translate(str.maketrans("ACGU", "UGCA")) + "A" * 16 for stem in STEMS]
@@ -97,6 +100,22 @@ def test_files(engine, tmp_path):
     assert listed[0, 23] > 0.3
     with pytest.raises(InputError, match="a window of 31 nt is too small to fold; use 32 or more"):
         fold_file(tmp_path / "in.fa", tmp_path / "out.ct", engine, window=31)
+
+
+@pytest.mark.filterwarnings("ignore:record")
+def test_a_model_has_a_window_of_its_own(nano_fold_of_80, engine):
+    own = Engine(nano_fold_of_80, "fp32", threads=1)
+    assert fold(LONG, own, CLEAR) == fold(LONG, engine, CLEAR, window=80)
+    assert fold(LONG, own, CLEAR, window=320) == fold(LONG, engine, CLEAR, window=320)
+    with pytest.raises(InputError, match="a window of 31 nt is too small to fold; use 32 or more"):
+        SecondaryStructure(window=31)
+
+
+@pytest.fixture
+def nano_fold_of_80():
+    model = load("nano-fold")
+    model.spec = replace(model.spec, task={**model.spec.task, "window": 80})
+    return model
 
 
 def test_evaluation_says_so_and_scores_as_the_whole(engine, tmp_path):

@@ -97,7 +97,7 @@ def command(
                 tell=tell,
                 model_name=engine_settings["model"],
             )
-        width = engine.config.hidden_size
+        width = engine.spec.config.hidden_size
     click.echo(f"{output}: {count:,} sequences, {width} dimensions", err=True)
     if picture:
         picture.draw(output)

@@ -105,7 +105,6 @@ def command(
     from rinalmo.inference.embed_file import check_input
     from rinalmo.tasks.fold_file import Decoding, fold_file
     from rinalmo.tasks.pictures import Plot
-    from rinalmo.tasks.windows import WINDOW
 
     check_input(fasta)
     decoding = Decoding(
@@ -119,7 +118,7 @@ def command(
             output,
             engine,
             decoding,
-            window=window or WINDOW,
+            window=window,
             probabilities=probabilities,
             plot=drawn,
             resume=resume,

@@ -62,7 +62,7 @@ window_option = click.option(
     "--window",
     type=click.IntRange(min=32),
     metavar="NT",
-    help="Fold RNAs longer than this in overlapping windows of this size.  [default: 4096]",
+    help="Fold RNAs longer than this in overlapping windows of this size.  [default: the model's]",
 )
 
 thermodynamics_option = click.option(

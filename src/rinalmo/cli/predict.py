@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rinalmo.cli.options import computing_options, fill_option
+from rinalmo.cli.options import computing_options, fill_option, thermodynamics_option, window_option
 
 
 @click.command("predict")
@@ -16,8 +16,18 @@ from rinalmo.cli.options import computing_options, fill_option
     "-o", "--output", default="-", help="File to write: .csv, .tsv, .jsonl or .parquet.  [default: CSV to stdout]"
 )
 @fill_option
+@window_option
+@thermodynamics_option
 @computing_options(precision="auto")
-def command(model: str, fasta: str, output: str, fill_to: int | None, **engine_settings: Any) -> None:
+def command(
+    model: str,
+    fasta: str,
+    output: str,
+    fill_to: int | None,
+    window: int | None,
+    thermodynamics: bool,
+    **engine_settings: Any,
+) -> None:
     """Predict with a fine-tuned model for the sequences of a FASTA file.
 
     MODEL is a folder that `rinalmo finetune` wrote, or the authors' fine-tuned .pt file as it is.
@@ -37,11 +47,12 @@ def command(model: str, fasta: str, output: str, fill_to: int | None, **engine_s
     from rinalmo.tasks.registry import task_of
     from rinalmo.tasks.regression import filled
     from rinalmo.tasks.row_files import check_rows_output, write_rows
+    from rinalmo.tasks.secondary_structure import as_asked
 
     check_input(fasta)
     check_rows_output(output)
     engine = Engine(model, **engine_settings)
-    task = filled(task_of(engine.model.spec), fill_to)
+    task = as_asked(filled(task_of(engine.spec), fill_to), window, thermodynamics)
     done = 0
     with counter("predicting") as tell:
 

@@ -40,7 +40,7 @@ def embed_file(
     """
     output = Path(output)
     per_token = pooling == "none"
-    layers = layer_indices(layers, engine.config.num_hidden_layers)
+    layers = layer_indices(layers, engine.spec.config.num_hidden_layers)
     check_output(output, per_token=per_token, num_layers=len(layers))
     settings = {
         "input": input_sum(fasta, resume=resume),

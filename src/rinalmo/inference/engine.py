@@ -19,9 +19,8 @@ from rinalmo.inference.fast_encoder import FastBlock, FastEncoder
 from rinalmo.inference.fast_encoder import Precision as FastPrecision
 from rinalmo.inference.packed_linear import is_available, is_native
 from rinalmo.model.block import EncoderBlock
-from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import Layout
-from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.weights.checkpoint import load
 
 Precision = Literal["auto", "fp32", "bf16", "int8"]
@@ -87,9 +86,9 @@ class Engine:
         return digest.hexdigest()
 
     @property
-    def config(self) -> ModelConfig:
-        """Sizes of the model."""
-        return self.model.config
+    def spec(self) -> ModelSpec:
+        """What the model is built from."""
+        return self.model.spec
 
     def run(self, job: Job[Item, R], items: Iterable[tuple[int, Item]], advance: Advance) -> Iterator[tuple[int, R]]:
         """The job on numbered items, in this process. A `RayEngine` does the same in many, and in any order."""

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from rinalmo.errors import InputError, MissingExtraError, RinalmoError, ToolError
 from rinalmo.inference.batching import BATCH_TOKENS
 from rinalmo.inference.engine import Advance, Engine, Job, Precision
-from rinalmo.model.config import ModelConfig
+from rinalmo.model.rinalmo import ModelSpec
 
 _CONNECT_SECONDS = 5
 _START_SECONDS = 600  # a cluster that grows on demand takes minutes
@@ -50,7 +50,7 @@ class RayEngine:
 
     fingerprint: str
     precision: Precision
-    config: ModelConfig
+    spec: ModelSpec
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class RayEngine:
         self._actor = self._ray.remote(num_cpus=self._threads)(_Worker)
         self._workers = [self._actor.remote(self._settings) for _ in range(count)]
         about = self._first_answer({worker.about.remote(): worker for worker in self._workers})
-        self.fingerprint, self.precision, self.config = about
+        self.fingerprint, self.precision, self.spec = about
 
     def _first_answer(self, calls: dict[Any, Any]) -> _About:
         lost = 0
@@ -198,7 +198,7 @@ class RayEngine:
         return self._workers[-1]
 
     def _require_same(self, about: _About) -> None:
-        if about != (self.fingerprint, self.precision, self.config):
+        if about != (self.fingerprint, self.precision, self.spec):
             raise InputError(
                 f"{self._settings['model']}: workers disagree on the model or its precision ({self.precision}, "
                 f"{about.precision}); give every machine the same files, and name the --precision"
@@ -210,7 +210,7 @@ class _About(NamedTuple):
 
     fingerprint: str
     precision: Precision
-    config: ModelConfig
+    spec: ModelSpec
 
 
 class _Worker:
@@ -225,7 +225,7 @@ class _Worker:
 
     def about(self) -> _About:
         engine = self._engine = self._engine or Engine(**self._settings)
-        return _About(engine.fingerprint, engine.precision, engine.config)
+        return _About(engine.fingerprint, engine.precision, engine.spec)
 
     def start(self, job: Job[Any, Any]) -> _About:
         about = self.about()

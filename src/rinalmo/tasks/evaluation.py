@@ -75,7 +75,7 @@ def evaluate(
 
     `fill_to` is for ribosome load: tokens that sequences are filled up to, 0 for none, None for what the model says.
     `window` and `thermodynamics` are for secondary structure: nucleotides of the windows that longer RNAs are folded
-    in, 4,096 if None, and whether ViennaRNA's probabilities are weighed in.
+    in, the model's own if None, and whether ViennaRNA's probabilities are weighed in.
 
     Raises InputError for examples that cannot be used, CheckpointError if the model was fine-tuned for nothing.
     """

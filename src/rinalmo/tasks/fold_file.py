@@ -27,14 +27,13 @@ from rinalmo.rna.formats import format_of, write_structures
 from rinalmo.rna.formats.files import structure_text
 from rinalmo.rna.pair_list import PairList
 from rinalmo.rna.structure import Structure
-from rinalmo.rna.thermodynamics import need_vienna
 from rinalmo.tasks.base import Example
 from rinalmo.tasks.fold_run import Folded, folded
 from rinalmo.tasks.pictures import Picture, Plot
 from rinalmo.tasks.predicting import Note, outputs, remarked
 from rinalmo.tasks.registry import task_of
 from rinalmo.tasks.secondary_structure import SecondaryStructure, as_asked
-from rinalmo.tasks.windows import LEAST, WINDOW, check_size, remark
+from rinalmo.tasks.windows import LEAST, remark
 
 
 @dataclass(frozen=True)
@@ -59,35 +58,43 @@ def fold(
     model: str | Path | RiNALMo | Engine = "nano-fold",
     decoding: Decoding = MODELS_OWN,
     *,
-    window: int = WINDOW,
+    window: int | None = None,
 ) -> list[Structure]:
     """Structures of one or more sequences, FASTA records, or the `Path` of a FASTA file.
 
-    RNAs longer than `window` nucleotides are folded in overlapping windows of that size, and a warning says so. Raises
-    InputError if the model was not fine-tuned for secondary structure, or windows are smaller than 32 nt.
+    RNAs longer than `window` nucleotides, the model's own if None, are folded in overlapping windows of that size, and
+    a warning says so. Raises InputError if the model was not fine-tuned for secondary structure, or windows are smaller
+    than 32 nt.
     """
     engine = as_engine(model)
+    window = folding_task(engine.spec, window).window
     records = remarked(peeked(as_records(sequences)), partial(remark, window=window), warnings.warn)
     return [structure for structure, _ in fold_records(records, engine, decoding, window=window)]
 
 
-def folding_task(spec: ModelSpec, model: str = "the model") -> SecondaryStructure:
-    """The task of a model that folds; raises InputError, which names it as `model`, for one of another task."""
+def folding_task(
+    spec: ModelSpec, window: int | None = None, thermodynamics: bool = False, *, model: str = "the model"
+) -> SecondaryStructure:
+    """The task of a model that folds, as asked (`as_asked`).
+
+    Raises InputError, which names it as `model`, for one of another task.
+    """
     task = task_of(spec)
     if not isinstance(task, SecondaryStructure):
         raise InputError(f"{model} was fine-tuned for {task.name}, not for secondary-structure")
+    as_asked(task, window, thermodynamics)
     return task
 
 
 def fold_records(
-    records: Iterable[Record], engine: Engine, decoding: Decoding = MODELS_OWN, *, window: int = WINDOW
+    records: Iterable[Record], engine: Engine, decoding: Decoding = MODELS_OWN, *, window: int | None = None
 ) -> Iterator[Folded]:
     """Each record's structure and its pair probabilities, in the order of the input.
 
-    These are a square `(length, length)`, or a `PairList` for an RNA longer than `window`.
+    These are a square `(length, length)`, or a `PairList` for an RNA longer than `window`, the model's own if None.
     """
-    task, options = folding_task(engine.model.spec), asdict(decoding)
-    as_asked(task, window, options.pop("thermodynamics"))
+    options = asdict(decoding)
+    task = folding_task(engine.spec, window, options.pop("thermodynamics"))
     own = {"method": task.decoder, "threshold": task.threshold(engine.model)}
     options = {name: own[name] if value is None else value for name, value in options.items()}
     task.least = min(LEAST, options["threshold"])
@@ -104,7 +111,7 @@ def fold_file(
     engine: Engine | RayEngine,
     decoding: Decoding = MODELS_OWN,
     *,
-    window: int = WINDOW,
+    window: int | None = None,
     probabilities: Path | None = None,
     plot: Plot | None = None,
     resume: bool = False,
@@ -115,15 +122,14 @@ def fold_file(
 
     The ending of `output` chooses the format; "-" is DBN on standard output. `probabilities` is an `.npz` file with
     one matrix for each sequence, fp16, under its name (a name that stands twice gets its number added). An RNA longer
-    than `window` is folded in windows, of which `note` is told; its probabilities are an array with the fields `i`, `j`
-    (from 0) and `probability`. With `plot` all sequences are read before the first is folded.
+    than `window`, the model's own if None, is folded in windows, of which `note` is told; its probabilities are an
+    array with the fields `i`, `j` (from 0) and `probability`. With `plot` all sequences are read before the first is
+    folded.
 
     An interrupted run into a file keeps what it has finished in a hidden folder beside it; `resume` continues it.
     Raises InputError if input or options are not those it was started with.
     """
-    check_size(window)
-    if decoding.thermodynamics:
-        need_vienna()
+    window = folding_task(engine.spec, window, decoding.thermodynamics).window
     if str(output) != "-":
         format_of(output)
         check_place(Path(output))

@@ -80,12 +80,18 @@ class SecondaryStructure(Task):
     """Base pairs of an RNA."""
 
     name = "secondary-structure"
-    options = ("head", "channels", "num_blocks")
+    options = ("head", "channels", "num_blocks", "window")
     per = "nucleotide"
     score = "f1_relaxed"
 
-    def __init__(self, head: str = "pairs", channels: int | None = None, num_blocks: int | None = None) -> None:
-        """Which head, its width and depth; those of `pairs` are the paper's if not given."""
+    def __init__(
+        self,
+        head: str = "pairs",
+        channels: int | None = None,
+        num_blocks: int | None = None,
+        window: int = windows.WINDOW,
+    ) -> None:
+        """Which head, its width and depth; those of `pairs` are the paper's if not given. `window`: see above."""
         if head not in _HEADS:
             raise InputError(f"there is no head {head!r} for {self.name}; use {' or '.join(_HEADS)}")
         chosen = _HEADS[head]
@@ -93,11 +99,13 @@ class SecondaryStructure(Task):
         self.thresholds: tuple[float, ...] = ()  # to choose from; only while a model learns, later there is its own
         given = {"channels": channels, "num_blocks": num_blocks}
         self.shape = chosen.shape | {name: value for name, value in given.items() if value is not None}
-        self.window, self.least, self.thermodynamics = windows.WINDOW, windows.LEAST, False
+        windows.check_size(window)
+        self.window, self.least, self.thermodynamics = window, windows.LEAST, False
 
     def settings(self) -> dict[str, Any]:
         # The paper's head goes without its name, as before there was another.
-        return ({} if self.head == "pairs" else {"head": self.head}) | self.shape
+        named = {} if self.head == "pairs" else {"head": self.head}
+        return named | self.shape | ({} if self.window == windows.WINDOW else {"window": self.window})
 
     @classmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:

@@ -131,7 +131,7 @@ def _folding(engine: Any, model: str, fold_model: str) -> Any:
     from rinalmo.web.service import BATCH_TOKENS
 
     found = engine if fold_model == model else Engine(fold_model, "auto", batch_tokens=BATCH_TOKENS)
-    folding_task(found.model.spec, f"--fold-model {fold_model}")
+    folding_task(found.spec, model=f"--fold-model {fold_model}")
     return found
 
 

@@ -63,7 +63,7 @@ class Service:
 
     def __init__(self, engine: Engine, folding: Engine, folder: Path) -> None:
         self.engine, self.folding, self.folder = engine, folding, folder
-        self.decoder = folding_task(folding.model.spec).decoder
+        self.decoder = folding_task(folding.spec).decoder
         self.turns = Turns()
 
     def fill_mask(self, visit: Visit, text: str, top_k: int = 5) -> tuple[Record, list[list[Prediction]]]:
@@ -82,8 +82,9 @@ class Service:
     def fold(self, visit: Visit, text: str, decoder: str | None = None) -> Folded:
         """The structure of one RNA, by the model's own decoder if none is named."""
         record = limits.one_record(text, limits.FOLD, "fold")
-        ((structure, probabilities),) = visit.each(fold_records([record], self.folding, Decoding(decoder)))
-        assert isinstance(probabilities, np.ndarray)  # the page takes nothing that is folded in windows
+        folded = fold_records([record], self.folding, Decoding(decoder), window=limits.FOLD)
+        ((structure, probabilities),) = visit.each(folded)
+        assert isinstance(probabilities, np.ndarray)  # it is not longer than the window
         return Folded(structure, probabilities)
 
     def embed(self, visit: Visit, text: str, upload: Path | None, tell: Tell) -> Embedded:
