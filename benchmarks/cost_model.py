@@ -60,14 +60,15 @@ class Point(NamedTuple):
     peak: tuple[float, float]
 
 
-# Measured: docs/log.md and benchmarks/results/2026-11-24-xeon-amx-2-cores.md.
-PEAK, HALF = (1.8e12, 3.3e12), (0.9e12, 1.65e12)
+# Measured: docs/log.md, benchmarks/results/2026-11-24-xeon-amx-2-cores.md and 2026-11-28-epyc-training.md.
+PEAK, HALF, AVX2 = (1.8e12, 3.3e12), (0.9e12, 1.65e12), (135e9, 135e9)
 SHORT, EMBEDDED = cropped(254), [tokens for tokens in MIX if tokens != 1022]
 WIDE = ModelConfig(hidden_size=1280, num_hidden_layers=2)
 POINTS = (
     Point("nano, training, 1 thread", CONFIGS["nano"], SHORT, 3, 3580, HALF),
     Point("nano, training, 1 process of 2 threads", CONFIGS["nano"], SHORT, 3, 5265, PEAK),
     Point("nano, training, 2 processes of 1 thread", CONFIGS["nano"], SHORT, 3, 6300, PEAK),
+    Point("micro, training, 2 processes, fp32 AVX2", CONFIGS["micro"], SHORT, 3, 443, AVX2),
     Point("nano, embedding, 2 threads", CONFIGS["nano"], EMBEDDED, 1, 19445, PEAK),
     Point("micro, embedding, 2 threads", CONFIGS["micro"], EMBEDDED, 1, 9378, PEAK),
     Point("2 layers of giga, embedding, 2 threads", WIDE, EMBEDDED, 1, 13626, PEAK),
@@ -126,8 +127,8 @@ def speeds() -> Rows:
     rows: Rows = [("measured", "tokens/s", "MFLOPs a token", "GFLOP/s", "of the peak", "by FLOPs alone, tokens/s")]
     for what, config, lengths, passes, speed, peak in POINTS:
         flops = per_token(config, lengths) * passes / 3
-        share = " to ".join(percent(flops * speed / limit) for limit in reversed(peak))
-        alone = " to ".join(f"{limit / flops:,.0f}" for limit in peak)
+        share = " to ".join(dict.fromkeys(percent(flops * speed / limit) for limit in reversed(peak)))
+        alone = " to ".join(dict.fromkeys(f"{limit / flops:,.0f}" for limit in peak))
         rows.append((what, f"{speed:,}", f"{flops / 1e6:,.0f}", f"{flops * speed / 1e9:,.0f}", share, alone))
     return rows
 
