@@ -28,6 +28,17 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
+def backbone(tmp_path_factory):
+    """A model of two narrow blocks with fresh weights, in a folder: for tests of all but what a model says."""
+    import rinalmo
+    from rinalmo.model.config import ModelConfig
+    from rinalmo.model.rinalmo import ModelSpec, create
+
+    model = create(ModelSpec(ModelConfig(32, 2, 2), heads={"lm_head": {}}), seed=1)
+    return rinalmo.save(model, tmp_path_factory.mktemp("backbone") / "tiny")
+
+
+@pytest.fixture(scope="session")
 def nano():
     from rinalmo.weights.checkpoint import load
 

@@ -306,7 +306,7 @@ def test_read_only_folder(tmp_path):
     assert "cannot be written" in done.stderr
 
 
-def test_full_disk(rinalmo_command, tmp_path):
+def test_full_disk(rinalmo_command, backbone, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], check=False).returncode:
@@ -314,7 +314,7 @@ def test_full_disk(rinalmo_command, tmp_path):
     try:
         (tmp_path / "many.fa").write_text("".join(f">{n}\nACGUACGU{'ACGU'[n % 4]}\n" for n in range(3000)))
         for ending in ("npz", "parquet", "h5", "h5ad"):
-            result = rinalmo_command("embed", tmp_path / "many.fa", "-o", small / f"out.{ending}")
+            result = rinalmo_command("embed", tmp_path / "many.fa", "--model", backbone, "-o", small / f"out.{ending}")
             assert result.code in (1, 2), ending
             told = [line for line in result.err.splitlines() if not line.startswith("embedding: ")]
             assert len(told) == 1, result.err
@@ -323,18 +323,18 @@ def test_full_disk(rinalmo_command, tmp_path):
         subprocess.run(["umount", str(small)], check=True)
 
 
-def test_reader_that_goes_away():
-    command = f"{sys.executable} -m rinalmo fill-mask - --format tsv | head -n 1"
+def test_reader_that_goes_away(backbone):
+    command = f"{sys.executable} -m rinalmo fill-mask - --model {backbone} --format tsv | head -n 1"
     fasta = "".join(f">{n}\nGG<mask>CC\n" for n in range(3000))
     done = subprocess.run(command, shell=True, input=fasta, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("id\tposition")
     assert done.stderr == ""
 
 
-def test_interrupted_run_is_resumed_to_the_same_bytes(rinalmo_command, tmp_path):
+def test_interrupted_run_is_resumed_to_the_same_bytes(rinalmo_command, backbone, tmp_path):
     (tmp_path / "many.fa").write_text("".join(f">{n}\n{'ACGU' * (3 + n % 5)}\n" for n in range(2500)))
     output, whole = tmp_path / "out.npz", tmp_path / "whole.npz"
-    command = ["embed", str(tmp_path / "many.fa"), "--threads", "1", "-o"]
+    command = ["embed", str(tmp_path / "many.fa"), "--model", str(backbone), "--threads", "1", "-o"]
     assert rinalmo_command(*command, whole).code == 0
     process = subprocess.Popen(
         [sys.executable, "-m", "rinalmo", *command, str(output)], stderr=subprocess.PIPE, text=True

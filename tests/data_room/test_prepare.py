@@ -513,9 +513,9 @@ print(killed)
 @pytest.mark.slow
 def test_killed_at_20_random_moments_and_resumed_to_the_same_bytes(tmp_path):
     rng = random.Random(4)
-    lines = [(f"s{i}", "".join(rng.choices("ACGU", k=rng.randrange(16, 90)))) for i in range(4500)]
-    fasta(tmp_path / "a.fa.gz", *lines[:3000])
-    fasta(tmp_path / "b.fa", *lines[1500:])
+    lines = [(f"s{i}", "".join(rng.choices("ACGU", k=rng.randrange(16, 90)))) for i in range(1500)]
+    fasta(tmp_path / "a.fa.gz", *lines[:1000])
+    fasta(tmp_path / "b.fa", *lines[500:])
     done = subprocess.run([sys.executable, "-c", KILLER, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 15

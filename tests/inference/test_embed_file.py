@@ -18,8 +18,8 @@ from rinalmo.inference.runs import Run
 
 
 @pytest.fixture(scope="module")
-def engine(nano):
-    return Engine(nano, "fp32", threads=1)
+def engine(backbone):
+    return Engine(backbone, "fp32", threads=1)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_resume_does_not_compute_again(engine, fasta, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["input", "layers", "precision", "model"])
-def test_changed_run_is_not_resumed(engine, fasta, tmp_path, what):
+def test_changed_run_is_not_resumed(engine, backbone, fasta, tmp_path, what):
     output = tmp_path / "out.npz"
     with pytest.raises(StoppedError):
         embed_file(fasta, output, engine, tell=stop_at(30))
@@ -108,7 +108,7 @@ def test_changed_run_is_not_resumed(engine, fasta, tmp_path, what):
     elif what == "precision":
         engine = Engine(engine.model, "bf16")
     else:
-        model = rinalmo.load("nano")
+        model = rinalmo.load(backbone)
         model.encoder.final_norm.weight.data += 1
         engine = Engine(model, "fp32")
     with pytest.raises(InputError, match=f"cannot be resumed: {what} changed"):

@@ -54,16 +54,17 @@ def test_structure_head_holds_one_and_a_half_maps(monkeypatch):
     """The plain network holds four, and more while gradients are recorded."""
     length, channels = 300, 16
     head, x = StructureHead(12, channels=channels), torch.randn(length, 12)
-    sizes: dict[StorageWeakRef, int] = {}
+    sizes: dict[StorageWeakRef, int] = {}  # of what is alive
     most = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal most
+            nonlocal most, sizes
             out = func(*args, **(kwargs or {}))
             for tensor in out if isinstance(out, tuple | list) else (out,):
                 sizes[StorageWeakRef(tensor.untyped_storage())] = tensor.untyped_storage().nbytes()
-            most = max(most, sum(size for storage, size in sizes.items() if not storage.expired()))
+            sizes = {storage: size for storage, size in sizes.items() if not storage.expired()}
+            most = max(most, sum(sizes.values()))
             return out
 
     monkeypatch.setattr(task_heads, "BLOCK", 4 * channels * length)

@@ -1,19 +1,8 @@
-"""A tiny backbone, and tables of made-up sequences whose targets can be read off them."""
+"""Tables of made-up sequences whose targets can be read off them."""
 
 import random
 
 import pytest
-
-import rinalmo
-from rinalmo.model.config import ModelConfig
-from rinalmo.model.rinalmo import ModelSpec, create
-
-
-@pytest.fixture(scope="session")
-def backbone(tmp_path_factory):
-    """A model of two narrow blocks with fresh weights, in a folder."""
-    model = create(ModelSpec(ModelConfig(32, 2, 2), heads={"lm_head": {}}), seed=1)
-    return rinalmo.save(model, tmp_path_factory.mktemp("backbone") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -237,27 +238,25 @@ def test_the_command_stops_at_sigterm_and_goes_on(store, tmp_path):
 
 
 @pytest.mark.slow
-def test_twenty_kills_by_the_clock_change_no_bit(store, tmp_path):
-    draw, settings = random.Random(0), ("train.max_steps=60", "validation.every=20")
-    subprocess.run([sys.executable, *command(tmp_path / "whole", store, *settings)], check=True)
+def test_twenty_kills_by_the_clock_change_no_bit(make_recipe, tmp_path):
+    draw, recipe = random.Random(0), make_recipe(train__max_steps=30, train__checkpoint_every=3, validation__every=10)
+    start_of_all = time.monotonic()
+    whole = train(recipe, tmp_path / "whole")
+    seconds = time.monotonic() - start_of_all
     kills = 0
     for _ in range(100):
-        run = [sys.executable, *command(tmp_path / f"run{kills // 7}", store, *settings), "--resume"]
-        with subprocess.Popen(run, stderr=subprocess.PIPE, text=True) as process:
-            for line in process.stderr:  # wait for the first step, which is after the imports
-                if line.startswith("step"):
-                    break
-            time.sleep(draw.uniform(0, 0.4))
-            process.kill()
-        kills += process.returncode == -signal.SIGKILL
+        run = tmp_path / f"run{kills // 7}"
+        process = start(partial(pretrain, recipe, run, resume=True))
+        time.sleep(draw.uniform(0, seconds / 3))
+        process.handle.kill()
+        kills += process.wait() == -signal.SIGKILL
         if kills == 20:
             break
     assert kills == 20
     for number in range(3):
-        run = [sys.executable, *command(tmp_path / f"run{number}", store, *settings), "--resume"]
-        subprocess.run(run, check=True)
-        assert weights(tmp_path / f"run{number}") == weights(tmp_path / "whole")
-        assert log(tmp_path / f"run{number}") == log(tmp_path / "whole")
+        run = train(recipe, tmp_path / f"run{number}", resume=True)
+        assert weights(run) == weights(whole)
+        assert log(run) == log(whole)
 
 
 @pytest.mark.slow
