@@ -204,7 +204,7 @@ def test_data_that_does_not_fit(make_recipe, tmp_path):
 # as a user would
 
 
-def command(folder, store, *more):
+def changes(store, *more):
     settings = {
         "data.store": store,
         "data.tokens_per_batch": 512,
@@ -214,7 +214,11 @@ def command(folder, store, *more):
         "logging.every": 1,
         **dict(pair.split("=") for pair in more),
     }
-    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def command(folder, store, *more):
+    sets = [part for change in changes(store, *more) for part in ("--set", change)]
     return ["-m", "rinalmo", "pretrain", "pretrain-tiny", "--output", str(folder), *sets, "--threads", "1"]
 
 
@@ -262,13 +266,11 @@ def test_twenty_kills_by_the_clock_change_no_bit(make_recipe, tmp_path):
 @pytest.mark.slow
 def test_torchrun_starts_again_after_a_worker_was_killed(store, tmp_path):
     """The same losses as a run that nobody killed, without being told to resume."""
-    settings = ("train.max_steps=40", "train.deadline=20", "train.sharding=fsdp", "train.precision=fp32")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    settings = ("train.max_steps=20", "train.deadline=20", "train.sharding=fsdp", "train.precision=fp32")
+    train(load_recipe("pretrain-tiny", changes(store, *settings)), tmp_path / "whole", world=2)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "5"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*launch, "--master-port", "29611", *command(tmp_path / "whole", store, *settings)], check=True, env=environment
-    )
-    run = [*launch, "--master-port", "29612", "--max-restarts", "5", *command(tmp_path / "run", store, *settings)]
+    run = [*launch, "--master-port", "29612", *command(tmp_path / "run", store, *settings)]
     with subprocess.Popen(run, stderr=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stderr:
             if line.startswith("step"):
