@@ -14,6 +14,7 @@ from rinalmo.rna.pair_list import PairList
 from rinalmo.tasks.evaluation import evaluate
 from rinalmo.tasks.fold_file import Decoding, fold, fold_file, fold_records
 from rinalmo.tasks.pictures import Plot
+from rinalmo.tasks.registry import settings_of, task_of
 from rinalmo.tasks.secondary_structure import SecondaryStructure
 from rinalmo.tasks.windows import joined, windows_of
 from rinalmo.weights.checkpoint import load
@@ -106,6 +107,7 @@ def test_files(engine, tmp_path):
 def test_a_model_has_a_window_of_its_own(nano_fold_of_80, engine):
     own = Engine(nano_fold_of_80, "fp32", threads=1)
     assert fold(LONG, own, CLEAR) == fold(LONG, engine, CLEAR, window=80)
+    assert settings_of(task_of(own.spec)) == own.spec.task
     assert fold(LONG, own, CLEAR, window=320) == fold(LONG, engine, CLEAR, window=320)
     with pytest.raises(InputError, match="a window of 31 nt is too small to fold; use 32 or more"):
         SecondaryStructure(window=31)
