@@ -63,6 +63,7 @@ class OptionsRecipe(Section):
                            `cls`, as in the paper, or the `mean` of all tokens
     head                   of `secondary-structure`: `pairs`, the paper's, or `partners`, which is made for small models
     channels, num_blocks   its width and depth
+    window                 nt above which its model folds an RNA in windows of that size
     """
 
     kind: Literal["regression", "binary", "multiclass", "multilabel"] | None = None
@@ -71,6 +72,7 @@ class OptionsRecipe(Section):
     head: Literal["pairs", "partners"] | None = None
     channels: PositiveInt | None = None
     num_blocks: PositiveInt | None = None
+    window: PositiveInt | None = None
 
 
 class StageRecipe(Section):
