@@ -13,6 +13,8 @@
     official             the authors' code as it runs without flash-attn: fp32, one padded batch in input order
     peak                 the matrix products alone: plain bf16 `F.linear` of the model's shapes over as many tokens
 
+With `--precisions fp32`, for processors that have no bf16, `best`, `nested` and `peak` are fp32 too.
+
 All get the same sequences, and all but the authors' code (other vocabulary; random weights) the same weights.
 "difference" is how far the CLS states of the first sequence are from plain fp32 (layer-normed: their size is 1).
 """
@@ -29,6 +31,7 @@ from sides import Run, Side
 
 WIDTHS = {"nano": (320, 6), "micro": (480, 12), "giga": (1280, 2)}  # giga: 2 of its 33 layers, all alike
 WORKLOADS = ("mix", "equal", "long")
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 BATCHES = (1, 4, 8, 32)
 # Lengths of real ncRNA: the 128-quantiles (0.5/128, 1.5/128, …) of the 162,230 sequences of at most 1,022 nt out of
 # 185,257 distinct ones collected from Rfam, bpRNA, miRBase, NCYPred, SILVA, GtRNAdb, GENCODE and others in 2026.
@@ -79,7 +82,7 @@ def plain(folder: str, workload: str, width: str, precision: str) -> Run:
     from rinalmo.inference.batching import map_packed
     from rinalmo.weights.checkpoint import load
 
-    model = load(folder).eval().to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    model = load(folder).eval().to(getattr(torch, DTYPES[precision]))
     ids = [model.alphabet.encode(text) for text in sequences(workload)]
 
     @torch.inference_mode()
@@ -90,13 +93,15 @@ def plain(folder: str, workload: str, width: str, precision: str) -> Run:
     return run
 
 
-def multimolecule(folder: str, workload: str, width: str, size: int | None = None, nested: bool = False) -> Run:
+def multimolecule(
+    folder: str, workload: str, width: str, precision: str = "fp32", size: int | None = None, nested: bool = False
+) -> Run:
     import multimolecule as port
     import torch
     from danling import NestedTensor
 
     tokenizer = port.RnaTokenizer.from_pretrained(folder)
-    options: Any = {"dtype": torch.bfloat16, "attn_implementation": "sdpa"} if size else {}
+    options: Any = {"dtype": getattr(torch, DTYPES[precision]), "attn_implementation": "sdpa"} if size else {}
     model = port.RiNALMoModel.from_pretrained(folder, **options).eval()
     texts = sequences(workload)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i])) if size else list(range(len(texts)))
@@ -137,15 +142,16 @@ def official(checkout: str, workload: str, width: str) -> Run:
     return run
 
 
-def peak(workload: str, width: str) -> Run:
+def peak(workload: str, width: str, precision: str) -> Run:
     import torch
     import torch.nn.functional as F
 
     (hidden, layers), ffn = WIDTHS[width], 2 * 4 * WIDTHS[width][0] // 3
     tokens = sum(len(text) + 2 for text in sequences(workload))
     shapes = layers * [(hidden, 3 * hidden), (hidden, hidden), (hidden, 2 * ffn), (ffn, hidden)]
-    inputs = {into: torch.randn(tokens, into).bfloat16() for into in (hidden, ffn)}
-    weights = [torch.randn(out, into).bfloat16() for into, out in shapes]
+    dtype = getattr(torch, DTYPES[precision])
+    inputs = {into: torch.randn(tokens, into, dtype=dtype) for into in (hidden, ffn)}
+    weights = [torch.randn(out, into, dtype=dtype) for into, out in shapes]
 
     @torch.inference_mode()
     def run() -> None:
@@ -159,17 +165,18 @@ def start(folder: str, workload: str, width: str, chosen: Any) -> dict[str, Side
     """All sides, by name, ready or failed."""
     work: Any = {"threads": chosen.threads, "workload": workload, "width": width}
     own = work | {"folder": folder}
-    found = {"plain fp32": Side("plain", **own, precision="fp32"), "plain bf16": Side("plain", **own, precision="bf16")}
+    fastest = "fp32" if chosen.precisions == ["fp32"] else "bf16"
+    found = {f"plain {name}": Side("plain", **own, precision=name) for name in dict.fromkeys(("fp32", fastest))}
     found |= {f"rinalmo {name}": Side("rinalmo", **own, precision=name) for name in chosen.precisions}
     if chosen.peer:
         own["python"] = chosen.peer
         found["card"] = Side("multimolecule", **own)
         sizes = BATCHES if workload != "long" else (1,)
-        found |= {f"best {size}": Side("multimolecule", **own, size=size) for size in sizes}
-        found["nested"] = Side("multimolecule", **own, size=max(BATCHES), nested=True)
+        found |= {f"best {size}": Side("multimolecule", **own, precision=fastest, size=size) for size in sizes}
+        found["nested"] = Side("multimolecule", **own, precision=fastest, size=max(BATCHES), nested=True)
     if chosen.peer and chosen.official:
         found["official"] = Side("official", **work, python=chosen.peer, checkout=chosen.official)
-    return found | {"peak": Side("peak", **work)}
+    return found | {"peak": Side("peak", **work, precision=fastest)}
 
 
 def compare(folder: str, workload: str, width: str, chosen: Any) -> None:
