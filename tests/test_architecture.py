@@ -1,6 +1,7 @@
 """Who may import whom, and what importing costs, as drawn in docs/architecture.md."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,26 @@ def in_fresh_python(code):
     return done.stdout.strip()
 
 
+_FORKS = """
+import json, os, sys
+import torch
+for number, code in enumerate(json.load(sys.stdin)):
+    if not os.fork():
+        with open(f"{sys.argv[1]}/{number}", "w", 1) as sys.stdout:
+            exec(code, {})
+        os._exit(0)
+    assert os.wait()[1] == 0, code
+"""
+
+
+def in_forks_of_fresh_python(codes, folder):
+    """What each prints, alone in a process that has imported torch, which most of the time would go into."""
+    command = [sys.executable, "-c", _FORKS, str(folder)]
+    done = subprocess.run(command, input=json.dumps(codes), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [(folder / str(number)).read_text().strip() for number in range(len(codes))]
+
+
 @pytest.mark.parametrize("code", ["import rinalmo", "import rinalmo.cli; rinalmo.cli.cli.get_help"])
 def test_import_loads_nothing_heavy(code):
     heavy = "{'torch', 'transformers', 'numpy', 'pyarrow', 'rich'} & set(sys.modules)"
@@ -135,23 +156,20 @@ def test_public_names():
         rinalmo.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize(
-    "order",
-    [
+def test_auto_classes_know_the_model_in_any_order_of_imports(tmp_path):
+    orders = [
         "import rinalmo; import transformers",
         "import transformers; import rinalmo",
         "import transformers; transformers.AutoModel; transformers.AutoTokenizer; import rinalmo",
         "import rinalmo; from transformers import pipeline",
-    ],
-)
-def test_auto_classes_know_the_model_in_any_order_of_imports(order):
-    code = f"""
-{order}
+    ]
+    code = """
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 name = str(rinalmo.resolve("nano"))
 print(type(AutoModelForMaskedLM.from_pretrained(name)).__module__, type(AutoTokenizer.from_pretrained(name)).__module__)
 """
-    assert in_fresh_python(code) == "rinalmo.hf.modeling rinalmo.hf.tokenization"
+    found = in_forks_of_fresh_python([order + code for order in orders], tmp_path)
+    assert found == ["rinalmo.hf.modeling rinalmo.hf.tokenization"] * 4
 
 
 _OTHER = """
@@ -169,16 +187,15 @@ def other_package():
 """
 
 
-@pytest.mark.parametrize("order", ["other_package(); import rinalmo", "import rinalmo; other_package()"])
-def test_another_package_with_the_same_model_type(order):
+def test_another_package_with_the_same_model_type(tmp_path):
     """multimolecule registers `rinalmo` too; our classes work whoever comes last."""
-    code = f"""
-{_OTHER}
-{order}
+    orders = ["other_package(); import rinalmo", "import rinalmo; other_package()"]
+    code = """
 name = str(rinalmo.resolve("nano"))
 model = rinalmo.RiNALMoForMaskedLM.from_pretrained(name)
 tokenizer = rinalmo.RnaTokenizer.from_pretrained(name)
 fill = transformers.pipeline("fill-mask", model=model, tokenizer=tokenizer)
 print(type(model.config).__module__, fill("GGUC<mask>CUCU")[0]["token_str"] in "ACGU")
 """
-    assert in_fresh_python(code) == "rinalmo.hf.configuration True"
+    found = in_forks_of_fresh_python([_OTHER + order + code for order in orders], tmp_path)
+    assert found == ["rinalmo.hf.configuration True"] * 2

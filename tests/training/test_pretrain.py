@@ -212,6 +212,7 @@ def changes(store, *more):
         "train.checkpoint_every": 3,
         "logging.peak_flops": "1e12",
         "logging.every": 1,
+        "logging.plots": "false",
         **dict(pair.split("=") for pair in more),
     }
     return [f"{key}={value}" for key, value in settings.items()]
