@@ -481,6 +481,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path):
 KILLER = """
 import os, random, signal, sys, time
 sys.modules["matplotlib"] = None
+import pandas  # which pyarrow would import in each fork
 from pathlib import Path
 from rinalmo.data.prepare import prepare
 from rinalmo.data.recipe import load_recipe
@@ -513,9 +514,9 @@ print(killed)
 @pytest.mark.slow
 def test_killed_at_20_random_moments_and_resumed_to_the_same_bytes(tmp_path):
     rng = random.Random(4)
-    lines = [(f"s{i}", "".join(rng.choices("ACGU", k=rng.randrange(16, 90)))) for i in range(1500)]
-    fasta(tmp_path / "a.fa.gz", *lines[:1000])
-    fasta(tmp_path / "b.fa", *lines[500:])
+    lines = [(f"s{i}", "".join(rng.choices("ACGU", k=rng.randrange(16, 90)))) for i in range(4500)]
+    fasta(tmp_path / "a.fa.gz", *lines[:3000])
+    fasta(tmp_path / "b.fa", *lines[1500:])
     done = subprocess.run([sys.executable, "-c", KILLER, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 15
