@@ -213,6 +213,9 @@ def changes(store, *more):
         "logging.peak_flops": "1e12",
         "logging.every": 1,
         "logging.plots": "false",
+        "model.hidden_size": 32,
+        "model.num_hidden_layers": 2,
+        "model.num_attention_heads": 2,
         **dict(pair.split("=") for pair in more),
     }
     return [f"{key}={value}" for key, value in settings.items()]
