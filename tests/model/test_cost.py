@@ -16,9 +16,8 @@ from rinalmo.model.rinalmo import ModelSpec, create
 
 LENGTHS = (9, 30, 30, 30, 41, 64, 118, 154)
 SMALL = ModelConfig(hidden_size=80, num_hidden_layers=3, num_attention_heads=5)
-NARROW = replace(ModelConfig.preset("nano"), num_hidden_layers=2)
-WIDE = replace(ModelConfig.preset("micro"), num_hidden_layers=2)
-CONFIGS = {"small": SMALL, "nano": NARROW, "micro": WIDE}  # of two layers: all layers cost the same
+WIDE = replace(ModelConfig.preset("micro"), num_hidden_layers=2)  # all of its layers cost the same
+CONFIGS = {"small": SMALL, "nano": ModelConfig.preset("nano"), "micro": WIDE}
 
 
 class Alive(TorchDispatchMode):

@@ -104,20 +104,15 @@ def test_files(engine, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:record")
-def test_a_model_has_a_window_of_its_own(nano_fold_of_80, engine):
-    own = Engine(nano_fold_of_80, "fp32", threads=1)
+def test_a_model_has_a_window_of_its_own(engine):
+    model = load("nano-fold")
+    model.spec = replace(model.spec, task={**model.spec.task, "window": 80})
+    own = Engine(model, "fp32", threads=1)
     assert fold(LONG, own, CLEAR) == fold(LONG, engine, CLEAR, window=80)
     assert settings_of(task_of(own.spec)) == own.spec.task
     assert fold(LONG, own, CLEAR, window=320) == fold(LONG, engine, CLEAR, window=320)
     with pytest.raises(InputError, match="a window of 31 nt is too small to fold; use 32 or more"):
         SecondaryStructure(window=31)
-
-
-@pytest.fixture
-def nano_fold_of_80():
-    model = load("nano-fold")
-    model.spec = replace(model.spec, task={**model.spec.task, "window": 80})
-    return model
 
 
 def test_evaluation_says_so_and_scores_as_the_whole(engine, tmp_path):

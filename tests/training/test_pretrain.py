@@ -248,9 +248,9 @@ def test_the_command_stops_at_sigterm_and_goes_on(store, tmp_path):
 @pytest.mark.slow
 def test_twenty_kills_by_the_clock_change_no_bit(make_recipe, tmp_path):
     draw, recipe = random.Random(0), make_recipe(train__max_steps=30, train__checkpoint_every=3, validation__every=10)
-    start_of_all = time.monotonic()
+    begun = time.monotonic()
     whole = train(recipe, tmp_path / "whole")
-    seconds = time.monotonic() - start_of_all
+    seconds = time.monotonic() - begun
     kills = 0
     for _ in range(100):
         run = tmp_path / f"run{kills // 7}"

@@ -33,7 +33,7 @@ from rinalmo.tasks.pictures import Picture, Plot
 from rinalmo.tasks.predicting import Note, outputs, remarked
 from rinalmo.tasks.registry import task_of
 from rinalmo.tasks.secondary_structure import SecondaryStructure, as_asked
-from rinalmo.tasks.windows import LEAST, remark
+from rinalmo.tasks.windows import LEAST
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def fold(
     than 32 nt.
     """
     engine = as_engine(model)
-    window = folding_task(engine.spec, window).window
-    records = remarked(peeked(as_records(sequences)), partial(remark, window=window), warnings.warn)
-    return [structure for structure, _ in fold_records(records, engine, decoding, window=window)]
+    task = folding_task(engine.spec, window)
+    records = remarked(peeked(as_records(sequences)), task.remark, warnings.warn)
+    return [structure for structure, _ in fold_records(records, engine, decoding, window=task.window)]
 
 
 def folding_task(
@@ -129,7 +129,7 @@ def fold_file(
     An interrupted run into a file keeps what it has finished in a hidden folder beside it; `resume` continues it.
     Raises InputError if input or options are not those it was started with.
     """
-    window = folding_task(engine.spec, window, decoding.thermodynamics).window
+    task = folding_task(engine.spec, window, decoding.thermodynamics)
     if str(output) != "-":
         format_of(output)
         check_place(Path(output))
@@ -140,8 +140,8 @@ def fold_file(
     if plot is not None:
         records = list(records)
         pictures = plot.pictures(records)
-    records = remarked(records, partial(remark, window=window), note)
-    fold = partial(fold_records, decoding=decoding, window=window)
+    records = remarked(records, task.remark, note)
+    fold = partial(fold_records, decoding=decoding, window=task.window)
     found: AbstractContextManager[Iterator[Folded]]
     if isinstance(engine, Engine) and str(output) == "-":
         found = nullcontext(_told(fold(records, engine), tell))
@@ -152,7 +152,7 @@ def fold_file(
             "precision": engine.precision,
             "batch_tokens": engine.batch_tokens,
             "decoding": asdict(decoding),
-            "window": window,
+            "window": task.window,
         }
         with_matrices = probabilities is not None or plot is not None
         found = folded(

@@ -24,7 +24,7 @@ from rinalmo.rna.pair_list import PairList
 from rinalmo.rna.reading import one_line
 
 WINDOW = 4096
-"""Nucleotides that are folded as a whole; longer RNAs are folded in windows of so many."""
+"""Nucleotides that a model without a window of its own folds as a whole; longer RNAs it folds in windows of so many."""
 
 SMALLEST = 32
 LEAST = 0.001
