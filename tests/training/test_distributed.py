@@ -3,9 +3,12 @@
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch.distributed as dist
 
+from rinalmo.training.distributed import start_name
 from rinalmo.training.log import read_log
 from rinalmo.training.pretrain import pretrain
 from rinalmo.training.run import Listener
@@ -95,6 +98,22 @@ def test_a_lost_process_is_noticed_soon_and_one_alone_goes_on(make_recipe, tmp_p
     assert "resume" in first.error
     train(recipe, tmp_path / "run", resume=True)
     assert read_log(tmp_path / "run")[-1]["step"] == 6
+
+
+def test_a_start_has_a_name_of_its_own_in_a_store_that_the_dead_have_used():
+    """torchrun keeps its store when it starts the processes again."""
+    store = dist.HashStore()
+    for rank in range(1, 3):
+        store.set(f"rinalmo/hello/{rank}", "dead")
+
+    def names():
+        with ThreadPoolExecutor(3) as pool:
+            return set(pool.map(lambda rank: start_name(store, rank, world=3, deadline=20), range(3)))
+
+    first, second = names(), names()
+    assert (len(first), len(second), len(first | second)) == (1, 1, 2)
+    with pytest.raises(dist.DistStoreError, match=r"processes \[1, 2\] have not come"):
+        start_name(store, 0, world=3, deadline=0.1)
 
 
 def test_two_runs_in_one_folder_end_all_processes_of_the_second(make_recipe, tmp_path):

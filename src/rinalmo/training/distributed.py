@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,8 +23,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rinalmo.errors import RinalmoError, TrainingError
@@ -85,7 +85,9 @@ def joined(deadline: float) -> Iterator[Ranks]:
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     with company():
-        dist.init_process_group(backend, timeout=timedelta(seconds=deadline))
+        store, rank, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=deadline)))
+        store = dist.PrefixStore(start_name(store, rank, world, deadline), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=deadline))
     try:
         yield Ranks(dist.get_rank(), world, device)
     except BaseException as error:
@@ -96,6 +98,31 @@ def joined(deadline: float) -> Iterator[Ranks]:
         # group's threads while these wait for Python's lock, and the process never ends (seen in one run of three).
         gc.collect()
         dist.destroy_process_group()
+
+
+def start_name(store: dist.Store, rank: int, world: int, deadline: float) -> str:
+    """A name of this start of all processes, which no earlier one had.
+
+    torchrun keeps one store for all its restarts, and gloo would look there for the addresses of processes that are
+    dead. A count of restarts would not do: each node has its own. So process 0 invents a name, tells it to whoever
+    presents itself, dead or alive, and waits until every other process has said that it heard.
+    """
+    mine = secrets.token_hex(8)
+    if rank:
+        store.set(f"rinalmo/hello/{rank}", mine)
+        start = store.get(f"rinalmo/welcome/{mine}").decode()
+        store.set(f"rinalmo/heard/{start}/{rank}", "")
+        return start
+    missing, end = set(range(1, world)), time.monotonic() + deadline
+    while missing:
+        for other in missing:
+            hello = store.get(f"rinalmo/hello/{other}").decode()
+            store.set(f"rinalmo/welcome/{hello}", mine)
+        missing = {other for other in missing if not store.check([f"rinalmo/heard/{mine}/{other}"])}
+        if missing and time.monotonic() > end:
+            raise dist.DistStoreError(f"processes {sorted(missing)} have not come")
+        time.sleep(0.01)
+    return mine
 
 
 def _device(local_rank: int) -> torch.device:
@@ -145,8 +172,8 @@ class Spread:
     @contextmanager
     def forward(self, last: bool = True) -> Iterator[nn.Module]:
         """The module to call; its gradients are exchanged in the backward pass of the `last` micro-batch of a step."""
-        if isinstance(self.module, FSDPModule):
-            self.module.set_requires_gradient_sync(last)
+        if self.sharded:
+            self.module.set_requires_gradient_sync(last)  # type: ignore[operator]
         copies = isinstance(self.module, DistributedDataParallel)
         quiet = self.module.no_sync() if copies and not last else nullcontext()  # type: ignore[operator]
         # FSDP computes with bf16 copies of the weights, which is its own way to the same end.
@@ -156,6 +183,10 @@ class Spread:
 
     def rest(self) -> None:
         """After a forward pass without a backward pass: let go of what was gathered for it."""
+        if not self.sharded:
+            return
+        from torch.distributed.fsdp import FSDPModule
+
         for module in self.module.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
@@ -163,11 +194,13 @@ class Spread:
     def clip(self, limit: float) -> float:
         """Scale the gradient to at most this norm; returns the norm that it had."""
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        return float(norm.full_tensor() if self.sharded else norm)  # type: ignore[attr-defined]
 
 
 def _shard(module: nn.Module, model: RiNALMo, half: bool) -> None:
     """Cut the blocks, then what is left, into one shard per process."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # a second, which one process need not wait
+
     bf16 = torch.bfloat16 if half else None
     # Inputs are not cast: rotary angles and the masked-LM head stay in fp32.
     policy = MixedPrecisionPolicy(param_dtype=bf16, reduce_dtype=torch.float32, cast_forward_inputs=False)
