@@ -1,6 +1,7 @@
 """Runs in processes of their own, to be killed or to be several.
 
-They are forked, so that none of them pays for importing torch again; what happens in them is the real thing.
+They are forked, so that none of them pays for importing torch again, nor for what an optimizer's first step imports;
+what happens in them is the real thing.
 """
 
 import multiprocessing
@@ -11,6 +12,8 @@ import traceback
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+import torch._dynamo  # noqa: F401
 
 from rinalmo.training.pretrain import pretrain
 

@@ -23,6 +23,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rinalmo.errors import RinalmoError, TrainingError
@@ -172,8 +174,8 @@ class Spread:
     @contextmanager
     def forward(self, last: bool = True) -> Iterator[nn.Module]:
         """The module to call; its gradients are exchanged in the backward pass of the `last` micro-batch of a step."""
-        if self.sharded:
-            self.module.set_requires_gradient_sync(last)  # type: ignore[operator]
+        if isinstance(self.module, FSDPModule):
+            self.module.set_requires_gradient_sync(last)
         copies = isinstance(self.module, DistributedDataParallel)
         quiet = self.module.no_sync() if copies and not last else nullcontext()  # type: ignore[operator]
         # FSDP computes with bf16 copies of the weights, which is its own way to the same end.
@@ -183,10 +185,6 @@ class Spread:
 
     def rest(self) -> None:
         """After a forward pass without a backward pass: let go of what was gathered for it."""
-        if not self.sharded:
-            return
-        from torch.distributed.fsdp import FSDPModule
-
         for module in self.module.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
@@ -194,13 +192,11 @@ class Spread:
     def clip(self, limit: float) -> float:
         """Scale the gradient to at most this norm; returns the norm that it had."""
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
-        return float(norm.full_tensor() if self.sharded else norm)  # type: ignore[attr-defined]
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 def _shard(module: nn.Module, model: RiNALMo, half: bool) -> None:
     """Cut the blocks, then what is left, into one shard per process."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # a second, which one process need not wait
-
     bf16 = torch.bfloat16 if half else None
     # Inputs are not cast: rotary angles and the masked-LM head stay in fp32.
     policy = MixedPrecisionPolicy(param_dtype=bf16, reduce_dtype=torch.float32, cast_forward_inputs=False)

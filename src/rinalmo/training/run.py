@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from rinalmo.errors import InputError, MissingExtraError
 from rinalmo.inference.engine import native_precision
@@ -159,5 +160,4 @@ def _write(model: RiNALMo, export: Callable[[], RiNALMo] | None, folder: RunFold
 
 def _whole(tensor: Tensor) -> Tensor:
     """A parameter on the CPU, put together from its shards; all processes must call this together."""
-    whole = getattr(tensor, "full_tensor", None)  # a DTensor has it, whose class would take a second to import
-    return (whole() if whole else tensor).cpu()
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
