@@ -24,7 +24,7 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 pytest: $(VENV)/installed-dev
-	$(BIN)/pytest -n 2 --durations=25
+	$(BIN)/pytest -n 2 --dist loadgroup --durations=25
 
 # The documentation into site/; a broken link is an error. A test does the same.
 docs: $(VENV)/installed-dev

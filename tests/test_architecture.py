@@ -105,7 +105,7 @@ def in_fresh_python(code):
 
 _FORKS = """
 import json, os, sys
-import torch
+import huggingface_hub, scipy.optimize, torch._dynamo, torch.distributed.tensor
 for number, code in enumerate(json.load(sys.stdin)):
     if not os.fork():
         with open(f"{sys.argv[1]}/{number}", "w", 1) as sys.stdout:
@@ -116,7 +116,7 @@ for number, code in enumerate(json.load(sys.stdin)):
 
 
 def in_forks_of_fresh_python(codes, folder):
-    """What each prints, alone in a process that has imported torch, which most of the time would go into."""
+    """What each prints, alone in a process that has imported what transformers does: most of the time is in that."""
     command = [sys.executable, "-c", _FORKS, str(folder)]
     done = subprocess.run(command, input=json.dumps(codes), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -18,6 +18,8 @@ TRNA = "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGC
 ROOT = Path(__file__).parents[2]
 ENDPOINTS = ("/fill_mask", "/fold", "/embed", "/variants")
 
+pytestmark = pytest.mark.xdist_group("web")  # one server, not one for each worker
+
 BAD = {
     "protein": ("MKTEFLPQ", "looks like protein"),
     "empty": (" \n", "there is no sequence yet; paste an RNA"),
