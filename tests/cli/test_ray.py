@@ -28,8 +28,6 @@ from rinalmo.tasks.fold_file import Decoding, fold_file
 
 CHUNK = 4
 
-pytestmark = pytest.mark.xdist_group("ray")  # one Ray, not one for each worker
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -18,7 +18,6 @@ TRNA = "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGC
 ROOT = Path(__file__).parents[2]
 ENDPOINTS = ("/fill_mask", "/fold", "/embed", "/variants")
 
-pytestmark = pytest.mark.xdist_group("web")  # one server, not one for each worker
 
 BAD = {
     "protein": ("MKTEFLPQ", "looks like protein"),

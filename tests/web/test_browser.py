@@ -16,7 +16,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 if CHROMIUM is None:
     pytest.skip("no browser: there is no Chromium on the PATH", allow_module_level=True)
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("web")]
+pytestmark = pytest.mark.slow
 TRNA = "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA"
 # A name that would run as HTML, as an attribute, and as SVG.
 EVIL = "x\"'><img/src=x/onerror=alert(1)><script>alert(2)</script><svg/onload=alert(3)>$x_1"
