@@ -18,7 +18,6 @@ TRNA = "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGC
 ROOT = Path(__file__).parents[2]
 ENDPOINTS = ("/fill_mask", "/fold", "/embed", "/variants")
 
-
 BAD = {
     "protein": ("MKTEFLPQ", "looks like protein"),
     "empty": (" \n", "there is no sequence yet; paste an RNA"),

@@ -86,10 +86,11 @@ def joined(deadline: float) -> Iterator[Ranks]:
         yield Ranks(device=device)
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=deadline)
     with company():
-        store, rank, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=deadline)))
+        store, rank, _ = next(dist.rendezvous("env://", timeout=timeout))
         store = dist.PrefixStore(start_name(store, rank, world, deadline), store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=deadline))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     try:
         yield Ranks(dist.get_rank(), world, device)
     except BaseException as error:
