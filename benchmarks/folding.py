@@ -6,7 +6,7 @@
     python benchmarks/folding.py TS0.csv.gz --most 200 --times                # a random part; time per sequence
 
     rinalmo             `rinalmo.tasks.fold_file` as `rinalmo fold` uses it
-    … thermodynamics    the same with ViennaRNA's probabilities weighed in, if --thermodynamics is given
+    … thermodynamics W  the same with ViennaRNA's probabilities in the mean, for each weight of --thermodynamics
     RNAfold MFE         ViennaRNA, the structure of least free energy
     RNAfold centroid    ViennaRNA, the structure nearest to the whole ensemble
     LinearFold-V        pylinearfold, beam of 100 with Vienna's energies; the package has no LinearFold-C
@@ -78,7 +78,7 @@ def answer(fold: Fold) -> None:
         print(json.dumps({"value": structure, "seconds": time.perf_counter() - start}), file=lines)
 
 
-def rinalmo(model: str, thermodynamics: bool) -> None:
+def rinalmo(model: str, thermodynamics: float) -> None:
     from rinalmo.inference.engine import Engine
     from rinalmo.tasks.fold_file import Decoding, fold
 
@@ -178,9 +178,9 @@ class Method(NamedTuple):
 
 def start(chosen: argparse.Namespace) -> list[Method]:
     found = []
-    for weighed in (False, True)[: 1 + chosen.thermodynamics] if chosen.model else ():
-        side = Side("rinalmo", 1, model=chosen.model, thermodynamics=weighed)
-        found.append(Method("rinalmo, thermodynamics" if weighed else "rinalmo", None, side))
+    for weight in (0.0, *chosen.thermodynamics) if chosen.model else ():
+        side = Side("rinalmo", 1, model=chosen.model, thermodynamics=weight)
+        found.append(Method(f"rinalmo, thermodynamics {weight}" if weight else "rinalmo", None, side))
     python = peer_python() if chosen.peers else ""
     for name in chosen.peers:
         serve, package, arguments = PEERS[name]
@@ -311,7 +311,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", type=Path, help="tables or files of structures")
     parser.add_argument("--model", help="one that was fine-tuned for secondary structure")
-    parser.add_argument("--thermodynamics", action="store_true", help="the model also so (extra `fold`)")
+    parser.add_argument(
+        "--thermodynamics", type=float, nargs="+", default=[], metavar="WEIGHT", help="the model also so"
+    )
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS), metavar="PEER")
     parser.add_argument("--most", type=int, help="structures of each file, drawn at random")
     parser.add_argument("--max-length", type=int, help="leave longer sequences out")

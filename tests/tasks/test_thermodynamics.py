@@ -1,4 +1,4 @@
-"""Folding with thermodynamics weighed in: the mean of two probabilities, the same in fold and evaluate."""
+"""Folding with thermodynamics weighed in: the weighted mean of two probabilities, the same in fold and evaluate."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from rinalmo.rna.structure import Structure
 from rinalmo.rna.thermodynamics import pair_probabilities
 from rinalmo.tasks.evaluation import evaluate
 from rinalmo.tasks.fold_file import Decoding, fold_records
-from rinalmo.tasks.secondary_structure import THERMODYNAMICS, WITH_THERMODYNAMICS
+from rinalmo.tasks.secondary_structure import WITH_THERMODYNAMICS
 
 pytest.importorskip("RNA")
 TRNA = Structure.from_dot_bracket(
@@ -20,7 +20,8 @@ TRNA = Structure.from_dot_bracket(
     "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA",
     "(((((((..((((........)))).(((((.......))))).....(((((.......))))))))))))....",
 )
-WITH = Decoding(thermodynamics=True)
+WEIGHT = 0.3
+WITH = Decoding(thermodynamics=WEIGHT)
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,9 @@ def folded(engine, decoding, **options):
 def test_the_mean_of_both(engine):
     _, alone = folded(engine, Decoding())
     structure, found = folded(engine, WITH)
-    expected = (1 - THERMODYNAMICS) * alone + THERMODYNAMICS * pair_probabilities(TRNA.sequence)
+    expected = (1 - WEIGHT) * alone + WEIGHT * pair_probabilities(TRNA.sequence)
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert structure == folded(engine, Decoding("nested", WITH_THERMODYNAMICS, thermodynamics=True))[0]
+    assert structure == folded(engine, Decoding("nested", WITH_THERMODYNAMICS, thermodynamics=WEIGHT))[0]
 
 
 def test_windows_have_it_too(engine):
@@ -46,15 +47,26 @@ def test_windows_have_it_too(engine):
     alone = folded(engine, Decoding(), window=64)[1].matrix()
     vienna = pair_probabilities(TRNA.sequence[:64])
     i, j = 10, 24  # nearest to the middle of the first window
-    assert found.matrix()[i, j] == pytest.approx((1 - THERMODYNAMICS) * alone[i, j] + THERMODYNAMICS * vienna[i, j])
+    assert found.matrix()[i, j] == pytest.approx((1 - WEIGHT) * alone[i, j] + WEIGHT * vienna[i, j])
 
 
 def test_evaluate_folds_as_fold_does(engine, tmp_path):
     write_structures(tmp_path / "true.dbn", [TRNA])
-    found = evaluate(tmp_path / "true.dbn", engine, thermodynamics=True)
+    found = evaluate(tmp_path / "true.dbn", engine, thermodynamics=WEIGHT)
     structure, _ = folded(engine, WITH)
     assert found.threshold == WITH_THERMODYNAMICS
     assert found.figures["f1"].value == pytest.approx(pair_scores(TRNA.pairs, structure.pairs).f1)
+
+
+def test_all_the_weight_is_thermodynamics_alone(engine):
+    _, found = folded(engine, Decoding(thermodynamics=1.0))
+    np.testing.assert_allclose(found, pair_probabilities(TRNA.sequence), atol=1e-6)
+
+
+def test_a_weight_beyond_its_range_is_refused(engine):
+    for weight in (-0.1, 1.5, float("nan")):
+        with pytest.raises(InputError, match="the weight of thermodynamics is from 0 to 1, not"):
+            folded(engine, Decoding(thermodynamics=weight))
 
 
 def test_other_tasks_have_none(tmp_path):
@@ -62,6 +74,6 @@ def test_other_tasks_have_none(tmp_path):
     from rinalmo.tasks.secondary_structure import as_asked
 
     with pytest.raises(InputError, match="only secondary-structure has thermodynamics, not splice-site"):
-        as_asked(SpliceSite(), None, True)
+        as_asked(SpliceSite(), None, 0.5)
     with pytest.raises(InputError, match="only secondary-structure has windows, not splice-site"):
-        as_asked(SpliceSite(), 100, False)
+        as_asked(SpliceSite(), 100, 0.0)

@@ -32,7 +32,7 @@ def command(
     group: str | None,
     fill_to: int | None,
     window: int | None,
-    thermodynamics: bool,
+    thermodynamics: float,
     seed: int,
     **engine_settings: Any,
 ) -> None:

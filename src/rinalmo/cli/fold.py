@@ -74,7 +74,7 @@ def command(
     all_pairs: bool,
     min_loop: int,
     window: int | None,
-    thermodynamics: bool,
+    thermodynamics: float,
     probabilities: Path | None,
     plot: Path | None,
     plot_kind: Any,
@@ -91,7 +91,7 @@ def command(
     \b
     rinalmo fold sequences.fa
     rinalmo fold sequences.fa -o structures.ct --decoder matching
-    rinalmo fold sequences.fa --thermodynamics
+    rinalmo fold sequences.fa --thermodynamics 0.5
     rinalmo fold tRNA.fa -o tRNA.dbn --probabilities tRNA.npz
     rinalmo fold sequences.fa --model run/model -o structures.parquet --engine ray --workers 8
     rinalmo fold tRNA.fa --plot tRNA.svg

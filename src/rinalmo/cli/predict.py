@@ -25,7 +25,7 @@ def command(
     output: str,
     fill_to: int | None,
     window: int | None,
-    thermodynamics: bool,
+    thermodynamics: float,
     **engine_settings: Any,
 ) -> None:
     """Predict with a fine-tuned model for the sequences of a FASTA file.

@@ -68,14 +68,14 @@ def evaluate(
     task: str | None = None,
     fill_to: int | None = None,
     window: int | None = None,
-    thermodynamics: bool = False,
+    thermodynamics: float = 0.0,
     seed: int = 0,
 ) -> Evaluation:
     """A fine-tuned model on the labelled examples of a file; `task`, if given, must be the model's.
 
     `fill_to` is for ribosome load: tokens that sequences are filled up to, 0 for none, None for what the model says.
     `window` and `thermodynamics` are for secondary structure: nucleotides of the windows that longer RNAs are folded
-    in, the model's own if None, and whether ViennaRNA's probabilities are weighed in.
+    in, the model's own if None, and the weight of ViennaRNA's probabilities beside the model's.
 
     Raises InputError for examples that cannot be used, CheckpointError if the model was fine-tuned for nothing.
     """

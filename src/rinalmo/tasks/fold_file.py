@@ -40,14 +40,15 @@ from rinalmo.tasks.windows import LEAST
 class Decoding:
     """How pairs are chosen from their probabilities (`rinalmo.rna.folding`); None is what belongs to the model.
 
-    With `thermodynamics` the probabilities are a mean of the model's and ViennaRNA's (`rinalmo.rna.thermodynamics`).
+    `thermodynamics` is the weight, from 0 to 1, of ViennaRNA's probabilities (`rinalmo.rna.thermodynamics`) beside the
+    model's.
     """
 
     method: str | None = None
     threshold: float | None = None
     canonical: bool = True
     min_distance: int = 4
-    thermodynamics: bool = False
+    thermodynamics: float = 0.0
 
 
 MODELS_OWN = Decoding()
@@ -73,7 +74,7 @@ def fold(
 
 
 def folding_task(
-    spec: ModelSpec, window: int | None = None, thermodynamics: bool = False, *, model: str = "the model"
+    spec: ModelSpec, window: int | None = None, thermodynamics: float = 0.0, *, model: str = "the model"
 ) -> SecondaryStructure:
     """The task of a model that folds, as asked (`as_asked`).
 

@@ -6,7 +6,7 @@ paper's, the heaviest nested set for ours, whose probabilities are spread over r
 are taken is tuned on validation data and lies in the model's config.
 
 What the model says may be weighed against thermodynamics (`rinalmo.rna.thermodynamics`), which knows no families: the
-mean of both probabilities, at a threshold of its own.
+weighted mean of both probabilities, at a threshold of its own.
 
 RNAs longer than `window` are folded in windows (`rinalmo.tasks.windows`); their probabilities are a `PairList` instead
 of a square.
@@ -45,10 +45,8 @@ from rinalmo.tasks.base import Columns, Example, Figures, Task, inner, require
 from rinalmo.tasks.tables import is_table, read_single
 
 DEFAULT_THRESHOLD = 0.15  # where no validation data has chosen one
-THERMODYNAMICS = 0.2
-"""The weight of thermodynamics in the mean, where it is asked for. Chosen on bpRNA VL0 for `nano-fold`, as the next."""
 WITH_THERMODYNAMICS = 0.22
-"""The least mean probability of a pair: more than thermodynamics alone can give it."""
+"""The least mean probability of a pair, whatever the weight of thermodynamics. Chosen on bpRNA VL0 for `nano-fold`."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ class SecondaryStructure(Task):
         given = {"channels": channels, "num_blocks": num_blocks}
         self.shape = chosen.shape | {name: value for name, value in given.items() if value is not None}
         windows.check_size(window)
-        self.window, self.least, self.thermodynamics = window, windows.LEAST, False
+        self.window, self.least, self.thermodynamics = window, windows.LEAST, 0.0
 
     def settings(self) -> dict[str, Any]:
         # The paper's head goes without its name, as before there was another.
@@ -157,8 +155,8 @@ class SecondaryStructure(Task):
         else:
             found = ((output + output.T) / 2).exp().fill_diagonal_(0).cpu().numpy()
         if self.thermodynamics:
-            found *= 1 - THERMODYNAMICS
-            found += THERMODYNAMICS * pair_probabilities(sequence)
+            found *= 1 - self.thermodynamics
+            found += self.thermodynamics * pair_probabilities(sequence)
         return found
 
     def threshold(self, model: RiNALMo) -> float:
@@ -216,14 +214,17 @@ class SecondaryStructure(Task):
         return [{"id": example.name, "sequence": example.sequence, "structure": text}]
 
 
-def as_asked(task: Task, window: int | None, thermodynamics: bool) -> Task:
-    """The same task with windows of another size (None leaves it as it is), with thermodynamics or without.
+def as_asked(task: Task, window: int | None, thermodynamics: float) -> Task:
+    """The same task with windows of another size (None leaves it as it is) and this weight of thermodynamics.
 
-    Raises InputError for another task, or windows that are too small, and MissingExtraError without ViennaRNA.
+    Raises InputError for another task, windows that are too small, or a weight beyond 0 to 1, and MissingExtraError
+    without ViennaRNA.
     """
     if isinstance(task, SecondaryStructure):
         task.window, task.thermodynamics = task.window if window is None else window, thermodynamics
         windows.check_size(task.window)
+        if not 0 <= thermodynamics <= 1:
+            raise InputError(f"the weight of thermodynamics is from 0 to 1, not {thermodynamics}")
         if thermodynamics:
             need_vienna()
     elif window is not None or thermodynamics:
