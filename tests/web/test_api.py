@@ -13,6 +13,7 @@ import pytest
 
 import rinalmo
 from rinalmo.inference.variants import saturation
+from rinalmo.tasks.fold_file import Decoding
 
 TRNA = "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA"
 ROOT = Path(__file__).parents[2]
@@ -56,6 +57,10 @@ def test_fold(client):
     assert found["ct"].splitlines()[0].split() == ["76", "tRNA-Phe"]
     nested = client.predict(TRNA, "nested", api_name="/fold")
     assert set(nested["dot_bracket"]) <= set(".()")
+    both = client.predict(TRNA, None, 0.5, api_name="/fold")
+    (expected,) = rinalmo.fold(TRNA, decoding=Decoding(thermodynamics=0.5))
+    assert both["dot_bracket"] == expected.dot_bracket
+    assert both["pairs"] != found["pairs"]
 
 
 def test_embed(client):
@@ -94,6 +99,8 @@ def test_bad_input(served, client, bad):
         ("/fill_mask", ("A<mask>", "many"), "top_k is a str"),
         ("/fold", (">a\nACGU\n>b\nACGU",), "has 2 sequences, and this takes one"),
         ("/fold", ("ACGU", "best"), "best"),
+        ("/fold", ("ACGU", None, 2), "the weight of thermodynamics is from 0 to 1, not 2"),
+        ("/fold", ("ACGU", None, "half"), "thermodynamics is a str; give a number"),
         ("/variants", ("ACGU", "pll"), "method 'pll' is unknown here"),
         ("/embed", ("A\n" * 501,), "up to 500 sequences"),
         ("/embed", ((("A" * 2000) + "\n") * 51,), "100,000 nt together"),

@@ -53,6 +53,7 @@ Answer = dict[str, Any]
 
 _EXAMPLES = ASSETS / "examples"
 _SHOWN_SECONDS = 20
+_WEIGHTS = "0: the model alone, good for families that it knows; about 0.5 for RNAs of new ones; 1: ViennaRNA alone"
 
 
 def theme() -> gr.themes.Base:
@@ -122,7 +123,9 @@ def _fold_tab(service: Service, fold_model: str) -> None:
     box = _box("RNA", "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA")
     examples = _examples(box, "well_known_rnas.fa", "tRNA-Phe", "add_riboswitch")
     choices = [("nested: no pseudoknots", "nested"), ("greedy, as the paper", "greedy")]
-    decoder = gr.Radio(choices, value=service.decoder, label="Choice of pairs")
+    with gr.Row():
+        decoder = gr.Radio(choices, value=service.decoder, label="Choice of pairs")
+        weight = gr.Slider(0, 1, 0, step=0.1, label="Weight of thermodynamics (ViennaRNA)", info=_WEIGHTS)
     run = gr.Button("Fold", variant="primary")
     text = gr.Textbox(label="Dot-bracket", lines=3, elem_id="dot-bracket", buttons=["copy"], visible=False)
     with gr.Row():
@@ -131,9 +134,9 @@ def _fold_tab(service: Service, fold_model: str) -> None:
     arcs = gr.HTML(elem_id="arcs")
     files = _files("fold-files")
 
-    def fold(rna: str, decoder: str, request: gr.Request) -> Any:
+    def fold(rna: str, decoder: str, weight: float, request: gr.Request) -> Any:
         with _answering(service, request) as visit:
-            folded = service.fold(visit, rna, decoder)
+            folded = service.fold(visit, rna, decoder, weight)
             folder = service.new_folder()
             found = _fold_files(folded, folder, visit)
             name = folded.structure.name
@@ -146,7 +149,7 @@ def _fold_tab(service: Service, fold_model: str) -> None:
             return shown, *pictures, gr.File([str(path) for path in found], visible=True)
 
     for start in (run.click, *examples):
-        start(fold, [box, decoder], [text, drawing, pair_map, arcs, files], **_BUTTON)
+        start(fold, [box, decoder, weight], [text, drawing, pair_map, arcs, files], **_BUTTON)
 
 
 def _fold_files(folded: Folded, folder: Path, visit: Visit) -> list[Path]:
@@ -275,16 +278,19 @@ def _api(service: Service) -> None:
         With each_position also the probabilities of A, C, G and U at each position, masked in turn.
         """
         with _answering(service, request, for_page=False) as visit:
-            record, masks = service.fill_mask(visit, _text(sequence), _whole(top_k))
+            record, masks = service.fill_mask(visit, _text(sequence), _number("top_k", top_k, whole=True))
             answer: Answer = {"sequence": record.sequence, "masks": [[vars(c) for c in mask] for mask in masks]}
             if each_position:
                 answer["probabilities"] = service.expected(visit, sequence, _silent)[1].tolist()
             return answer
 
-    def fold(request: gr.Request, sequence: str, decoder: str | None = None) -> Answer:
-        """The structure as dot-bracket text, as pairs [i, j, probability] (from 1), as DBN and as CT."""
+    def fold(request: gr.Request, sequence: str, decoder: str | None = None, thermodynamics: float = 0) -> Answer:
+        """The structure as dot-bracket text, as pairs [i, j, probability] (from 1), as DBN and as CT.
+
+        `thermodynamics`, from 0 to 1, is the weight of ViennaRNA's probabilities beside the model's.
+        """
         with _answering(service, request, for_page=False) as visit:
-            folded = service.fold(visit, _text(sequence), decoder)
+            folded = service.fold(visit, _text(sequence), decoder, _number("thermodynamics", thermodynamics))
             structure, found = folded.structure, folded.probabilities
             return {
                 "name": structure.name,
@@ -324,9 +330,10 @@ def _text(given: Any) -> str:
     return given
 
 
-def _whole(given: Any) -> int:
-    if not isinstance(given, int):
-        raise gr.Error(f"top_k is a {type(given).__name__}; give a whole number", print_exception=False)
+def _number(name: str, given: Any, *, whole: bool = False) -> Any:
+    if not isinstance(given, int if whole else int | float):
+        kind = "a whole number" if whole else "a number"
+        raise gr.Error(f"{name} is a {type(given).__name__}; give {kind}", print_exception=False)
     return given
 
 

@@ -79,10 +79,11 @@ class Service:
         record = limits.one_record(text, limits.LOGO, "fill-mask", allow_mask=True)
         return record, np.exp(self._masked_in_turn(visit, limits.letters_of(record), tell))
 
-    def fold(self, visit: Visit, text: str, decoder: str | None = None) -> Folded:
-        """The structure of one RNA, by the model's own decoder if none is named."""
+    def fold(self, visit: Visit, text: str, decoder: str | None = None, thermodynamics: float = 0) -> Folded:
+        """The structure of one RNA, as `Decoding` has it: by the model's own decoder if none is named."""
         record = limits.one_record(text, limits.FOLD, "fold")
-        folded = fold_records([record], self.folding, Decoding(decoder), window=limits.FOLD)
+        decoding = Decoding(decoder, thermodynamics=thermodynamics)
+        folded = fold_records([record], self.folding, decoding, window=limits.FOLD)
         ((structure, probabilities),) = visit.each(folded)
         assert isinstance(probabilities, np.ndarray)  # it is not longer than the window
         return Folded(structure, probabilities)
