@@ -17,6 +17,9 @@ from typing import IO, Any
 
 from rinalmo.errors import InputError
 
+_ADVICE = "save it as CSV in UTF-8 with commas, or with tabs as .tsv"
+csv.field_size_limit(1 << 30)  # values of each nucleotide of a long RNA are one field
+
 Rows = Iterator[tuple[int, list[str]]]
 
 
@@ -29,11 +32,15 @@ def opened_table(path: Path) -> Iterator[tuple[list[str], Rows]]:
             header = next(reader, None)
             if not header:
                 raise InputError(f"{path}: is empty; a table starts with the names of its columns")
+            if len(header) == 1 and (other := next((sign for sign in ";\t," if sign in header[0]), None)):
+                raise InputError(f"{path}: its fields are separated by {other!r}; {_ADVICE}")
             if len(set(header)) < len(header):
                 twice = next(name for name in header if header.count(name) > 1)
                 raise InputError(f"{path}: has two columns named {twice!r}; rename one")
             yield header, _of_one_width(path, reader, len(header))
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is no text in UTF-8; {_ADVICE}") from None
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(f"{path}: cannot be read as a table ({reason})") from None
 
@@ -60,7 +67,7 @@ def column_index(path: Path, header: list[str], name: str) -> int:
     """Where the column of this name is."""
     if name not in header:
         near = difflib.get_close_matches(name, header, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(header)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, header))}"
         raise InputError(f"{path}: has no column {name!r}; {hint}")
     return header.index(name)
 

@@ -68,27 +68,39 @@ def parse(kind: type[R], values: Mapping[str, Any], source: str) -> R:
         raise InputError(f"{source}: {_explain(kind, error)}") from None
 
 
-def load(kind: type[R], source: str | Path | None, overrides: Sequence[str] = (), prefix: str = "") -> R:
-    """A recipe by name or file, or the defaults, with `section.key=value` overrides.
+def load(
+    kind: type[R],
+    source: str | Path | None,
+    overrides: Sequence[str] = (),
+    prefix: str = "",
+    given: Mapping[str, Any] | None = None,
+) -> R:
+    """A recipe by name or file, or the defaults, with values `given` by key, then `section.key=value` overrides.
 
     Raises InputError naming the key, its value and, for an unknown key, the nearest one.
     """
     values = read(find(source, prefix)) if source is not None else {}
+    for key, value in (given or {}).items():
+        _set(values, key.split("."), value)
     for override in overrides:
-        set_value(values, override)
+        _set(values, *_override(override))
     return parse(kind, values, "options" if source is None else str(source))
 
 
-def set_value(values: dict[str, Any], override: str) -> None:
-    """Apply one `section.key=value` to nested values."""
-    key, sign, text = override.partition("=")
-    *sections, last = key.strip().split(".")
-    if not sign or not last:
-        raise InputError(f"--set {override!r}: write section.key=value")
+def _override(text: str) -> tuple[list[str], Any]:
+    """The sections with the key, and the value, of `section.key=value`."""
+    key, sign, value = text.partition("=")
+    names = key.strip().split(".")
+    if not sign or not names[-1]:
+        raise InputError(f"--set {text!r}: write section.key=value")
     try:
-        value = yaml.safe_load(text)
+        return names, yaml.safe_load(value)
     except yaml.YAMLError:
-        value = text
+        return names, value
+
+
+def _set(values: dict[str, Any], names: Sequence[str], value: Any) -> None:
+    *sections, last = names
     for section in sections:
         inner = values.get(section)
         values[section] = dict(inner) if isinstance(inner, dict) else {}

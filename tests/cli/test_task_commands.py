@@ -64,6 +64,14 @@ def test_one_fold(rinalmo_command, data, tiny, tmp_path):
     assert result.code == 0, result.err
     assert "test: 10 examples, ncrna-family; 95 % bootstrap intervals" in result.out
     assert f"use it with --model {tmp_path / 'run' / 'fold-2' / 'model'}" in result.err
+    for fold in range(2):
+        assert rinalmo_command("finetune", *arguments, "--folds", "3", "--fold", fold).code == 0
+    whole = rinalmo_command("finetune", *arguments, "--folds", "3", "--resume")
+    assert whole.code == 0, whole.err
+    assert "test: 30 examples, ncrna-family; mean, least and greatest of 3 folds" in whole.out
+    assert whole.err.splitlines()[-1].endswith(
+        f"run: 3 folds are trained; their models are {tmp_path / 'run'}/fold-N/model"
+    )
     alone = rinalmo_command("finetune", *arguments, "--fold", "2")
     assert (alone.code, "data.fold is 2; of how many? Say --folds" in alone.err) == (2, True)
 
@@ -150,6 +158,9 @@ def test_predict(rinalmo_command, model, folder):
         (("evaluate", "table", "no-such.csv", "--model", "nowhere"), "nowhere"),
         (("predict", "nowhere", "no-such.fa"), "no-such.fa"),
         (("finetune", "table", "x.csv", "-o", "run", "--set", "train.epoch=3"), "did you mean train.epochs?"),
+        (("evaluate", "table", "x.csv", "-o", "each.csv"), "table has no scores of single examples; use --report"),
+        (("evaluate", "table", "x.csv", "--report", "no/such.json"), "no: no such folder; make it first"),
+        (("evaluate", "table", "x.csv", "--report", "report.csv"), "report.csv: cannot write '.csv'; use .json"),
     ],
 )
 def test_one_line_for_what_is_wrong(rinalmo_command, arguments, said):

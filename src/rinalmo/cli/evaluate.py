@@ -14,14 +14,14 @@ from rinalmo.cli.options import engine_options, fill_option, thermodynamics_opti
 @click.command("evaluate")
 @click.argument("task", metavar="TASK")
 @click.argument("data", type=click.Path(path_type=Path), metavar="DATA")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Scores of each example: .csv, .tsv, .parquet.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Scores of each structure: .csv, .tsv, .parquet.")
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE.json", help="All figures as JSON.")
 @click.option("--target", "targets", multiple=True, metavar="COLUMN", help="Column with the truth.")
 @click.option("--group", metavar="COLUMN", help="Column whose values figures are also given for.")
 @fill_option
 @window_option
 @thermodynamics_option
-@click.option("--seed", default=0, show_default=True, help="Of the bootstrap.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the bootstrap.")
 @engine_options(precision="auto")
 def command(
     task: str,
@@ -47,17 +47,21 @@ def command(
     """
     from rinalmo.cli.progress import noted
     from rinalmo.cli.tables import print_evaluation
-    from rinalmo.durable import replacing
+    from rinalmo.durable import check_path, replacing
     from rinalmo.errors import InputError
     from rinalmo.inference.engine import Engine
-    from rinalmo.tasks.base import Columns
+    from rinalmo.tasks.base import Columns, Task
     from rinalmo.tasks.evaluation import evaluate
     from rinalmo.tasks.registry import task_class
     from rinalmo.tasks.row_files import check_rows_output, write_rows
 
-    task_class(task)
+    kind = task_class(task)
     if output is not None:
         check_rows_output(output)
+        if kind.each is Task.each:
+            raise InputError(f"{task} has no scores of single examples; use --report, or predict")
+    if report is not None:
+        check_path(report, (".json",))
     engine = Engine(**engine_settings)
     columns = Columns(target=targets, group=group)
     asked: dict[str, Any] = {"fill_to": fill_to, "window": window, "thermodynamics": thermodynamics}
@@ -69,6 +73,4 @@ def command(
         with replacing(report) as file:
             file.write(json.dumps(found.plain(), indent=1).encode())
     if output is not None:
-        if not found.rows:
-            raise InputError(f"{task} has no scores of single examples; use --report, or predict")
         write_rows(output, found.rows)

@@ -84,9 +84,11 @@ def command(
     if os.environ.get("RANK", "0") == "0":
         if evaluation is not None:
             print_evaluation(evaluation, "test")
+        folds = chosen.data.folds and chosen.data.fold is None
         one = output if chosen.data.fold is None else output / f"fold-{chosen.data.fold}"
-        where = output if chosen.data.folds and chosen.data.fold is None else one / "model"
-        done = f"{where}: trained for {outcome.step:,} steps; use it with --model {where}"
+        done = f"{one / 'model'}: trained for {outcome.step:,} steps; use it with --model {one / 'model'}"
+        if folds:
+            done = f"{output}: {chosen.data.folds} folds are trained; their models are {output}/fold-N/model"
         click.echo(done if outcome.finished else f"{output}: stopped and saved; go on with --resume", err=True)
     if outcome.signal == signal.SIGINT:
         raise KeyboardInterrupt

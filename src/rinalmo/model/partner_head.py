@@ -171,7 +171,7 @@ class _Neighbours(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (neighbours,) = ctx.saved_tensors
         count, width = neighbours.shape
-        rows = _with_none(gradient.reshape(count * width, -1))
+        rows = _with_none(gradient.reshape(count * width, gradient.shape[1] // width))
         total = torch.zeros_like(rows[:count])
         for k in range(width):
             other = neighbours[:, k ^ 1].long()

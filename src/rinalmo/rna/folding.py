@@ -13,6 +13,7 @@ References: Penić et al. 2025 (arXiv:2403.00043) for greedy; Hamada et al. 2009
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -50,6 +51,8 @@ def decode(
     """
     if method not in METHODS:
         raise InputError(f"there is no decoding method {method!r}; use {', '.join(METHODS)}")
+    if math.isnan(threshold):
+        raise InputError("the threshold is nan; give a probability")
     length = len(sequence)
     if probabilities.shape != (length, length):
         raise InputError(f"probabilities of shape {probabilities.shape} do not fit a sequence of {length} nt")

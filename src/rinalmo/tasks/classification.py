@@ -8,7 +8,8 @@ Reference: Penić et al. 2025 (arXiv:2403.00043), supplement.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,6 +48,7 @@ class SpliceSite(Task):
 
     @classmethod
     def learned(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
+        require_several({str(int(example.target)) for example in examples}, "the label")
         return cls(**options)
 
     def heads(self) -> dict[str, dict[str, Any]]:
@@ -89,15 +91,14 @@ class NcrnaFamily(Task):
     def read(cls, path: Path, columns: Columns) -> list[Example]:
         found = read_single(path, columns, ("label", "family", "class", "rna_type", "target"), cls.name)
         for example in found:
-            require(example.target not in (None, ""), example, "has no class; drop the row or name its class")
+            require(class_name(example.target) != "", example, "has no class; drop the row or name its class")
             require_name(example, example.target, "the class")
-        return [Example(e.name, e.sequence, str(e.target), e.group, e.where) for e in found]
+        return [Example(e.name, e.sequence, class_name(e.target), e.group, e.where) for e in found]
 
     @classmethod
     def learned(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
         classes = sorted({example.target for example in examples})
-        if len(classes) < 2:
-            raise InputError(f"all training examples are of the class {classes[0]!r}; there is nothing to tell apart")
+        require_several(classes, "the class")
         return cls(classes, **options)
 
     def heads(self) -> dict[str, dict[str, Any]]:
@@ -137,6 +138,18 @@ def truth(example: Example) -> bool:
     text = str(example.target).strip().lower()
     require(text in (*_YES, *_NO), example, f"the label is {example.target!r}; it must be 0 or 1")
     return text in _YES
+
+
+def class_name(value: Any) -> str:
+    """The class that a cell names, without spaces around it. 2.0, as a column with gaps comes to be written, is 2."""
+    return re.sub(r"^([+-]?\d+)\.0+$", r"\1", str("" if value is None else value).strip())
+
+
+def require_several(classes: Collection[str], column: str) -> None:
+    """Raise InputError if there is nothing to tell apart."""
+    if len(classes) < 2:
+        only = ", ".join(map(repr, classes)) or "nothing"
+        raise InputError(f"{column} is {only} in all training examples; give examples of another class too")
 
 
 def require_known(example: Example, name: str, places: Mapping[str, int]) -> None:

@@ -6,6 +6,7 @@ far the figure depends on which examples were drawn, and nothing about another t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -52,12 +53,18 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
-        """As plain values for a JSON file, without the rows."""
+        """As plain values for a JSON file, without the rows; what is no number (NaN) is None."""
         values = asdict(self)
         del values["rows"]
         for group in values["groups"].values():
             del group["rows"], group["groups"], group["notes"]
+        for part in (values, *values["groups"].values()):
+            part["figures"] = {name: _finite(figure) for name, figure in part["figures"].items()}
         return values
+
+
+def _finite(figure: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in figure.items()}
 
 
 def evaluate(
@@ -90,7 +97,10 @@ def evaluate(
     examples = own.understood(own.read(Path(data), columns))
     if not examples:
         raise InputError(f"{data}: holds no examples")
-    return judged_examples(examples, engine, own, seed)
+    found = judged_examples(examples, engine, own, seed)
+    if not found.figures:
+        raise InputError(f"{data}: {', '.join(columns.target)} is empty in all rows; there is nothing to score")
+    return found
 
 
 def judged_examples(examples: Sequence[Example], engine: Engine, task: Task, seed: int = 0) -> Evaluation:

@@ -136,6 +136,8 @@ def fold_file(
         check_place(Path(output))
     if probabilities is not None and probabilities.suffix != ".npz":
         raise InputError(f"{probabilities}: probabilities are written as .npz")
+    if probabilities is not None:
+        check_place(probabilities)
     records: Iterable[Record] = peeked(read_fasta(fasta))
     pictures: list[Picture] = []
     if plot is not None:

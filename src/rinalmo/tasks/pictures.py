@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from rinalmo.errors import InputError
+from rinalmo.errors import InputError, SequenceError
 from rinalmo.plots.arcs import check_arcs, check_reference, draw_arcs
 from rinalmo.plots.drawing import check_drawing, draw_structure
 from rinalmo.plots.pair_map import check_map, draw_pair_map
@@ -85,7 +85,10 @@ def _references(path: Path | None, records: list[Record]) -> list[Structure | No
     if missing := [one_line(record.id) for record in records if record.id not in by_name]:
         raise InputError(f"{path}: has no structure named {missing[0]!r}, which is in the sequences; add it")
     for record in records:
-        check_reference(Structure(record.id, record.sequence), by_name[record.id])
+        try:
+            check_reference(Structure(record.id, record.sequence), by_name[record.id])
+        except SequenceError as error:
+            raise error.found_in(str(path), None, error.record) from None
     return [by_name[record.id] for record in records]
 
 

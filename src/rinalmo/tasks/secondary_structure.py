@@ -108,6 +108,8 @@ class SecondaryStructure(Task):
     @classmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:
         if not is_table(path):
+            if columns.group is not None:
+                raise InputError(f"{path}: only a table has a column {columns.group!r} of groups; leave it out")
             found = read_structures(path)
             return [Example(s.name, s.sequence, s.pairs, where=f"{path}, record {s.name}") for s in found]
         rows = read_single(path, columns, ("structure", "dot_bracket", "secondary_structure", "dbn"), cls.name)

@@ -37,15 +37,18 @@ from rinalmo.tasks.classification import (
     binary_figures,
     class_answer,
     class_figures,
+    class_name,
     pooled,
     require_known,
     require_name,
+    require_several,
     truth,
 )
 from rinalmo.tasks.tables import number, read_table
 
 _USUAL = ("label", "target", "value", "y", "class", "score")
 _FEW, _OFTEN = 20, 5  # whole numbers: at most so many values, each seen so often on average, are classes
+_TAKEN = {"id", "position", "nucleotide", "probability"}
 _SCORES = {"regression": "r2", "binary": "roc_auc", "multilabel": "roc_auc", "multiclass": "accuracy"}
 
 
@@ -93,12 +96,14 @@ class Table(Task):
     @classmethod
     def learned(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
         targets = list(examples[0].target)
+        if taken := sorted({*targets} & _TAKEN):
+            raise InputError(f"`predict` has a column {taken[0]!r} of its own; give the column to predict another name")
         width, first = len(targets), examples[0].target[targets[0]]
         per: Per = options.get("per") or ("nucleotide" if _is_list(first) else "sequence")
         kind: ProblemType = options.get("kind") or _kind(examples, per, width)
         if kind in ("binary", "multiclass") and width > 1:
             raise InputError(f"a {kind} table has one column to predict, not {width}; several are multilabel")
-        classes = _classes(examples, per) if kind == "multiclass" else []
+        classes = _classes(examples, per, targets[0]) if kind == "multiclass" else []
         pooling = options.get("pooling") or "cls"
         if per == "nucleotide" and "pooling" in options:
             raise InputError("options.pooling is for one answer a sequence; this table has values of each nucleotide")
@@ -106,6 +111,9 @@ class Table(Task):
         if kind == "regression":
             values = np.concatenate([e.target.reshape(-1, width) for e in task.understood(examples)])
             task.mean, task.std = _scale(values, targets)
+        if kind == "binary":
+            values = np.concatenate([e.target.reshape(-1) for e in task.understood(examples)])
+            require_several({str(value) for value in values[values != IGNORE].tolist()}, targets[0])
         return task
 
     def heads(self) -> dict[str, dict[str, Any]]:
@@ -120,7 +128,8 @@ class Table(Task):
     def _target(self, example: Example) -> np.ndarray:
         """`(targets,)` or `(length, targets)`; classes as their places without the last axis."""
         lacking = [name for name in self.targets if name not in example.target]
-        require(not lacking, example, f"the column {''.join(lacking[:1])!r} is not among the targets; name it")
+        hint = "give this column its name, or leave --target out"
+        require(not lacking, example, f"the model predicts {''.join(lacking[:1])!r}, not what was named; {hint}")
         values = [example.target[name] for name in self.targets]
         if self.per == "sequence":
             cells = [self._cell(example, value, name) for value, name in zip(values, self.targets, strict=True)]
@@ -140,13 +149,13 @@ class Table(Task):
     def _cell(self, example: Example, value: Any, name: str) -> float | int:
         if self.kind == "regression":
             return number(value, example.where, name, missing=self.per == "nucleotide" or len(self.targets) > 1)
-        if value in (None, ""):
+        if value in (None, "") or not str(value).strip():
             require(self.per == "nucleotide" or self.kind == "multilabel", example, f"{name} is empty; drop the row")
             return IGNORE
         if self.kind == "multiclass":
             require_name(example, value, name)
-            require_known(example, str(value), self.places)
-            return self.places[str(value)]
+            require_known(example, class_name(value), self.places)
+            return self.places[class_name(value)]
         return int(truth(replace(example, target=value)))
 
     def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
@@ -185,10 +194,11 @@ class Table(Task):
         target = _joined([example.target for example in examples], self.per)
         if self.kind == "multiclass":
             known = target != IGNORE
-            yield from class_figures(found[known], target[known].astype(int))
+            if known.any():
+                yield from class_figures(found[known], target[known].astype(int))
             return
         each = [dict(self._column_figures(found[:, column], target[:, column])) for column in range(len(self.targets))]
-        for name in each[0]:
+        for name in dict.fromkeys(name for figures in each for name in figures):
             values = [figures[name] for figures in each if name in figures]
             yield name, float(np.mean(values))
         if len(each) > 1:
@@ -198,6 +208,8 @@ class Table(Task):
 
     def _column_figures(self, found: np.ndarray, target: np.ndarray) -> Figures:
         known = _known(target, self.kind)
+        if not known.any():
+            return
         found, target = found[known], target[known]
         if self.kind != "regression":
             yield from binary_figures(found, target.astype(bool))
@@ -250,7 +262,7 @@ def _cells(example: Example, value: Any, kind: ProblemType) -> list[Any]:
 
 
 def _kind(examples: Sequence[Example], per: Per, width: int) -> ProblemType:
-    cells = set(_all_cells(examples, per)) - {None, ""}
+    cells = {cell for cell in _all_cells(examples, per) if cell is not None and str(cell).strip()}
     texts = {cell for cell in cells if not _is_number(cell)}
     if texts:
         _refuse_mixture(examples, per, texts, of=len(cells))
@@ -281,18 +293,18 @@ def _refuse_mixture(examples: Sequence[Example], per: Per, texts: set[Any], of: 
             require(cell not in texts, example, f"{cell!r} stands among numbers; {hint}")
 
 
-def _classes(examples: Sequence[Example], per: Per) -> list[str]:
-    found = sorted({str(cell) for cell in _all_cells(examples, per, "multiclass") if cell not in (None, "")})
-    if len(found) < 2:
-        raise InputError(f"all training examples are of the class {found[0] if found else ''!r}")
+def _classes(examples: Sequence[Example], per: Per, target: str) -> list[str]:
+    found = sorted({class_name(cell) for cell in _all_cells(examples, per, "multiclass")} - {""})
+    require_several(found, target)
     return found
 
 
 def _all_cells(examples: Sequence[Example], per: Per, kind: ProblemType = "regression") -> list[Any]:
     values = [(example, value) for example in examples for value in example.target.values()]
-    if per == "sequence":
-        return [value for _, value in values]
-    return [cell for example, value in values for cell in _cells(example, value, kind)]
+    cells = [(e, cell) for e, value in values for cell in ([value] if per == "sequence" else _cells(e, value, kind))]
+    for example, cell in cells:
+        require(not isinstance(cell, dict | list), example, f"{str(cell)[:30]} is neither a number nor a name")
+    return [cell for _, cell in cells]
 
 
 def _scale(values: np.ndarray, targets: Sequence[str]) -> tuple[list[float], list[float]]:

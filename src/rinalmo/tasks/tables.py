@@ -94,9 +94,8 @@ def _column(path: Path, header: list[str], given: str | None, usual: Sequence[st
     for name in usual:
         if name in lower:
             return lower[name]
-    raise InputError(
-        f"{path}: which column holds the {what}? There are {', '.join(header)}; say --set data.columns.{what}=NAME"
-    )
+    there = ", ".join(map(repr, header))
+    raise InputError(f"{path}: which column holds the {what}? There are {there}; say --set data.columns.{what}=NAME")
 
 
 def _optional(path: Path, header: list[str], given: str | None, usual: Sequence[str]) -> str | None:

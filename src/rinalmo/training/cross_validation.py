@@ -12,12 +12,13 @@ import os
 from pathlib import Path
 
 from rinalmo.durable import replacing
+from rinalmo.errors import InputError
 from rinalmo.inference.engine import Engine
 from rinalmo.tasks.evaluation import Evaluation, Figure, judged_examples
-from rinalmo.tasks.registry import task_of
+from rinalmo.tasks.registry import task_class, task_of
 from rinalmo.training.card import write_card
 from rinalmo.training.examples import read_sets
-from rinalmo.training.finetune import finetune
+from rinalmo.training.finetune import finetune, learned
 from rinalmo.training.finetune_config import FinetuneRecipe
 from rinalmo.training.run import SILENCE, Listener, Outcome
 from rinalmo.training.run_folder import EVALUATION
@@ -35,11 +36,15 @@ def finetune_and_test(
     if folds is None:
         outcome = finetune(recipe, output, resume=resume, listener=listener)
         return outcome, _tested(recipe, output) if outcome.finished else None
+    chosen = list(range(folds)) if only is None else [only]
+    parts = [recipe.model_copy(update={"data": recipe.data.model_copy(update={"fold": fold})}) for fold in chosen]
+    for fold, part in zip(chosen, parts, strict=True):
+        _check(part, fold)
+    _require_folds(output)
     output.mkdir(parents=True, exist_ok=True)
     found: list[Evaluation] = []
-    for fold in range(folds) if only is None else [only]:
-        data = recipe.data.model_copy(update={"fold": fold})
-        part, folder = recipe.model_copy(update={"data": data}), output / f"fold-{fold}"
+    for fold, part in zip(chosen, parts, strict=True):
+        folder = output / f"fold-{fold}"
         listener.note(f"fold {fold} of 0 to {folds - 1}")
         outcome = finetune(part, folder, resume=resume, listener=listener)
         if not outcome.finished:
@@ -48,6 +53,26 @@ def finetune_and_test(
     if not found or only is not None:
         return outcome, found[0] if found else None
     return outcome, _written(_mean(found), output)
+
+
+def _check(recipe: FinetuneRecipe, fold: int) -> None:
+    """Raise InputError now for what would be wrong with this fold when its turn comes, hours later."""
+    sets, _ = read_sets(recipe.data, task_class(recipe.task), recipe.train.seed)
+    try:
+        task = learned(recipe, sets.train)
+        for examples in sets:
+            task.understood(examples)
+    except InputError as error:
+        raise InputError(f"fold {fold} of 0 to {(recipe.data.folds or 1) - 1}: {error}") from None
+
+
+def _require_folds(output: Path) -> None:
+    """Raise InputError for a folder that holds anything but folds."""
+    if not output.is_dir():
+        return
+    for path in sorted(output.iterdir()):
+        if not path.name.startswith("fold-") and path.name != EVALUATION:
+            raise InputError(f"{output}: holds {path.name} and is no cross-validation; choose another folder")
 
 
 def _tested(recipe: FinetuneRecipe, folder: Path) -> Evaluation | None:

@@ -87,6 +87,8 @@ def _seen(data: ExamplesRecipe) -> Callable[[Example], str]:
 def _split(read: dict[str, list[Example]], data: ExamplesRecipe, seed: int) -> Sets:
     train, validation, test = (read[name] for name in _FILES)
     if data.folds is not None:
+        if data.validation is not None or data.test is not None:
+            raise InputError("folds are validation and test sets themselves; leave the files of such examples out")
         return _folded(train, data.folds, data.fold or 0, data, seed)
     if data.fold is not None:
         raise InputError(f"data.fold is {data.fold}; of how many? Say --folds, or data.folds")

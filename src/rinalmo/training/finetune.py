@@ -44,7 +44,7 @@ def _finetune(recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, resume: b
         recipe = recipe.model_copy(update={"data": located(recipe.data)})
         kind = task_class(recipe.task)
         sets, notes = read_sets(recipe.data, kind, recipe.train.seed)
-        task = _learned(recipe, kind, sets.train)
+        task = learned(recipe, sets.train)
         train, validation = task.understood(sets.train), task.understood(sets.validation)
         task.understood(sets.test)
         ranks.first(lambda: stack.enter_context(folder.locked()))
@@ -69,7 +69,9 @@ def _finetune(recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, resume: b
         )
 
 
-def _learned(recipe: FinetuneRecipe, kind: type[Task], examples: Sequence[Example]) -> Task:
+def learned(recipe: FinetuneRecipe, examples: Sequence[Example]) -> Task:
+    """The recipe's task as these training examples speak of it; raises InputError for what does not go together."""
+    kind = task_class(recipe.task)
     options = recipe.options.model_dump(exclude_none=True)
     if foreign := sorted(options.keys() - set(kind.options)):
         own = f"its options are {', '.join(kind.options)}" if kind.options else "it has no options"

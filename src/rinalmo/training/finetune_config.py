@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -133,11 +133,12 @@ def recipe_for(
 ) -> FinetuneRecipe:
     """The recipe `finetune-TASK`, or another one, for these files; raises InputError for what is wrong."""
     files = {"data.train": data, "data.validation": validation, "data.test": test, "init": model}
-    given = {**files, "data.folds": folds, "data.fold": fold}
-    changes = [f"{key}={value}" for key, value in given.items() if value is not None]
+    given: dict[str, Any] = {"task": task, **{key: str(path) for key, path in files.items() if path is not None}}
+    numbers = {"data.folds": folds, "data.fold": fold}
+    given |= {key: number for key, number in numbers.items() if number is not None}
     if targets:
-        changes.append(f"data.columns.target=[{', '.join(targets)}]")
-    return load_finetune_recipe(recipe or f"{PREFIX}{task}", [f"task={task}", *changes, *overrides])
+        given["data.columns.target"] = list(targets)
+    return load(FinetuneRecipe, recipe or f"{PREFIX}{task}", overrides, PREFIX, given)
 
 
 def load_finetune_recipe(source: str | Path, overrides: Sequence[str] = ()) -> FinetuneRecipe:

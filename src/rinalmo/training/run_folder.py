@@ -65,6 +65,8 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder, made if need be; raises InputError if another process trains here."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path}: is a file; give a folder for the run")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with held(self.path, self.path):
@@ -98,6 +100,9 @@ class RunFolder:
         fixed = [key for key in changed if not any(f"{key}.".startswith(f"{free}.") for free in _FREE)]
         if fixed:
             key = fixed[0]
+            if key.startswith("data.fingerprints."):
+                file = now.get(key.replace(".fingerprints", "")) or before.get(key.replace(".fingerprints", ""))
+                raise InputError(f"{self.path}: cannot be resumed: {file} is not the file that it was started with")
             raise InputError(
                 f"{self.path}: cannot be resumed: {key} was {before.get(key)!r} and is {now.get(key)!r} now; "
                 "resume with the recipe it was started with, or start another run"

@@ -162,7 +162,8 @@ class SupervisedTask:
         return found
 
     def goodness(self, values: Mapping[str, float]) -> float:
-        return values[f"validation/{self.task.score}"]
+        # Some figures need what the validation examples may not have, such as both classes.
+        return values.get(f"validation/{self.task.score}", -values["validation/loss"])
 
     def _keep_threshold(self, threshold: float | None) -> None:
         self.model.spec = replace(self.model.spec, threshold=threshold)

@@ -19,6 +19,7 @@ from rinalmo.rna.structure import Structure
 Row = dict[str, str]
 
 _BATCH = 4096
+csv.field_size_limit(1 << 30)  # a long RNA is one field
 
 
 def delimited_rows(lines: Iterable[str], file: str, delimiter: str) -> Iterator[tuple[int, Row]]:
