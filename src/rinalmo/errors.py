@@ -58,7 +58,7 @@ class SequenceError(InputError):
         self.record = record
         self.position = position
 
-    def found_in(self, file: str, line: int | None, record: str | None) -> "SequenceError":
+    def found_in(self, file: str | None, line: int | None, record: str | None) -> "SequenceError":
         """The same problem, with the place it was read from."""
         return SequenceError(self.problem, file=file, line=line, record=record, position=self.position)
 

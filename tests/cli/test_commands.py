@@ -116,7 +116,8 @@ def test_fill_mask_of_nothing_but_masks(rinalmo_command):
     [
         ("ACGU", "has no <mask>"),
         ("GG<mask>UJ", "'J'"),
-        ("GG<MASK>U", "<"),
+        ("GG<MASK>U", "write a mask as <mask>"),
+        ("", "the name of the file is empty"),
         ("GG<mask><pad>U", "'<'"),
         ("GG<mask>-U", "gaps"),
         ("no_such_file.fa", "does not exist"),
@@ -127,6 +128,13 @@ def test_fill_mask_errors(rinalmo_command, source, words):
     assert (result.code, result.out) == (2, "")
     assert words in result.err
     assert len(result.err.splitlines()) == 1
+
+
+def test_fill_mask_names_the_file_and_shows_nothing_before(rinalmo_command, tmp_path):
+    (tmp_path / "two.fa").write_text(">a\nGG<mask>CC\n>b\nACGU\n")
+    result = rinalmo_command("fill-mask", tmp_path / "two.fa", "--format", "tsv")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith(f"rinalmo: {tmp_path / 'two.fa'}, record b: has no <mask>")
 
 
 # embed
@@ -324,11 +332,18 @@ def test_full_disk(rinalmo_command, backbone, tmp_path):
 
 
 def test_reader_that_goes_away(backbone):
-    command = f"{sys.executable} -m rinalmo fill-mask - --model {backbone} --format tsv | head -n 1"
+    command = f"set -o pipefail; {sys.executable} -m rinalmo fill-mask - --model {backbone} --format tsv | head -n 1"
     fasta = "".join(f">{n}\nGG<mask>CC\n" for n in range(3000))
-    done = subprocess.run(command, shell=True, input=fasta, capture_output=True, text=True, check=False)
+    done = subprocess.run(["bash", "-c", command], input=fasta, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("id\tposition")
     assert done.stderr == ""
+    assert done.returncode == 0
+
+
+def test_reader_that_never_came(backbone):
+    command = f"{sys.executable} -m rinalmo score ACGU --all-single --model {backbone} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_interrupted_run_is_resumed_to_the_same_bytes(rinalmo_command, backbone, tmp_path):
@@ -351,6 +366,30 @@ def test_interrupted_run_is_resumed_to_the_same_bytes(rinalmo_command, backbone,
     assert rinalmo_command(*command, output, "--resume").code == 0
     assert output.read_bytes() == whole.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["many.fa", "out.npz", "whole.npz"]
+
+
+def test_going_on_is_said_once_it_is_so(rinalmo_command, backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr("rinalmo.inference.runs.CHUNK_RECORDS", 1)
+    (tmp_path / "two.fa").write_text(">a\nACGU\n>b\nACJU\n")
+    command = ["embed", tmp_path / "two.fa", "--model", backbone, "-o", tmp_path / "out.npz", "--resume"]
+    assert rinalmo_command(*command).code == 2
+    changed = rinalmo_command(*command, "--cls")
+    assert "cannot be resumed" in changed.err
+    assert "going on" not in changed.err
+    (tmp_path / "two.fa").write_text(">a\nACGU\n>b\nACJU\n")
+    assert "out.npz: going on after 1 sequences\n" in rinalmo_command(*command).err
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-"])
+def test_closed_streams(backbone, tmp_path, closed):
+    output = tmp_path / "out.npz"
+    rinalmo = f"{sys.executable} -m rinalmo"
+    embed = f"{rinalmo} embed {KNOWN} --model {backbone} -o {output} {closed}"
+    for command in (embed, f"{rinalmo} info nano {closed}"):
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+    assert output.exists()
 
 
 # info, convert, models

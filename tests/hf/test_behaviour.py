@@ -65,6 +65,19 @@ def test_official_file_and_catalog_name(golden):
     assert rinalmo.RiNALMoForMaskedLM.from_pretrained("nano").config.hidden_size == 320
 
 
+def test_variants_of_a_folder(name, tmp_path):
+    model = rinalmo.RiNALMoForMaskedLM.from_pretrained(name)
+    model.save_pretrained(tmp_path)
+    weight = model.lm_head.decoder.weight.detach().clone()
+    model.half().save_pretrained(tmp_path, variant="fp16")
+    found = rinalmo.RiNALMoForMaskedLM.from_pretrained(tmp_path, variant="fp16", dtype="auto")
+    assert found.dtype == torch.float16
+    exact = rinalmo.RiNALMoForMaskedLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(exact.lm_head.decoder.weight, weight)
+    with pytest.raises(CheckpointError, match=r"model\.fp8\.safetensors' is neither"):
+        rinalmo.RiNALMoForMaskedLM.from_pretrained(tmp_path, variant="fp8")
+
+
 def test_new_head_is_named(name, caplog):
     with caplog.at_level(logging.WARNING, logger="rinalmo"):
         rinalmo.RiNALMoForSequencePrediction.from_pretrained(name, num_labels=4)
@@ -139,6 +152,12 @@ def test_mask_is_optional(name, tokenizer):
     model = rinalmo.RiNALMoModel.from_pretrained(name)
     batch = tokenizer(["GGUCUCU", "ACG"], padding=True, return_tensors="pt")
     assert torch.equal(model(batch["input_ids"]).last_hidden_state, model(**batch).last_hidden_state)
+
+
+def test_additive_mask_is_refused(name):
+    model = rinalmo.RiNALMoModel.from_pretrained(name)
+    with pytest.raises(InputError, match="attention_mask has negative values"):
+        model(torch.tensor([[1, 6, 2]]), torch.tensor([[0.0, 0.0, -1e9]]))
 
 
 def test_tuple_output(name, tokenizer):
@@ -244,6 +263,25 @@ def test_structure_head_does_not_depend_on_the_batch(name, tokenizer):
         n = len(text)
         torch.testing.assert_close(together[row, :n, :n], alone[0], atol=1e-5, rtol=0)
         assert not together[row, n:].any()
+
+
+def test_structure_of_a_row_without_nucleotides(name, tokenizer):
+    model = rinalmo.RiNALMoForSecondaryStructurePrediction.from_pretrained(name)
+    batch = tokenizer(["ACGU", ""], padding=True, return_tensors="pt")
+    out = model(**batch, labels=torch.zeros(2, 4, 4))
+    assert out.logits.shape == (2, 4, 4, 1)
+    assert not out.logits[1].any()
+    assert out.loss.isfinite()
+    alone = model(**tokenizer([""], return_tensors="pt"), labels=torch.zeros(1, 0, 0))
+    assert alone.logits.shape == (1, 0, 0, 1)
+    assert alone.loss == 0
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_batch_without_rows(name, cls):
+    model = getattr(rinalmo, cls).from_pretrained(name)
+    with pytest.raises(InputError, match="input_ids has no rows"):
+        model(torch.zeros(0, 3, dtype=torch.long))
 
 
 def test_unknown_problem_type_raises_at_construction():

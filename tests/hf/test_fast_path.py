@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import rinalmo
+from rinalmo.hf import fast_path
 from rinalmo.inference.packed_linear import is_available
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="this torch has no oneDNN operators")
@@ -61,6 +62,48 @@ def test_changed_weights_are_seen(model, inputs, change):
     assert not torch.allclose(before, after)
     model.set_attn_implementation("eager")
     torch.testing.assert_close(after, model(**inputs).logits, atol=1e-4, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight.data[7].mul_(1.5),
+        lambda weight: weight.data[:, 7].mul_(1.5),
+        lambda weight: weight.numpy().__setitem__(7, 1.5),
+    ],
+    ids=["row", "column", "row through numpy"],
+)
+def test_parts_changed_behind_torchs_back_are_seen(model, inputs, change):
+    for name in ("attention.qkv", "attention.output", "ffn.gate_up", "ffn.down"):
+        weight = model.encoder.blocks[2].get_submodule(name).weight
+        before = model(**inputs).logits
+        change(weight)
+        assert not torch.equal(before, model(**inputs).logits), name
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 1), (1, 3), (4, 10), (10, 4), (6, 4), (26, 480), (30, 30)])
+def test_the_sample_meets_every_row_and_column(shape):
+    rows, columns = shape
+    met = fast_path._sample(torch.arange(rows * columns).view(shape))
+    assert set((met // columns).tolist()) == set(range(rows))
+    assert set((met % columns).tolist()) == set(range(columns))
+
+
+@torch.no_grad()
+def test_nan_is_packed_once(model):
+    model.encoder.blocks[0].ffn.down.weight[0, 0] = torch.nan
+    assert packed(model) is packed(model)
+
+
+@torch.no_grad()
+def test_hooks_on_all_modules_are_honoured(model):
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert packed(model) is None
+    finally:
+        handle.remove()
+    assert packed(model) is not None
 
 
 def test_training_and_gradients_take_the_plain_encoder(model, inputs):

@@ -51,11 +51,19 @@ def test_shards_together_are_the_whole(engine, fasta, tmp_path):
         np.testing.assert_allclose(part["embeddings"], whole["embeddings"][index - 1 :: 3], atol=1e-5)
 
 
-@pytest.mark.parametrize("part", ["0/3", "4/3", "x", "1", "1/0"])
+@pytest.mark.parametrize("part", ["0/3", "4/3", "x", "1", "1/0", f"1/{10**20}"])
 def test_shards_that_do_not_exist(engine, fasta, tmp_path, part):
     with pytest.raises(InputError, match="--shard"):
         embed_file(fasta, tmp_path / "out.npz", engine, part=part)
     assert others(tmp_path) == []
+
+
+def test_a_wrong_shard_clears_nothing(engine, fasta, tmp_path):
+    with pytest.raises(StoppedError):
+        embed_file(fasta, tmp_path / "out.npz", engine, tell=stop_at(30))
+    with pytest.raises(InputError, match="--shard"):
+        embed_file(fasta, tmp_path / "out.npz", engine, part="4/3")
+    assert Run(tmp_path / "out.npz").finished() == 28
 
 
 def test_empty_shard(engine, fasta, tmp_path):
@@ -114,6 +122,32 @@ def test_changed_run_is_not_resumed(engine, backbone, fasta, tmp_path, what):
     with pytest.raises(InputError, match=f"cannot be resumed: {what} changed"):
         embed_file(fasta, output, engine, resume=True, **options)
     assert embed_file(fasta, output, engine, **options) == 60  # without --resume it starts anew
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("000003.npz", b""),
+        ("000003.npz", b"not zip"),
+        ("000003.npz", "foreign"),
+        ("run.json", b""),
+        ("run.json", b"{"),
+        ("run.json", b"[]"),
+        ("run.json", b"\xff"),
+    ],
+)
+def test_what_was_kept_is_damaged(engine, fasta, tmp_path, name, content):
+    output = tmp_path / "out.npz"
+    with pytest.raises(StoppedError):
+        embed_file(fasta, output, engine, tell=stop_at(30))
+    damaged = Run(output).folder / name
+    if content == "foreign":
+        np.savez(damaged, other=np.zeros(3))
+    else:
+        damaged.write_bytes(content)
+    with pytest.raises(InputError, match=rf"out.npz: what an interrupted run kept is damaged \(.*{name}\)"):
+        embed_file(fasta, output, engine, resume=True)
+    assert embed_file(fasta, output, engine) == 60
 
 
 def test_resume_of_nothing_is_a_start(engine, fasta, tmp_path):

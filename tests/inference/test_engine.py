@@ -1,5 +1,7 @@
 """The fast encoder against the plain one: fp32 to rounding, bf16 and int8 to their own precision, in any company."""
 
+import copy
+import pickle
 import random
 
 import numpy as np
@@ -160,3 +162,46 @@ def test_a_named_model_is_kept_once(nano):
     given = Engine(nano, "fp32")
     assert engine.fingerprint == given.fingerprint
     assert np.array_equal(rinalmo.embed(["GGUCUCUCUGG"], engine), rinalmo.embed(["GGUCUCUCUGG"], given))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda engine: pickle.loads(pickle.dumps(engine))])
+@pytest.mark.parametrize("given", ["name", "model"])
+def test_a_copy_computes_the_same(nano, given, copied):
+    engine = Engine("nano" if given == "name" else nano, "fp32", batch_tokens=100)
+    twin = copied(engine)
+    assert (twin.precision, twin.batch_tokens) == ("fp32", 100)
+    assert np.array_equal(rinalmo.embed(["GGUCUCUCUGG"], twin), rinalmo.embed(["GGUCUCUCUGG"], engine))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_autocast_around_changes_nothing(nano, plain):
+    engine = Engine(nano, "fp32")
+    if plain:
+        engine._fast = None
+
+    def computed():
+        ids, layout = pack([[1, 6, 7, 2]])
+        return (
+            rinalmo.embed("ACGU", engine),
+            rinalmo.fill_mask("AC<mask>U", engine),
+            rinalmo.score("ACGU", ["A1C"], engine),
+            engine.hidden_states(ids, layout, [6])[0].numpy(),
+        )
+
+    expected = computed()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = computed()
+    assert np.array_equal(found[0], expected[0])
+    assert found[1:3] == expected[1:3]
+    assert np.array_equal(found[3], expected[3])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 3e-3), (torch.float64, 1e-5)], ids=str
+)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_models_of_other_types(nano, precision, dtype, tolerance):
+    other = copy.deepcopy(nano).to(dtype)
+    given = torch.tensor(rinalmo.embed(["GGUCUCUCUGG"], Engine(nano, "fp32")))
+    found = torch.tensor(rinalmo.embed(["GGUCUCUCUGG"], Engine(other, precision)))
+    assert distance(found, given) < max(tolerance, TOLERANCE[precision])

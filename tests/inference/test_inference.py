@@ -7,7 +7,9 @@ import torch
 import rinalmo
 from rinalmo.errors import CheckpointError, InputError, SequenceError
 from rinalmo.inference.batching import cut, map_packed, windows
+from rinalmo.inference.engine import Engine
 from rinalmo.model.rinalmo import ModelSpec, create
+from rinalmo.rna.fasta import Record
 
 CARD = "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"
 
@@ -87,13 +89,37 @@ def test_nothing_given(nano):
         rinalmo.embed([], nano)
     with pytest.raises(InputError, match="sequence 1 is a int"):
         rinalmo.embed([5], nano)
+    with pytest.raises(InputError, match="sequences came as NoneType"):
+        rinalmo.embed(None, nano)
     with pytest.raises(InputError, match="pooling"):
         rinalmo.embed(["A"], nano, pooling="max")
+
+
+@pytest.mark.parametrize("layers", [3, [1.5], ["1"], None])
+def test_layers_that_are_no_numbers(nano, layers):
+    with pytest.raises(InputError, match="give a list of whole numbers"):
+        rinalmo.embed("A", nano, layers=layers)
+
+
+def test_numbers_that_are_not_whole(nano):
+    with pytest.raises(InputError, match=r"top_k is 2\.5; give a whole number from 1 on"):
+        rinalmo.fill_mask("<mask>", nano, top_k=2.5)
+    for options in ({"threads": 0}, {"threads": 1.5}, {"batch_tokens": 0}):
+        with pytest.raises(InputError, match="give a whole number from 1 on"):
+            Engine(nano, **options)
+
+
+@pytest.mark.parametrize("device", ["cuda:63", "nowhere"])
+def test_device_that_is_not_there(nano, device):
+    with pytest.raises(InputError, match=f"^device '{device}' is not there, or this torch cannot use it$"):
+        Engine(nano, device=device)
 
 
 def test_empty_sequence_has_no_mean(nano):
     with pytest.raises(SequenceError, match=r"record 2.*empty"):
         rinalmo.embed(["A", ""], nano)
+    with pytest.raises(SequenceError, match=r"record x.*empty"):
+        rinalmo.embed([Record("x", "", "")], nano)
 
 
 def test_model_without_the_head():

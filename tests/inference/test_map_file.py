@@ -12,6 +12,7 @@ from rinalmo.inference.engine import Engine
 from rinalmo.inference.header_fields import common_fields, values_of
 from rinalmo.inference.map_file import MapPlot
 from rinalmo.inference.readers import read_embeddings
+from rinalmo.inference.writers import _FaultKeeper
 
 FASTA = """>a type=tRNA species="E. coli"
 ACGUAC
@@ -83,6 +84,11 @@ def test_fields_of_headers(tmp_path):
         values_of("famly", ids, descriptions, [1, 2, 3])
 
 
+def test_names_are_listed_once():
+    with pytest.raises(InputError, match="there are length, id, description, type, and TABLE:COLUMN"):
+        values_of("famly", ["a"], ["id=3 length=4 type=own"], [3])
+
+
 def test_columns_of_tables(tmp_path):
     (tmp_path / "facts.tsv").write_text("species\tid\nyeast\tb\nfly\tz\n")
     field = f"{tmp_path}/facts.tsv"
@@ -111,3 +117,24 @@ def test_h5ad_says_what_scanpy_wants_to_know(fasta, engine, tmp_path):
     about = data.uns["rinalmo"]
     assert (about["model"], about["precision"], about["pooling"], about["layer"]) == ("nano", "fp32", "mean", 6)
     assert about["fingerprint"] == engine.fingerprint
+
+
+def test_a_header_with_anndatas_own_name_is_left_out(engine, tmp_path):
+    anndata = pytest.importorskip("anndata")
+    (tmp_path / "in.fa").write_text(">a _index=3 type=tRNA\nACGU\n")
+    embed_file(tmp_path / "in.fa", tmp_path / "out.h5ad", engine)
+    assert list(anndata.read_h5ad(tmp_path / "out.h5ad").obs) == ["id", "description", "length", "type"]
+
+
+def test_a_file_that_cannot_grow_keeps_its_fault(tmp_path):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with _FaultKeeper(tmp_path / "out.h5", "w+") as file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
+        try:
+            assert file.truncate(1 << 20) == 1 << 20
+            assert file.write(b"lost") == 4
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert "too large" in str(file.fault)
+    assert (tmp_path / "out.h5").stat().st_size == 0

@@ -136,7 +136,8 @@ def test_files_that_are_not_fasta(fasta: Path, data: bytes, message: str) -> Non
 
 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
-    for path, message in [(tmp_path / "none", "does not exist"), (tmp_path, "is a directory"), ("a\0b", "cannot be")]:
+    known = [(tmp_path / "none", "does not exist"), (tmp_path, "is a directory"), ("", "name of the file is empty")]
+    for path, message in [*known, ("a\0b", "cannot be")]:
         with pytest.raises(InputError, match=message):
             next(read_fasta(path))
 

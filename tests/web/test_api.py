@@ -97,6 +97,7 @@ def test_bad_input(served, client, bad):
         ("/fill_mask", ("<mask>" * 21,), "there are 21 masks, and the page takes up to 20"),
         ("/fill_mask", ("A<mask>", 0), "top_k is 0"),
         ("/fill_mask", ("A<mask>", "many"), "top_k is a str"),
+        ("/fill_mask", ("A<mask>", True), "top_k is a bool; give a whole number"),
         ("/fold", (">a\nACGU\n>b\nACGU",), "has 2 sequences, and this takes one"),
         ("/fold", ("ACGU", "best"), "best"),
         ("/fold", ("ACGU", None, 2), "the weight of thermodynamics is from 0 to 1, not 2"),
@@ -248,7 +249,7 @@ def test_a_model_that_does_not_fold_is_refused():
     command = [sys.executable, "-m", "rinalmo", "web", "--port", "0", "--fold-model", "nano"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "this model has no task" in done.stderr
+    assert "--fold-model nano: this model has no task" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

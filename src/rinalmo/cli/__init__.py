@@ -1,8 +1,12 @@
 """The command line: parse, call one library function, print.
 
 Each command lives in a module of its own that is imported when it runs, so that `--help` needs neither torch nor the
-model. A `RinalmoError` becomes its one line on standard error and exit code 2; a fault of the machine (disk full, no
-permission) one line and exit code 1; Ctrl-C exit code 130.
+model. What is wrong is one line on standard error, and the exit code is
+
+    0      all is well, also where the reader of a pipe (such as head) has had enough
+    1      a fault while running (full disk, no permission, memory, another program), or, with a traceback, a bug
+    2      what the user gave: an option, a file, a sequence, a model
+    130    Ctrl-C
 """
 
 from __future__ import annotations
@@ -11,7 +15,9 @@ import os
 import sys
 from importlib import import_module
 from inspect import cleandoc
+from pathlib import Path
 from textwrap import indent
+from typing import Any, TextIO
 
 import click
 
@@ -38,8 +44,20 @@ COMMANDS = {
 }
 
 
+class _ReaderGoneError(Exception):
+    """Nobody reads standard output any more. As a BrokenPipeError click would take it for a failure."""
+
+
 class _Commands(click.Group):
     """Commands that are imported when they are needed."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise _ReaderGoneError from None
+        return result
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -81,6 +99,7 @@ _examples_last(cli)
 
 def main() -> None:
     """Entry point of the `rinalmo` command."""
+    sys.stdout, sys.stderr = map(_opened, (sys.stdout, sys.stderr))
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -90,14 +109,19 @@ def main() -> None:
         sys.exit(error.exit_code)
     except RinalmoError as error:
         _stop(str(error), error.exit_code)
-    except BrokenPipeError:
-        # The reader (such as head) has what it wanted; keep Python from complaining at exit.
+    except _ReaderGoneError:
+        # Keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (OSError, MemoryError) as error:
         _stop(str(error) or type(error).__name__, 1)
     except KeyboardInterrupt:
         _stop("interrupted", 130)
+
+
+def _opened(stream: TextIO | None) -> TextIO:
+    """A stream that the caller has closed (2>&-) is None, and the next file to be opened would take its place."""
+    return stream or Path(os.devnull).open("w")
 
 
 def _stop(message: str, code: int) -> None:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rinalmo.cli.options import engine_options, is_sequence
 
+if TYPE_CHECKING:
+    from rinalmo.inference.fill_mask import Prediction
+    from rinalmo.rna.fasta import Record
+
+    Masks = list[list[Prediction]]
+
 _FORMATS = ("table", "tsv", "jsonl")
+_COLUMNS = ("id", "position", "score", "token", "token_str", "sequence")
 
 
 @click.command("fill-mask")
@@ -31,28 +40,37 @@ def command(source: str, top_k: int, style: str, **engine_settings: Any) -> None
     """
     from rinalmo.inference.engine import Engine
     from rinalmo.inference.fill_mask import predict
-    from rinalmo.inference.inputs import as_records
+    from rinalmo.inference.inputs import as_records, read_from
     from rinalmo.rna.fasta import read_fasta
 
-    records = as_records(source, allow_mask=True) if is_sequence(source) else read_fasta(source, allow_mask=True)
-    results = predict(records, Engine(**engine_settings), top_k=top_k)
-    if style == "tsv":
-        click.echo("id\tposition\tscore\ttoken\ttoken_str\tsequence")
-    for record, masks in results:
-        if style == "table":
-            _table(record.id, masks, record.sequence)
-            continue
-        for candidate in (c for mask in masks for c in mask):
-            values = {"id": record.id, **asdict(candidate), "score": float(f"{candidate.score:.6g}")}
-            order = ("id", "position", "score", "token", "token_str", "sequence")
-            if style == "jsonl":
-                click.echo(json.dumps({key: values[key] for key in order}))
-            else:
-                click.echo("\t".join(str(values[key]) for key in order))
+    given = is_sequence(source)
+    records = as_records(source, allow_mask=True) if given else read_fasta(source, allow_mask=True)
+    show = {"table": _table, "tsv": _tsv, "jsonl": _jsonl}[style]
+    with read_from(None if given else Path(source)):
+        for number, (record, masks) in enumerate(predict(records, Engine(**engine_settings), top_k=top_k)):
+            if style == "tsv" and number == 0:
+                click.echo("\t".join(_COLUMNS))
+            show(record, masks)
 
 
-def _table(name: str, masks: list[list], sequence: str) -> None:  # type: ignore[type-arg]
-    click.echo(f">{name} {sequence}")
+def _tsv(record: Record, masks: Masks) -> None:
+    for values in _rows(record, masks):
+        click.echo("\t".join(map(str, values)))
+
+
+def _jsonl(record: Record, masks: Masks) -> None:
+    for values in _rows(record, masks):
+        click.echo(json.dumps(dict(zip(_COLUMNS, values, strict=True))))
+
+
+def _rows(record: Record, masks: Masks) -> Iterator[list[Any]]:
+    for candidate in (c for mask in masks for c in mask):
+        values = {"id": record.id, **asdict(candidate), "score": float(f"{candidate.score:.6g}")}
+        yield [values[column] for column in _COLUMNS]
+
+
+def _table(record: Record, masks: Masks) -> None:
+    click.echo(f">{record.id} {record.sequence}")
     for mask in masks:
         click.echo(f"  mask at {mask[0].position}")
         for candidate in mask:

@@ -141,7 +141,7 @@ def opened_engine(
 
 def is_sequence(source: str) -> bool:
     """Whether the argument is an RNA itself: it holds a mask, or nothing but nucleotides, and names no file."""
-    looks_like_one = "<mask>" in source or set(source.upper()) <= set("ACGUTN")
+    looks_like_one = "<mask>" in source.lower() or set(source.upper()) <= set("ACGUTN")
     try:
         return source != "-" and looks_like_one and not Path(source).exists()
     except OSError:  # longer than any file name

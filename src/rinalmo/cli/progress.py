@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,24 +34,39 @@ def counter(what: str, noun: str = "sequences") -> Iterator[Callable[[int], None
 
 def noted(text: str) -> None:
     """A line about what is computed; a bar makes room for it."""
-    print(f"note: {text}", file=sys.stderr, flush=True)
+    _say(f"note: {text}")
 
 
 @contextmanager
 def resumable(output: Path, noun: str, *, resume: bool) -> Iterator[None]:
-    """Tell what an interrupted run of embeddings, scores or structures has kept: before it goes on, and on Ctrl-C."""
-    import click
+    """Tell what an interrupted run of embeddings, scores or structures has kept: when it goes on, and on Ctrl-C."""
+    from rinalmo.inference import runs
 
-    from rinalmo.inference.runs import Run
+    try:
+        with _told(runs.logger) if resume else nullcontext():
+            yield
+    except KeyboardInterrupt:
+        if kept := runs.Run(output).finished():
+            _say(f"rinalmo: {kept:,} {noun} are kept; the same command with --resume goes on")
+        raise
 
-    if resume and (kept := Run(output).finished()):
-        click.echo(f"{output}: going on after {kept:,} {noun}", err=True)
+
+@contextmanager
+def _told(logger: logging.Logger) -> Iterator[None]:
+    """What this logger has to say of its work, as lines."""
+    handler, level = logging.Handler(), logger.level
+    handler.emit = lambda record: _say(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         yield
-    except KeyboardInterrupt:
-        if kept := Run(output).finished():
-            click.echo(f"rinalmo: {kept:,} {noun} are kept; the same command with --resume goes on", err=True)
-        raise
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _lines(what: str, noun: str) -> Callable[[int], None]:
@@ -60,7 +76,7 @@ def _lines(what: str, noun: str) -> Callable[[int], None]:
         nonlocal last
         if time.monotonic() - last >= _SECONDS:
             last = time.monotonic()
-            print(f"{what}: {count:,} {noun}", file=sys.stderr, flush=True)
+            _say(f"{what}: {count:,} {noun}")
 
     return tell
 
@@ -95,7 +111,7 @@ def _training_lines() -> Callable[[Event], None]:
         now = time.monotonic()
         if now - last >= _SECONDS or "loss" not in event.values or event.step == event.steps:
             last = now
-            print(_described(event), file=sys.stderr, flush=True)
+            _say(_described(event))
 
     return tell
 

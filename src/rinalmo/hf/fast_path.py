@@ -7,10 +7,13 @@ hooked a module (LoRA, quantisation, activation hooks).
 
 from __future__ import annotations
 
+from functools import cache
+from math import gcd
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
 
 from rinalmo.inference.fast_encoder import FastEncoder, Precision
 from rinalmo.inference.packed_linear import is_available, is_native
@@ -56,6 +59,8 @@ def _precision(encoder: Encoder) -> Precision | None:
     parameters = list(encoder.parameters())
     if encoder.training or not is_available() or torch.compiler.is_compiling():
         return None
+    if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
+        return None
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
         return None
     kinds = {(parameter.device.type, parameter.dtype) for parameter in parameters}
@@ -74,10 +79,24 @@ def _is_changed(module: nn.Module) -> bool:
 
 
 def _stamp(encoder: Encoder) -> tuple[Any, ...]:
-    """Changes with the weights: by assignment, in place, and (which torch does not count) in place through `.data`."""
+    """Changes with the weights: by assignment, in place, and (which torch does not count) through `.data` or numpy."""
     parameters = [parameter.detach() for parameter in encoder.parameters()]
-    first: Tensor = torch.stack([parameter.flatten()[0] for parameter in parameters])
-    return tuple((parameter.data_ptr(), _version(parameter)) for parameter in parameters), tuple(first.tolist())
+    bits = torch.cat([_sample(parameter) for parameter in parameters]).view(torch.uint8)
+    return tuple((parameter.data_ptr(), _version(parameter)) for parameter in parameters), bits.numpy().tobytes()
+
+
+def _sample(parameter: Tensor) -> Tensor:
+    """Some numbers of every row and every column; of a vector all."""
+    if parameter.dim() < 2:
+        return parameter.flatten()
+    columns = parameter.shape[-1]
+    return parameter.flatten()[:: _stride(parameter.numel() // columns, columns)]
+
+
+@cache
+def _stride(rows: int, columns: int) -> int:
+    """The longest that leaves no row out (at most a row's length), nor a column (coprime to it, at most `rows`)."""
+    return next(stride for stride in range(min(rows, columns), 0, -1) if gcd(stride, columns) == 1)
 
 
 def _version(tensor: Tensor) -> int:

@@ -38,7 +38,7 @@ def read_for(
 ) -> tuple[RiNALMoConfig, dict[str, Tensor], dict[str, Any]]:
     """The config, the tensors for `model_class`, and the options that remain for the base class."""
     hub = {name: options.pop(name) for name in _HUB_OPTIONS if name in options}
-    checkpoint = read(_local(source, hub))
+    checkpoint = read(_local(source, hub, options.pop("variant", None)))
     if not isinstance(config, RiNALMoConfig):
         # "auto" is no dtype that a config could hold; the base class resolves it.
         dtypes: dict[str, Any] = {name: options.pop(name) for name in ("dtype", "torch_dtype") if name in options}
@@ -64,20 +64,22 @@ def _config_values(checkpoint: Checkpoint) -> dict[str, Any]:
     return {**shown, **checkpoint.files.config}
 
 
-def _local(source: str | Path, hub: dict[str, Any]) -> Path | str:
+def _local(source: str | Path, hub: dict[str, Any], variant: str | None) -> Path | str:
     """A folder, file or catalog name that `read` takes; a hub id is fetched into the hub's cache."""
     path = Path(source)
+    names = [WEIGHTS.replace(".", f".{variant}.")] if variant else [WEIGHTS, SHARDS, PICKLE]
     if path.exists():
-        return path / hub["subfolder"] if hub.get("subfolder") else path
-    if "/" not in str(source) and find(str(source)):
+        path = path / hub["subfolder"] if hub.get("subfolder") else path
+        return path / names[0] if variant else path
+    if "/" not in str(source) and find(str(source)) and not variant:
         return str(source)
-    for name in (WEIGHTS, SHARDS, PICKLE):
+    for name in names:
         found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False, **hub)
         if found is not None:
             break
     else:
         raise CheckpointError(
-            f"{source}: no such folder, and the hub cannot be reached or its repository has no {WEIGHTS}; "
+            f"{source}: no such folder, and the hub cannot be reached or its repository has no {names[0]}; "
             "`rinalmo models` lists what can be fetched by name"
         )
     for name in ("config.json", "vocab.txt"):
@@ -85,7 +87,7 @@ def _local(source: str | Path, hub: dict[str, Any]) -> Path | str:
     if name == SHARDS:
         for shard in shard_names(Path(found)):
             cached_file(str(source), shard, **hub)
-    return Path(found).parent
+    return Path(found) if variant else Path(found).parent
 
 
 def _agree(config: RiNALMoConfig, checkpoint: Checkpoint) -> None:

@@ -64,6 +64,8 @@ def unpad(
     """The real tokens end to end, and where they came from. Without a mask, pad tokens are what is not real."""
     if input_ids.dim() != 2:
         raise InputError(f"input_ids has shape {tuple(input_ids.shape)}; expected (batch, length)")
+    if len(input_ids) == 0:
+        raise InputError("input_ids has no rows")
     real = _real(input_ids, attention_mask, pad_token_id)
     rows, columns = real.nonzero(as_tuple=True)
     layout = Layout(tuple(real.sum(dim=1).tolist()), input_ids.device)
@@ -78,6 +80,8 @@ def _real(input_ids: Tensor, attention_mask: Tensor | None, pad_token_id: int | 
             f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids has {tuple(input_ids.shape)}; "
             "they must agree"
         )
+    if bool((attention_mask < 0).any()):
+        raise InputError("attention_mask has negative values; give 1 for a token and 0 for padding, not what is added")
     return attention_mask.bool()
 
 

@@ -11,6 +11,7 @@ from rinalmo import __version__
 from rinalmo.errors import InputError
 from rinalmo.inference.embeddings import Pooling, embed_records, layer_indices
 from rinalmo.inference.engine import Advance, Engine
+from rinalmo.inference.inputs import read_from
 from rinalmo.inference.ray_engine import RayEngine
 from rinalmo.inference.runs import Chunk, Run, adding, chunked, input_sum, shard
 from rinalmo.inference.writers import check_output, write_embeddings
@@ -42,6 +43,7 @@ def embed_file(
     per_token = pooling == "none"
     layers = layer_indices(layers, engine.spec.config.num_hidden_layers)
     check_output(output, per_token=per_token, num_layers=len(layers))
+    records = shard(read_fasta(fasta), part)
     settings = {
         "input": input_sum(fasta, resume=resume),
         "model": engine.fingerprint,
@@ -53,8 +55,8 @@ def embed_file(
     }
     run = Run(output)
     job = partial(_embedding, pooling=pooling, layers=layers)
-    with run.opened(settings, resume=resume):
-        chunks = run.missing(chunked(shard(read_fasta(fasta), part), lambda record: len(record.sequence)))
+    with read_from(Path(fasta)), run.opened(settings, resume=resume):
+        chunks = run.missing(chunked(records, lambda record: len(record.sequence)))
         for number, chunk in engine.run(job, chunks, adding(tell, run.finished())):
             run.write(number, chunk)
         count = run.finished()

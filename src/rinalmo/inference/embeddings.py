@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from operator import index
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from rinalmo.errors import InputError
 from rinalmo.inference.engine import Engine, as_engine
-from rinalmo.inference.inputs import Sequences, as_records, encode, peeked
+from rinalmo.inference.inputs import Sequences, as_records, encode, peeked, read_from
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.fasta import Record
@@ -39,8 +40,9 @@ def embed(
     Returns `(sequences, hidden)`, or with several layers `(sequences, layers, hidden)`; with pooling "none" a list of
     `(length, [layers,] hidden)`. The result for a sequence does not depend on the others.
     """
-    records = peeked(as_records(sequences))
-    found = [values for _, values in embed_records(records, as_engine(model), pooling=pooling, layers=layers)]
+    with read_from(sequences):
+        records = peeked(as_records(sequences))
+        found = [values for _, values in embed_records(records, as_engine(model), pooling=pooling, layers=layers)]
     return found if pooling == "none" else np.stack(found)
 
 
@@ -75,12 +77,16 @@ def embed_records(
 
 def layer_indices(layers: Sequence[int], num_blocks: int) -> list[int]:
     """Layers counted from 0 (the embedding) to `num_blocks`; negative ones count from the end."""
-    if not layers:
+    try:
+        chosen = [index(layer) for layer in layers]
+    except TypeError:
+        raise InputError(f"layers is {layers!r}; give a list of whole numbers, such as [-1] or [0, 3]") from None
+    if not chosen:
         raise InputError("no layers given")
-    for layer in layers:
+    for layer in chosen:
         if not -num_blocks - 1 <= layer <= num_blocks:
             raise InputError(f"there is no layer {layer}; this model has 0 (the embedding) to {num_blocks}")
-    return [layer % (num_blocks + 1) for layer in layers]
+    return [layer % (num_blocks + 1) for layer in chosen]
 
 
 def _pooled(states: Tensor, pooling: Pooling) -> Tensor:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -42,7 +43,8 @@ class Engine:
     batch_tokens  tokens computed at once; memory grows with it, results do not depend on it
     device        "cpu" or a CUDA device; where a loaded model is already if None
 
-    Raises InputError for a precision that is unknown or not for this processor, or a budget below 1.
+    Raises InputError for a precision that is unknown or not for this processor, a budget or threads below 1, and a
+    device that is not there.
     """
 
     def __init__(
@@ -56,15 +58,17 @@ class Engine:
     ) -> None:
         if precision not in get_args(Precision):
             raise InputError(f"precision {precision!r} is unknown; use one of {', '.join(get_args(Precision))}")
-        if batch_tokens < 1:
-            raise InputError(f"batch_tokens is {batch_tokens}; it must be at least 1")
+        _require_whole("batch_tokens", batch_tokens)
+        if threads is not None:
+            _require_whole("threads", threads)
         if not isinstance(model, str | Path | RiNALMo):
             raise InputError(
                 f"a {type(model).__name__} is no model here; give a name, a path or what rinalmo.load gives"
             )
         if threads is not None:
             torch.set_num_threads(threads)
-        self.device = _device_of(model) if device is None else torch.device(device)
+        self._given = model, device
+        self.device = _device_of(model) if device is None else _usable(device)
         self.batch_tokens = batch_tokens
         self.precision: Precision = native_precision(self.device) if precision == "auto" else precision
         packs = self._packs()
@@ -100,7 +104,8 @@ class Engine:
     def hidden_states(self, ids: Tensor, layout: Layout, layers: Sequence[int]) -> list[Tensor]:
         """The packed states of the chosen layers (0 is the embedding, the number of blocks the final norm), fp32."""
         if self._fast is not None:
-            return self._fast(ids, layout, layers)
+            with self._as_written():
+                return self._fast(ids, layout, layers)
         last = self.model.config.num_hidden_layers
         with (
             _evaluating(self.model),
@@ -121,7 +126,23 @@ class Engine:
 
     def map(self, compute: Callable[[Tensor, Layout], Sequence[R]], sequences: Iterable[np.ndarray]) -> Iterator[R]:
         """`compute` over all sequences of ids, packed into batches; results one by one, in the order of the input."""
+        compute = self._as_written()(compute)
         return map_packed(compute, sequences, batch_tokens=self.batch_tokens, device=self.device)
+
+    def _as_written(self) -> torch.autocast:
+        """The types are the engine's own, also where the caller has autocast on."""
+        return torch.autocast(self.device.type, enabled=False)
+
+    def __reduce__(self) -> Any:
+        # Packed weights cannot be copied. The number of threads is the process's own affair.
+        model, device = self._given
+        return _made, (model, self.precision, self.batch_tokens, device)
+
+
+def _made(
+    model: str | Path | RiNALMo, precision: Precision, batch_tokens: int, device: torch.device | str | None
+) -> Engine:
+    return Engine(model, precision, batch_tokens=batch_tokens, device=device)
 
 
 def _take(block: EncoderBlock, *, blocks: list[FastBlock], precision: FastPrecision) -> None:
@@ -131,6 +152,19 @@ def _take(block: EncoderBlock, *, blocks: list[FastBlock], precision: FastPrecis
         for name, parameter in module.named_parameters(recurse=False):
             kept = parameter.to("meta") if parameter.dim() > 1 else parameter.clone()
             setattr(module, name, torch.nn.Parameter(kept, requires_grad=False))
+
+
+def _require_whole(name: str, given: int) -> None:
+    if not isinstance(given, Integral) or given < 1:
+        raise InputError(f"{name} is {given!r}; give a whole number from 1 on")
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # the latter where torch was built without CUDA
+        raise InputError(f"device {str(device)!r} is not there, or this torch cannot use it") from None
+    return torch.device(device)
 
 
 def _device_of(model: str | Path | RiNALMo) -> torch.device:

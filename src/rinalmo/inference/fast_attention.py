@@ -204,7 +204,7 @@ def best_attention(heads: int, size: int, dtype: torch.dtype) -> ChannelsFirst |
 def _scaled(weight: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Queries with the scale of the scores, keys, values."""
     q, k, v = weight.chunk(3)
-    return (q * (LOG2_E * size**-0.5)).to(dtype), k.to(dtype), v.to(dtype)
+    return (q.float() * (LOG2_E * size**-0.5)).to(dtype), k.to(dtype), v.to(dtype)
 
 
 def _safe(sums: Tensor) -> bool:

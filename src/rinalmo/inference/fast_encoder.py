@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from rinalmo.model.encoder import Encoder
 from rinalmo.model.packing import Layout
 
 Precision = Literal["fp32", "bf16", "int8"]
+M = TypeVar("M", bound=torch.nn.Module)
 
 
 class FastBlock:
@@ -36,11 +37,11 @@ class FastBlock:
         self.attention_norm, self.ffn_norm = _own(block.attention_norm), _own(block.ffn_norm)
         self.qkv = self._packed_qkv(block)
         ffn = block.ffn
-        gate_up, bias = ffn.gate_up.weight.detach(), ffn.gate_up.bias.detach()
+        gate_up, bias = ffn.gate_up.weight.detach().float(), ffn.gate_up.bias.detach().float()
         if self.int8:
             gate_up, bias = _fold(block.ffn_norm, gate_up, bias)
         # x·σ(βx)·u is silu(βx)·u/β; a β of 0 gives x/2·u, and so does a very small one.
-        beta = ffn.beta.detach() if ffn.beta.abs() > 1e-4 else torch.full((1,), 1e-4)
+        beta = ffn.beta.detach().float() if ffn.beta.abs() > 1e-4 else torch.full((1,), 1e-4)
         (gate, up), (gate_bias, up_bias) = gate_up.chunk(2), bias.chunk(2)
         self.gate, self.up = self._pack(gate * beta, gate_bias * beta), self._pack(up / beta, up_bias / beta)
         self.output = self._pack(block.attention.output.weight.detach())
@@ -75,9 +76,9 @@ class FastBlock:
         return quantise(x, per_token=True) if self.int8 else x
 
 
-def _own(norm: torch.nn.LayerNorm) -> torch.nn.LayerNorm:
-    """A copy that keeps nothing of the mapped file alive."""
-    return copy.deepcopy(norm)
+def _own(module: M) -> M:
+    """A copy in fp32 that keeps nothing of the mapped file alive."""
+    return copy.deepcopy(module).float()
 
 
 def _norm(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
@@ -91,8 +92,8 @@ def _standardise(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
 
 def _fold(norm: torch.nn.LayerNorm, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The linear layer after `norm` as one after `_standardise`."""
-    shift = weight @ norm.bias.detach()
-    return weight * norm.weight.detach(), shift if bias is None else shift + bias
+    shift = weight @ norm.bias.detach().float()
+    return weight * norm.weight.detach().float(), shift if bias is None else shift + bias
 
 
 class FastEncoder:
@@ -106,7 +107,7 @@ class FastEncoder:
         self, encoder: Encoder, precision: Precision = "bf16", blocks: Sequence[FastBlock] | None = None
     ) -> None:
         self.config = encoder.config
-        self.embedding, self.final_norm = encoder.embedding, _own(encoder.final_norm).float()
+        self.embedding, self.final_norm = _own(encoder.embedding), _own(encoder.final_norm)
         self.blocks = blocks or [FastBlock(block, precision) for block in encoder.blocks]  # type: ignore[arg-type]
 
     @torch.no_grad()

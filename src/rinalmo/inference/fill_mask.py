@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.inference.engine import Engine, as_engine
-from rinalmo.inference.inputs import Sequences, as_records, encode, peeked
+from rinalmo.inference.inputs import Sequences, as_records, encode, peeked, read_from
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.fasta import Record
@@ -45,16 +46,17 @@ def fill_mask(
     `model` is a name, folder, file or loaded model, computed in fp32, or an `Engine` for any other way.
     Raises SequenceError for a sequence without a mask.
     """
-    records = as_records(sequences, allow_mask=True)
-    return [found for _, found in predict(records, as_engine(model), top_k=top_k)]
+    with read_from(sequences):
+        records = as_records(sequences, allow_mask=True)
+        return [found for _, found in predict(records, as_engine(model), top_k=top_k)]
 
 
 def predict(
     records: Iterable[Record], engine: Engine, *, top_k: int = 5
 ) -> Iterator[tuple[Record, list[list[Prediction]]]]:
     """As `fill_mask`, record by record, for streams of any length."""
-    if top_k < 1:
-        raise InputError(f"top_k is {top_k}; it must be at least 1")
+    if not isinstance(top_k, Integral) or top_k < 1:
+        raise InputError(f"top_k is {top_k!r}; give a whole number from 1 on")
     model = engine.model
     head, mask_id = model.head("lm_head"), model.alphabet.mask_id
     waiting: deque[tuple[Record, np.ndarray]] = deque()

@@ -38,7 +38,7 @@ def values_of(field: str, ids: Sequence[str], descriptions: Sequence[str], lengt
     fields = _fields(ids, descriptions)
     values = [of.get(field, "") for of in fields]
     if not any(values):
-        there = sorted({name for of in fields for name in of})
+        there = sorted({name for of in fields for name in of} - {*OWN})
         raise InputError(f"no header says {field!r}; there are {', '.join([*OWN, *there[:20]])}, and TABLE:COLUMN")
     return values
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from rinalmo.alphabet import Alphabet
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.rna.fasta import Record, make_record, read_fasta
-from rinalmo.rna.reading import one_line
+from rinalmo.rna.reading import one_line, source_name
 
 Sequences = str | Path | Iterable[str | Record | Mapping[str, Any]]
 
@@ -35,6 +36,8 @@ def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Re
             f"sequences came as a mapping of {', '.join(map(str, list(sequences)[:3]))}; give one of its values "
             "(such as the train split of a DatasetDict), or a list of sequences or of rinalmo.rna.Record(name, …)"
         )
+    if not isinstance(sequences, Iterable):
+        raise InputError(f"sequences came as {type(sequences).__name__}; give a sequence, a list of them or a Path")
     items = (sequences,) if isinstance(sequences, str) else sequences
     for number, item in enumerate(items, start=1):
         if isinstance(item, Mapping):
@@ -76,12 +79,25 @@ def _exists(name: str) -> bool:
         return False
 
 
+@contextmanager
+def read_from(source: object) -> Iterator[None]:
+    """Errors of records that name the file, a `Path`, which they were read from."""
+    try:
+        yield
+    except SequenceError as error:
+        if error.file is not None or not isinstance(source, Path):
+            raise
+        raise error.found_in(source_name(str(source)), error.line, error.record) from None
+
+
 def encode(record: Record, alphabet: Alphabet) -> np.ndarray:
-    """Ids with CLS and EOS, strict: an unknown character raises and is named."""
+    """Ids with CLS and EOS, strict: no sequence, and an unknown character, raise and are named."""
+    if not record.sequence:
+        raise SequenceError("is empty; leave it out", record=record.id)
     try:
         return alphabet.encode(record.sequence, strict=True)
     except SequenceError as error:
-        raise SequenceError(str(error), record=record.id) from None
+        raise error.found_in(None, None, record.id) from None
 
 
 def peeked(records: Iterable[Record]) -> Iterator[Record]:

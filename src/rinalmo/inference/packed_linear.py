@@ -53,6 +53,7 @@ class LinearInt8:
     """As `Linear`, with weights of one byte and one scale per output."""
 
     def __init__(self, weight: Float[Tensor, "out into"], bias: Tensor | None) -> None:
+        weight = weight.float()
         self.scale = weight.abs().amax(1).clamp(min=1e-12) / 127
         self.weight = torch.ops.onednn.qlinear_prepack((weight / self.scale[:, None]).round().to(torch.int8), None)
         self.zero = torch.zeros(len(weight), dtype=torch.int32)

@@ -15,7 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import shutil
+import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -27,6 +31,8 @@ import numpy as np
 from rinalmo.durable import file_sha256, held, replacing
 from rinalmo.errors import InputError, RinalmoError
 from rinalmo.rna.fasta import Record
+
+logger = logging.getLogger(__name__)
 
 CHUNK_RECORDS, CHUNK_TOKENS = 1024, 1 << 16
 C = TypeVar("C")
@@ -92,16 +98,16 @@ def shard(records: Iterable[Record], part: str | None) -> Iterator[Record]:
         index, count = (int(number) for number in part.split("/"))
     except ValueError:
         raise InputError(f"--shard {part!r}: write i/n, such as 1/8") from None
-    if not 1 <= index <= count:
-        raise InputError(f"--shard {part!r}: the first number goes from 1 to the second")
+    if not 1 <= index <= count <= sys.maxsize:
+        raise InputError(f"--shard {part!r}: the first number goes from 1 to the second, that to {sys.maxsize:,}")
     return islice(records, index - 1, None, count)
 
 
 class Run:
-    """The folder of one run, locked while in use."""
+    """The folder of one run, locked while in use. `noun` is what there is one of for each sequence."""
 
-    def __init__(self, output: Path) -> None:
-        self.output = output
+    def __init__(self, output: Path, noun: str = "sequences") -> None:
+        self.output, self.noun = output, noun
         self.folder = output.with_name(f".{output.name}.partial")
 
     @contextlib.contextmanager
@@ -109,10 +115,13 @@ class Run:
         """Hold the run. Without a finished chunk at the end, nothing is left.
 
         With `resume` the settings must be those of the interrupted run; without, an old run is thrown away.
+        Raises InputError if another process holds it, settings have changed or what was kept is damaged.
         """
         with _faults(self.output), held(self.folder, self.output):
             if resume and (self.folder / "run.json").exists():
                 self._require_same(settings)
+                if kept := self.finished():
+                    logger.info("%s: going on after %s %s", self.output, f"{kept:,}", self.noun)
             else:
                 self._clear()
                 with replacing(self.folder / "run.json") as file:
@@ -125,7 +134,8 @@ class Run:
 
     def chunk_files(self) -> list[Path]:
         """Finished chunks, in order."""
-        return sorted(self.folder.glob("[0-9]*.npz"), key=lambda path: int(path.stem))
+        found = (path for path in self.folder.glob("*.npz") if path.stem.isdecimal())
+        return sorted(found, key=lambda path: int(path.stem))
 
     def missing(self, chunks: Iterable[C]) -> Iterator[tuple[int, C]]:
         """The chunks that are not finished, with their numbers."""
@@ -135,11 +145,7 @@ class Run:
 
     def finished(self) -> int:
         """Number of sequences in the finished chunks."""
-        count = 0
-        for path in self.chunk_files():
-            with np.load(path, allow_pickle=False) as data:
-                count += len(data["lengths"])
-        return count
+        return sum(len(arrays["lengths"]) for arrays in self.saved("lengths"))
 
     def write(self, number: int, chunk: Chunk) -> None:
         """Add a finished chunk; it is there wholly or not at all."""
@@ -153,15 +159,19 @@ class Run:
 
     def chunks(self) -> Iterator[Chunk]:
         """All finished chunks, one in memory at a time."""
-        for arrays in self.saved():
+        for arrays in self.saved("names", "lengths", "values"):
             ids, descriptions = json.loads(str(arrays["names"]))
             yield Chunk(ids, descriptions, arrays["lengths"], arrays["values"])
 
-    def saved(self) -> Iterator[dict[str, np.ndarray]]:
-        """The arrays of all finished chunks, those of one in memory at a time."""
+    def saved(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
+        """The arrays of these names of all finished chunks, those of one in memory at a time."""
         for path in self.chunk_files():
-            with np.load(path, allow_pickle=False) as data:
-                yield dict(data)
+            try:
+                with np.load(path, allow_pickle=False) as data:
+                    arrays = {name: data[name] for name in names}
+            except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
+                raise self._damaged(path) from None
+            yield arrays
 
     def remove(self) -> None:
         """Delete the folder, once the output is complete.
@@ -177,13 +187,23 @@ class Run:
                 path.unlink()
 
     def _require_same(self, settings: dict[str, Any]) -> None:
-        before = json.loads((self.folder / "run.json").read_text())
+        try:
+            before = json.loads((self.folder / "run.json").read_text())
+        except ValueError:
+            before = None
+        if not isinstance(before, dict):
+            raise self._damaged(self.folder / "run.json")
         changed = sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key))
         if changed:
             raise InputError(
                 f"{self.output}: cannot be resumed: {', '.join(changed)} changed since it was started; "
                 "run without --resume to start anew"
             )
+
+    def _damaged(self, path: Path) -> InputError:
+        return InputError(
+            f"{self.output}: what an interrupted run kept is damaged ({path}); run without --resume to start anew"
+        )
 
 
 def _name(number: int) -> str:

@@ -60,7 +60,7 @@ def score_file(
         "batch_tokens": engine.batch_tokens,
         "method": method,
     }
-    run = Run(output)
+    run = Run(output, "variants")
     with run.opened(settings, resume=resume):
         found = engine.run(partial(_scoring, method=method), run.missing(blocks(source.read(), method)), adding(tell))
         for number, arrays in found:
@@ -117,7 +117,7 @@ def _scoring(engine: Engine, advance: Advance, *, method: Method) -> Callable[[l
 
 
 def _scored(source: Source, run: Run) -> Iterator[tuple[Variant, float]]:
-    values = chain.from_iterable(arrays["scores"].tolist() for arrays in run.saved())
+    values = chain.from_iterable(arrays["scores"].tolist() for arrays in run.saved("scores"))
     return zip(source.read(), values, strict=True)
 
 

@@ -131,6 +131,7 @@ def _h5ad(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
     index = _Index(chunks)
     shape = index.shape(per_token)
     fields = common_fields(index.ids, index.descriptions)
+    fields.pop("_index", None)  # anndata's own name, which it refuses
     obs = pd.DataFrame(
         {
             "id": index.ids,
@@ -207,6 +208,14 @@ class _FaultKeeper(io.FileIO):
         except OSError as error:
             self.fault = error
         return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            if self.fault is None:
+                return super().truncate(size)
+        except OSError as error:
+            self.fault = error
+        return self.tell() if size is None else size
 
 
 @contextlib.contextmanager

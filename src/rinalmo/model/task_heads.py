@@ -101,6 +101,8 @@ class StructureHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "length hidden"]) -> Float[Tensor, "length length labels"]:
         """Symmetric logits; only the map's upper triangle is used, the diagonal is 0."""
+        if len(x) == 0:  # convolutions refuse it
+            return x.new_zeros(0, 0, self.prediction.out_channels)
         left, right = self.projection.weight.chunk(2, dim=1)
         first, second = (x @ left.T).T, (x @ right.T + self.projection.bias).T
         plain = torch.is_grad_enabled() or len(x) * first.numel() <= BLOCK

@@ -85,6 +85,8 @@ def _opened(source: str | PathLike[str], name: str) -> Iterator[BinaryIO]:
             raise InputError(f"{name} is closed; name a file")
         yield sys.stdin.buffer
         return
+    if not str(source):
+        raise InputError("the name of the file is empty")
     try:
         file = Path(source).open("rb")  # noqa: SIM115  # the error clause must not span the reading
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path

@@ -20,6 +20,8 @@ from rinalmo.rna.structure import Structure
 
 CHUNK_PAIRS = 1 << 24  # what folding computes, and may have to keep, grows with the square of the length
 
+_ARRAYS = ("texts", "lengths", "counts", "pairs", "sizes", "records", "probabilities")
+
 Folded = tuple[Structure, np.ndarray | PairList]
 Fold = Callable[[Iterable[Record], Engine], Iterator[Folded]]
 
@@ -41,13 +43,13 @@ def folded(
     `fold` is picklable, `settings` is what the result depends on besides. What is computed is kept in a hidden folder
     beside the output until the `with` ends without an error.
     """
-    run = Run(output)
+    run = Run(output, "structures")
     job = partial(_folding, fold=fold, with_matrices=with_matrices)
     with run.opened({**settings, "probabilities": with_matrices}, resume=resume):
         chunks = run.missing(chunked(records, lambda record: len(record.sequence) ** 2, CHUNK_PAIRS))
         for number, arrays in engine.run(job, chunks, adding(tell, run.finished())):
             run.save(number, **arrays)
-        yield (pair for arrays in run.saved() for pair in _unpacked(arrays))
+        yield (pair for arrays in run.saved(*_ARRAYS) for pair in _unpacked(arrays))
         run.remove()
 
 

@@ -331,7 +331,7 @@ def _text(given: Any) -> str:
 
 
 def _number(name: str, given: Any, *, whole: bool = False) -> Any:
-    if not isinstance(given, int if whole else int | float):
+    if isinstance(given, bool) or not isinstance(given, int if whole else int | float):
         kind = "a whole number" if whole else "a number"
         raise gr.Error(f"{name} is a {type(given).__name__}; give {kind}", print_exception=False)
     return given
