@@ -380,12 +380,10 @@ def test_going_on_is_said_once_it_is_so(rinalmo_command, backbone, tmp_path, mon
     assert "out.npz: going on after 1 sequences\n" in rinalmo_command(*command).err
 
 
-@pytest.mark.parametrize("closed", ["2>&-", ">&-"])
-def test_closed_streams(backbone, tmp_path, closed):
+def test_closed_streams(backbone, tmp_path):
     output = tmp_path / "out.npz"
     rinalmo = f"{sys.executable} -m rinalmo"
-    embed = f"{rinalmo} embed {KNOWN} --model {backbone} -o {output} {closed}"
-    for command in (embed, f"{rinalmo} info nano {closed}"):
+    for command in (f"{rinalmo} embed {KNOWN} --model {backbone} -o {output} 2>&-", f"{rinalmo} info giga >&-"):
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert "Traceback" not in done.stderr

@@ -61,12 +61,12 @@ def test_rules(rules, expected):
     [
         (b"", "is empty"),
         (b"id,kind,source\n", "no column 'sid'"),
-        (b"name,sort,origin\n", "no column 'id'; there are name, sort, origin"),
+        (b"name,sort,origin\n", "no column 'id'; there are 'name', 'sort', 'origin'"),
         (b"id,sid,kinds,source\n", "no column 'kind'; did you mean 'kinds'"),
         (b"id,sid,kind,source\na,b,c\n", "line 2: has 3 fields, not 4"),
         (b"id,sid,kind,source\na,b,c,d\na,b,c,d\n", "the id 'a' stands twice"),
         (b"id,sid,kind,source\na,\x00,c,d\n", "NUL"),
-        (b"id,sid,kind,source\na,\xff,c,d\n", "cannot be read as a table"),
+        (b"id,sid,kind,source\na,\xff,c,d\n", "is no text in UTF-8; save it as CSV"),
     ],
 )
 def test_faulty_tables(tmp_path, content, words):
