@@ -82,8 +82,9 @@ def compare(folder: Path, chosen: Any) -> None:
             ways[f"multimolecule {name}"] = way("multimolecule", python=chosen.peer, folder=theirs, precision=name)
     rows = []
     for name, spent in measure(ways, chosen.repeats).items():
-        seconds, peak, anonymous = (statistics.median(one[i] for one in spent) for i in range(3))
-        memory = [text for bytes in (peak, anonymous) for text in (sides.megabytes(bytes), f"{bytes / size:.2f}")]
+        seconds = statistics.median(one.seconds for one in spent)
+        most = (statistics.median(one.peak for one in spent), statistics.median(one.anonymous for one in spent))
+        memory = [text for bytes in most for text in (sides.megabytes(bytes), f"{bytes / size:.2f}")]
         rows.append((name, f"{seconds:.2f}", *memory))
     print(f"{chosen.preset}, weights in bf16: {sides.megabytes(size)}\n")
     sides.table(("", "seconds", "peak", "× bf16", "anonymous", "× bf16"), rows)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -152,6 +154,13 @@ def _take(block: EncoderBlock, *, blocks: list[FastBlock], precision: FastPrecis
         for name, parameter in module.named_parameters(recurse=False):
             kept = parameter.to("meta") if parameter.dim() > 1 else parameter.clone()
             setattr(module, name, torch.nn.Parameter(kept, requires_grad=False))
+    _give_back()
+
+
+def _give_back() -> None:
+    """Hand freed memory to the system. glibc keeps the gaps between packed weights, a third of their size in fp32."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def _require_whole(name: str, given: int) -> None:
