@@ -10,7 +10,7 @@ import difflib
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +18,6 @@ from typing import IO, Any
 from rinalmo.errors import InputError
 
 _ADVICE = "save it as CSV in UTF-8 with commas, or with tabs as .tsv"
-csv.field_size_limit(1 << 30)  # values of each nucleotide of a long RNA are one field
 
 Rows = Iterator[tuple[int, list[str]]]
 
@@ -28,7 +27,7 @@ def opened_table(path: Path) -> Iterator[tuple[list[str], Rows]]:
     """The names of the columns, and the rows with the number of the line each ends on; blank lines are passed over."""
     try:
         with opened_text(path) as text:
-            reader = csv.reader(_without_nul(text), delimiter=delimiter(path))
+            reader = fields(_without_nul(text), delimiter(path))
             header = next(reader, None)
             if not header:
                 raise InputError(f"{path}: is empty; a table starts with the names of its columns")
@@ -56,6 +55,12 @@ def opened_text(path: Path) -> Iterator[IO[str]]:
         return
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as text:
         yield text
+
+
+def fields(lines: Iterable[str], delimiter: str) -> Any:
+    """A `csv.reader` that takes a long RNA, or values of each of its nucleotides, for one field."""
+    csv.field_size_limit(1 << 30)
+    return csv.reader(lines, delimiter=delimiter)
 
 
 def delimiter(path: Path) -> str:

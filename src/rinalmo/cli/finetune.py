@@ -84,11 +84,12 @@ def command(
     if os.environ.get("RANK", "0") == "0":
         if evaluation is not None:
             print_evaluation(evaluation, "test")
-        folds = chosen.data.folds and chosen.data.fold is None
-        one = output if chosen.data.fold is None else output / f"fold-{chosen.data.fold}"
-        done = f"{one / 'model'}: trained for {outcome.step:,} steps; use it with --model {one / 'model'}"
-        if folds:
-            done = f"{output}: {chosen.data.folds} folds are trained; their models are {output}/fold-N/model"
+        count, only = chosen.data.folds, chosen.data.fold
+        if count and only is None:
+            done = f"{output}: {count} folds are trained; their models are {output}/fold-N/model"
+        else:
+            where = (output if only is None else output / f"fold-{only}") / "model"
+            done = f"{where}: trained for {outcome.step:,} steps; use it with --model {where}"
         click.echo(done if outcome.finished else f"{output}: stopped and saved; go on with --resume", err=True)
     if outcome.signal == signal.SIGINT:
         raise KeyboardInterrupt

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -20,6 +19,7 @@ from rinalmo.errors import InputError
 from rinalmo.inference.batching import BATCH_TOKENS, map_packed
 from rinalmo.inference.fast_encoder import FastBlock, FastEncoder
 from rinalmo.inference.fast_encoder import Precision as FastPrecision
+from rinalmo.inference.inputs import require_whole
 from rinalmo.inference.packed_linear import is_available, is_native
 from rinalmo.model.block import EncoderBlock
 from rinalmo.model.packing import Layout
@@ -60,9 +60,9 @@ class Engine:
     ) -> None:
         if precision not in get_args(Precision):
             raise InputError(f"precision {precision!r} is unknown; use one of {', '.join(get_args(Precision))}")
-        _require_whole("batch_tokens", batch_tokens)
+        require_whole("batch_tokens", batch_tokens)
         if threads is not None:
-            _require_whole("threads", threads)
+            require_whole("threads", threads)
         if not isinstance(model, str | Path | RiNALMo):
             raise InputError(
                 f"a {type(model).__name__} is no model here; give a name, a path or what rinalmo.load gives"
@@ -161,11 +161,6 @@ def _give_back() -> None:
     """Hand freed memory to the system. glibc keeps the gaps between packed weights, a third of their size in fp32."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
-
-
-def _require_whole(name: str, given: int) -> None:
-    if not isinstance(given, Integral) or given < 1:
-        raise InputError(f"{name} is {given!r}; give a whole number from 1 on")
 
 
 def _usable(device: torch.device | str) -> torch.device:

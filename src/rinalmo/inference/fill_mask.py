@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rinalmo.errors import InputError, SequenceError
+from rinalmo.errors import SequenceError
 from rinalmo.inference.engine import Engine, as_engine
-from rinalmo.inference.inputs import Sequences, as_records, encode, peeked, read_from
+from rinalmo.inference.inputs import Sequences, as_records, encode, peeked, read_from, require_whole
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.fasta import Record
@@ -55,8 +54,7 @@ def predict(
     records: Iterable[Record], engine: Engine, *, top_k: int = 5
 ) -> Iterator[tuple[Record, list[list[Prediction]]]]:
     """As `fill_mask`, record by record, for streams of any length."""
-    if not isinstance(top_k, Integral) or top_k < 1:
-        raise InputError(f"top_k is {top_k!r}; give a whole number from 1 on")
+    require_whole("top_k", top_k)
     model = engine.model
     head, mask_id = model.head("lm_head"), model.alphabet.mask_id
     waiting: deque[tuple[Record, np.ndarray]] = deque()

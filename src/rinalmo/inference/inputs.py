@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,12 @@ def encode(record: Record, alphabet: Alphabet) -> np.ndarray:
         return alphabet.encode(record.sequence, strict=True)
     except SequenceError as error:
         raise error.found_in(None, None, record.id) from None
+
+
+def require_whole(name: str, given: object) -> None:
+    """Raise InputError unless this is a whole number of at least 1."""
+    if not isinstance(given, Integral) or given < 1:
+        raise InputError(f"{name} is {given!r}; give a whole number from 1 on")
 
 
 def peeked(records: Iterable[Record]) -> Iterator[Record]:

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from rinalmo.durable import check_place, replacing
-from rinalmo.errors import InputError
+from rinalmo.errors import CheckpointError, InputError
 from rinalmo.inference.engine import Engine, as_engine
 from rinalmo.inference.inputs import Sequences, as_records, peeked
 from rinalmo.inference.ray_engine import RayEngine
@@ -74,15 +74,18 @@ def fold(
 
 
 def folding_task(
-    spec: ModelSpec, window: int | None = None, thermodynamics: float = 0.0, *, model: str = "the model"
+    spec: ModelSpec, window: int | None = None, thermodynamics: float = 0.0, *, model: str = ""
 ) -> SecondaryStructure:
     """The task of a model that folds, as asked (`as_asked`).
 
-    Raises InputError, which names it as `model`, for one of another task.
+    Raises InputError for one of another task, CheckpointError for one of none; both name it as `model`, if given.
     """
-    task = task_of(spec)
+    try:
+        task = task_of(spec)
+    except CheckpointError as error:
+        raise CheckpointError(f"{model}: {error}" if model else str(error)) from None
     if not isinstance(task, SecondaryStructure):
-        raise InputError(f"{model} was fine-tuned for {task.name}, not for secondary-structure")
+        raise InputError(f"{model or 'the model'} was fine-tuned for {task.name}, not for secondary-structure")
     as_asked(task, window, thermodynamics)
     return task
 

@@ -108,12 +108,12 @@ class Table(Task):
         if per == "nucleotide" and "pooling" in options:
             raise InputError("options.pooling is for one answer a sequence; this table has values of each nucleotide")
         task = cls(kind, per, targets, classes, pooling=pooling)
-        if kind == "regression":
+        if kind in ("regression", "binary"):
             values = np.concatenate([e.target.reshape(-1, width) for e in task.understood(examples)])
-            task.mean, task.std = _scale(values, targets)
-        if kind == "binary":
-            values = np.concatenate([e.target.reshape(-1) for e in task.understood(examples)])
-            require_several({str(value) for value in values[values != IGNORE].tolist()}, targets[0])
+            if kind == "regression":
+                task.mean, task.std = _scale(values, targets)
+            else:
+                require_several({str(value) for value in values[values != IGNORE].tolist()}, targets[0])
         return task
 
     def heads(self) -> dict[str, dict[str, Any]]:
@@ -149,13 +149,14 @@ class Table(Task):
     def _cell(self, example: Example, value: Any, name: str) -> float | int:
         if self.kind == "regression":
             return number(value, example.where, name, missing=self.per == "nucleotide" or len(self.targets) > 1)
-        if value in (None, "") or not str(value).strip():
+        named = class_name(value)
+        if not named:
             require(self.per == "nucleotide" or self.kind == "multilabel", example, f"{name} is empty; drop the row")
             return IGNORE
         if self.kind == "multiclass":
             require_name(example, value, name)
-            require_known(example, class_name(value), self.places)
-            return self.places[class_name(value)]
+            require_known(example, named, self.places)
+            return self.places[named]
         return int(truth(replace(example, target=value)))
 
     def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
@@ -262,7 +263,7 @@ def _cells(example: Example, value: Any, kind: ProblemType) -> list[Any]:
 
 
 def _kind(examples: Sequence[Example], per: Per, width: int) -> ProblemType:
-    cells = {cell for cell in _all_cells(examples, per) if cell is not None and str(cell).strip()}
+    cells = {cell for cell in _all_cells(examples, per) if class_name(cell)}
     texts = {cell for cell in cells if not _is_number(cell)}
     if texts:
         _refuse_mixture(examples, per, texts, of=len(cells))

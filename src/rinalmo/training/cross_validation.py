@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from rinalmo.durable import replacing
@@ -17,7 +18,7 @@ from rinalmo.inference.engine import Engine
 from rinalmo.tasks.evaluation import Evaluation, Figure, judged_examples
 from rinalmo.tasks.registry import task_class, task_of
 from rinalmo.training.card import write_card
-from rinalmo.training.examples import read_sets
+from rinalmo.training.examples import read_folds, read_sets
 from rinalmo.training.finetune import finetune, learned
 from rinalmo.training.finetune_config import FinetuneRecipe
 from rinalmo.training.run import SILENCE, Listener, Outcome
@@ -37,14 +38,13 @@ def finetune_and_test(
         outcome = finetune(recipe, output, resume=resume, listener=listener)
         return outcome, _tested(recipe, output) if outcome.finished else None
     chosen = list(range(folds)) if only is None else [only]
-    parts = [recipe.model_copy(update={"data": recipe.data.model_copy(update={"fold": fold})}) for fold in chosen]
-    for fold, part in zip(chosen, parts, strict=True):
-        _check(part, fold)
+    _check(recipe, chosen)
     _require_folds(output)
     output.mkdir(parents=True, exist_ok=True)
     found: list[Evaluation] = []
-    for fold, part in zip(chosen, parts, strict=True):
-        folder = output / f"fold-{fold}"
+    for fold in chosen:
+        data = recipe.data.model_copy(update={"fold": fold})
+        part, folder = recipe.model_copy(update={"data": data}), output / f"fold-{fold}"
         listener.note(f"fold {fold} of 0 to {folds - 1}")
         outcome = finetune(part, folder, resume=resume, listener=listener)
         if not outcome.finished:
@@ -55,15 +55,14 @@ def finetune_and_test(
     return outcome, _written(_mean(found), output)
 
 
-def _check(recipe: FinetuneRecipe, fold: int) -> None:
-    """Raise InputError now for what would be wrong with this fold when its turn comes, hours later."""
-    sets, _ = read_sets(recipe.data, task_class(recipe.task), recipe.train.seed)
-    try:
-        task = learned(recipe, sets.train)
-        for examples in sets:
-            task.understood(examples)
-    except InputError as error:
-        raise InputError(f"fold {fold} of 0 to {(recipe.data.folds or 1) - 1}: {error}") from None
+def _check(recipe: FinetuneRecipe, folds: Sequence[int]) -> None:
+    """Raise InputError now for what would be wrong with a fold when its turn comes, hours later."""
+    found = read_folds(recipe.data, task_class(recipe.task), recipe.train.seed, folds)
+    for fold, sets in zip(folds, found, strict=True):
+        try:
+            learned(recipe, sets)
+        except InputError as error:
+            raise InputError(f"fold {fold} of 0 to {(recipe.data.folds or 1) - 1}: {error}") from None
 
 
 def _require_folds(output: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,8 +44,7 @@ def located(data: ExamplesRecipe) -> ExamplesRecipe:
 def read_sets(data: ExamplesRecipe, task: type[Task], seed: int) -> tuple[Sets, list[str]]:
     """Read and split what the recipe names; also notes on what was left out and on what is in two sets."""
     notes: list[str] = []
-    read = {name: _read(getattr(data, name), data, task, notes) for name in _FILES}
-    sets = _split(read, data, seed)
+    sets = _split(_read_all(data, task, notes), data, seed)
     if not sets.train:
         raise InputError(f"{data.train}: no example is left for training")
     seen = _seen(data)
@@ -57,11 +56,22 @@ def read_sets(data: ExamplesRecipe, task: type[Task], seed: int) -> tuple[Sets, 
     return sets, notes
 
 
+def read_folds(data: ExamplesRecipe, task: type[Task], seed: int, folds: Sequence[int]) -> Iterator[Sets]:
+    """The sets of each of these folds, from reading the file once."""
+    read = _read_all(data, task, [])
+    for fold in folds:
+        yield _split(read, data.model_copy(update={"fold": fold}), seed)
+
+
 def columns_of(data: ExamplesRecipe) -> Columns:
     """The columns as the tasks take them."""
     given = data.columns
     target = (given.target,) if isinstance(given.target, str) else tuple(given.target or ())
     return Columns(given.name, given.sequence, target, given.group)
+
+
+def _read_all(data: ExamplesRecipe, task: type[Task], notes: list[str]) -> dict[str, list[Example]]:
+    return {name: _read(getattr(data, name), data, task, notes) for name in _FILES}
 
 
 def _read(path: str | None, data: ExamplesRecipe, task: type[Task], notes: list[str]) -> list[Example]:

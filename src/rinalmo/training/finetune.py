@@ -17,7 +17,7 @@ from rinalmo.tasks.registry import task_class
 from rinalmo.training.backbone import build, merged, trained
 from rinalmo.training.cached_states import cached_states
 from rinalmo.training.distributed import Ranks, joined
-from rinalmo.training.examples import crop_of, located, read_sets
+from rinalmo.training.examples import Sets, crop_of, located, read_sets
 from rinalmo.training.finetune_config import FinetuneRecipe
 from rinalmo.training.run import SILENCE, Listener, Outcome, conduct, with_precision
 from rinalmo.training.run_folder import RunFolder, restarted
@@ -42,11 +42,9 @@ def _finetune(recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, resume: b
     with ExitStack() as stack:
         recipe = with_precision(recipe, ranks.device)
         recipe = recipe.model_copy(update={"data": located(recipe.data)})
-        kind = task_class(recipe.task)
-        sets, notes = read_sets(recipe.data, kind, recipe.train.seed)
-        task = learned(recipe, sets.train)
-        train, validation = task.understood(sets.train), task.understood(sets.validation)
-        task.understood(sets.test)
+        sets, notes = read_sets(recipe.data, task_class(recipe.task), recipe.train.seed)
+        task, sets = learned(recipe, sets)
+        train, validation = sets.train, sets.validation
         ranks.first(lambda: stack.enter_context(folder.locked()))
         changed = ranks.first(lambda: folder.begin(recipe, resume or restarted()))
         model, fresh = build(recipe, task, train)
@@ -69,18 +67,21 @@ def _finetune(recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, resume: b
         )
 
 
-def learned(recipe: FinetuneRecipe, examples: Sequence[Example]) -> Task:
-    """The recipe's task as these training examples speak of it; raises InputError for what does not go together."""
+def learned(recipe: FinetuneRecipe, sets: Sets) -> tuple[Task, Sets]:
+    """The recipe's task as the training examples speak of it, and all examples as it understands them.
+
+    Raises InputError for what does not go together.
+    """
     kind = task_class(recipe.task)
     options = recipe.options.model_dump(exclude_none=True)
     if foreign := sorted(options.keys() - set(kind.options)):
         own = f"its options are {', '.join(kind.options)}" if kind.options else "it has no options"
         raise InputError(f"options.{foreign[0]} is not for {kind.name}; {own}")
-    task = kind.learned(examples, options)
+    task = kind.learned(sets.train, options)
     task.crop = crop_of(recipe.data)
     if task.crop and task.per == "nucleotide":
         raise InputError("data.crop is for tasks with one answer a sequence; leave long ones out by data.max_length")
-    return task
+    return task, Sets(*(task.understood(examples) for examples in sets))
 
 
 def _encoded(examples: Sequence[Example], model: RiNALMo, task: Task) -> Examples:

@@ -100,8 +100,8 @@ class RunFolder:
         fixed = [key for key in changed if not any(f"{key}.".startswith(f"{free}.") for free in _FREE)]
         if fixed:
             key = fixed[0]
-            if key.startswith("data.fingerprints."):
-                file = now.get(key.replace(".fingerprints", "")) or before.get(key.replace(".fingerprints", ""))
+            if key.startswith("data.fingerprints.") and key in before and key in now:
+                file = now[key.replace(".fingerprints", "")]
                 raise InputError(f"{self.path}: cannot be resumed: {file} is not the file that it was started with")
             raise InputError(
                 f"{self.path}: cannot be resumed: {key} was {before.get(key)!r} and is {now.get(key)!r} now; "

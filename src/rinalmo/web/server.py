@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rinalmo.errors import CheckpointError, InputError, MissingExtraError
+from rinalmo.errors import InputError, MissingExtraError
 from rinalmo.web import limits
 
 _POLICY = "; ".join(
@@ -141,10 +141,7 @@ def _folding(engine: Any, model: str, fold_model: str) -> Any:
     from rinalmo.web.service import BATCH_TOKENS
 
     found = engine if fold_model == model else Engine(fold_model, "auto", batch_tokens=BATCH_TOKENS)
-    try:
-        folding_task(found.spec, model=f"--fold-model {fold_model}")
-    except CheckpointError as error:
-        raise InputError(f"--fold-model {fold_model}: {error}") from None
+    folding_task(found.spec, model=f"--fold-model {fold_model}")
     return found
 
 

@@ -12,6 +12,7 @@ from itertools import islice
 from os import PathLike
 from typing import IO
 
+from rinalmo.delimited import fields
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.rna.reading import record_name, source_name
 from rinalmo.rna.structure import Structure
@@ -19,12 +20,11 @@ from rinalmo.rna.structure import Structure
 Row = dict[str, str]
 
 _BATCH = 4096
-csv.field_size_limit(1 << 30)  # a long RNA is one field
 
 
 def delimited_rows(lines: Iterable[str], file: str, delimiter: str) -> Iterator[tuple[int, Row]]:
     """Yield the number of each row's last line, and the row."""
-    reader = csv.reader(lines, delimiter=delimiter)
+    reader = fields(lines, delimiter)
     try:
         header = next(reader, None)
         if not header:
