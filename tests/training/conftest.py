@@ -26,7 +26,7 @@ def store(tmp_path_factory):
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_recipe(store):
     """A recipe of a few steps; keyword arguments such as `train__max_steps=5` change it."""
 

@@ -8,13 +8,16 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import traceback
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch._dynamo  # noqa: F401
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from rinalmo.cli import main
 from rinalmo.training.pretrain import pretrain
 
 _FORK = multiprocessing.get_context("fork")
@@ -66,6 +69,26 @@ def start_ranks(world, function, *arguments):
         start(function, *arguments, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(world)
     ]
+
+
+def start_command(*words, processes=1):
+    """`rinalmo WORDS` in a forked process, by torchrun's agent if there are several; gives what it writes as errors."""
+    read, write = os.pipe()
+
+    def command():
+        sys.argv = ["rinalmo", *words]
+        sys.stderr = os.fdopen(write, "w", 1)
+        main()
+
+    def torchrun():
+        config = LaunchConfig(
+            1, 1, processes, max_restarts=1, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork"
+        )
+        elastic_launch(config, command)()
+
+    process = start(command if processes == 1 else torchrun)
+    os.close(write)
+    return process, os.fdopen(read)
 
 
 def train(recipe, folder, world=1, resume=False):
