@@ -1,11 +1,14 @@
 """Fixtures shared by all tests: where the reference numbers are, and a loaded small model."""
 
+import os
 import signal
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; threads of what they start would be in the way
 
 GOLDEN = Path(__file__).parent / "golden"
 

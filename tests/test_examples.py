@@ -1,6 +1,5 @@
 """The example scripts, and the README's way from FASTA to a model, run as written."""
 
-import os
 import runpy
 import subprocess
 import sys
@@ -35,7 +34,6 @@ def test_from_fasta_to_a_model_as_the_readme_says(tmp_path):
         done = subprocess.run(
             [sys.executable, "-m", "rinalmo", *arguments],
             cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},  # tests run side by side; threads would fight for the cores
             capture_output=True,
             text=True,
             check=False,

@@ -498,16 +498,20 @@ def run(name, delay=None):
         os.kill(child, signal.SIGKILL)
     return os.waitpid(child, 0)[1], time.monotonic() - start
 
-status, whole = run("whole")
+status, longest = run("whole")
 assert status == 0
-killed = 0
-for number in range(20):
-    status, _ = run(str(number), rng.uniform(0, 0.95 * whole))
+killed = number = 0
+while killed < 20:
+    store = root / str(number) / "store"
+    status, _ = run(store.parent.name, rng.uniform(0, longest))
     if status:
         killed += 1
-        assert not (root / str(number) / "store").exists()
-        assert run(str(number))[0] == 0, number
-print(killed)
+        if not store.exists():  # else the kill came between the last step and the exit
+            assert run(store.parent.name)[0] == 0, number
+    else:  # it was through before the kill; where the first run was slow, kills come sooner from here on
+        longest *= 0.8
+    number += 1
+print(number)
 """
 
 
@@ -519,10 +523,9 @@ def test_killed_at_20_random_moments_and_resumed_to_the_same_bytes(tmp_path):
     fasta(tmp_path / "b.fa", *lines[1500:])
     done = subprocess.run([sys.executable, "-c", KILLER, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 15
     whole = tmp_path / "whole" / "store"
     names = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
-    for number in range(20):
+    for number in range(int(done.stdout)):
         store = tmp_path / str(number) / "store"
         assert [path.name for path in store.parent.iterdir()] == ["store"]
         assert sorted(path.relative_to(store) for path in store.rglob("*") if path.is_file()) == names

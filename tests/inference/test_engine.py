@@ -17,7 +17,7 @@ from rinalmo.inference.fast_attention import ChannelsFirst, TokensFirst
 from rinalmo.inference.fast_encoder import FastEncoder
 from rinalmo.inference.packed_linear import is_available, is_native
 from rinalmo.model.config import ModelConfig
-from rinalmo.model.packing import pack
+from rinalmo.model.packing import pack, pack_padded
 from rinalmo.model.rinalmo import ModelSpec, create
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="this torch has no oneDNN operators")
@@ -112,6 +112,18 @@ def test_scores_too_large_for_the_short_cut(precision):
     found, expected = fast(model, precision, sequences, [1])[0], plain(model, sequences, [1])[0]
     assert torch.isfinite(found).all()
     assert distance(found, expected) < (1e-4 if precision == "fp32" else 0.1)
+
+
+@pytest.mark.parametrize("length", [60, 300])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_nothing_attends_to_what_a_sequence_is_filled_up_with(nano, precision, length):
+    ids, layout = pack_padded(batch((20, 58, 41)), length, pad_id=0)
+    with torch.inference_mode():
+        expected = nano.encoder(ids, layout).last_hidden_state
+    found = FastEncoder(nano.encoder, precision)(ids, layout, [6])[0]
+    own = torch.cat([states[:real] for states, real in zip(layout.split(found), layout.real, strict=True)])
+    wanted = torch.cat([states[:real] for states, real in zip(layout.split(expected), layout.real, strict=True)])
+    assert distance(own, wanted) < TOLERANCE[precision]
 
 
 @pytest.mark.parametrize("precision", ["fp32", BF16])

@@ -70,7 +70,7 @@ def test_the_sdist_holds_the_pages_and_what_they_include(unpacked):
 def test_the_wheel_runs_where_no_extra_is_installed(unpacked, tmp_path):
     _, wheel = unpacked
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS}))\n")
-    environment = {**os.environ, "PYTHONPATH": f"{wheel}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{wheel}{os.pathsep}{tmp_path}"}
 
     def run(*arguments):
         command = [sys.executable, *arguments]

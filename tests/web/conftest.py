@@ -84,7 +84,7 @@ def start(tmp_path_factory):
         (folder / "tmp").mkdir()
         command = [sys.executable, "-c", _WATCHED, str(folder / "outside"), "web", "--port", "0", "--threads", "1"]
         log = folder / "log"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "tmp")}
+        environment = {**os.environ, "TMPDIR": str(folder / "tmp")}
         with log.open("w") as file:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True, env=environment)
         started.append(process)

@@ -1,12 +1,12 @@
 """Attention of the fast encoder: two ways to lay out queries, keys and values, each the fastest on its processors.
 
     ChannelsFirst   `(rows, tokens)`: rotary positions and scores run along the tokens, which vectorises for every
-                    head size; processors without matrix tiles
-    TokensFirst     `(tokens, rows)`: long sequences go to torch's `scaled_dot_product_attention`, which multiplies
-                    in tiles; processors with AMX, in bf16
+                    head size; narrow heads in fp32, all in bf16 on processors without matrix tiles (AMX)
+    TokensFirst     `(tokens, rows)`: wide heads in fp32, all in bf16 on processors with AMX
 
-What surprises, in both: attention weights are 2^score, summed by a column of ones beside the values, and the usual
-maximum is not subtracted. Sums out of `SAFE` send the work to `scaled_dot_product_attention`, which subtracts it.
+Sequences from `long` on go to torch's `scaled_dot_product_attention`. What surprises in the rest: attention weights are
+2^score, summed by a column of ones beside the values, and the usual maximum is not subtracted. Sums out of `SAFE` send
+the work to torch's kernel, which subtracts it.
 
 `benchmarks/attention_speed.py` measures where each wins.
 """
@@ -40,9 +40,10 @@ class Plan:
     """
 
     runs: tuple[Run, ...]
+    filled: tuple[bool, ...]  # whether a run has places that nothing may attend to
     total: int
     index: Int[Tensor, " tokens"]
-    hidden: Int[Tensor, " fill"]  # places inside runs that nothing may attend to
+    hidden: Int[Tensor, " fill"]  # those places
     cos: Tensor
     sin: Tensor
 
@@ -61,10 +62,12 @@ def plan(layout: Layout, attention: ChannelsFirst | TokensFirst) -> Plan:
     starts = torch.zeros(len(order), dtype=torch.long)
     starts[order] = torch.tensor(inner.offsets[:-1])
     real = torch.tensor([layout.real_lengths[i] for i in order])
-    hidden = torch.nonzero(inner.positions >= real[inner.sequence_ids])[:, 0]
+    fill = inner.positions >= real[inner.sequence_ids]
+    some = tuple(bool(fill[run.start : run.stop].any()) for run in inner.runs)
+    hidden = torch.nonzero(fill)[:, 0]
     positions = F.pad(inner.positions, (0, total - inner.total))
     index = starts[layout.sequence_ids] + layout.positions
-    return Plan(inner.runs, total, index, hidden, *attention.tables(positions))
+    return Plan(inner.runs, some, total, index, hidden, *attention.tables(positions))
 
 
 def _filled(lengths: Sequence[int], long: int | None) -> list[int]:
@@ -84,10 +87,11 @@ class ChannelsFirst:
     """Queries, keys and values as `(rows, tokens)`; a row of ones stands under the values of each head."""
 
     transposed = True
-    long: int | None = None
 
     def __init__(self, heads: int, size: int, dtype: torch.dtype) -> None:
         self.heads, self.size, self.dtype = heads, size, dtype
+        # From this length on torch's kernel is the faster one; in bf16, which only tiles multiply fast, it never is.
+        self.long: int | None = 256 if dtype == torch.float32 else None
 
     def arrange(self, weight: Float[Tensor, "three_hidden hidden"], dtype: torch.dtype) -> Float[Tensor, "rows hidden"]:
         """The qkv matrix with the scale of the scores in its queries and a zero row after the values of each head."""
@@ -107,11 +111,14 @@ class ChannelsFirst:
         values.index_fill_(2, by.hidden, 0.0)
         out = torch.empty_like(values)
         out[..., by.end :] = 1.0
-        for run in by.runs:
-            self._attend(qk, values, out, run)
+        for run, filled in zip(by.runs, by.filled, strict=True):
+            if self.long is not None and run.length >= self.long:
+                self._attend_by_kernel(qk, values, out, run, filled)
+            else:
+                self._attend(qk, values, out, run)
         if not _safe(out[:, size]):
-            for run in by.runs:
-                self._attend_safely(qk, values, out, run)
+            for run, filled in zip(by.runs, by.filled, strict=True):
+                self._attend_by_kernel(qk, values, out, run, filled)
         return (out[:, :size] / out[:, size:]).flatten(0, 1).t().contiguous()
 
     def _rotated(self, x: Float[Tensor, "heads 2 half filled"], by: Plan) -> Float[Tensor, "2 heads head filled"]:
@@ -130,12 +137,16 @@ class ChannelsFirst:
             torch.bmm(v[block], scores.exp2_(), out=result[block, :, columns])
         put_planes(out, run, result)
 
-    def _attend_safely(self, qk: Tensor, values: Tensor, out: Tensor, run: Run) -> None:
+    def _attend_by_kernel(self, qk: Tensor, values: Tensor, out: Tensor, run: Run, filled: bool) -> None:
         """As `_attend`, by torch's own kernel; the row of ones becomes 1."""
-        q, k = (planes(x, run).transpose(1, 2) for x in qk)
-        v = planes(values, run)
-        y = _softmax_attention(q, k, v.transpose(1, 2), _mask(v[:, None, -1]))
-        put_planes(out, run, y.transpose(1, 2))
+        heads = (run.count, self.heads)
+        q, k, v = (
+            planes(x, run).transpose(1, 2).contiguous().unflatten(0, heads) for x in (*qk, values[:, : self.size])
+        )
+        ones = values[:, self.size :, run.start : run.stop].unflatten(2, (run.count, run.length))
+        y = _softmax_attention(q, k, v, _mask(ones.permute(2, 0, 1, 3)) if filled else None)
+        put_planes(out[:, : self.size], run, y.flatten(0, 1).transpose(1, 2))
+        out[:, self.size, run.start : run.stop] = 1.0
 
 
 class TokensFirst:
@@ -149,8 +160,7 @@ class TokensFirst:
 
     def __init__(self, heads: int, size: int, dtype: torch.dtype) -> None:
         self.heads, self.size, self.dtype = heads, size, dtype
-        # From this length on torch's kernel is the faster one.
-        self.long: int | None = 256 if size < 32 else 144
+        self.long: int | None = 256 if size < 32 else 144  # from this length on torch's kernel is the faster one
 
     def arrange(self, weight: Float[Tensor, "three_hidden hidden"], dtype: torch.dtype) -> Float[Tensor, "rows hidden"]:
         """The qkv matrix with the scale of the scores in its queries and halves before heads in queries and keys."""
@@ -170,9 +180,11 @@ class TokensFirst:
         ones = v.new_ones(by.total, 1, 1).index_fill_(0, by.hidden, 0.0).expand(-1, self.heads, -1)
         out = torch.empty(by.total, self.heads, self.size, dtype=qkv.dtype)
         out[by.end :] = 0.0
-        for run in by.runs:
-            attend = self._attend_long if self.long is not None and run.length >= self.long else self._attend_short
-            _per_head(out, run).copy_(attend(*(_per_head(x, run) for x in (q, k, v, ones))))
+        for run, filled in zip(by.runs, by.filled, strict=True):
+            a, b, c, d = (_per_head(x, run) for x in (q, k, v, ones))
+            mask = _mask(d[:, :, None, :, 0]) if filled else None
+            long = self.long is not None and run.length >= self.long
+            _per_head(out, run).copy_(_softmax_attention(a, b, c, mask) if long else self._attend(a, b, c, d, mask))
         return out.flatten(1)
 
     def _rotated(self, x: Float[Tensor, "filled two_hidden"], by: Plan) -> Float[Tensor, "filled 2 heads head"]:
@@ -182,23 +194,23 @@ class TokensFirst:
         torch.mul(b, by.cos, out=out[:, :, :, 1]).addcmul_(a, by.sin)
         return out.flatten(3)
 
-    def _attend_long(self, q: Tensor, k: Tensor, v: Tensor, ones: Tensor) -> Tensor:
-        return _softmax_attention(q, k, v, None)
-
-    def _attend_short(self, q: Tensor, k: Tensor, v: Tensor, ones: Tensor) -> Float[Tensor, "count heads length head"]:
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, ones: Tensor, mask: Tensor | None
+    ) -> Float[Tensor, "count heads length head"]:
         shape = q.shape[:2]
         scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2))
         sums = torch.bmm(scores.exp2_(), torch.cat((v, ones), -1).flatten(0, 1)).unflatten(0, shape)
         total = sums[..., self.size :]
         if not _safe(total):
-            return _softmax_attention(q, k, v, _mask(ones[:, :, None, :, 0]))
+            return _softmax_attention(q, k, v, mask)
         return sums[..., : self.size] / total
 
 
 def best_attention(heads: int, size: int, dtype: torch.dtype) -> ChannelsFirst | TokensFirst:
     """The faster of the two on this processor."""
-    tiles = dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
-    return (TokensFirst if tiles else ChannelsFirst)(heads, size, dtype)
+    if dtype == torch.float32:
+        return (TokensFirst if size >= 32 else ChannelsFirst)(heads, size, dtype)
+    return (TokensFirst if torch.cpu._is_amx_tile_supported() else ChannelsFirst)(heads, size, dtype)
 
 
 def _scaled(weight: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

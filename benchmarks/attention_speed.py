@@ -1,0 +1,97 @@
+"""Time the ways in which the engine can compute attention on a CPU: microseconds per token of one layer.
+
+    python benchmarks/attention_speed.py                              # fp32, and bf16 where the processor has it
+    python benchmarks/attention_speed.py --sizes 64 --lengths 512 4096 --precisions fp32
+
+    channels   queries, keys and values as `(rows, tokens)`
+    tokens     the same as `(tokens, rows)`
+    products   batched matrix products, weights as 2^score
+    kernel     torch's `scaled_dot_product_attention`
+
+All four turn the same queries and keys by the rotary angles, ten heads of them; sizes 16, 24, 32 and 64 are those of
+nano, micro, mega and giga. "Difference" is the largest between their results, means of values of deviation 1. The
+choices of `rinalmo.inference.fast_attention` are what this shows.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import sides
+
+HEADS = 10
+TOKENS = 4096  # in a batch of sequences of one length
+WAYS = ("channels, products", "channels, kernel", "tokens, products", "tokens, kernel")
+
+
+def prepared(size: int, length: int, precision: str) -> list[tuple[Any, Any, Any]]:
+    """Each way's attention, its queries, keys and values, and its plan of a batch."""
+    import torch
+
+    from rinalmo.inference.fast_attention import ChannelsFirst, TokensFirst, plan
+    from rinalmo.model.packing import Layout
+
+    hidden, layout = HEADS * size, Layout((length,) * max(1, TOKENS // length))
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(3 * hidden, hidden, generator=draw) / hidden**0.5
+    x = torch.randn(layout.total, hidden, generator=draw)
+    found: list[tuple[Any, Any, Any]] = []
+    for kind in (ChannelsFirst, TokensFirst):
+        for long in (None, 0):
+            attention: Any = kind(HEADS, size, dtype)
+            attention.long = long
+            by = plan(layout, attention)
+            filled = torch.zeros(by.total, hidden)
+            filled[by.index] = x
+            qkv = (filled @ attention.arrange(weight, torch.float32).t()).to(dtype)
+            found.append((attention, qkv.t().contiguous() if attention.transposed else qkv, by))
+    return found
+
+
+def measured(size: int, length: int, precision: str, repeats: int) -> tuple[list[float], float]:
+    """Median seconds of each way, in turns, and the largest difference between their results."""
+    ways = prepared(size, length, precision)
+    results = [attention(qkv, by)[by.index].float() for attention, qkv, by in ways]
+    difference = max((result - results[0]).abs().max().item() for result in results)
+    seconds: list[list[float]] = [[] for _ in ways]
+    for _ in range(repeats):
+        for spent, (attention, qkv, by) in zip(seconds, ways, strict=True):
+            start = time.perf_counter()
+            attention(qkv, by)
+            spent.append(time.perf_counter() - start)
+    return [statistics.median(each) for each in seconds], difference
+
+
+def main() -> None:
+    chosen = sides.options(
+        __doc__,
+        peers=False,
+        sizes={"type": int, "nargs": "+", "default": [16, 24, 32, 64], "metavar": "CHANNELS"},
+        lengths={"type": int, "nargs": "+", "default": [64, 128, 256, 512, 1024, 2048, 4096], "metavar": "NT"},
+        precisions={"nargs": "+", "choices": ["fp32", "bf16"], "help": "default: what the processor has"},
+    )
+    import torch
+
+    from rinalmo.inference.engine import native_precision
+
+    torch.set_num_threads(chosen.threads)
+    native = native_precision(torch.device("cpu"))
+    sides.head("Attention", chosen)
+    for precision in chosen.precisions or sorted({"fp32", native}, reverse=True):
+        print(f"\n{precision}, µs per token:\n")
+        rows = []
+        for size in chosen.sizes:
+            for length in chosen.lengths:
+                seconds, difference = measured(size, length, precision, chosen.repeats)
+                total = length * max(1, TOKENS // length)
+                times = [f"{1e6 * each / total:.2f}" for each in seconds]
+                rows.append([str(size), str(length), *times, WAYS[seconds.index(min(seconds))], f"{difference:.0e}"])
+        sides.table(["head size", "nt", *WAYS, "fastest", "difference"], rows)
+
+
+if __name__ == "__main__":
+    with __import__("torch").no_grad():
+        main()
