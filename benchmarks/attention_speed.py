@@ -78,6 +78,7 @@ def main() -> None:
     from rinalmo.inference.engine import native_precision
 
     torch.set_num_threads(chosen.threads)
+    torch.set_grad_enabled(False)
     native = native_precision(torch.device("cpu"))
     sides.head("Attention", chosen)
     for precision in chosen.precisions or sorted({"fp32", native}, reverse=True):
@@ -93,5 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with __import__("torch").no_grad():
-        main()
+    main()
