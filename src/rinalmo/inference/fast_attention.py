@@ -1,4 +1,4 @@
-"""Attention of the fast encoder: two ways to lay out queries, keys and values, each the fastest on its processors.
+"""Attention of the fast encoder: two ways to lay out queries, keys and values, each the faster one somewhere.
 
     ChannelsFirst   `(rows, tokens)`: rotary positions and scores run along the tokens, which vectorises for every
                     head size; narrow heads in fp32, all in bf16 on processors without matrix tiles (AMX)
@@ -90,7 +90,7 @@ class ChannelsFirst:
 
     def __init__(self, heads: int, size: int, dtype: torch.dtype) -> None:
         self.heads, self.size, self.dtype = heads, size, dtype
-        # From this length on torch's kernel is the faster one; in bf16, which only tiles multiply fast, it never is.
+        # From this length on torch's kernel is the faster one; in bf16 without matrix tiles it never is.
         self.long: int | None = 256 if dtype == torch.float32 else None
 
     def arrange(self, weight: Float[Tensor, "three_hidden hidden"], dtype: torch.dtype) -> Float[Tensor, "rows hidden"]:
