@@ -23,7 +23,7 @@ lint: $(VENV)/installed-dev
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
-# A file to a worker: what its tests share, a server or a Ray, is started once.
+# A file to a worker: what its tests share, a server or a Ray, is started once. Three on two cores fill each other's waits.
 pytest: $(VENV)/installed-dev
 	$(BIN)/pytest -n 3 --dist loadfile --durations=25
 
