@@ -23,9 +23,9 @@ lint: $(VENV)/installed-dev
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
-# A file to a worker: what its tests share, a server or a Ray, is started once. Three on two cores fill each other's waits.
+# A file to a worker: what its tests share, a server or a Ray, is started once.
 pytest: $(VENV)/installed-dev
-	$(BIN)/pytest -n 3 --dist loadfile --durations=25
+	$(BIN)/pytest -n 2 --dist loadfile --durations=25
 
 # The documentation into site/; a broken link is an error. A test does the same.
 docs: $(VENV)/installed-dev
