@@ -52,7 +52,7 @@ def prepared(size: int, length: int, precision: str) -> list[tuple[Any, Any, Any
 
 
 def measured(size: int, length: int, precision: str, repeats: int) -> tuple[list[float], float]:
-    """Median seconds of each way, in turns, and the largest difference between their results."""
+    """Median microseconds per token of each way, in turns, and the largest difference between their results."""
     ways = prepared(size, length, precision)
     results = [attention(qkv, by)[by.index].float() for attention, qkv, by in ways]
     difference = max((result - results[0]).abs().max().item() for result in results)
@@ -62,7 +62,7 @@ def measured(size: int, length: int, precision: str, repeats: int) -> tuple[list
             start = time.perf_counter()
             attention(qkv, by)
             spent.append(time.perf_counter() - start)
-    return [statistics.median(each) for each in seconds], difference
+    return [1e6 * statistics.median(each) / len(results[0]) for each in seconds], difference
 
 
 def main() -> None:
@@ -86,10 +86,9 @@ def main() -> None:
         rows = []
         for size in chosen.sizes:
             for length in chosen.lengths:
-                seconds, difference = measured(size, length, precision, chosen.repeats)
-                total = length * max(1, TOKENS // length)
-                times = [f"{1e6 * each / total:.2f}" for each in seconds]
-                rows.append([str(size), str(length), *times, WAYS[seconds.index(min(seconds))], f"{difference:.0e}"])
+                times, difference = measured(size, length, precision, chosen.repeats)
+                fastest = WAYS[times.index(min(times))]
+                rows.append([str(size), str(length), *(f"{each:.2f}" for each in times), fastest, f"{difference:.0e}"])
         sides.table(["head size", "nt", *WAYS, "fastest", "difference"], rows)
 
 

@@ -1,6 +1,7 @@
 """Who may import whom, and what importing costs, as drawn in docs/architecture.md."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -103,10 +104,10 @@ def in_fresh_python(code):
 
 
 _FORKS = """
-import os, sys
+import json, os, sys
 import huggingface_hub, scipy.optimize, torch._dynamo, torch.distributed.tensor
 for line in sys.stdin:
-    code, printed = eval(line)
+    code, printed = json.loads(line)
     if not os.fork():
         with open(printed, "w", 1) as sys.stdout:
             exec(code, {})
@@ -123,7 +124,7 @@ def in_fork_of_fresh_python(tmp_path_factory):
     with subprocess.Popen([sys.executable, "-c", _FORKS], **pipes) as process:
 
         def run(code):
-            print(repr((code, str(printed))), file=process.stdin, flush=True)
+            print(json.dumps([code, str(printed)]), file=process.stdin, flush=True)
             assert process.stdout.readline().strip() == "0", code
             return printed.read_text().strip()
 

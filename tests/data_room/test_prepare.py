@@ -504,6 +504,7 @@ killed = number = 0
 while killed < 20:
     store = root / str(number) / "store"
     status, _ = run(store.parent.name, rng.uniform(0, longest))
+    assert status in (0, signal.SIGKILL), status
     if status:
         killed += 1
         if not store.exists():  # else the kill came between the last step and the exit

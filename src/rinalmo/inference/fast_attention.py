@@ -56,18 +56,17 @@ class Plan:
 def plan(layout: Layout, attention: ChannelsFirst | TokensFirst) -> Plan:
     """Sort by length and fill up each sequence to a multiple of `STEP` or, within `SLACK`, to a longer neighbour."""
     order = sorted(range(len(layout.lengths)), key=lambda i: -layout.lengths[i])
-    filled = _filled([layout.lengths[i] for i in order], attention.long)
-    inner = Layout(tuple(filled))
+    inner = Layout(tuple(_filled([layout.lengths[i] for i in order], attention.long)))
     total = -(-inner.total // ROWS) * ROWS
     starts = torch.zeros(len(order), dtype=torch.long)
     starts[order] = torch.tensor(inner.offsets[:-1])
     real = torch.tensor([layout.real_lengths[i] for i in order])
     fill = inner.positions >= real[inner.sequence_ids]
-    some = tuple(bool(fill[run.start : run.stop].any()) for run in inner.runs)
+    filled = tuple(bool(fill[run.start : run.stop].any()) for run in inner.runs)
     hidden = torch.nonzero(fill)[:, 0]
     positions = F.pad(inner.positions, (0, total - inner.total))
     index = starts[layout.sequence_ids] + layout.positions
-    return Plan(inner.runs, some, total, index, hidden, *attention.tables(positions))
+    return Plan(inner.runs, filled, total, index, hidden, *attention.tables(positions))
 
 
 def _filled(lengths: Sequence[int], long: int | None) -> list[int]:
@@ -143,8 +142,8 @@ class ChannelsFirst:
         q, k, v = (
             planes(x, run).transpose(1, 2).contiguous().unflatten(0, heads) for x in (*qk, values[:, : self.size])
         )
-        ones = values[:, self.size :, run.start : run.stop].unflatten(2, (run.count, run.length))
-        y = _softmax_attention(q, k, v, _mask(ones.permute(2, 0, 1, 3)) if filled else None)
+        shown = values[0, self.size, run.start : run.stop].view(run.count, 1, 1, run.length) if filled else None
+        y = _softmax_attention(q, k, v, shown)
         put_planes(out[:, : self.size], run, y.flatten(0, 1).transpose(1, 2))
         out[:, self.size, run.start : run.stop] = 1.0
 
@@ -182,9 +181,9 @@ class TokensFirst:
         out[by.end :] = 0.0
         for run, filled in zip(by.runs, by.filled, strict=True):
             a, b, c, d = (_per_head(x, run) for x in (q, k, v, ones))
-            mask = _mask(d[:, :, None, :, 0]) if filled else None
+            shown = d[:, :1, None, :, 0] if filled else None
             long = self.long is not None and run.length >= self.long
-            _per_head(out, run).copy_(_softmax_attention(a, b, c, mask) if long else self._attend(a, b, c, d, mask))
+            _per_head(out, run).copy_(_softmax_attention(a, b, c, shown) if long else self._attend(a, b, c, d, shown))
         return out.flatten(1)
 
     def _rotated(self, x: Float[Tensor, "filled two_hidden"], by: Plan) -> Float[Tensor, "filled 2 heads head"]:
@@ -195,14 +194,14 @@ class TokensFirst:
         return out.flatten(3)
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, ones: Tensor, mask: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, ones: Tensor, shown: Tensor | None
     ) -> Float[Tensor, "count heads length head"]:
         shape = q.shape[:2]
         scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2))
         sums = torch.bmm(scores.exp2_(), torch.cat((v, ones), -1).flatten(0, 1)).unflatten(0, shape)
         total = sums[..., self.size :]
         if not _safe(total):
-            return _softmax_attention(q, k, v, mask)
+            return _softmax_attention(q, k, v, shown)
         return sums[..., : self.size] / total
 
 
@@ -225,14 +224,13 @@ def _safe(sums: Tensor) -> bool:
     return SAFE[0] < low.item() and high.item() < SAFE[1]
 
 
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """The queries carry log2(e), for which 2^score needs no scale; e^score needs it back."""
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, shown: Tensor | None) -> Tensor:
+    """The queries carry log2(e), for which 2^score needs no scale; e^score needs it back.
+
+    Nothing attends where `shown`, `(count, 1, 1, length)`, is 0; None if that is nowhere.
+    """
+    mask = None if shown is None else torch.where(shown > 0, 0.0, float("-inf")).to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1 / LOG2_E)
-
-
-def _mask(ones: Tensor) -> Tensor:
-    """What to add to scores so that nothing attends where the column of ones is 0."""
-    return torch.where(ones > 0, 0.0, float("-inf")).to(ones.dtype)
 
 
 def _per_head(x: Float[Tensor, "filled heads any"], run: Run) -> Float[Tensor, "count heads length any"]:
