@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from rinalmo.hf.tokenization import RnaTokenizer
     from rinalmo.inference.embeddings import embed
+    from rinalmo.inference.engine import Engine, clear_engine_cache
     from rinalmo.inference.fill_mask import fill_mask
     from rinalmo.inference.variants import score
     from rinalmo.model.config import ModelConfig
@@ -58,6 +59,7 @@ _WHERE = {
     "Alphabet": "alphabet",
     "CheckpointError": "errors",
     "DownloadError": "errors",
+    "Engine": "inference.engine",
     "InputError": "errors",
     "MissingExtraError": "errors",
     "ModelConfig": "model.config",
@@ -72,6 +74,7 @@ _WHERE = {
     "RinalmoError": "errors",
     "RnaTokenizer": "hf.tokenization",
     "SequenceError": "errors",
+    "clear_engine_cache": "inference.engine",
     "convert": "weights.checkpoint",
     "embed": "inference.embeddings",
     "evaluate": "tasks.evaluation",
@@ -92,6 +95,7 @@ __all__ = [
     "Alphabet",
     "CheckpointError",
     "DownloadError",
+    "Engine",
     "InputError",
     "MissingExtraError",
     "ModelConfig",
@@ -107,6 +111,7 @@ __all__ = [
     "RnaTokenizer",
     "SequenceError",
     "__version__",
+    "clear_engine_cache",
     "convert",
     "embed",
     "evaluate",

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rinalmo.cli.options import engine_options, fill_option, thermodynamics_option, window_option
+from rinalmo.cli.options import engine_options, fill_option, make_engine, thermodynamics_option, window_option
 
 
 @click.command("evaluate")
@@ -49,7 +49,6 @@ def command(
     from rinalmo.cli.tables import print_evaluation
     from rinalmo.durable import check_path, replacing
     from rinalmo.errors import InputError
-    from rinalmo.inference.engine import Engine
     from rinalmo.tasks.base import Columns, Task
     from rinalmo.tasks.evaluation import evaluate
     from rinalmo.tasks.registry import task_class
@@ -62,7 +61,7 @@ def command(
             raise InputError(f"{task} has no scores of single examples; use --report, or predict")
     if report is not None:
         check_path(report, (".json",))
-    engine = Engine(**engine_settings)
+    engine = make_engine(**engine_settings)
     columns = Columns(target=targets, group=group)
     asked: dict[str, Any] = {"fill_to": fill_to, "window": window, "thermodynamics": thermodynamics}
     found = evaluate(data, engine, columns=columns, task=task, seed=seed, **asked)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rinalmo.cli.options import engine_options, is_sequence
+from rinalmo.cli.options import engine_options, is_sequence, make_engine
 
 if TYPE_CHECKING:
     from rinalmo.inference.fill_mask import Prediction
@@ -38,7 +38,6 @@ def command(source: str, top_k: int, style: str, **engine_settings: Any) -> None
     rinalmo fill-mask "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"
     rinalmo fill-mask masked.fa --format tsv > predictions.tsv
     """
-    from rinalmo.inference.engine import Engine
     from rinalmo.inference.fill_mask import predict
     from rinalmo.inference.inputs import as_records, read_from
     from rinalmo.rna.fasta import read_fasta
@@ -46,8 +45,9 @@ def command(source: str, top_k: int, style: str, **engine_settings: Any) -> None
     given = is_sequence(source)
     records = as_records(source, allow_mask=True) if given else read_fasta(source, allow_mask=True)
     show = {"table": _table, "tsv": _tsv, "jsonl": _jsonl}[style]
+    engine = make_engine(**engine_settings)
     with read_from(None if given else Path(source)):
-        for number, (record, masks) in enumerate(predict(records, Engine(**engine_settings), top_k=top_k)):
+        for number, (record, masks) in enumerate(predict(records, engine, top_k=top_k)):
             if style == "tsv" and number == 0:
                 click.echo("\t".join(_COLUMNS))
             show(record, masks)

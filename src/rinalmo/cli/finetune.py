@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from rinalmo.cli.options import threads_option
+from rinalmo.cli.options import device_option, threads_option
 
 
 @click.command("finetune")
@@ -29,6 +29,7 @@ from rinalmo.cli.options import threads_option
 @click.option("--resume", is_flag=True, help="Go on with the run in RUN from its last checkpoint, if it has one.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
 @threads_option
+@device_option
 def command(
     task: str,
     data: Path,
@@ -43,6 +44,7 @@ def command(
     resume: bool,
     overrides: tuple[str, ...],
     threads: int | None,
+    device: str,
 ) -> None:
     """Train a model for a task on labelled examples; the result is in RUN/model.
 
@@ -80,7 +82,9 @@ def command(
     if threads is not None:
         torch.set_num_threads(threads)
     with training() as (tell, note):
-        outcome, evaluation = finetune_and_test(chosen, output, resume=resume, listener=Listener(tell, note))
+        outcome, evaluation = finetune_and_test(
+            chosen, output, resume=resume, listener=Listener(tell, note), device=device
+        )
     if os.environ.get("RANK", "0") == "0":
         if evaluation is not None:
             print_evaluation(evaluation, "test")

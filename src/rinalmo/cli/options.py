@@ -38,9 +38,16 @@ threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="C
 batch_tokens_option = click.option(
     "--batch-tokens",
     type=click.IntRange(min=1),
-    default=4096,
+    help="Tokens computed at once; less needs less memory. Results do not depend on it.  [default: 4096 on a CPU, by "
+    "its memory on a GPU]",
+)
+
+device_option = click.option(
+    "--device",
+    default="auto",
     show_default=True,
-    help="Nucleotides computed at once; less needs less memory. Results do not depend on it.",
+    metavar="DEVICE",
+    help="auto (CUDA, then MPS, then the CPU), cpu, cuda, cuda:N or mps.",
 )
 
 
@@ -85,17 +92,17 @@ def engine_options(precision: str, model: str = "nano") -> Callable[[Callable[..
 
 
 def computing_options(precision: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`--precision` (with this default), `--threads` and `--batch-tokens`: an `Engine` but for its model."""
+    """`--device`, `--precision` (with this default), `--threads`, `--batch-tokens`: an `Engine` but for its model."""
     precision_option = click.option(
         "--precision",
-        type=click.Choice(["auto", "fp32", "bf16", "int8"]),
+        type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]),
         default=precision,
         show_default=True,
-        help="Arithmetic of the encoder; auto is bf16 where the processor has it, fp32 elsewhere.",
+        help="Arithmetic of the encoder; auto is bf16 where the device has it (fp16 on older GPUs), fp32 elsewhere.",
     )
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in (batch_tokens_option, threads_option, precision_option):
+        for option in (batch_tokens_option, threads_option, precision_option, device_option):
             command = option(command)
         return command
 
@@ -103,8 +110,14 @@ def computing_options(precision: str) -> Callable[[Callable[..., Any]], Callable
 
 
 def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--engine`, `--address` and `--workers`: where `opened_engine` computes."""
+    """`--engine`, `--address`, `--workers` and `--gpus-per-worker`: where `opened_engine` computes."""
     for option in (
+        click.option(
+            "--gpus-per-worker",
+            type=click.FloatRange(min=0),
+            metavar="N",
+            help="GPUs of each Ray worker; 0.5 shares one between two.  [default: 1 where there are GPUs, else 0]",
+        ),
         click.option("--workers", type=click.IntRange(min=1), help="Processes of --engine ray.  [default: all CPUs]"),
         click.option(
             "--address", metavar="HOST:PORT", help="A running Ray, or auto for this machine's.  [default: start one]"
@@ -114,7 +127,7 @@ def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["local", "ray"]),
             default="local",
             show_default=True,
-            help="ray: many processes, here or on a cluster (extra `ray`); --threads, 1 without, is then that of each.",
+            help="ray: many processes, here or on a cluster (extra `ray`); --threads is then per worker (default 1).",
         ),
     ):
         command = option(command)
@@ -123,20 +136,28 @@ def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def opened_engine(
-    engine: str, address: str | None, workers: int | None, **settings: Any
+    engine: str, address: str | None, workers: int | None, gpus_per_worker: float | None, **settings: Any
 ) -> Iterator[Engine | RayEngine]:
     """The engine that `ray_options` and `engine_options` describe."""
     if engine == "ray":
         from rinalmo.inference.ray_engine import RayEngine
 
-        with RayEngine(address=address, workers=workers, **settings) as many:
+        with RayEngine(address=address, workers=workers, gpus_per_worker=gpus_per_worker, **settings) as many:
+            click.echo(f"device: {many.describe()}", err=True)
             yield many
         return
-    if address is not None or workers is not None:
-        raise click.UsageError("--address and --workers are for --engine ray")
+    if address is not None or workers is not None or gpus_per_worker is not None:
+        raise click.UsageError("--address, --workers and --gpus-per-worker are for --engine ray")
+    yield make_engine(**settings)
+
+
+def make_engine(**settings: Any) -> Engine:
+    """The engine that `computing_options` describe; one line on standard error says what it computes on."""
     from rinalmo.inference.engine import Engine
 
-    yield Engine(**settings)
+    engine = Engine(**settings)
+    click.echo(f"device: {engine.describe()}", err=True)
+    return engine
 
 
 def is_sequence(source: str) -> bool:

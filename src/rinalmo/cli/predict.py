@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rinalmo.cli.options import computing_options, fill_option, thermodynamics_option, window_option
+from rinalmo.cli.options import computing_options, fill_option, make_engine, thermodynamics_option, window_option
 
 
 @click.command("predict")
@@ -41,7 +41,6 @@ def command(
     """
     from rinalmo.cli.progress import counter, noted
     from rinalmo.inference.embed_file import check_input
-    from rinalmo.inference.engine import Engine
     from rinalmo.rna.fasta import read_fasta
     from rinalmo.tasks.predicting import predict_records
     from rinalmo.tasks.registry import task_of
@@ -51,7 +50,7 @@ def command(
 
     check_input(fasta)
     check_rows_output(output)
-    engine = Engine(model, **engine_settings)
+    engine = make_engine(model=model, **engine_settings)
     task = as_asked(filled(task_of(engine.spec), fill_to), window, thermodynamics)
     done = 0
     with counter("predicting") as tell:

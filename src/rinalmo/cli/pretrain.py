@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rinalmo.cli.options import threads_option
+from rinalmo.cli.options import device_option, threads_option
 
 if TYPE_CHECKING:
     from rinalmo.training.run import Outcome
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Go on with the run in RUN from its last checkpoint, if it has one.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
 @threads_option
-def command(recipe: str, output: Path, resume: bool, overrides: tuple[str, ...], threads: int | None) -> None:
+@device_option
+def command(
+    recipe: str, output: Path, resume: bool, overrides: tuple[str, ...], threads: int | None, device: str
+) -> None:
     """Train a model on a token store (`rinalmo data prepare` makes one); the result is in RUN/model.
 
     RECIPE is pretrain-tiny, -nano-cpu, -nano, -micro, -mega or -giga, or a YAML file. SIGTERM and Ctrl-C stop after a
@@ -45,7 +48,7 @@ def command(recipe: str, output: Path, resume: bool, overrides: tuple[str, ...],
     if threads is not None:
         torch.set_num_threads(threads)
     with training() as (tell, note):
-        outcome = pretrain(chosen, output, resume=resume, listener=Listener(tell, note))
+        outcome = pretrain(chosen, output, resume=resume, listener=Listener(tell, note), device=device)
     if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
         click.echo(_told(outcome, output), err=True)
     if outcome.signal == signal.SIGINT:

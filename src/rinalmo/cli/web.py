@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from rinalmo.cli.options import FOLD_MODEL, model_option, threads_option
+from rinalmo.cli.options import FOLD_MODEL, device_option, model_option, threads_option
 
 
 @click.command("web")
@@ -21,7 +21,8 @@ from rinalmo.cli.options import FOLD_MODEL, model_option, threads_option
     help="The one for the tab Fold, fine-tuned for secondary structure.",
 )
 @threads_option
-def command(host: str, port: int, model: str, fold_model: str, threads: int | None) -> None:
+@device_option
+def command(host: str, port: int, model: str, fold_model: str, threads: int | None, device: str) -> None:
     """Serve a page to fill masks, fold, embed and score variants in a browser.
 
     It is for this machine, unless --host says otherwise; then everybody who reaches the address can use it, without a
@@ -39,5 +40,6 @@ def command(host: str, port: int, model: str, fold_model: str, threads: int | No
         host=host,
         port=port,
         threads=threads,
+        device=device,
         ready=lambda address: click.echo(f"serving on {address}  (Ctrl-C stops)"),
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rinalmo.hf.model_folder import alphabet_of
-from rinalmo.inference.batching import BATCH_TOKENS
+from rinalmo.inference.devices import default_batch_tokens
 from rinalmo.inference.embeddings import Pooling, embed_records
 from rinalmo.inference.engine import Engine
 from rinalmo.inference.inputs import Sequences, as_records, peeked
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 class _OfModel(Engine):
     """An engine that computes with a Hugging Face model's weights as they are at the moment, and copies none."""
 
-    def __init__(self, model: RiNALMoModel, batch_tokens: int) -> None:
-        self.owner, self.device, self.batch_tokens, self.precision = model, model.device, batch_tokens, "auto"
+    def __init__(self, model: RiNALMoModel, batch_tokens: int | None) -> None:
+        self.owner, self.device, self.precision, self._threads = model, model.device, "auto", None
+        self.batch_tokens = default_batch_tokens(model.device) if batch_tokens is None else batch_tokens
         with torch.device("meta"):  # sizes and alphabet, no weights
-            self.model = RiNALMo(ModelSpec(model.encoder.config, alphabet_of(model.config)))
+            self.head_model = RiNALMo(ModelSpec(model.encoder.config, alphabet_of(model.config)))
 
     @torch.inference_mode()
     def hidden_states(self, ids: Tensor, layout: Layout, layers: Sequence[int]) -> list[Tensor]:
@@ -44,7 +45,7 @@ def encode(
     pooling: Pooling = "mean",
     layer: int = -1,
     normalize: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
 ) -> np.ndarray | list[np.ndarray]:
     """See `RiNALMoModel.encode`."""
     was_training = model.training

@@ -19,7 +19,6 @@ from rinalmo.model.packing import Layout, pack
 R = TypeVar("R")
 Ids = np.ndarray
 
-BATCH_TOKENS = 4096
 _WINDOW_BATCHES = 8
 _WINDOW_SEQUENCES = 4096
 
@@ -28,27 +27,30 @@ def map_packed(
     compute: Callable[[Tensor, Layout], Sequence[R]],
     sequences: Iterable[Ids],
     *,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: Callable[[], int],
     device: torch.device | str = "cpu",
 ) -> Iterator[R]:
-    """Apply `compute` (packed ids, layout → one result per sequence) to all, yielding results in input order."""
-    for window in windows(sequences, _WINDOW_BATCHES * batch_tokens):
+    """Apply `compute` (packed ids, layout → one result per sequence) to all, yielding results in input order.
+
+    `batch_tokens` is asked before each window: it may shrink when a device's memory turns out to be too small.
+    """
+    for window in windows(sequences, lambda: _WINDOW_BATCHES * batch_tokens()):
         results: list[R | None] = [None] * len(window)
-        for batch in cut(sorted(range(len(window)), key=lambda i: len(window[i])), window, batch_tokens):
+        for batch in cut(sorted(range(len(window)), key=lambda i: len(window[i])), window, batch_tokens()):
             ids, layout = pack((torch.from_numpy(window[i]) for i in batch), device)
             for i, result in zip(batch, compute(ids, layout), strict=True):
                 results[i] = result
         yield from results  # type: ignore[misc]  # every place has been filled
 
 
-def windows(sequences: Iterable[Ids], tokens: int) -> Iterator[list[Ids]]:
-    """Stretches of the input with about `tokens` tokens, never empty."""
+def windows(sequences: Iterable[Ids], tokens: Callable[[], int]) -> Iterator[list[Ids]]:
+    """Stretches of the input with about `tokens()` tokens, never empty."""
     window: list[Ids] = []
     total = 0
     for sequence in sequences:
         window.append(sequence)
         total += len(sequence)
-        if total >= tokens or len(window) >= _WINDOW_SEQUENCES:
+        if total >= tokens() or len(window) >= _WINDOW_SEQUENCES:
             yield window
             window, total = [], 0
     if window:

@@ -48,6 +48,7 @@ def embed_file(
         "input": input_sum(fasta, resume=resume),
         "model": engine.fingerprint,
         "precision": engine.precision,
+        "device": engine.device.type,
         "batch_tokens": engine.batch_tokens,
         "pooling": pooling,
         "layers": list(layers),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rinalmo.errors import InputError
+from rinalmo.inference.devices import DeviceLike
 from rinalmo.inference.engine import Engine, as_engine
 from rinalmo.inference.inputs import Sequences, as_records, encode, peeked, read_from
 from rinalmo.model.packing import Layout
@@ -28,6 +29,7 @@ def embed(
     *,
     pooling: Pooling = "mean",
     layers: Sequence[int] = (-1,),
+    device: DeviceLike = None,
 ) -> np.ndarray | list[np.ndarray]:
     """Embeddings of one or more sequences, FASTA records, rows, or the `Path` of a FASTA file, in fp32.
 
@@ -36,13 +38,15 @@ def embed(
     model     a name, folder, file or loaded model, computed in fp32; an `Engine` for any other way
     pooling   "mean" over the nucleotides (CLS and EOS left out), "cls", or "none": one vector per nucleotide
     layers    0 is the embedding, n the output of block n, -1 the last, after the final layer norm
+    device    "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; None: where a loaded model is
 
     Returns `(sequences, hidden)`, or with several layers `(sequences, layers, hidden)`; with pooling "none" a list of
     `(length, [layers,] hidden)`. The result for a sequence does not depend on the others.
     """
+    engine = as_engine(model, device)
     with read_from(sequences):
         records = peeked(as_records(sequences))
-        found = [values for _, values in embed_records(records, as_engine(model), pooling=pooling, layers=layers)]
+        found = [values for _, values in embed_records(records, engine, pooling=pooling, layers=layers)]
     return found if pooling == "none" else np.stack(found)
 
 
@@ -52,13 +56,13 @@ def embed_records(
     """As `embed`, record by record, for streams of any length."""
     if pooling not in get_args(Pooling):
         raise InputError(f"pooling {pooling!r} is unknown; use one of {', '.join(get_args(Pooling))}")
-    chosen = layer_indices(layers, engine.model.config.num_hidden_layers)
+    chosen = layer_indices(layers, engine.config.num_hidden_layers)
     waiting: deque[Record] = deque()
 
     def ids() -> Iterator[np.ndarray]:
         for record in records:
             waiting.append(record)
-            yield encode(record, engine.model.alphabet)
+            yield encode(record, engine.alphabet)
 
     def compute(packed: Tensor, layout: Layout) -> Sequence[np.ndarray]:
         states = engine.hidden_states(packed, layout, chosen)

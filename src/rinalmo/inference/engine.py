@@ -1,32 +1,52 @@
-"""`Engine`: a model made ready to compute many sequences fast."""
+"""`Engine`: a model made ready to compute many sequences fast, on a CPU or a GPU."""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
+import os
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from threading import Lock
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from rinalmo.alphabet import Alphabet
 from rinalmo.errors import InputError
-from rinalmo.inference.batching import BATCH_TOKENS, map_packed
+from rinalmo.inference.batching import map_packed
+from rinalmo.inference.devices import (
+    DeviceLike,
+    Precision,
+    choose_device,
+    choose_precision,
+    default_batch_tokens,
+    device_name,
+    is_out_of_memory,
+    release_memory,
+)
 from rinalmo.inference.fast_encoder import FastBlock, FastEncoder
-from rinalmo.inference.fast_encoder import Precision as FastPrecision
+from rinalmo.inference.fast_encoder import Precision as PackedPrecision
 from rinalmo.inference.inputs import require_whole
 from rinalmo.inference.packed_linear import is_available, is_native
 from rinalmo.model.block import EncoderBlock
+from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
+from rinalmo.weights.catalog import resolve
 from rinalmo.weights.checkpoint import load
 
-Precision = Literal["auto", "fp32", "bf16", "int8"]
+logger = logging.getLogger(__name__)
+
+CACHED_ENGINES = 2
+
 R = TypeVar("R")
 Item = TypeVar("Item")
 Advance = Callable[[int], Any]  # called with how many more are done
@@ -35,18 +55,29 @@ Job = Callable[["Engine", Advance], Callable[[Item], R]]
 
 
 class Engine:
-    """A model, a precision, a number of threads and a token budget per batch.
+    """A model, a device, a precision, a number of threads and a token budget per batch.
 
-    model         a loaded `RiNALMo`, or a catalog name, folder or file. What is loaded here keeps one copy of the
-                  weights: on a CPU the packed one, and `engine.model.encoder` is then left without its matrices
-    precision     "fp32"; "bf16"; "int8" (weights and activations of matrix products, bf16 elsewhere; CPUs with VNNI);
-                  "auto": bf16 where the processor multiplies it natively, fp32 elsewhere
-    threads       CPU threads for this process; torch's own choice if None
-    batch_tokens  tokens computed at once; memory grows with it, results do not depend on it
-    device        "cpu" or a CUDA device; where a loaded model is already if None
+    Args:
+        model: A loaded `RiNALMo`, or a catalog name, folder or file. What is loaded here keeps one copy of the
+            encoder's weights: on a CPU the packed one.
+        precision: "fp32"; "bf16"; "fp16" (GPUs); "int8" (weights and activations of matrix products, bf16
+            elsewhere; CPUs with VNNI); "auto": bf16, or fp16 on a GPU without it, where the device multiplies it
+            natively, fp32 elsewhere.
+        threads: CPU threads while this engine computes; torch's own choice if None.
+        batch_tokens: Tokens computed at once; memory grows with it, results do not depend on it. None: 4,096 on a
+            CPU, by its memory on a GPU. When a GPU's memory is full, the engine halves it and goes on.
+        device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N", "mps". None: where a loaded model
+            is, "auto" for anything else.
 
-    Raises InputError for a precision that is unknown or not for this processor, a budget or threads below 1, and a
-    device that is not there.
+    Raises:
+        InputError: A precision that is unknown or not for this processor, a budget or threads below 1, or a device
+            that this machine does not have.
+
+    Example:
+        >>> import rinalmo
+        >>> engine = rinalmo.Engine("nano", "fp32", device="cpu")
+        >>> rinalmo.embed(["GGGAAAUCCC"], engine).shape
+        (1, 320)
     """
 
     def __init__(
@@ -55,46 +86,74 @@ class Engine:
         precision: Precision = "auto",
         *,
         threads: int | None = None,
-        batch_tokens: int = BATCH_TOKENS,
-        device: torch.device | str | None = None,
+        batch_tokens: int | None = None,
+        device: DeviceLike = None,
     ) -> None:
-        if precision not in get_args(Precision):
-            raise InputError(f"precision {precision!r} is unknown; use one of {', '.join(get_args(Precision))}")
-        require_whole("batch_tokens", batch_tokens)
+        if batch_tokens is not None:
+            require_whole("batch_tokens", batch_tokens)
         if threads is not None:
             require_whole("threads", threads)
         if not isinstance(model, str | Path | RiNALMo):
             raise InputError(
                 f"a {type(model).__name__} is no model here; give a name, a path or what rinalmo.load gives"
             )
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self._given = model, device
-        self.device = _device_of(model) if device is None else _usable(device)
-        self.batch_tokens = batch_tokens
-        self.precision: Precision = native_precision(self.device) if precision == "auto" else precision
+        given = isinstance(model, RiNALMo)
+        self._source, self._threads = model, threads
+        self.device = _device_of(model) if given and device is None else choose_device(device)  # type: ignore[arg-type]
+        self.precision: Precision = choose_precision(precision, self.device)
+        self.batch_tokens = default_batch_tokens(self.device) if batch_tokens is None else batch_tokens
         packs = self._packs()
         blocks: list[FastBlock] = []
         if isinstance(model, RiNALMo):
-            self.model = model if device is None else model.to(device)
+            self.head_model = model if device is None else model.to(self.device)
         else:
-            take = partial(_take, blocks=blocks, precision=self.precision)  # type: ignore[arg-type]
-            self.model = load(model, device=self.device, consume=take if packs else None)
-        self._fast = FastEncoder(self.model.encoder, self.precision, blocks) if packs else None  # type: ignore[arg-type]
+            pack_block: Any = partial(_pack_and_free, blocks=blocks, precision=self.precision)  # type: ignore[arg-type]
+            self.head_model = load(model, device=self.device, consume=pack_block if packs else None)
+        self._fast = FastEncoder(self.head_model.encoder, self.precision, blocks) if packs else None  # type: ignore[arg-type]
+
+    @property
+    def model(self) -> RiNALMo:
+        """The whole model, to embed with, to save, or to make another engine of.
+
+        A model that this engine has loaded and packed is loaded again; its weights are mapped, not copied.
+
+        Raises:
+            InputError: The file has been changed since the engine loaded it.
+        """
+        if isinstance(self._source, RiNALMo) or self._fast is None:
+            return self.head_model
+        whole = load(self._source, device=self.device)
+        if fingerprint(whole) != self.fingerprint:
+            raise InputError(f"{self._source}: was changed since it was loaded; make a new Engine")
+        return whole
 
     @property
     def fingerprint(self) -> str:
         """A hash of config, vocabulary and the small tensors, which no training leaves as they were."""
-        digest = hashlib.sha256(repr((self.model.config, self.model.alphabet.tokens)).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            if tensor.dim() < 2 or name == "encoder.embedding.weight":
-                digest.update(tensor.float().cpu().numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.head_model)
 
     @property
     def spec(self) -> ModelSpec:
         """What the model is built from."""
-        return self.model.spec
+        return self.head_model.spec
+
+    @property
+    def config(self) -> ModelConfig:
+        """The encoder's sizes."""
+        return self.spec.config
+
+    @property
+    def alphabet(self) -> Alphabet:
+        """The tokens that the model's ids stand for."""
+        return self.spec.alphabet
+
+    def head(self, name: str) -> nn.Module:
+        """One of the model's heads; raises CheckpointError if it does not have it."""
+        return self.head_model.head(name)
+
+    def describe(self) -> str:
+        """Device and precision in a few words, such as `cpu, bf16`."""
+        return f"{device_name(self.device)}, {self.precision}"
 
     def run(self, job: Job[Item, R], items: Iterable[tuple[int, Item]], advance: Advance) -> Iterator[tuple[int, R]]:
         """The job on numbered items, in this process. A `RayEngine` does the same in many, and in any order."""
@@ -105,17 +164,19 @@ class Engine:
     @torch.inference_mode()
     def hidden_states(self, ids: Tensor, layout: Layout, layers: Sequence[int]) -> list[Tensor]:
         """The packed states of the chosen layers (0 is the embedding, the number of blocks the final norm), fp32."""
-        if self._fast is not None:
-            with self._as_written():
+        with self._computing():
+            if self._fast is not None:
                 return self._fast(ids, layout, layers)
-        last = self.model.config.num_hidden_layers
-        with (
-            _evaluating(self.model),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
-        ):
-            out = self.model.encoder(ids, layout, output_hidden_states=any(layer != last for layer in layers))
-        states = out.hidden_states or ()
-        return [(out.last_hidden_state if layer == last else states[layer]).float() for layer in layers]
+            last = self.config.num_hidden_layers
+            half = torch.float16 if self.precision == "fp16" else torch.bfloat16
+            with (
+                _evaluating(self.head_model),
+                torch.autocast(self.device.type, half, enabled=self.precision in ("bf16", "fp16")),
+            ):
+                intermediate = any(layer != last for layer in layers)
+                out = self.head_model.encoder(ids, layout, output_hidden_states=intermediate)
+            states = out.hidden_states or ()
+            return [(out.last_hidden_state if layer == last else states[layer]).float() for layer in layers]
 
     def _packs(self) -> bool:
         """Whether the encoder's weights are packed for this processor; elsewhere the plain one has to do."""
@@ -127,52 +188,106 @@ class Engine:
         return fits and is_native(self.precision)
 
     def map(self, compute: Callable[[Tensor, Layout], Sequence[R]], sequences: Iterable[np.ndarray]) -> Iterator[R]:
-        """`compute` over all sequences of ids, packed into batches; results one by one, in the order of the input."""
-        compute = self._as_written()(compute)
-        return map_packed(compute, sequences, batch_tokens=self.batch_tokens, device=self.device)
+        """`compute` over all sequences of ids, packed into batches; results one by one, in the order of the input.
 
-    def _as_written(self) -> torch.autocast:
-        """The types are the engine's own, also where the caller has autocast on."""
-        return torch.autocast(self.device.type, enabled=False)
+        A batch that does not fit into the device's memory is computed in halves, and all that follow are smaller.
+
+        Raises:
+            InputError: A single sequence does not fit.
+        """
+
+        def compute_batch(ids: Tensor, layout: Layout) -> Sequence[R]:
+            try:
+                with self._computing():
+                    return compute(ids, layout)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside of the except clause: its traceback keeps the tensors alive that have to go.
+            release_memory(self.device)
+            self._require_smaller(layout)
+            return [result for part in _halves(ids, layout) for result in compute_batch(*part)]
+
+        return map_packed(compute_batch, sequences, batch_tokens=lambda: self.batch_tokens, device=self.device)
+
+    def _require_smaller(self, layout: Layout) -> None:
+        """Halve the token budget to below the size of a batch that was too large."""
+        if len(layout.lengths) == 1:
+            raise InputError(
+                f"a sequence of {layout.total:,} tokens does not fit into the memory of {device_name(self.device)}; "
+                "use --device cpu, or leave it out"
+            )
+        smaller = max(1, min(self.batch_tokens, layout.total) // 2)
+        if smaller < self.batch_tokens:
+            if not getattr(self, "_warned", False):
+                logger.warning(
+                    "%s is out of memory: going on with batches of %s tokens and fewer (--batch-tokens)",
+                    device_name(self.device),
+                    f"{smaller:,}",
+                )
+            self._warned, self.batch_tokens = True, smaller
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """This engine's own types and threads for a while, whatever the caller's are."""
+        before = torch.get_num_threads()
+        if self._threads is not None and self._threads != before:
+            torch.set_num_threads(self._threads)
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                yield
+        finally:
+            if self._threads is not None and self._threads != before:
+                torch.set_num_threads(before)
 
     def __reduce__(self) -> Any:
-        # Packed weights cannot be copied. The number of threads is the process's own affair.
-        model, device = self._given
-        return _made, (model, self.precision, self.batch_tokens, device)
+        # Packed weights cannot be copied.
+        settings = {"threads": self._threads, "batch_tokens": self.batch_tokens, "device": self.device}
+        return _rebuild, (self._source, self.precision, settings)
 
 
-def _made(
-    model: str | Path | RiNALMo, precision: Precision, batch_tokens: int, device: torch.device | str | None
-) -> Engine:
-    return Engine(model, precision, batch_tokens=batch_tokens, device=device)
+def _rebuild(model: str | Path | RiNALMo, precision: Precision, settings: dict[str, Any]) -> Engine:
+    return Engine(model, precision, **settings)
 
 
-def _take(block: EncoderBlock, *, blocks: list[FastBlock], precision: FastPrecision) -> None:
+def fingerprint(model: RiNALMo) -> str:
+    """A hash of a model's config, vocabulary and small tensors, which no training leaves as they were."""
+    digest = hashlib.sha256(repr((model.config, model.alphabet.tokens)).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if tensor.dim() < 2 or name == "encoder.embedding.weight":
+            digest.update(tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _pack_and_free(block: EncoderBlock, *, blocks: list[FastBlock], precision: PackedPrecision) -> None:
     """Pack a block's weights and leave the block without its matrices; what is small it keeps as its own."""
     blocks.append(FastBlock(block, precision))
     for module in block.modules():
         for name, parameter in module.named_parameters(recurse=False):
             kept = parameter.to("meta") if parameter.dim() > 1 else parameter.clone()
             setattr(module, name, torch.nn.Parameter(kept, requires_grad=False))
-    _give_back()
+    _trim_heap()
 
 
-def _give_back() -> None:
+def _trim_heap() -> None:
     """Hand freed memory to the system. glibc keeps the gaps between packed weights, a third of their size in fp32."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 
 
-def _usable(device: torch.device | str) -> torch.device:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):  # the latter where torch was built without CUDA
-        raise InputError(f"device {str(device)!r} is not there, or this torch cannot use it") from None
-    return torch.device(device)
+def _device_of(model: RiNALMo) -> torch.device:
+    return model.encoder.embedding.weight.device
 
 
-def _device_of(model: str | Path | RiNALMo) -> torch.device:
-    return model.encoder.embedding.weight.device if isinstance(model, RiNALMo) else torch.device("cpu")
+def _halves(ids: Tensor, layout: Layout) -> Iterator[tuple[Tensor, Layout]]:
+    """The sequences of a packed batch in two parts."""
+    middle = len(layout.lengths) // 2
+    start = 0
+    for part in (slice(None, middle), slice(middle, None)):
+        valid = None if layout.real is None else layout.real[part]
+        half = Layout(layout.lengths[part], layout.device, valid)
+        yield ids[start : start + half.total], half
+        start += half.total
 
 
 @contextmanager
@@ -186,13 +301,48 @@ def _evaluating(model: RiNALMo) -> Iterator[None]:
         model.train(was_training)
 
 
-def as_engine(model: str | Path | RiNALMo | Engine) -> Engine:
-    """An engine for whatever stands for a model."""
-    return model if isinstance(model, Engine) else Engine(model, "fp32")
+_cache: OrderedDict[tuple[Any, ...], Engine] = OrderedDict()
+_cache_lock = Lock()
 
 
-def native_precision(device: torch.device) -> Literal["fp32", "bf16"]:
-    """bf16 where the processor multiplies it natively, fp32 elsewhere."""
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if is_native("bf16") else "fp32"
+def as_engine(model: str | Path | RiNALMo | Engine, device: DeviceLike = None) -> Engine:
+    """The engine for whatever stands for a model; fp32 unless an `Engine` is given.
+
+    The engines of the last two models that were given by name or path are kept, so that a second call neither loads
+    nor packs the model again. A file that has changed is loaded anew. `clear_engine_cache` empties the cache.
+
+    Raises:
+        InputError: An `Engine` together with another device than its own.
+    """
+    if isinstance(model, Engine):
+        if device is not None and choose_device(device) != choose_device(model.device):
+            raise InputError(f"the engine computes on {model.device}; make another Engine for {device}")
+        return model
+    if isinstance(model, RiNALMo) or not isinstance(model, str | Path):
+        return Engine(model, "fp32", device=device)
+    path = resolve(model)
+    key = (path.absolute(), _file_states(path), choose_device(device), os.environ.get("RINALMO_CPU"))
+    with _cache_lock:
+        engine = _cache.pop(key, None) or Engine(model, "fp32", device=device)
+        _cache[key] = engine
+        while len(_cache) > CACHED_ENGINES:
+            _cache.popitem(last=False)
+    return engine
+
+
+def clear_engine_cache() -> None:
+    """Forget the engines that `embed`, `fill_mask`, `score`, `fold`, `predict` and `evaluate` keep for later calls.
+
+    Example:
+        >>> import rinalmo
+        >>> rinalmo.clear_engine_cache()
+    """
+    with _cache_lock:
+        _cache.clear()
+    _trim_heap()
+
+
+def _file_states(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, size and time of change of a model's files."""
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    return tuple((file.name, state.st_size, state.st_mtime_ns) for file in files if (state := file.stat()))

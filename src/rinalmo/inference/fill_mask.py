@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rinalmo.alphabet import Alphabet
 from rinalmo.errors import SequenceError
+from rinalmo.inference.devices import DeviceLike
 from rinalmo.inference.engine import Engine, as_engine
 from rinalmo.inference.inputs import Sequences, as_records, encode, peeked, read_from, require_whole
 from rinalmo.model.packing import Layout
@@ -37,17 +39,19 @@ class Prediction:
 
 
 def fill_mask(
-    sequences: Sequences, model: str | Path | RiNALMo | Engine = "nano", *, top_k: int = 5
+    sequences: Sequences, model: str | Path | RiNALMo | Engine = "nano", *, top_k: int = 5, device: DeviceLike = None
 ) -> list[list[list[Prediction]]]:
     """The `top_k` candidates for each mask of each sequence: per sequence, per mask, best first.
 
     `sequences` is one sequence, several, FASTA records, or the `Path` of a FASTA file; masks are written `<mask>`.
-    `model` is a name, folder, file or loaded model, computed in fp32, or an `Engine` for any other way.
+    `model` is a name, folder, file or loaded model, computed in fp32, or an `Engine` for any other way; `device` is
+    "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps", None: where a loaded model is.
     Raises SequenceError for a sequence without a mask.
     """
+    engine = as_engine(model, device)
     with read_from(sequences):
         records = as_records(sequences, allow_mask=True)
-        return [found for _, found in predict(records, as_engine(model), top_k=top_k)]
+        return [found for _, found in predict(records, engine, top_k=top_k)]
 
 
 def predict(
@@ -55,13 +59,13 @@ def predict(
 ) -> Iterator[tuple[Record, list[list[Prediction]]]]:
     """As `fill_mask`, record by record, for streams of any length."""
     require_whole("top_k", top_k)
-    model = engine.model
-    head, mask_id = model.head("lm_head"), model.alphabet.mask_id
+    alphabet = engine.alphabet
+    head, mask_id = engine.head("lm_head"), alphabet.mask_id
     waiting: deque[tuple[Record, np.ndarray]] = deque()
 
     def ids() -> Iterator[np.ndarray]:
         for record in peeked(records):
-            encoded = encode(record, model.alphabet)
+            encoded = encode(record, alphabet)
             _require_mask(record, encoded, mask_id)
             waiting.append((record, encoded))
             yield encoded
@@ -69,14 +73,14 @@ def predict(
     def compute(packed: Tensor, layout: Layout) -> Sequence[Tensor]:
         # The LM head runs on the masked positions only, in fp32.
         masked = packed == mask_id
-        states = engine.hidden_states(packed, layout, [model.config.num_hidden_layers])[0]
+        states = engine.hidden_states(packed, layout, [engine.config.num_hidden_layers])[0]
         with torch.inference_mode():
             probabilities = head(states[masked]).softmax(dim=-1).cpu()
         return layout.select(masked).split(probabilities)
 
     for probabilities in engine.map(compute, ids()):
         record, encoded = waiting.popleft()
-        yield record, _candidates(encoded, probabilities, model, top_k)
+        yield record, _candidates(encoded, probabilities, alphabet, top_k)
 
 
 def _require_mask(record: Record, ids: np.ndarray, mask_id: int) -> None:
@@ -84,8 +88,7 @@ def _require_mask(record: Record, ids: np.ndarray, mask_id: int) -> None:
         raise SequenceError(f"has no {MASK}; write {MASK} where a nucleotide is to be predicted", record=record.id)
 
 
-def _candidates(ids: np.ndarray, probabilities: Tensor, model: RiNALMo, top_k: int) -> list[list[Prediction]]:
-    alphabet = model.alphabet
+def _candidates(ids: np.ndarray, probabilities: Tensor, alphabet: Alphabet, top_k: int) -> list[list[Prediction]]:
     tokens = [alphabet.tokens[i] for i in ids[1:-1].tolist()]
     positions = [n for n, token in enumerate(tokens) if token == MASK]
     scores, best = probabilities.topk(min(top_k, alphabet.size), dim=-1)

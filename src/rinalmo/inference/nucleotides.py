@@ -29,8 +29,8 @@ class Nucleotides:
 
     def __init__(self, engine: Engine, tell: Callable[[int], Any] = lambda count: None) -> None:
         self._engine, self._tell, self._computed = engine, tell, 0
-        self._alphabet = engine.model.alphabet
-        self._head = engine.model.head("lm_head")
+        self._alphabet = engine.alphabet
+        self._head = engine.head("lm_head")
         self._ids = lru_cache(_REMEMBERED)(partial(self._alphabet.encode, strict=True))
         # Those of a wild type are asked for again by every block of its variants.
         self.unmasked = lru_cache(_REMEMBERED)(self._unmasked)
@@ -69,7 +69,7 @@ class Nucleotides:
         return (ids != self._alphabet.cls_id) & (ids != self._alphabet.eos_id)
 
     def _map(self, sequences: Iterator[np.ndarray], asked: Callable[[Tensor], Tensor]) -> Iterator[np.ndarray]:
-        last, letters = self._engine.model.config.num_hidden_layers, list(self._alphabet.nucleotide_ids)
+        last, letters = self._engine.config.num_hidden_layers, list(self._alphabet.nucleotide_ids)
 
         def compute(ids: Tensor, layout: Layout) -> Sequence[np.ndarray]:
             where = asked(ids)

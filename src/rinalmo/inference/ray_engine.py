@@ -21,9 +21,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
+import torch
+
 from rinalmo.errors import InputError, MissingExtraError, RinalmoError, ToolError
-from rinalmo.inference.batching import BATCH_TOKENS
-from rinalmo.inference.engine import Advance, Engine, Job, Precision
+from rinalmo.inference.devices import DeviceLike, Precision
+from rinalmo.inference.engine import Advance, Engine, Job
 from rinalmo.model.rinalmo import ModelSpec
 
 _CONNECT_SECONDS = 5
@@ -39,17 +41,21 @@ class RayEngine:
 
     model     a catalog name, or a path that every machine of the cluster has
     threads   CPU threads of each worker, 1 if None
+    device    of each worker, as for an `Engine`; None or "auto": a GPU where workers have one, else the CPU
+    gpus_per_worker   GPUs of each worker, also a fraction such as 0.5: workers then share one. None: 1 where the
+              cluster has GPUs and `device` does not say "cpu", else 0
     address   HOST:PORT of a running Ray, "auto" for the one of this machine, None to start one for this process
-    workers   their number; as many as there are CPUs for if None. Those that find no CPU are not waited for
+    workers   their number; as many as there are CPUs and GPUs for if None. Those that find none are not waited for
 
     A Ray that the process is connected to already is used as it is, and left running.
 
-    Raises MissingExtraError without Ray, InputError for an address where none answers and for threads that no machine
-    has, ToolError if no worker could be started.
+    Raises MissingExtraError without Ray, InputError for an address where none answers and for threads or GPUs that no
+    machine has, ToolError if no worker could be started.
     """
 
     fingerprint: str
     precision: Precision
+    device: torch.device
     spec: ModelSpec
 
     def __init__(
@@ -58,12 +64,14 @@ class RayEngine:
         precision: Precision = "auto",
         *,
         threads: int | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
+        device: DeviceLike = None,
         address: str | None = None,
         workers: int | None = None,
+        gpus_per_worker: float | None = None,
     ) -> None:
         self._threads = threads or 1
-        self.batch_tokens = batch_tokens
+        _check_gpus(gpus_per_worker, device)
         # A worker has another working folder.
         place = str(Path(model).absolute()) if Path(model).exists() else str(model)
         self._settings = {
@@ -71,12 +79,13 @@ class RayEngine:
             "precision": precision,
             "threads": self._threads,
             "batch_tokens": batch_tokens,
+            "device": None if device is None else str(device),
         }
         self._ray = _imported()
         self._owns_ray = _connect(self._ray, address, None if workers is None else workers * self._threads)
         self._workers: list[Any] = []
         try:
-            self._start(workers)
+            self._start(workers, gpus_per_worker)
         except BaseException:
             self.close()
             raise
@@ -152,16 +161,40 @@ class RayEngine:
             return record
         return None
 
-    def _start(self, workers: int | None) -> None:
+    def _start(self, workers: int | None, gpus_per_worker: float | None) -> None:
         """Start the workers and learn of their model from the first that answers."""
-        largest = max(node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"])
-        if largest < self._threads:
+        gpus = self._gpus_of_each(gpus_per_worker)
+        if not gpus and self._settings["device"] in (None, "auto"):
+            self._settings["device"] = "cpu"
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if (largest := max(node.get("CPU", 0) for node in nodes)) < self._threads:
             raise InputError(f"--threads {self._threads}: the largest machine of this Ray has {largest:.0f} CPUs")
-        count = workers or int(self._ray.cluster_resources()["CPU"]) // self._threads
-        self._actor = self._ray.remote(num_cpus=self._threads)(_Worker)
+        if (largest := max(node.get("GPU", 0) for node in nodes)) < gpus:
+            raise InputError(f"--gpus-per-worker {gpus:g}: no machine of this Ray has more than {largest:.0f} GPUs")
+        count = workers or self._places(gpus)
+        self._actor = self._ray.remote(num_cpus=self._threads, num_gpus=gpus)(_Worker)
         self._workers = [self._actor.remote(self._settings) for _ in range(count)]
         about = self._first_answer({worker.about.remote(): worker for worker in self._workers})
-        self.fingerprint, self.precision, self.spec = about
+        self.fingerprint, self.precision, self.spec, self.batch_tokens, device = about
+        self.device = torch.device(device)
+        self._about = about
+
+    def _gpus_of_each(self, given: float | None) -> float:
+        if given is not None:
+            return given
+        wants_gpu = not str(self._settings["device"] or "auto").startswith(("cpu", "mps"))
+        return 1.0 if wants_gpu and self._ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+    def _places(self, gpus: float) -> int:
+        """How many workers the CPUs and GPUs of the cluster are enough for."""
+        resources = self._ray.cluster_resources()
+        places = int(resources["CPU"]) // self._threads
+        return max(1, min(places, int(resources.get("GPU", 0) / gpus)) if gpus else places)
+
+    def describe(self) -> str:
+        """Workers, device and precision in a few words, such as `2 Ray workers on cpu, bf16`."""
+        count = len(self._workers)
+        return f"{count} Ray worker{'s' * (count > 1)} on {self.device.type}, {self.precision}"
 
     def _first_answer(self, calls: dict[Any, Any]) -> _About:
         lost = 0
@@ -198,10 +231,12 @@ class RayEngine:
         return self._workers[-1]
 
     def _require_same(self, about: _About) -> None:
-        if about != (self.fingerprint, self.precision, self.spec):
+        mine = self._about
+        if about != mine:
             raise InputError(
-                f"{self._settings['model']}: workers disagree on the model or its precision ({self.precision}, "
-                f"{about.precision}); give every machine the same files, and name the --precision"
+                f"{self._settings['model']}: workers disagree on the model, its precision or the device "
+                f"({mine.precision} on {mine.device}, {about.precision} on {about.device}); give every machine the "
+                "same files, and name --precision, --device and --batch-tokens"
             )
 
 
@@ -211,6 +246,8 @@ class _About(NamedTuple):
     fingerprint: str
     precision: Precision
     spec: ModelSpec
+    batch_tokens: int
+    device: str  # its kind, without a number: each worker counts its own GPUs
 
 
 class _Worker:
@@ -224,8 +261,11 @@ class _Worker:
         self._engine: Engine | None = None
 
     def about(self) -> _About:
-        engine = self._engine = self._engine or Engine(**self._settings)
-        return _About(engine.fingerprint, engine.precision, engine.spec)
+        if self._engine is None:
+            self._engine = Engine(**self._settings)
+            self._batch_tokens = self._engine.batch_tokens  # before a full memory makes it smaller
+        engine = self._engine
+        return _About(engine.fingerprint, engine.precision, engine.spec, self._batch_tokens, engine.device.type)
 
     def start(self, job: Job[Any, Any]) -> _About:
         about = self.about()
@@ -287,6 +327,20 @@ def _connect(ray: Any, address: str | None, cpus: int | None) -> bool:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(f"--address {address}: {str(error).partition('. ')[0]}; is a Ray running there?") from None
     return True
+
+
+def _check_gpus(gpus: float | None, device: DeviceLike) -> None:
+    """Raise InputError for a number of GPUs that Ray cannot give, or that contradicts the device."""
+    if gpus is None:
+        return
+    if gpus < 0 or (gpus > 1 and gpus != int(gpus)):
+        raise InputError(f"--gpus-per-worker {gpus:g}: give 0, a fraction of 1 such as 0.5, or a whole number")
+    if not gpus and str(device).startswith("cuda"):
+        raise InputError(
+            f"--gpus-per-worker 0 leaves workers without a GPU, but --device is {device}; give one or more"
+        )
+    if gpus and str(device) in ("cpu", "mps"):
+        raise InputError(f"--gpus-per-worker {gpus:g} is for CUDA, but --device is {device}; leave one of them out")
 
 
 def _check_address(address: str) -> None:

@@ -57,6 +57,7 @@ def score_file(
         "input": source.fingerprint(),
         "model": engine.fingerprint,
         "precision": engine.precision,
+        "device": engine.device.type,
         "batch_tokens": engine.batch_tokens,
         "method": method,
     }

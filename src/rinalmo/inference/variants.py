@@ -21,6 +21,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from rinalmo.errors import InputError, SequenceError
+from rinalmo.inference.devices import DeviceLike
 from rinalmo.inference.engine import Engine, as_engine
 from rinalmo.inference.inputs import as_records
 from rinalmo.inference.mutations import WILD_TYPE, Variant, compare, parse, single
@@ -42,11 +43,13 @@ def score(
     model: str | Path | RiNALMo | Engine = "nano",
     *,
     method: Method = "masked-marginals",
+    device: DeviceLike = None,
 ) -> np.ndarray:
     """Scores of variants of a sequence, `(variants,)` in fp64; 0 is as fit as the wild type, more is fitter.
 
     A variant is written `A12G`, `A12G:C13U` (positions from 1, T or U) or `WT`, or is a whole sequence.
-    `model` is a name, folder, file or loaded model, computed in fp32, or an `Engine` for any other way.
+    `model` is a name, folder, file or loaded model, computed in fp32, or an `Engine` for any other way; `device` is
+    "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; None: where a loaded model is.
     Raises SequenceError for a letter that is not the wild type's, a position that it does not have, and for a sequence
     of another length with a method other than "pll".
     """
@@ -56,11 +59,15 @@ def score(
     read = [_read(record.sequence, text, number) for number, text in enumerate(written, start=1)]
     for number, variant in enumerate(read, start=1):
         check(variant, method, record=str(number))
-    return np.array(list(score_variants(read, Nucleotides(as_engine(model)), method)), dtype=np.float64)
+    return np.array(list(score_variants(read, Nucleotides(as_engine(model, device)), method)), dtype=np.float64)
 
 
 def saturation(
-    wild_type: str | Record, model: str | Path | RiNALMo | Engine = "nano", *, method: Method = "masked-marginals"
+    wild_type: str | Record,
+    model: str | Path | RiNALMo | Engine = "nano",
+    *,
+    method: Method = "masked-marginals",
+    device: DeviceLike = None,
 ) -> np.ndarray:
     """As `score`, of every exchange of one letter: `(length, 4)` for A, C, G, U; 0 where it is the wild type's.
 
@@ -69,7 +76,7 @@ def saturation(
     check_method(method)
     (record,) = as_records([wild_type])
     changed = list(single(record.sequence))
-    scores = score_variants(changed, Nucleotides(as_engine(model)), method)
+    scores = score_variants(changed, Nucleotides(as_engine(model, device)), method)
     return as_map(record.sequence, zip(changed, scores, strict=True))
 
 

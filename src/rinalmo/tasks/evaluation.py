@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rinalmo.errors import InputError
+from rinalmo.inference.devices import DeviceLike
 from rinalmo.inference.engine import Engine, as_engine
 from rinalmo.metrics import bootstrap_interval
 from rinalmo.model.rinalmo import RiNALMo
@@ -77,17 +78,20 @@ def evaluate(
     window: int | None = None,
     thermodynamics: float = 0.0,
     seed: int = 0,
+    device: DeviceLike = None,
 ) -> Evaluation:
     """A fine-tuned model on the labelled examples of a file; `task`, if given, must be the model's.
 
     `fill_to` is for ribosome load: tokens that sequences are filled up to, 0 for none, None for what the model says.
     `window` and `thermodynamics` are for secondary structure: nucleotides of the windows that longer RNAs are folded
     in, the model's own if None, and the weight of ViennaRNA's probabilities beside the model's.
+    `device` is "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps";
+    None: where a loaded model is.
 
     Raises InputError for examples that cannot be used, CheckpointError if the model was fine-tuned for nothing.
     """
-    engine = as_engine(model)
-    own = task_of(engine.model.spec)
+    engine = as_engine(model, device)
+    own = task_of(engine.spec)
     if task is not None and task != own.name:
         raise InputError(f"the model was fine-tuned for {own.name}, not for {task}")
     own = as_asked(filled(own, fill_to), window, thermodynamics)
@@ -105,8 +109,8 @@ def evaluate(
 
 def judged_examples(examples: Sequence[Example], engine: Engine, task: Task, seed: int = 0) -> Evaluation:
     """As `evaluate`, for examples that are there."""
-    judged = [task.judge(engine.model, output, example) for example, output in outputs(examples, engine, task)]
-    threshold = task.threshold(engine.model)
+    judged = [task.judge(engine.head_model, output, example) for example, output in outputs(examples, engine, task)]
+    threshold = task.threshold(engine.head_model)
     whole = _evaluation(task, judged, examples, threshold, seed)
     groups = sorted({example.group for example in examples} - {""})
     parts: dict[str, Evaluation] = {}

@@ -16,6 +16,7 @@ import numpy as np
 
 from rinalmo.durable import check_place, replacing
 from rinalmo.errors import CheckpointError, InputError
+from rinalmo.inference.devices import DeviceLike
 from rinalmo.inference.engine import Engine, as_engine
 from rinalmo.inference.inputs import Sequences, as_records, peeked
 from rinalmo.inference.ray_engine import RayEngine
@@ -60,14 +61,16 @@ def fold(
     decoding: Decoding = MODELS_OWN,
     *,
     window: int | None = None,
+    device: DeviceLike = None,
 ) -> list[Structure]:
     """Structures of one or more sequences, FASTA records, or the `Path` of a FASTA file.
 
     RNAs longer than `window` nucleotides, the model's own if None, are folded in overlapping windows of that size, and
-    a warning says so. Raises InputError if the model was not fine-tuned for secondary structure, or windows are smaller
-    than 32 nt.
+    a warning says so. `device` is "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps";
+    None: where a loaded model is. Raises InputError if the model was not fine-tuned for secondary structure, or windows
+    are smaller than 32 nt.
     """
-    engine = as_engine(model)
+    engine = as_engine(model, device)
     task = folding_task(engine.spec, window)
     records = remarked(peeked(as_records(sequences)), task.remark, warnings.warn)
     return [structure for structure, _ in fold_records(records, engine, decoding, window=task.window)]
@@ -99,7 +102,7 @@ def fold_records(
     """
     options = asdict(decoding)
     task = folding_task(engine.spec, window, options.pop("thermodynamics"))
-    own = {"method": task.decoder, "threshold": task.threshold(engine.model)}
+    own = {"method": task.decoder, "threshold": task.threshold(engine.head_model)}
     options = {name: own[name] if value is None else value for name, value in options.items()}
     task.least = min(LEAST, options["threshold"])
     examples = (Example(record.id, record.sequence) for record in records)
@@ -156,6 +159,7 @@ def fold_file(
             "input": input_sum(fasta, resume=resume),
             "model": engine.fingerprint,
             "precision": engine.precision,
+            "device": engine.device.type,
             "batch_tokens": engine.batch_tokens,
             "decoding": asdict(decoding),
             "window": task.window,

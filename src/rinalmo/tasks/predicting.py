@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rinalmo.inference.devices import DeviceLike
 from rinalmo.inference.engine import Engine, as_engine
 from rinalmo.inference.inputs import Sequences, as_records, encode, peeked
 from rinalmo.model.packing import Layout, pack_padded
@@ -25,15 +26,16 @@ Row = dict[str, Any]
 Note = Callable[[str], Any]
 
 
-def predict(sequences: Sequences, model: str | Path | RiNALMo | Engine) -> list[Row]:
+def predict(sequences: Sequences, model: str | Path | RiNALMo | Engine, *, device: DeviceLike = None) -> list[Row]:
     """Rows for one or more sequences, FASTA records, or the `Path` of a FASTA file, by a fine-tuned model.
 
     What a row holds depends on the task: `prediction`; a class and its probabilities; a structure in dot-bracket; or
-    a row for each nucleotide. Raises CheckpointError if the model was fine-tuned for nothing.
+    a row for each nucleotide. `device` is "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N"
+    or "mps"; None: where a loaded model is. Raises CheckpointError if the model was fine-tuned for nothing.
     """
-    engine = as_engine(model)
+    engine = as_engine(model, device)
     records = peeked(as_records(sequences))
-    return [row for rows in predict_records(records, engine, task_of(engine.model.spec)) for row in rows]
+    return [row for rows in predict_records(records, engine, task_of(engine.spec)) for row in rows]
 
 
 def remarked(records: Iterable[Record], remark: Callable[[str, int], str], note: Note) -> Iterator[Record]:
@@ -50,7 +52,7 @@ def predict_records(
     """As `predict`, record by record, for streams of any length."""
     examples = (Example(record.id, record.sequence) for record in remarked(records, task.remark, note))
     for example, output in outputs(examples, engine, task):
-        yield task.rows(engine.model, output, example)
+        yield task.rows(engine.head_model, output, example)
 
 
 def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator[tuple[Example, Any]]:
@@ -58,7 +60,7 @@ def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator
 
     An output may be as large as length²: use it and let it go.
     """
-    model = engine.model
+    model = engine.head_model
     waiting: deque[tuple[Example, int]] = deque()
 
     def ids() -> Iterator[np.ndarray]:

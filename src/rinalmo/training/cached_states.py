@@ -35,9 +35,9 @@ def cached_states(engine: Engine, ids: Sequence[np.ndarray], folder: Path, ranks
 
 def _compute(engine: Engine, ids: Sequence[np.ndarray], path: Path) -> None:
     partial = path.with_suffix(".partial")
-    shape = (sum(map(len, ids)), engine.model.config.hidden_size)
+    shape = (sum(map(len, ids)), engine.config.hidden_size)
     file = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
-    last = engine.model.config.num_hidden_layers
+    last = engine.config.num_hidden_layers
 
     def compute(packed: Tensor, layout: Layout) -> list[np.ndarray]:
         states = engine.hidden_states(packed, layout, [last])[0]

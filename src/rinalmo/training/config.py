@@ -86,8 +86,9 @@ class TrainRecipe(Section):
     max_steps              optimizer steps; None: `epochs` over the data
     checkpoint_every       steps between checkpoints; None: one after each epoch
     clip                   largest norm of the gradient
-    precision              bf16: autocast with fp32 weights (under fsdp, bf16 copies of them); fp32;
-                           auto: bf16 where the processor has it, which the run's own recipe then says
+    precision              bf16: autocast with fp32 weights (under fsdp, bf16 copies of them); fp16: the same with a
+                           scaled loss, for GPUs without bf16; fp32; auto: bf16, or fp16 on such a GPU, where the
+                           device has it natively, which the run's own recipe then says
     sharding               ddp: every process holds the model; fsdp: they share it
     activation_checkpointing   recompute each block in the backward pass instead of keeping its inside
     deadline               seconds after which a process that waits for another one gives up
@@ -98,7 +99,7 @@ class TrainRecipe(Section):
     epochs: PositiveInt = 6
     checkpoint_every: PositiveInt | None = 1000
     clip: PositiveFloat = 1.0
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     sharding: Literal["ddp", "fsdp"] = "ddp"
     activation_checkpointing: bool = False
     deadline: PositiveFloat = 600.0

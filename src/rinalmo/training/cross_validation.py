@@ -11,9 +11,11 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rinalmo.durable import replacing
 from rinalmo.errors import InputError
+from rinalmo.inference.devices import DeviceLike
 from rinalmo.inference.engine import Engine
 from rinalmo.tasks.evaluation import Evaluation, Figure, judged_examples
 from rinalmo.tasks.registry import task_class, task_of
@@ -26,7 +28,12 @@ from rinalmo.training.run_folder import EVALUATION
 
 
 def finetune_and_test(
-    recipe: FinetuneRecipe, output: str | Path, *, resume: bool = False, listener: Listener = SILENCE
+    recipe: FinetuneRecipe,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    listener: Listener = SILENCE,
+    device: DeviceLike = None,
 ) -> tuple[Outcome, Evaluation | None]:
     """Fine-tune, once or for each fold, and evaluate the finished model on the test examples if there are any.
 
@@ -35,8 +42,8 @@ def finetune_and_test(
     """
     output, folds, only = Path(output), recipe.data.folds, recipe.data.fold
     if folds is None:
-        outcome = finetune(recipe, output, resume=resume, listener=listener)
-        return outcome, _tested(recipe, output) if outcome.finished else None
+        outcome = finetune(recipe, output, resume=resume, listener=listener, device=device)
+        return outcome, _tested(recipe, output, device) if outcome.finished else None
     chosen = list(range(folds)) if only is None else [only]
     _check(recipe, chosen)
     _require_folds(output)
@@ -46,10 +53,10 @@ def finetune_and_test(
         data = recipe.data.model_copy(update={"fold": fold})
         part, folder = recipe.model_copy(update={"data": data}), output / f"fold-{fold}"
         listener.note(f"fold {fold} of 0 to {folds - 1}")
-        outcome = finetune(part, folder, resume=resume, listener=listener)
+        outcome = finetune(part, folder, resume=resume, listener=listener, device=device)
         if not outcome.finished:
             return outcome, None
-        found += [evaluation] if (evaluation := _tested(part, folder)) else []
+        found += [evaluation] if (evaluation := _tested(part, folder, device)) else []
     if not found or only is not None:
         return outcome, found[0] if found else None
     return outcome, _written(_mean(found), output)
@@ -74,14 +81,15 @@ def _require_folds(output: Path) -> None:
             raise InputError(f"{output}: holds {path.name} and is no cross-validation; choose another folder")
 
 
-def _tested(recipe: FinetuneRecipe, folder: Path) -> Evaluation | None:
+def _tested(recipe: FinetuneRecipe, folder: Path, device: DeviceLike) -> Evaluation | None:
     """The finished model on its test examples, if there are any, and its card; by process 0."""
     if os.environ.get("RANK", "0") != "0":
         return None
     evaluation = None
     if recipe.data.test or recipe.data.folds:
-        engine = Engine(folder / "model", recipe.train.precision, batch_tokens=recipe.data.micro_tokens)
-        task = task_of(engine.model.spec)
+        with_device: dict[str, Any] = {"batch_tokens": recipe.data.micro_tokens, "device": device}
+        engine = Engine(folder / "model", recipe.train.precision, **with_device)
+        task = task_of(engine.spec)
         sets, _ = read_sets(recipe.data, type(task), recipe.train.seed)
         evaluation = _written(judged_examples(task.understood(sets.test), engine, task), folder)
     write_card(folder, overwrite=True)

@@ -27,7 +27,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from rinalmo.errors import RinalmoError, TrainingError
+from rinalmo.errors import InputError, RinalmoError, TrainingError
+from rinalmo.inference.devices import DeviceLike, choose_device
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.training.config import TrainRecipe
 
@@ -78,21 +79,29 @@ class Ranks:
 
 
 @contextmanager
-def joined(deadline: float) -> Iterator[Ranks]:
-    """Join the processes that torchrun started; alone without it."""
+def joined(deadline: float, device: DeviceLike = None) -> Iterator[Ranks]:
+    """Join the processes that torchrun started; alone without it.
+
+    Args:
+        deadline: Seconds after which a process that waits for another one gives up.
+        device: As for `rinalmo.Engine`. Of several processes on GPUs each takes its own.
+
+    Raises:
+        InputError: This machine has no such device, or not one for each process.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+    chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")), world)
     if world == 1:
-        yield Ranks(device=device)
+        yield Ranks(device=chosen)
         return
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     timeout = timedelta(seconds=deadline)
     with company():
         store, rank, _ = next(dist.rendezvous("env://", timeout=timeout))
         store = dist.PrefixStore(start_name(store, rank, world, deadline), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     try:
-        yield Ranks(dist.get_rank(), world, device)
+        yield Ranks(dist.get_rank(), world, chosen)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)
         raise
@@ -128,11 +137,18 @@ def start_name(store: dist.Store, rank: int, world: int, deadline: float) -> str
     return mine
 
 
-def _device(local_rank: int) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+def _device(given: DeviceLike, local_rank: int, world: int) -> torch.device:
+    """The device of this process: of several on GPUs each takes the one of its own number."""
+    device = choose_device(given)
+    if device.type == "cuda":
+        if world > 1 and device.index is None:
+            device = choose_device(f"cuda:{local_rank}")
+        torch.cuda.set_device(device)
+    if device.type == "mps" and world > 1:
+        if given is None or str(given) == "auto":
+            return torch.device("cpu")
+        raise InputError("device mps: several processes cannot share it; start one, or use --device cpu")
+    return device
 
 
 @contextmanager
@@ -161,11 +177,13 @@ class Spread:
         """`staged` parameters begin to learn later than the others; until then no gradient of theirs is waited for."""
         self.device = ranks.device
         self.sharded = ranks.world > 1 and recipe.sharding == "fsdp"
-        self.half = recipe.precision == "bf16"
+        self.half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
+        if self.sharded and self.half == torch.float16:
+            raise InputError("train.precision fp16 scales the loss, which train.sharding fsdp cannot; use ddp or fp32")
         model.encoder.gradient_checkpointing = recipe.activation_checkpointing
         self.module: nn.Module = module.to(ranks.device)
         if self.sharded:
-            _shard(module, model, self.half)
+            _shard(module, model, self.half == torch.bfloat16)
         elif ranks.world > 1:
             on = [ranks.device] if ranks.device.type == "cuda" else None
             self.module = DistributedDataParallel(
@@ -180,7 +198,7 @@ class Spread:
         copies = isinstance(self.module, DistributedDataParallel)
         quiet = self.module.no_sync() if copies and not last else nullcontext()  # type: ignore[operator]
         # FSDP computes with bf16 copies of the weights, which is its own way to the same end.
-        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.half and not self.sharded)
+        half = torch.autocast(self.device.type, self.half, enabled=bool(self.half) and not self.sharded)
         with quiet, half:
             yield self.module
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from rinalmo.errors import InputError
-from rinalmo.inference.engine import Engine, Precision
+from rinalmo.inference.devices import DeviceLike, Precision
+from rinalmo.inference.engine import Engine
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.tasks.base import Example, Task
 from rinalmo.tasks.registry import task_class
@@ -25,16 +26,21 @@ from rinalmo.training.supervised import Examples, SupervisedTask
 
 
 def finetune(
-    recipe: FinetuneRecipe, output: str | Path, *, resume: bool = False, listener: Listener = SILENCE
+    recipe: FinetuneRecipe,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    listener: Listener = SILENCE,
+    device: DeviceLike = None,
 ) -> Outcome:
     """Train a head, and as much of the backbone as the recipe says, on labelled examples, into `output/model`.
 
     The written model is that of the best validation figure (the task's `score`), or the last without validation
-    examples. Interrupting, resuming and several processes work as in `rinalmo.training.pretrain.pretrain`.
+    examples. Interrupting, resuming, devices and several processes work as in `rinalmo.training.pretrain.pretrain`.
 
     Raises InputError for what is wrong with recipe, examples or folder, TrainingError for what goes wrong later.
     """
-    with joined(recipe.train.deadline) as ranks:
+    with joined(recipe.train.deadline, device) as ranks:
         return _finetune(recipe, RunFolder(output, FinetuneRecipe), ranks, resume, listener)
 
 

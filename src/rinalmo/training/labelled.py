@@ -14,6 +14,7 @@ from typing import Any
 
 from rinalmo.durable import replacing
 from rinalmo.errors import InputError
+from rinalmo.inference.devices import DeviceLike
 from rinalmo.tasks.evaluation import Evaluation
 from rinalmo.tasks.registry import task_class
 from rinalmo.training.cross_validation import finetune_and_test
@@ -39,6 +40,7 @@ def finetune(
     overrides: Sequence[str] = (),
     resume: bool = False,
     listener: Listener = SILENCE,
+    device: DeviceLike = None,
 ) -> Evaluation | None:
     """Train a model for a task on labelled examples, into `output/model`, as `rinalmo finetune` does.
 
@@ -49,6 +51,7 @@ def finetune(
     target      the column or columns to predict, where they have no usual name
     folds       cross-validation in so many runs, in `output/fold-0`, …; with `fold` only that one of them, from 0 on
     overrides   changes of the recipe, such as "train.epochs=5"
+    device      "auto" (None; CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"
 
     Returns the figures over the test examples (of `folds` their means), None without any. A class label of a
     `datasets.Dataset` becomes its name. Raises InputError for what is wrong with the examples, TrainingError for what
@@ -70,7 +73,7 @@ def finetune(
         recipe=recipe,
         overrides=overrides,
     )
-    outcome, evaluation = finetune_and_test(chosen, output, resume=resume, listener=listener)
+    outcome, evaluation = finetune_and_test(chosen, output, resume=resume, listener=listener, device=device)
     if not outcome.finished:
         raise KeyboardInterrupt
     return evaluation

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from rinalmo.data import draws
 from rinalmo.errors import TrainingError
+from rinalmo.inference.devices import is_out_of_memory, sum_dtype
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.training.checkpoint import Checkpoints
 from rinalmo.training.config import RunRecipe
@@ -120,6 +121,8 @@ class Trainer:
         self.spread = Spread(task.module, task.model, recipe.train, ranks, staged=staged)
         self.trained = task.trained()
         self.optimizer = make_optimizer(self.trained, recipe.optimizer)
+        # Does nothing in other precisions than fp16.
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=recipe.train.precision == "fp16")
         self.work = Work()
         self.peak = 0.0  # FLOP/s of all processes together, where known
         self.signals: list[int] = []
@@ -133,6 +136,8 @@ class Trainer:
             self.progress = Progress(**state["progress"])
             set_steps(self.optimizer, self.progress.step)
             self.task.load_state_dict(state["task"])
+            if scale := state.get("scaler"):
+                self.scaler.load_state_dict(scale)
         return notes
 
     def run(self) -> bool:
@@ -152,7 +157,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this moment and remove those that are no longer wanted."""
         progress, keep = self.progress, self.recipe.checkpoint
-        state = {"progress": vars(progress), "task": self.task.state_dict()}
+        state = {"progress": vars(progress), "task": self.task.state_dict(), "scaler": self.scaler.state_dict()}
         self.checkpoints.save(progress.step, self._tensors(), state)
         self.checkpoints.prune(keep.keep_last, progress.best_step if keep.keep_best else None)
 
@@ -176,8 +181,17 @@ class Trainer:
         flops = sum(training_flops(self.task.model.config, *pair) for pair in zip(lengths, counts, strict=True))
         shares = self.ranks.gather([sum(counts), sum(map(sum, lengths)), flops])
         targets, tokens, flops = shares.sum(dim=0).tolist()
-        mine = self._backward(batches, self.ranks.world / max(1.0, targets))
+        try:
+            mine = self._backward(batches, self.ranks.world / max(1.0, targets))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"step {self.progress.step + 1}: out of memory on {self.ranks.device}; halve data.micro_tokens (--set "
+                "data.micro_tokens=N, which changes no result) or set train.activation_checkpointing=true, and --resume"
+            ) from None
         total, stop = self.ranks.gather([mine, len(self.signals)]).sum(dim=0).tolist()
+        self.scaler.unscale_(self.optimizer)
         loss, norm = total / max(1.0, targets), self.spread.clip(self.recipe.train.clip)
         self._require_finite(loss, norm)
         self._update()
@@ -193,13 +207,13 @@ class Trainer:
     def _backward(self, batches: Sequence[Any], scale: float) -> float:
         """Add up the gradients of this process's micro-batches; returns the sum of their losses."""
         self.task.module.train()
-        total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        total = torch.zeros((), dtype=sum_dtype(self.ranks.device), device=self.ranks.device)
         for number, batch in enumerate(batches):
             place = self.ranks.rank + self.ranks.world * number
             torch.manual_seed(int(draws.key(self.recipe.train.seed, _DROPOUT, self.progress.step, place)))
             with self.spread.forward(last=number == len(batches) - 1) as module:
                 loss = self.task.loss(module, batch)
-            (loss * scale).backward()
+            self.scaler.scale(loss * scale).backward()
             total += loss.detach()
         return total.item()
 
@@ -207,7 +221,8 @@ class Trainer:
         rate = self.rate(self.progress.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)  # skips a step whose gradient has overflowed in fp16
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
     def rate(self, step: int) -> float:
@@ -215,7 +230,8 @@ class Trainer:
         return learning_rate(step, self.recipe.optimizer.lr, self.recipe.schedule, self.task.steps)
 
     def _require_finite(self, loss: float, norm: float) -> None:
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        overflow = self.scaler.is_enabled()  # of fp16 gradients is what the scaler is there for
+        if not (math.isfinite(loss) and (overflow or math.isfinite(norm))):
             raise TrainingError(
                 f"step {self.progress.step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}; lower "
                 "optimizer.lr or lengthen schedule.warmup_steps, and start from an earlier checkpoint"

@@ -92,15 +92,15 @@ class MaskedLMTask:
 
     def evaluate(self, module: nn.Module, ranks: Ranks) -> Iterator[tuple[str, float]]:
         """Loss, accuracy and perplexity over the validation split, then for each source that is in it."""
-        sums = torch.zeros(len(self.store.sources), 3, dtype=torch.float64, device=ranks.device)
+        sums = torch.zeros(len(self.store.sources), 3, dtype=sum_dtype(ranks.device), device=ranks.device)
         for batch in self.held_out.batches(ranks.rank, ranks.world):
             batch = _moved(batch, ranks.device)
             logits = module(batch.ids, batch.layout, batch.positions)
             losses = F.cross_entropy(logits, batch.targets, reduction="none")
             right = logits.argmax(dim=-1) == batch.targets
-            rows = torch.stack([losses, right, torch.ones_like(losses)], dim=1).double()
+            rows = torch.stack([losses, right, torch.ones_like(losses)], dim=1).to(sums.dtype)
             sums.index_add_(0, batch.target_sources, rows)
-        total = ranks.gather(sums.flatten().tolist()).sum(dim=0).view_as(sums)
+        total = ranks.gather(sums.flatten().tolist()).sum(dim=0).view(sums.shape)
         for name, row in zip(("validation", *self._labels()), (total.sum(dim=0), *total), strict=True):
             yield from _figures(name, *row.tolist())
 

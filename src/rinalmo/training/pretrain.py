@@ -8,6 +8,7 @@ from typing import Any
 
 from rinalmo.data.store import TokenStore
 from rinalmo.errors import InputError
+from rinalmo.inference.devices import DeviceLike
 from rinalmo.training.card import write_card
 from rinalmo.training.config import Recipe
 from rinalmo.training.distributed import Ranks, joined
@@ -22,16 +23,18 @@ def pretrain(
     *,
     resume: bool = False,
     listener: Listener = SILENCE,
+    device: DeviceLike = None,
 ) -> Outcome:
     """Train as the recipe says and write everything into the folder `output`; the model is then in `output/model`.
 
     With `resume` an interrupted run in that folder goes on where its last checkpoint left it, bit for bit as if it
     had not been interrupted (CPU, same number of processes and threads). Started by torchrun, this is one process of
-    several. SIGTERM and SIGINT end a run after a checkpoint.
+    several. SIGTERM and SIGINT end a run after a checkpoint. `device` is "auto" (None; CUDA, then MPS, then the CPU),
+    "cpu", "cuda", "cuda:N" or "mps"; of several processes on GPUs each takes its own.
 
     Raises InputError for what is wrong with recipe, data or folder, TrainingError for what goes wrong later.
     """
-    with joined(recipe.train.deadline) as ranks:
+    with joined(recipe.train.deadline, device) as ranks:
         return _pretrain(recipe, RunFolder(output), ranks, resume, listener)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from rinalmo.errors import InputError, MissingExtraError
-from rinalmo.inference.engine import native_precision
+from rinalmo.inference.devices import device_name, native_precision
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.training.checkpoint import Checkpoints
 from rinalmo.training.config import RunRecipe
@@ -84,7 +84,10 @@ def conduct(
             trainer.peak = recipe.logging.peak_flops or _peak(ranks, recipe)
         if log:
             stack.callback(log.close)
-            log.begin(told, trainer.progress.step, **facts, processes=ranks.world)
+            on = f"device: {device_name(ranks.device)}, {recipe.train.precision}"
+            log.begin(
+                [on, *told], trainer.progress.step, **facts, processes=ranks.world, device=device_name(ranks.device)
+            )
         if trainer.run():
             if best:
                 trainer.recall_best()
@@ -131,8 +134,10 @@ class _Recorder:
 def with_precision(recipe: R, device: torch.device) -> R:
     """The recipe with the precision that "auto" is on this device; raises InputError for one that would crawl."""
     native = native_precision(device)
+    if native == "fp16" and recipe.train.sharding == "fsdp":
+        native = "fp32"  # fp16 scales the loss, which FSDP cannot
     if recipe.train.precision == "bf16" != native:
-        raise InputError("train.precision is bf16, which this processor does not have; --set train.precision=auto")
+        raise InputError("train.precision is bf16, which this device does not have; --set train.precision=auto")
     precision = native if recipe.train.precision == "auto" else recipe.train.precision
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
 

@@ -18,7 +18,7 @@ import torch
 from rinalmo.model.config import ModelConfig
 
 _FORWARD_AND_BACKWARD = 3
-_SIDE = {"cpu": 2048, "cuda": 8192}
+_SIDE = {"cpu": 2048, "cuda": 8192, "mps": 4096}
 _REPEATS = 5
 
 
@@ -57,7 +57,7 @@ def training_flops(config: ModelConfig, lengths: Sequence[int], predicted: int) 
 def measure_peak(device: torch.device, precision: str) -> float:
     """FLOP/s of this process in a large matrix product: the best of a few, well under a second."""
     side = _SIDE[device.type]
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     a = torch.ones(side, side, device=device, dtype=dtype)
     best = min(_seconds(a) for _ in range(_REPEATS + 1))
     return 2.0 * side**3 / best

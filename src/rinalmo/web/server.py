@@ -51,6 +51,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7860,
     threads: int | None = None,
+    device: str = "auto",
     ready: Callable[[str], Any] = lambda address: None,
 ) -> None:
     """Serve the page until SIGINT or SIGTERM; `ready` is called with its address. Port 0 is any free one.
@@ -62,7 +63,7 @@ def serve(
     _share_memory_between_threads()
     listening = _listening(host, port)
     with listening, tempfile.TemporaryDirectory(prefix="rinalmo-web-") as folder:
-        application, stop = _application(model, fold_model, threads, Path(folder))
+        application, stop = _application(model, fold_model, threads, device, Path(folder))
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         ready(address)
         _run(application, stop, listening)
@@ -91,14 +92,16 @@ def _listening(host: str, port: int) -> socket.socket:
         raise InputError(f"{host}:{port} cannot be served from ({reason}); choose another --port or --host") from None
 
 
-def _application(model: str, fold_model: str, threads: int | None, folder: Path) -> tuple[Any, Callable[[], None]]:
+def _application(
+    model: str, fold_model: str, threads: int | None, device: str, folder: Path
+) -> tuple[Any, Callable[[], None]]:
     """The page as an ASGI application, and what is to be called before it stops."""
     from rinalmo.inference.engine import Engine
     from rinalmo.web.service import BATCH_TOKENS, Service
 
-    engine = Engine(model, "fp32", threads=threads, batch_tokens=BATCH_TOKENS)
-    engine.model.head("lm_head")  # raises for a model that cannot fill masks
-    folding = _folding(engine, model, fold_model)
+    engine = Engine(model, "fp32", threads=threads, batch_tokens=BATCH_TOKENS, device=device)
+    engine.head("lm_head")  # raises for a model that cannot fill masks
+    folding = _folding(engine, model, fold_model, threads)
     (folder / "files").mkdir()
     service = Service(engine, folding, folder / "files")
     # Gradio reads these when it is imported, and tells its makers who starts it unless it is told not to.
@@ -134,15 +137,17 @@ def _application(model: str, fold_model: str, threads: int | None, folder: Path)
     return _Guard(application), stop
 
 
-def _folding(engine: Any, model: str, fold_model: str) -> Any:
+def _folding(engine: Any, model: str, fold_model: str, threads: int | None) -> Any:
     """An engine for folding, the same one if it is the same model."""
     from rinalmo.inference.engine import Engine
     from rinalmo.tasks.fold_file import folding_task
     from rinalmo.web.service import BATCH_TOKENS
 
-    found = engine if fold_model == model else Engine(fold_model, "auto", batch_tokens=BATCH_TOKENS)
-    folding_task(found.spec, model=f"--fold-model {fold_model}")
-    return found
+    folding = engine
+    if fold_model != model:
+        folding = Engine(fold_model, "auto", threads=threads, batch_tokens=BATCH_TOKENS, device=engine.device)
+    folding_task(folding.spec, model=f"--fold-model {fold_model}")
+    return folding
 
 
 class _Guard:
