@@ -75,7 +75,7 @@ def main() -> None:
     )
     import torch
 
-    from rinalmo.inference.engine import native_precision
+    from rinalmo.inference.devices import native_precision
 
     torch.set_num_threads(chosen.threads)
     torch.set_grad_enabled(False)

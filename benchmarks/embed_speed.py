@@ -63,8 +63,8 @@ def rinalmo(folder: str, workload: str, width: str, precision: str) -> Run:
     from rinalmo.inference.engine import Engine
 
     engine = Engine(folder, precision)  # type: ignore[arg-type]
-    ids = [engine.model.alphabet.encode(text) for text in sequences(workload)]
-    last = [engine.model.config.num_hidden_layers]
+    ids = [engine.alphabet.encode(text) for text in sequences(workload)]
+    last = [engine.config.num_hidden_layers]
 
     def compute(packed: Any, layout: Any) -> Any:
         return layout.split(engine.hidden_states(packed, layout, last)[0])

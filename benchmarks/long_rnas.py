@@ -79,7 +79,7 @@ def memory(chosen: argparse.Namespace) -> None:
     print(MEMORY_ROW.format("folded", *cells), flush=True)
     for method in METHODS:
         start = time.process_time()
-        pairs = decode(found, rna, method, threshold=folding_task(engine.model.spec).threshold(engine.model))
+        pairs = decode(found, rna, method, threshold=folding_task(engine.spec).threshold(engine.head_model))
         cells = peak(), f"{time.process_time() - start:.1f}", f"{len(pairs):,}"
         print(MEMORY_ROW.format(f"decoded again, {method}", *cells), flush=True)
 

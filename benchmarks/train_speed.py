@@ -172,7 +172,7 @@ def native() -> str:
     """The precision that this processor multiplies fastest, which all sides then have."""
     import torch
 
-    from rinalmo.inference.engine import native_precision
+    from rinalmo.inference.devices import native_precision
 
     return native_precision(torch.device("cpu"))
 

@@ -169,7 +169,7 @@ def test_empty_batch(nano):
 def test_a_named_model_is_kept_once(nano):
     """Loaded by the engine, a model's matrices are packed as they are read, and not kept beside."""
     engine = Engine("nano", "fp32")
-    blocks = engine.model.encoder.blocks
+    blocks = engine.head_model.encoder.blocks
     assert all(parameter.is_meta == (parameter.dim() > 1) for parameter in blocks.parameters())
     given = Engine(nano, "fp32")
     assert engine.fingerprint == given.fingerprint

@@ -16,7 +16,10 @@ import click
     show_default=True,
     help="Sequence length for FLOPs and MACs; the published figures hold for 128.",
 )
-def command(model: str | None, tokens: int) -> None:
+@click.option(
+    "--system", is_flag=True, help="Versions, processor, devices and kernels instead: what a bug report needs."
+)
+def command(model: str | None, tokens: int, system: bool) -> None:
     """Sizes and costs of MODEL (a preset, a name, a folder or a file), or of all presets.
 
     Parameters are those of encoder and pooler, in millions. FLOPs and MACs are for one sequence of --tokens tokens
@@ -24,7 +27,16 @@ def command(model: str | None, tokens: int) -> None:
 
     \b
     rinalmo info giga
+    rinalmo info --system
     """
+    if system:
+        if model is not None:
+            raise click.UsageError("--system describes this machine; leave MODEL out")
+        from rinalmo.inference.system import system_report
+
+        for name, value in system_report():
+            click.echo(f"{name:18} {value}")
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -41,5 +41,10 @@ def command(host: str, port: int, model: str, fold_model: str, threads: int | No
         port=port,
         threads=threads,
         device=device,
-        ready=lambda address: click.echo(f"serving on {address}  (Ctrl-C stops)"),
+        ready=_announce,
     )
+
+
+def _announce(address: str, device: str) -> None:
+    click.echo(f"device: {device}", err=True)
+    click.echo(f"serving on {address}  (Ctrl-C stops)")

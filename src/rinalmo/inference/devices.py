@@ -41,7 +41,9 @@ def choose_device(device: DeviceLike = None) -> torch.device:
     try:
         chosen = torch.device(name)
     except RuntimeError:
-        raise InputError(f"device {name!r} is unknown; use auto, cpu, cuda, cuda:N or mps") from None
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"device {name!r} is unknown; use auto, cpu, cuda, cuda:N or mps")
     if chosen.type == "cuda":
         _require_cuda(chosen)
     elif chosen.type == "mps" and not _has_mps():

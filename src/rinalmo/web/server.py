@@ -52,9 +52,11 @@ def serve(
     port: int = 7860,
     threads: int | None = None,
     device: str = "auto",
-    ready: Callable[[str], Any] = lambda address: None,
+    ready: Callable[[str, str], Any] = lambda address, device: None,
 ) -> None:
-    """Serve the page until SIGINT or SIGTERM; `ready` is called with its address. Port 0 is any free one.
+    """Serve the page until SIGINT or SIGTERM; `ready` is called with its address and what it computes on.
+
+    Port 0 is any free one. `device` is as for an `Engine`.
 
     Raises InputError for a port that cannot be had or a `fold_model` that does not fold, MissingExtraError without
     Gradio.
@@ -63,9 +65,9 @@ def serve(
     _share_memory_between_threads()
     listening = _listening(host, port)
     with listening, tempfile.TemporaryDirectory(prefix="rinalmo-web-") as folder:
-        application, stop = _application(model, fold_model, threads, device, Path(folder))
+        application, stop, computes_on = _application(model, fold_model, threads, device, Path(folder))
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-        ready(address)
+        ready(address, computes_on)
         _run(application, stop, listening)
 
 
@@ -94,8 +96,8 @@ def _listening(host: str, port: int) -> socket.socket:
 
 def _application(
     model: str, fold_model: str, threads: int | None, device: str, folder: Path
-) -> tuple[Any, Callable[[], None]]:
-    """The page as an ASGI application, and what is to be called before it stops."""
+) -> tuple[Any, Callable[[], None], str]:
+    """The page as an ASGI application, what is to be called before it stops, and what it computes on."""
     from rinalmo.inference.engine import Engine
     from rinalmo.web.service import BATCH_TOKENS, Service
 
@@ -134,7 +136,7 @@ def _application(
         service.turns.stop()
         application.routes[-1].app.stop_event.set()  # ends the heartbeats of open pages, which uvicorn would wait for
 
-    return _Guard(application), stop
+    return _Guard(application), stop, engine.describe()
 
 
 def _folding(engine: Any, model: str, fold_model: str, threads: int | None) -> Any:
