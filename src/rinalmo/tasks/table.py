@@ -167,16 +167,18 @@ class Table(Task):
 
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
         together = torch.cat if self.per == "nucleotide" else torch.stack
-        found = together(list(outputs)).float()
-        target = torch.from_numpy(_joined([e.target for e in examples], self.per)).to(found.device)
+        logits = together(list(outputs)).float()
+        target = _joined([e.target for e in examples], self.per)
         if self.kind == "multiclass":
-            return F.cross_entropy(found, target.long(), ignore_index=IGNORE, reduction="sum")
-        keep = ~target.isnan() if self.kind == "regression" else target != IGNORE
+            places = torch.from_numpy(target).to(logits.device).long()
+            return F.cross_entropy(logits, places, ignore_index=IGNORE, reduction="sum")
+        keep = torch.from_numpy(_known(target, self.kind)).to(logits.device)
         if self.kind == "regression":
-            mean, std = (torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std))
-            wanted = (target - mean.to(target.device)) / std.to(target.device)
-            return F.mse_loss(found[keep], wanted[keep].float(), reduction="sum")
-        return F.binary_cross_entropy_with_logits(found[keep], target[keep].float(), reduction="sum")
+            target = (target - np.asarray(self.mean)) / np.asarray(self.std)  # in fp64, which not every device has
+        wanted = torch.from_numpy(target.astype(np.float32)).to(logits.device)
+        if self.kind == "regression":
+            return F.mse_loss(logits[keep], wanted[keep], reduction="sum")
+        return F.binary_cross_entropy_with_logits(logits[keep], wanted[keep], reduction="sum")
 
     def count(self, examples: Sequence[Example]) -> int:
         return int(sum(_known(example.target, self.kind).sum() for example in examples))
@@ -184,7 +186,7 @@ class Table(Task):
     def judge(self, model: RiNALMo, output: Tensor, example: Example) -> np.ndarray:
         match self.kind:
             case "regression":
-                return (output.double().cpu().numpy() * self.std + self.mean).astype(np.float32)
+                return (output.cpu().double().numpy() * self.std + self.mean).astype(np.float32)
             case "multiclass":
                 return output.float().softmax(dim=-1).cpu().numpy()
             case _:
