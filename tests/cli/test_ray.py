@@ -222,7 +222,7 @@ def test_where_no_ray_is(rinalmo_command, folder, tmp_path, address, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("embed", "in.fa", "-o", "out.npz", "--workers", 2), "--address and --workers are for --engine ray"),
+        (("embed", "in.fa", "-o", "out.npz", "--workers", 2), "--workers and --gpus-per-worker are for --engine ray"),
         (("score", "ACGU", "--all-single", "--engine", "ray"), "--engine ray writes a file"),
         (("fold", "in.fa", "--engine", "ray"), "--resume and --engine ray write a file"),
         (("fold", "in.fa", "--resume"), "--resume and --engine ray write a file"),

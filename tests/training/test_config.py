@@ -64,7 +64,7 @@ def test_model_section_names_fields_of_the_config():
         ("train.max_steps=many", "train.max_steps is 'many': input should be a valid integer"),
         ("train.max_steps=0", "train.max_steps is 0: input should be greater than 0"),
         ("optimizer.lr=.nan", "optimizer.lr is nan: input should be"),
-        ("train.precision=fp16", "train.precision is 'fp16': input should be 'auto', 'bf16' or 'fp32'"),
+        ("train.precision=fp8", "train.precision is 'fp8': input should be 'auto', 'bf16', 'fp16' or 'fp32'"),
         ("train", "--set 'train': write section.key=value"),
         ("=3", "--set '=3': write section.key=value"),
     ],

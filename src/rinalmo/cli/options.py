@@ -152,11 +152,14 @@ def opened_engine(
 
 
 def make_engine(**settings: Any) -> Engine:
-    """The engine that `computing_options` describe; one line on standard error says what it computes on."""
+    """The engine that `computing_options` describe.
+
+    When it begins to compute, and not before, so that bad input stays one line, it says on standard error on what.
+    """
     from rinalmo.inference.engine import Engine
 
     engine = Engine(**settings)
-    click.echo(f"device: {engine.describe()}", err=True)
+    engine.announce = lambda device: click.echo(f"device: {device}", err=True)
     return engine
 
 

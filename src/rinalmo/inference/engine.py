@@ -99,6 +99,7 @@ class Engine:
             )
         given = isinstance(model, RiNALMo)
         self._source, self._threads = model, threads
+        self.announce: Callable[[str], Any] | None = None  # called once, with `describe()`, before the first batch
         self.device = _device_of(model) if given and device is None else choose_device(device)  # type: ignore[arg-type]
         self.precision: Precision = choose_precision(precision, self.device)
         self.batch_tokens = default_batch_tokens(self.device) if batch_tokens is None else batch_tokens
@@ -230,6 +231,9 @@ class Engine:
     @contextmanager
     def _computing(self) -> Iterator[None]:
         """This engine's own types and threads for a while, whatever the caller's are."""
+        announce, self.announce = self.announce, None
+        if announce is not None:
+            announce(self.describe())
         before = torch.get_num_threads()
         if self._threads is not None and self._threads != before:
             torch.set_num_threads(self._threads)

@@ -26,6 +26,7 @@ from rinalmo.data.sampler import Weights
 from rinalmo.data.store import TokenStore
 from rinalmo.data.validation import FixedMasked
 from rinalmo.errors import InputError
+from rinalmo.inference.devices import sum_dtype
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
 from rinalmo.training.config import DataRecipe, Recipe
