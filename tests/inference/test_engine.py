@@ -189,7 +189,7 @@ def test_a_copy_computes_the_same(nano, given, copied):
 def test_autocast_around_changes_nothing(nano, plain):
     engine = Engine(nano, "fp32")
     if plain:
-        engine._fast = None
+        engine._encoder = None
 
     def computed():
         ids, layout = pack([[1, 6, 7, 2]])

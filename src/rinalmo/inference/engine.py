@@ -34,6 +34,7 @@ from rinalmo.inference.devices import (
 )
 from rinalmo.inference.fast_encoder import FastBlock, FastEncoder
 from rinalmo.inference.fast_encoder import Precision as PackedPrecision
+from rinalmo.inference.gpu_encoder import GpuEncoder
 from rinalmo.inference.inputs import require_whole
 from rinalmo.inference.packed_linear import is_available, is_native
 from rinalmo.model.block import EncoderBlock
@@ -103,14 +104,29 @@ class Engine:
         self.device = _device_of(model) if given and device is None else choose_device(device)  # type: ignore[arg-type]
         self.precision: Precision = choose_precision(precision, self.device)
         self.batch_tokens = default_batch_tokens(self.device) if batch_tokens is None else batch_tokens
-        packs = self._packs()
-        blocks: list[FastBlock] = []
+        self.head_model: RiNALMo
+        self._encoder: GpuEncoder | FastEncoder | None
+        self.head_model, self._encoder = self._on_cpu(model) if self.device.type == "cpu" else self._on_gpu(model)
+
+    def _on_cpu(self, model: str | Path | RiNALMo) -> tuple[RiNALMo, FastEncoder | None]:
+        """The model, and its encoder with weights packed for this processor where that can be done."""
+        packs, blocks = self._packs(), list[FastBlock]()
         if isinstance(model, RiNALMo):
-            self.head_model = model if device is None else model.to(self.device)
+            heads = model.to(self.device)
         else:
             pack_block: Any = partial(_pack_and_free, blocks=blocks, precision=self.precision)  # type: ignore[arg-type]
-            self.head_model = load(model, device=self.device, consume=pack_block if packs else None)
-        self._fast = FastEncoder(self.head_model.encoder, self.precision, blocks) if packs else None  # type: ignore[arg-type]
+            heads = load(model, consume=pack_block if packs else None)
+        return heads, FastEncoder(heads.encoder, self.precision, blocks) if packs else None  # type: ignore[arg-type]
+
+    def _on_gpu(self, model: str | Path | RiNALMo) -> tuple[RiNALMo, GpuEncoder]:
+        """The model with its heads on the device, and its encoder there, cast once."""
+        if isinstance(model, RiNALMo):
+            heads = model.to(self.device)
+        else:
+            heads = load(model)  # the encoder's own weights stay mapped; only the cast ones take memory
+            for name in heads.spec.heads:
+                heads.head(name).to(self.device)
+        return heads, GpuEncoder(heads.encoder, self.precision, device=self.device)  # type: ignore[arg-type]
 
     @property
     def model(self) -> RiNALMo:
@@ -121,7 +137,7 @@ class Engine:
         Raises:
             InputError: The file has been changed since the engine loaded it.
         """
-        if isinstance(self._source, RiNALMo) or self._fast is None:
+        if isinstance(self._source, RiNALMo) or self._encoder is None:
             return self.head_model
         whole = load(self._source, device=self.device)
         if fingerprint(whole) != self.fingerprint:
@@ -166,13 +182,12 @@ class Engine:
     def hidden_states(self, ids: Tensor, layout: Layout, layers: Sequence[int]) -> list[Tensor]:
         """The packed states of the chosen layers (0 is the embedding, the number of blocks the final norm), fp32."""
         with self._computing():
-            if self._fast is not None:
-                return self._fast(ids, layout, layers)
+            if self._encoder is not None:
+                return self._encoder(ids, layout, layers)
             last = self.config.num_hidden_layers
-            half = torch.float16 if self.precision == "fp16" else torch.bfloat16
             with (
                 _evaluating(self.head_model),
-                torch.autocast(self.device.type, half, enabled=self.precision in ("bf16", "fp16")),
+                torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
             ):
                 intermediate = any(layer != last for layer in layers)
                 out = self.head_model.encoder(ids, layout, output_hidden_states=intermediate)
