@@ -33,7 +33,7 @@ GCGGACUUUG,0.7
 
 def run(script, *arguments):
     """What a script prints, in a fork of this process, which has imported torch."""
-    with tempfile.TemporaryFile("w+") as printed:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as printed:
         if not (child := os.fork()):
             os.dup2(printed.fileno(), 1)
             sys.stdout, sys.argv = printed, [str(FOLDER / script), *map(str, arguments)]

@@ -135,7 +135,7 @@ def test_weights_are_mapped_not_copied(nano, tmp_path):
     address = loaded.encoder.blocks[0].attention.qkv.weight.data_ptr()
     from pathlib import Path
 
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
         if line.endswith(str(maps)):
             start, stop = (int(part, 16) for part in line.split()[0].split("-"))
             if start <= address < stop:
