@@ -61,6 +61,7 @@ def test_help_tells_how_to_run_it(script, monkeypatch, capsys):
     assert f"python benchmarks/{script}" in capsys.readouterr().out
 
 
+@pytest.mark.posix_only
 @pytest.mark.parametrize(
     ("script", "arguments", "row"),
     [
@@ -74,6 +75,7 @@ def test_quick_ones_measure(script, arguments, row):
     assert row in output
 
 
+@pytest.mark.posix_only
 def test_ways_of_attention_agree():
     output = run("attention_speed.py", "--repeats", "1", "--threads", "1", "--sizes", "16", "--lengths", "30", "300")
     rows = [line.split("|") for line in output.splitlines() if line.startswith("| 16 ")]
@@ -81,6 +83,7 @@ def test_ways_of_attention_agree():
     assert all(float(row[-2]) < 1e-5 for row in rows[:2])  # fp32 comes first
 
 
+@pytest.mark.posix_only
 def test_variant_effects_of_a_small_scan(tmp_path):
     (tmp_path / "scan.csv").write_text(SCAN)
     output = run("variant_effect.py", str(tmp_path), "--most-pll", "2")
@@ -92,6 +95,7 @@ def test_variant_effects_of_a_small_scan(tmp_path):
     assert "| scan | all | 3 |" in output
 
 
+@pytest.mark.posix_only
 def test_the_tables_on_scale_are_those_of_the_script(tmp_path):
     copy = tmp_path / "page.md"
     copy.write_text(PAGE.read_text())
@@ -100,6 +104,7 @@ def test_the_tables_on_scale_are_those_of_the_script(tmp_path):
     assert copy.read_text().count("<!-- cost_model: ") == 11
 
 
+@pytest.mark.posix_only
 def test_training_steps_are_measured():
     small = ("model.hidden_size=40", "data.tokens_per_batch=128", "data.micro_tokens=64", "data.max_length=40")
     changes = [word for change in small for word in ("--set", change)]
@@ -135,6 +140,7 @@ def test_a_part_of_structures_is_drawn_alike_each_time(tmp_path, monkeypatch):
     assert len(set(first)) == 5
 
 
+@pytest.mark.posix_only
 def test_a_model_that_folds_is_scored_for_each_family(tmp_path):
     config = ModelConfig(hidden_size=40, num_hidden_layers=1)
     save(create(ModelSpec(config, heads={"structure_head": {}})), tmp_path / "model")
@@ -147,6 +153,7 @@ def test_a_model_that_folds_is_scored_for_each_family(tmp_path):
     assert "| mean of families | " in output
 
 
+@pytest.mark.posix_only
 def test_baselines_learn_what_a_sequence_says(tmp_path):
     draw = random.Random(0)
     texts = ["".join(draw.choices("ACGU", k=draw.randint(20, 30))) for _ in range(60)]
