@@ -77,7 +77,7 @@ class Meter:
 
 def own_memory() -> int:
     """Bytes of memory that belong to this process alone."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) * 1024
     return 0

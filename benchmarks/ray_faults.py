@@ -71,7 +71,9 @@ def _select(chosen: argparse.Namespace, path: Path) -> None:
     taken = list(islice(short, chosen.number))
     if len(taken) < chosen.number:
         sys.exit(f"{chosen.fasta}: has only {len(taken):,} sequences below {chosen.below} nt")
-    path.write_text("".join(f">{record.id} {record.description}\n{record.sequence}\n" for record in taken))
+    path.write_text(
+        "".join(f">{record.id} {record.description}\n{record.sequence}\n" for record in taken), encoding="utf-8"
+    )
 
 
 class _Killer(threading.Thread):
@@ -105,7 +107,7 @@ def _computing() -> Iterator[int]:
 
 def _is_ours(pid: int) -> bool:
     while pid > 1:
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        pid = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
         if pid == os.getpid():
             return True
     return False

@@ -51,7 +51,7 @@ def write(path: Path, sequences: int, clusters: int) -> None:
 
 def memory() -> tuple[float, float]:
     """Own and mapped memory in MB."""
-    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     return tuple(int(lines[name].split()[0]) / 1e3 for name in ("RssAnon", "RssFile"))  # type: ignore[return-value]
 
 

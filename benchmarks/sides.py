@@ -52,7 +52,7 @@ class Side:
         self.seconds: list[float] = []
         self.value: Any = None
         self.failure = ""
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, open as long as the process is
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115, open as long as the process is
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         launched = [python, "-W", "ignore", *(torchrun if processes > 1 else ())]
         command = [*launched, sys.argv[0], "--serve", serve, json.dumps(arguments)]
@@ -198,7 +198,7 @@ def _timed(run: Run) -> dict[str, float]:
 
 def _grown(run: Run) -> dict[str, int]:
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the high-water mark starts anew
     before = _status("VmRSS")
     run()
     return {"bytes": _status("VmHWM") - before}
@@ -207,7 +207,7 @@ def _grown(run: Run) -> dict[str, int]:
 def _status(key: str, process: int | str = "self") -> int:
     """A line of /proc/PROCESS/status in bytes; 0 once the process is gone."""
     try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(key + ":")), 0)
@@ -278,7 +278,7 @@ def head(title: str, chosen: argparse.Namespace) -> None:
 
 def processor() -> str:
     """The processor and which fast kinds of arithmetic it has."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     facts = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
     kinds = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx2")
     flags = [kind for kind in kinds if kind in facts.get("flags", "").split()]

@@ -116,7 +116,7 @@ def start(length: int, chosen: Any) -> dict[str, Side]:
 
 def fits(name: str, length: int, numbers: int) -> bool:
     """Whether so many fp32 numbers per pair fit into the free memory; says so if not."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     needed = 4 * numbers * length**2
     if 1.2 * needed > free:

@@ -98,7 +98,7 @@ def user(address: str, seed: int, end: float, log: Log) -> None:
 
 def resident(pid: int) -> float:
     """MB of a process's memory that are in RAM."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 

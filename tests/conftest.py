@@ -13,6 +13,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; threads
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_collection_modifyitems(items) -> None:
+    if hasattr(os, "fork"):
+        return
+    for item in items:
+        if item.get_closest_marker("posix_only"):
+            item.add_marker(pytest.mark.skip(reason="needs forks, signals, shells or devices of POSIX systems"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
     torch.set_num_threads(1)

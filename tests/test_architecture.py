@@ -137,6 +137,7 @@ def test_import_loads_nothing_heavy(code):
     assert in_fresh_python(f"import sys; {code}; print(sorted({heavy}))") == "[]"
 
 
+@pytest.mark.posix_only
 def test_import_has_no_side_effects(in_fork_of_fresh_python):
     code = """
 import random, socket
@@ -164,6 +165,7 @@ def test_public_names():
         rinalmo.nothing  # noqa: B018
 
 
+@pytest.mark.posix_only
 @pytest.mark.parametrize(
     "order",
     [
@@ -197,6 +199,7 @@ def other_package():
 """
 
 
+@pytest.mark.posix_only
 @pytest.mark.parametrize("order", ["other_package(); import rinalmo", "import rinalmo; other_package()"])
 def test_another_package_with_the_same_model_type(in_fork_of_fresh_python, order):
     """multimolecule registers `rinalmo` too; our classes work whoever comes last."""

@@ -34,7 +34,7 @@ GCGGACUUUG,0.7
 
 def run(script, *arguments):
     """What a script prints, in a fork of this process, which has imported torch."""
-    with tempfile.TemporaryFile("w+") as printed:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as printed:
         if not (child := os.fork()):
             os.dup2(printed.fileno(), 1)
             sys.stdout, sys.argv = printed, [str(FOLDER / script), *map(str, arguments)]
@@ -62,6 +62,7 @@ def test_help_tells_how_to_run_it(script, monkeypatch, capsys):
     assert f"python benchmarks/{script}" in capsys.readouterr().out
 
 
+@pytest.mark.posix_only
 @pytest.mark.parametrize(
     ("script", "arguments", "row"),
     [
@@ -75,6 +76,7 @@ def test_quick_ones_measure(script, arguments, row):
     assert row in output
 
 
+@pytest.mark.posix_only
 def test_ways_of_attention_agree():
     output = run("attention_speed.py", "--repeats", "1", "--threads", "1", "--sizes", "16", "--lengths", "30", "300")
     rows = [line.split("|") for line in output.splitlines() if line.startswith("| 16 ")]
@@ -82,6 +84,7 @@ def test_ways_of_attention_agree():
     assert all(float(row[-2]) < 1e-5 for row in rows[:2])  # fp32 comes first
 
 
+@pytest.mark.posix_only
 def test_variant_effects_of_a_small_scan(tmp_path):
     (tmp_path / "scan.csv").write_text(SCAN)
     output = run("variant_effect.py", str(tmp_path), "--most-pll", "2")
@@ -93,6 +96,7 @@ def test_variant_effects_of_a_small_scan(tmp_path):
     assert "| scan | all | 3 |" in output
 
 
+@pytest.mark.posix_only
 def test_the_tables_on_scale_are_those_of_the_script(tmp_path):
     copy = tmp_path / "page.md"
     copy.write_text(PAGE.read_text())
@@ -101,6 +105,7 @@ def test_the_tables_on_scale_are_those_of_the_script(tmp_path):
     assert copy.read_text().count("<!-- cost_model: ") == 11
 
 
+@pytest.mark.posix_only
 def test_training_steps_are_measured():
     small = ("model.hidden_size=40", "data.tokens_per_batch=128", "data.micro_tokens=64", "data.max_length=40")
     changes = [word for change in small for word in ("--set", change)]
@@ -136,6 +141,7 @@ def test_a_part_of_structures_is_drawn_alike_each_time(tmp_path, monkeypatch):
     assert len(set(first)) == 5
 
 
+@pytest.mark.posix_only
 def test_a_model_that_folds_is_scored_for_each_family(tmp_path):
     config = ModelConfig(hidden_size=40, num_hidden_layers=1)
     save(create(ModelSpec(config, heads={"structure_head": {}})), tmp_path / "model")
@@ -148,6 +154,7 @@ def test_a_model_that_folds_is_scored_for_each_family(tmp_path):
     assert "| mean of families | " in output
 
 
+@pytest.mark.posix_only
 def test_baselines_learn_what_a_sequence_says(tmp_path):
     draw = random.Random(0)
     texts = ["".join(draw.choices("ACGU", k=draw.randint(20, 30))) for _ in range(60)]

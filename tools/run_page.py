@@ -64,7 +64,7 @@ class Step:
 
 def run(page: Path, *, write: bool = False) -> list[Step]:
     """The steps of a page, run in a new folder that holds the package's example sequences."""
-    text, steps = page.read_text(), []
+    text, steps = page.read_text(encoding="utf-8"), []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file in EXAMPLES.iterdir():
@@ -80,7 +80,7 @@ def run(page: Path, *, write: bool = False) -> list[Step]:
                 if write:
                     text = text.replace(block["body"], "".join(map(_shown, found)))
         if write:
-            page.write_text(text)
+            page.write_text(text, encoding="utf-8")
             for picture in PICTURE.findall(text):
                 if (made := folder / Path(picture).name).exists():
                     (page.parent / picture).write_bytes(made.read_bytes())

@@ -79,7 +79,7 @@ def held(folder: Path, output: Path) -> Iterator[None]:
     while True:
         folder.mkdir(exist_ok=True)
         try:
-            handle = (folder / "lock").open("a")
+            handle = (folder / "lock").open("ab")
         except FileNotFoundError:
             continue  # whoever held it has finished, and removed the folder
         with handle:

@@ -300,6 +300,7 @@ def test_missing_extra_is_named(rinalmo_command, tmp_path, monkeypatch, package,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.posix_only
 def test_read_only_folder(tmp_path):
     if os.geteuid() == 0:
         pytest.skip("root may write anywhere")
@@ -314,6 +315,7 @@ def test_read_only_folder(tmp_path):
     assert "cannot be written" in done.stderr
 
 
+@pytest.mark.posix_only
 def test_full_disk(rinalmo_command, backbone, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
@@ -331,6 +333,7 @@ def test_full_disk(rinalmo_command, backbone, tmp_path):
         subprocess.run(["umount", str(small)], check=True)
 
 
+@pytest.mark.posix_only
 def test_reader_that_goes_away(backbone):
     command = f"set -o pipefail; {sys.executable} -m rinalmo fill-mask - --model {backbone} --format tsv | head -n 1"
     fasta = "".join(f">{n}\nGG<mask>CC\n" for n in range(3000))
@@ -340,12 +343,14 @@ def test_reader_that_goes_away(backbone):
     assert done.returncode == 0
 
 
+@pytest.mark.posix_only
 def test_reader_that_never_came(backbone):
     command = f"{sys.executable} -m rinalmo score ACGU --all-single --model {backbone} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.posix_only
 def test_interrupted_run_is_resumed_to_the_same_bytes(rinalmo_command, backbone, tmp_path):
     (tmp_path / "many.fa").write_text("".join(f">{n}\n{'ACGU' * (3 + n % 5)}\n" for n in range(2500)))
     output, whole = tmp_path / "out.npz", tmp_path / "whole.npz"
@@ -380,6 +385,7 @@ def test_going_on_is_said_once_it_is_so(rinalmo_command, backbone, tmp_path, mon
     assert "out.npz: going on after 1 sequences\n" in rinalmo_command(*command).err
 
 
+@pytest.mark.posix_only
 def test_closed_streams(backbone, tmp_path):
     output = tmp_path / "out.npz"
     rinalmo = f"{sys.executable} -m rinalmo"
@@ -425,6 +431,7 @@ def test_convert_there_and_back(rinalmo_command, golden, tmp_path):
     assert rinalmo_command("convert", official, tmp_path / "ours", "--overwrite").code == 0
 
 
+@pytest.mark.posix_only
 @pytest.mark.parametrize("kind", ["folder", "file", "device", "link"])
 def test_overwrite_replaces_models_only(rinalmo_command, tmp_path, kind):
     target = tmp_path / "target"

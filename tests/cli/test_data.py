@@ -113,6 +113,7 @@ def test_errors_are_one_line(rinalmo_command, tmp_path, fasta, monkeypatch, argu
     assert [path.name for path in tmp_path.iterdir()] == ["in.fa.gz"]
 
 
+@pytest.mark.posix_only
 def test_a_failing_mmseqs_is_exit_code_1(rinalmo_command, tmp_path, fasta, monkeypatch):
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "mmseqs"

@@ -106,6 +106,7 @@ def test_the_bytes_of_the_local_engine(many, one, folder, tmp_path):
     assert (many.fingerprint, many.precision) == (one.fingerprint, one.precision)
 
 
+@pytest.mark.posix_only
 def test_workers_killed_in_the_middle(many, one, folder, tmp_path):
     embed_file(folder / "in.fa", tmp_path / "one.parquet", one)
     killed = []
@@ -141,6 +142,7 @@ main()
 """
 
 
+@pytest.mark.posix_only
 def test_resume_after_the_command_was_killed(address, many, one, folder, tmp_path):
     output = tmp_path / "many.parquet"
     where = ("--engine", "ray", "--address", address, "--workers", "1", "--model", folder / "tiny")
@@ -161,6 +163,7 @@ def test_what_a_worker_raises(many, folder, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.posix_only
 def test_a_poison_sequence_is_set_apart_and_named(many, monkeypatch):
     """Whoever computes it dies; all the rest is computed before the error."""
     monkeypatch.setattr(ray_engine, "_ATTEMPTS", 2)

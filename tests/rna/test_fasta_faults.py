@@ -156,6 +156,7 @@ def test_a_read_that_fails() -> None:
         next(read_fasta("/proc/self/mem"))
 
 
+@pytest.mark.posix_only
 @pytest.mark.parametrize(("redirect", "message"), [("</dev/null", "is empty"), ("<&-", "is closed")])
 def test_standard_input_without_a_file(redirect: str, message: str) -> None:
     code = "from rinalmo.rna import read_fasta; next(read_fasta('-'))"

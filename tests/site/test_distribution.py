@@ -1,10 +1,12 @@
 """What is uploaded: the sdist has what the site is built from, the wheel made of it is the package alone, and runs."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
@@ -58,7 +60,25 @@ def files(folder):
 def test_the_wheel_is_the_package_and_nothing_else(unpacked):
     _, wheel = unpacked
     assert {each.name for each in wheel.iterdir()} == {"rinalmo", f"rinalmo-{rinalmo.__version__}.dist-info"}
-    assert files(wheel / "rinalmo") == files(PACKAGE)
+    packaged = files(wheel / "rinalmo")
+    assert packaged == files(PACKAGE)
+    assert Path("py.typed") in packaged
+    assert {Path(f"assets/{model}/model.safetensors") for model in ("nano", "nano-fold")} <= packaged.keys()
+    kinds = {".py", ".typed", ".yaml", ".json", ".md", ".txt", ".fa", ".safetensors"}
+    assert {path for path in packaged if path.suffix not in kinds} == set()
+
+
+def test_metadata_lead_to_one_repository(unpacked):
+    _, wheel = unpacked
+    metadata = message_from_bytes((wheel / f"rinalmo-{rinalmo.__version__}.dist-info" / "METADATA").read_bytes())
+    urls = dict(each.split(", ") for each in metadata.get_all("Project-URL"))
+    assert urls.keys() == {"Homepage", "Documentation", "Source", "Issues", "Changelog"}
+    repository = re.fullmatch(r"https://github\.com/([\w.-]+)/([\w.-]+)", urls["Source"])
+    assert repository
+    assert urls["Documentation"] == "https://{}.github.io/{}/".format(*repository.groups())
+    assert all(urls[name].startswith(urls["Source"]) for name in ("Homepage", "Issues", "Changelog"))
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["repository-code"], citation["url"]) == (urls["Source"], urls["Documentation"])
 
 
 def test_the_sdist_holds_the_pages_and_what_they_include(unpacked):

@@ -20,7 +20,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from rinalmo.cli import main
 from rinalmo.training.pretrain import pretrain
 
-_FORK = multiprocessing.get_context("fork")
+# Windows does not fork; what does so there is marked posix_only.
+_FORK = multiprocessing.get_context("fork" if hasattr(os, "fork") else None)
 
 
 @dataclass
@@ -92,7 +93,10 @@ def start_command(*words, processes=1):
 
 
 def train(recipe, folder, world=1, resume=False):
-    """A whole run in processes of its own; all of them must end well."""
+    """A whole run in processes of its own; all of them must end well. Without forks, one runs in this process."""
+    if world == 1 and not hasattr(os, "fork"):
+        pretrain(recipe, folder, resume=resume)
+        return folder
 
     def run():
         pretrain(recipe, folder, resume=resume)
@@ -131,6 +135,6 @@ def stopping(step, number):
 
     def listen(event):
         if event.step == step and "loss" in event.values:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     return listen

@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import random
-import resource
 import shutil
 import signal
 
@@ -183,8 +182,10 @@ def test_a_full_disk_at_any_moment_leaves_old_or_new(checkpoints, monkeypatch, c
     assert all(f"step-00000002: cannot be written ({os.strerror(code)}" in text for text in failed)
 
 
+@pytest.mark.posix_only
 def test_a_disk_that_fills_up_while_tensors_are_written(checkpoints):
     """The kernel's own limit on file sizes fails the write call itself."""
+    import resource  # not on Windows
 
     def save_with_little_room():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -204,6 +205,7 @@ def test_a_folder_that_may_not_be_written(tmp_path):
         Checkpoints(tmp_path / "checkpoints", Ranks()).save(1, tensors(1), {})
 
 
+@pytest.mark.posix_only
 def test_a_kill_at_any_moment_leaves_old_or_new(checkpoints):
     """Every step of saving and of removing what is no longer wanted."""
     for number in range(1, 100):

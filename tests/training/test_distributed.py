@@ -15,6 +15,8 @@ from rinalmo.training.run import Listener
 
 from .processes import killing_at, start_ranks, stopping, train, weights
 
+pytestmark = pytest.mark.posix_only  # processes are forked
+
 
 def losses(folder):
     return [line[name] for line in read_log(folder) for name in ("loss", "validation/loss") if name in line]

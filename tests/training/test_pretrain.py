@@ -117,6 +117,7 @@ def kill_and_resume(recipe, folder, draw, calls):
         kills += 1
 
 
+@pytest.mark.posix_only
 def test_kills_at_random_moments_change_no_bit(make_recipe, finished, tmp_path):
     """Seeds chosen so that there are some kills; the slow test does more of them, by the clock."""
     kills = sum(
@@ -152,6 +153,7 @@ def test_the_best_checkpoint_stays(make_recipe, tmp_path):
     assert [step_of(path) for path in listed(tmp_path / "run" / "checkpoints")] == [3, 9]
 
 
+@pytest.mark.posix_only
 def test_a_run_in_use_is_left_alone_and_a_dead_ones_lock_is_not_in_the_way(make_recipe, tmp_path):
     recipe = make_recipe()
 
@@ -229,6 +231,7 @@ def command(folder, store, *more):
     return ["pretrain", "pretrain-tiny", "--output", str(folder), *sets, "--threads", "1"]
 
 
+@pytest.mark.posix_only
 def test_the_command_stops_at_sigterm_and_goes_on(store, tmp_path):
     process, told = start_command(*command(tmp_path / "run", store, "train.max_steps=100000"))
     for line in told:
@@ -249,6 +252,7 @@ def test_the_command_stops_at_sigterm_and_goes_on(store, tmp_path):
     assert f"use it with --model {tmp_path / 'run' / 'model'}" in rest
 
 
+@pytest.mark.posix_only
 @pytest.mark.slow
 def test_twenty_kills_by_the_clock_change_no_bit(make_recipe, tmp_path):
     draw, recipe = random.Random(0), make_recipe(train__max_steps=20, train__checkpoint_every=3, validation__every=10)
@@ -273,6 +277,7 @@ def test_twenty_kills_by_the_clock_change_no_bit(make_recipe, tmp_path):
         assert log(run) == log(whole)
 
 
+@pytest.mark.posix_only
 @pytest.mark.slow
 def test_torchrun_starts_again_after_a_worker_was_killed(store, tmp_path):
     """The same losses as a run that nobody killed, without being told to resume; the first new start succeeds."""

@@ -15,6 +15,8 @@ import rinalmo
 from rinalmo.inference.variants import saturation
 from rinalmo.tasks.fold_file import Decoding
 
+pytestmark = pytest.mark.posix_only  # the server of these tests hears SIGUSR1
+
 TRNA = "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA"
 ROOT = Path(__file__).parents[2]
 ENDPOINTS = ("/fill_mask", "/fold", "/embed", "/variants")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pty
 import socket
 import subprocess
 import sys
@@ -327,7 +326,10 @@ def test_without_a_terminal_progress_is_a_few_plain_lines(
     assert len(lines) <= 11
 
 
+@pytest.mark.posix_only
 def test_on_a_terminal_progress_is_a_bar(server: Any, target: Path) -> None:
+    import pty  # not on Windows
+
     reader, writer = pty.openpty()
     code = f"import pathlib, rinalmo.weights.download as d; d.fetch({server.url!r}, pathlib.Path({str(target)!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=writer)

@@ -1,6 +1,8 @@
 """Layouts into each other and back, bit for bit."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,15 +129,14 @@ def test_made_up_rows_are_the_same_every_time(golden):
     assert "<null>" in read(path).notes[0]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_weights_are_mapped_not_copied(nano, tmp_path):
     """A tensor that needs no stacking is a view of the file."""
     save(nano, tmp_path / "copy")
     loaded = load(tmp_path / "copy")
     maps = (tmp_path / "copy" / "model.safetensors").resolve()
     address = loaded.encoder.blocks[0].attention.qkv.weight.data_ptr()
-    from pathlib import Path
-
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
         if line.endswith(str(maps)):
             start, stop = (int(part, 16) for part in line.split()[0].split("-"))
             if start <= address < stop:

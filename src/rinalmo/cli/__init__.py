@@ -121,7 +121,7 @@ def main() -> None:
 
 def _opened(stream: TextIO | None) -> TextIO:
     """A stream that the caller has closed (2>&-) is None, and the next file to be opened would take its place."""
-    return stream or Path(os.devnull).open("w")
+    return stream or Path(os.devnull).open("w", encoding="utf-8")
 
 
 def _stop(message: str, code: int) -> None:

@@ -180,7 +180,7 @@ class _Run:
                 file.write(json.dumps(counted).encode())
             with replacing(array) as file:
                 np.save(file, numbers)
-        return np.load(array), json.loads(counts.read_text())
+        return np.load(array), json.loads(counts.read_text(encoding="utf-8"))
 
 
 def _sources(given: Sequence[tuple[str, Path]], tables: Mapping[str, Path], recipe: PrepareRecipe) -> list[Source]:
@@ -235,7 +235,7 @@ def _open(folder: Path, settings: dict[str, Any], out: Path, restart: bool) -> N
         with replacing(kept) as file:
             file.write(json.dumps(settings).encode())
         return
-    before, now = _flat(json.loads(kept.read_text())), _flat(settings)
+    before, now = _flat(json.loads(kept.read_text(encoding="utf-8"))), _flat(settings)
     if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
         raise InputError(
             f"{out}: {', '.join(changed[:5])} changed since this run was started; give what was given then, "

@@ -213,7 +213,7 @@ class Run:
 
     def _require_same(self, settings: dict[str, Any]) -> None:
         try:
-            before = json.loads((self.folder / "run.json").read_text())
+            before = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
         except ValueError:
             before = None
         if not isinstance(before, dict):

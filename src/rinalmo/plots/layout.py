@@ -73,7 +73,7 @@ def nearest(points: np.ndarray) -> float:
 def _puzzled(text: str) -> np.ndarray | None:
     command = [sys.executable, "-c", _PUZZLER]
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_SECONDS, check=True)
+        done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", timeout=_SECONDS, check=True)
     except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
         return None
     found = np.array(json.loads(done.stdout), dtype=np.float64).reshape(-1, 2)

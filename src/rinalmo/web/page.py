@@ -212,7 +212,7 @@ def _embed_tab(service: Service) -> None:
         with _answering(service, request) as visit:
             return _map(visit, folder, field)[1]
 
-    text = (_EXAMPLES / "well_known_rnas.fa").read_text()
+    text = (_EXAMPLES / "well_known_rnas.fa").read_text(encoding="utf-8")
     filled = example.click(lambda: (text, None), None, [box, upload], **_INSTANT)
     for start in (run.click, filled.then):
         start(embed, [box, upload], [colour, shown, table, files, folder], **_BUTTON)
@@ -250,7 +250,7 @@ def _variants_tab(service: Service) -> None:
             folder = service.new_folder()
             title = f"{record.id[:60]}, {method}"
             visit.turn(lambda: heat_map.draw(scores, record.sequence, title, folder / "variants.svg"))
-            (folder / "variants.csv").write_text(_scores_csv(record.sequence, scores))
+            (folder / "variants.csv").write_text(_scores_csv(record.sequence, scores), encoding="utf-8")
             picture = image((folder / "variants.svg").read_bytes(), f"Scores of single mutations of {record.id}")
             written = [str(folder / f"variants.{ending}") for ending in ("csv", "svg")]
             return picture, gr.File(written, visible=True)

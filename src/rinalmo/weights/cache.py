@@ -87,7 +87,7 @@ def writing(path: Path) -> Iterator[None]:
 def locked(target: Path) -> Iterator[None]:
     """Hold `target`'s lock, waiting for whoever has it. The file stays: removing it would race with a waiter."""
     with writing(target):
-        handle = _beside(target, ".lock").open("a")
+        handle = _beside(target, ".lock").open("ab")
     with handle:
         told = False
         while not _try_lock(handle, target):
