@@ -226,4 +226,4 @@ def test_full_disk_keeps_the_old_model(nano, tmp_path):
             save(nano, tmp_path / "model.pt", "official")
         assert [p.name for p in tmp_path.iterdir()] == ["model"]
     finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)  # lazily: torch 2.15 still holds it
