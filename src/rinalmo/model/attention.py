@@ -35,14 +35,28 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if weights is None and self.backend == "auto" and layout.real is None and trains_on_cpu(qkv):
             return self.output(cpu_training.attend(qkv, layout, by, x.shape[-1] // self.head_size, dropout))
-        q, k, v = qkv.unflatten(-1, (3, -1, self.head_size)).unbind(1)
-        q, k = rotate(q, by), rotate(k, by)
+        q, k, v = self.heads(qkv, by)
         if weights is None:
-            y = attend(q, k, v, layout, dropout=dropout, backend=self.backend)
-        else:
-            y, layer = attend_with_weights(q, k, v, layout, dropout=dropout)
-            weights.append(layer)
+            return self.output(self.attend(q, k, v, layout))
+        y, layer = attend_with_weights(q, k, v, layout, dropout=dropout)
+        weights.append(layer)
         return self.output(y.flatten(1))
+
+    def heads(self, qkv: Float[Tensor, "tokens three_hidden"], by: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (both rotated) and values, each `(tokens, heads, head)`."""
+        q, k, v = qkv.unflatten(-1, (3, -1, self.head_size)).unbind(1)
+        return rotate(q, by), rotate(k, by), v
+
+    def attend(
+        self,
+        q: Float[Tensor, "tokens heads head"],
+        k: Float[Tensor, "tokens heads head"],
+        v: Float[Tensor, "tokens heads head"],
+        layout: Layout,
+    ) -> Float[Tensor, "tokens hidden"]:
+        """What the heads say of each token, before the output projection."""
+        dropout = self.dropout if self.training else 0.0
+        return attend(q, k, v, layout, dropout=dropout, backend=self.backend).flatten(1)
 
 
 def trains_on_cpu(x: Tensor) -> bool:

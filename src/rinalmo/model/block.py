@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rinalmo.model.attention import Attention, trains_on_cpu
+from rinalmo.model.compiling import Region
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.cpu_training import gated_swish
 from rinalmo.model.packing import Layout
@@ -57,8 +58,39 @@ class EncoderBlock(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(
-        self, x: Float[Tensor, "tokens hidden"], layout: Layout, by: Rotation, weights: list[list[Tensor]] | None = None
+        self,
+        x: Float[Tensor, "tokens hidden"],
+        layout: Layout,
+        by: Rotation,
+        weights: list[list[Tensor]] | None = None,
+        compiled: bool = False,
     ) -> Float[Tensor, "tokens hidden"]:
+        """The block's output; `compiled` fuses what is not attention (`rinalmo.model.compiling`)."""
+        if compiled and weights is None and not _is_hooked(self.attention):
+            x, q, k, v = _before_attention.compiled(self, x, *by)
+            return _after_attention.compiled(self, x, self.attention.attend(q, k, v, layout))
         x = self.attention_norm(x)
-        x = x + self.dropout(self.attention(x, layout, by, weights))
+        return self._feed_forward(x + self.dropout(self.attention(x, layout, by, weights)))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether somebody has hooked or replaced the attention, which regions would pass by."""
+    return type(module) is not Attention or bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+# Without annotations: the tests' checker of shapes would be traced along.
+
+
+@Region
+def _before_attention(block, x, cos, sin):  # type: ignore[no-untyped-def]
+    """The normed input, on which the residual starts, and queries, keys and values."""
+    x = block.attention_norm(x)
+    return x, *block.attention.heads(block.attention.qkv(x), Rotation(cos, sin))
+
+
+@Region
+def _after_attention(block, x, y):  # type: ignore[no-untyped-def]
+    return block._feed_forward(x + block.dropout(block.attention.output(y)))

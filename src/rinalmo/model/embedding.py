@@ -41,5 +41,5 @@ def kept_ratio(masked: Bool[Tensor, " tokens"], layout: Layout) -> Float[Tensor,
     """Share of the tokens of each sequence that are not masked, fp32; never 0, so that all masks stay finite."""
     counts = torch.zeros(len(layout.lengths), dtype=torch.float32, device=masked.device)
     counts.index_add_(0, layout.sequence_ids, masked.float())
-    lengths = torch.tensor(layout.real_lengths, dtype=torch.float32, device=masked.device).clamp(min=1)
+    lengths = layout.real_counts.float().clamp(min=1)
     return (lengths - counts).clamp(min=1) / lengths

@@ -160,6 +160,6 @@ def ends(
     ids: Int[Tensor, " tokens"], layout: Layout, config: ModelConfig
 ) -> tuple[Bool[Tensor, " tokens"], Bool[Tensor, " tokens"]]:
     """Where each sequence's leading CLS and trailing EOS are, if it has them; heads on nucleotides leave them out."""
-    last = torch.tensor(layout.lengths, device=ids.device)[layout.sequence_ids] - 1
+    last = layout.cu_seqlens.long().diff()[layout.sequence_ids] - 1
     leading = (layout.positions == 0) & (ids == config.cls_token_id)
     return leading, (layout.positions == last) & (ids == config.eos_token_id)

@@ -2,6 +2,9 @@
 
 No padding token is ever multiplied. Neighbours of equal length form a *run*, which attention can view as one
 `(sequences, length, …)` block without copying; sort a batch by length and there are few runs.
+
+On CUDA nothing here waits for the device: numbers that the host knows are copied from pinned memory, and shapes never
+depend on values that only the device has. `Layout.select` is the exception.
 """
 
 from __future__ import annotations
@@ -72,13 +75,25 @@ class Layout:
     @cached_property
     def cu_seqlens(self) -> Int[Tensor, " sequences_and_one"]:
         """`offsets` as the int32 tensor that variable-length attention kernels take."""
-        return torch.tensor(self.offsets, dtype=torch.int32, device=self.device)
+        return to_device(torch.tensor(self.offsets, dtype=torch.int32), self.device)
+
+    @cached_property
+    def nonempty_offsets(self) -> Int[Tensor, " nonempty_and_one"]:
+        """`offsets` of the sequences that have tokens, int64; nested tensors take no empty ones."""
+        ends = dict.fromkeys(self.offsets)
+        return to_device(torch.tensor(list(ends)), self.device)
+
+    @cached_property
+    def real_counts(self) -> Int[Tensor, " sequences"]:
+        """`real_lengths` as a tensor."""
+        return to_device(torch.tensor(self.real_lengths, dtype=torch.long), self.device)
 
     @cached_property
     def sequence_ids(self) -> Int[Tensor, " tokens"]:
         """For each token the index of its sequence."""
-        counts = torch.tensor(self.lengths, dtype=torch.long, device=self.device)
-        return torch.repeat_interleave(torch.arange(len(self.lengths), device=self.device), counts)
+        numbers = torch.arange(len(self.lengths), device=self.device)
+        # The size is given because it would be fetched from the device otherwise.
+        return torch.repeat_interleave(numbers, self.cu_seqlens.long().diff(), output_size=self.total)
 
     @cached_property
     def positions(self) -> Int[Tensor, " tokens"]:
@@ -95,7 +110,7 @@ class Layout:
         return x.split(list(self.lengths))
 
     def select(self, keep: Bool[Tensor, " tokens"]) -> Layout:
-        """The layout that is left when only the tokens in `keep` stay."""
+        """The layout that is left when only the tokens in `keep` stay. Waits for the device."""
         counts = torch.zeros(len(self.lengths), dtype=torch.long, device=self.device)
         counts.index_add_(0, self.sequence_ids, keep.long())
         return Layout(tuple(counts.tolist()), self.device)
@@ -109,9 +124,22 @@ def pack(sequences: Iterable[Sequence[int] | Tensor], device: torch.device | str
     parts = [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences]
     layout = Layout(tuple(len(part) for part in parts), torch.device(device))
     ids = torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
-    if layout.device.type == "cuda":  # pinned memory is copied while the GPU still computes the batch before
-        return ids.pin_memory().to(device, non_blocking=True), layout
-    return ids.to(device), layout
+    return to_device(ids, layout.device), layout
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device, without waiting for it: what lies on the host is copied from pinned memory.
+
+    Args:
+        tensor: Of any shape and type.
+        device: Where it is to be.
+
+    Returns:
+        The tensor itself if it is there already, else a copy, which later work of the current stream may use.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def pack_padded(
