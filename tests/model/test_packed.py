@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rinalmo.errors import InputError
-from rinalmo.model.backends import attend, attend_with_weights, best_backend
+from rinalmo.model.backends import attend, attend_with_weights, best_backend, candidates
 from rinalmo.model.config import PRESETS, ModelConfig
 from rinalmo.model.packing import Layout, pack
 from rinalmo.model.rinalmo import ModelSpec, create
@@ -79,9 +79,47 @@ def test_backends_agree(lengths):
     expected, weights = attend_with_weights(q, k, v, layout)
     torch.testing.assert_close(attend(q, k, v, layout), expected)
     torch.testing.assert_close(attend(q, k, v, layout, backend="eager"), expected)
+    torch.testing.assert_close(attend(q, k, v, layout, backend="nested"), expected)
     for one, length in zip(weights, lengths, strict=True):
         assert one.shape == (2, length, length)
         torch.testing.assert_close(one.sum(-1), torch.ones(2, length))
+
+
+@pytest.mark.parametrize("lengths", [(5,), (4, 1, 4, 4, 2), (7, 0, 7), (0, 3)])
+def test_gradients_of_backends_agree(lengths):
+    torch.manual_seed(0)
+    layout = Layout(lengths)
+    qkv = torch.randn(3, layout.total, 2, 8)
+    gradients = {}
+    for backend in ("eager", "sdpa", "nested"):
+        leaf = qkv.clone().requires_grad_()
+        attend(*leaf, layout, backend=backend).square().sum().backward()
+        gradients[backend] = leaf.grad
+    torch.testing.assert_close(gradients["sdpa"], gradients["eager"])
+    torch.testing.assert_close(gradients["nested"], gradients["eager"])
+
+
+def test_dropout_on_nested_tensors_keeps_the_mean():
+    torch.manual_seed(0)
+    layout = Layout((40, 60))
+    q, k, v = torch.randn(3, layout.total, 2, 8)
+    whole = attend(q, k, v, layout, backend="nested")
+    dropped = torch.stack([attend(q, k, v, layout, dropout=0.3, backend="nested") for _ in range(200)])
+    assert (dropped[0] - whole).abs().max() > 0.05
+    torch.testing.assert_close(dropped.mean(dim=0), whole, atol=0.15, rtol=0)
+
+
+def test_only_sequences_with_tokens_are_nested():
+    assert attend(*torch.zeros(3, 0, 2, 8), Layout((0, 0)), backend="nested").shape == (0, 2, 8)
+
+
+def test_what_may_serve_on_cuda():
+    assert candidates(torch.float32, 64, dropout=False) == ["nested"]
+    assert candidates(torch.float64, 64, dropout=False) == []
+    assert candidates(torch.bfloat16, 4, dropout=False) == []  # kernels take heads of 8, 16, … dimensions
+    half = candidates(torch.bfloat16, 64, dropout=False)
+    assert half[-2:] == ["varlen", "nested"]
+    assert candidates(torch.float16, 16, dropout=True) == [name for name in half if name != "varlen"]
 
 
 def test_unknown_backend():
@@ -103,6 +141,9 @@ def test_layout():
     assert layout.positions.tolist() == [0, 1, 0, 1, 0, 1, 2]
     assert layout.sequence_ids.tolist() == [0, 0, 1, 1, 3, 3, 3]
     assert layout.cu_seqlens.tolist() == [0, 2, 4, 4, 7]
+    assert layout.nonempty_offsets.tolist() == [0, 2, 4, 7]
+    assert layout.real_counts.tolist() == [2, 2, 0, 3]
+    assert Layout((3, 3), real=(1, 2)).real_counts.tolist() == [1, 2]
     assert layout.select(torch.tensor([1, 0, 1, 1, 0, 0, 1], dtype=torch.bool)).lengths == (1, 2, 0, 1)
 
 

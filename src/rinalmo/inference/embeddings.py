@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rinalmo.errors import InputError
+from rinalmo.inference.batching import to_host
 from rinalmo.inference.devices import DeviceLike
 from rinalmo.inference.engine import Engine, as_engine
 from rinalmo.inference.inputs import Sequences, as_records, encode, peeked, read_from
@@ -70,7 +71,7 @@ def embed_records(
         stacked = torch.stack(states, dim=1) if len(states) > 1 else states[0]
         pooled = [_pooled(part, pooling) for part in layout.split(stacked)]
         # One transfer for the whole batch; on a GPU each one waits for the device.
-        together = (torch.cat(pooled) if pooling == "none" else torch.stack(pooled)).cpu().numpy()
+        together = to_host(torch.cat(pooled) if pooling == "none" else torch.stack(pooled))[0].numpy()
         return (
             np.split(together, np.cumsum([len(part) for part in pooled])[:-1]) if pooling == "none" else list(together)
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rinalmo.alphabet import Alphabet
 from rinalmo.errors import SequenceError
+from rinalmo.inference.batching import to_host
 from rinalmo.inference.devices import DeviceLike
 from rinalmo.inference.engine import Engine, as_engine
 from rinalmo.inference.inputs import Sequences, as_records, encode, peeked, read_from, require_whole
@@ -71,12 +72,14 @@ def predict(
             yield encoded
 
     def compute(packed: Tensor, layout: Layout) -> Sequence[Tensor]:
-        # The LM head runs on the masked positions only, in fp32.
+        # The LM head runs on the masked positions only, in fp32. They are found first: a GPU is waited for there, and
+        # has not much to do yet.
         masked = packed == mask_id
+        places, selected = masked.nonzero()[:, 0], layout.select(masked)
         states = engine.hidden_states(packed, layout, [engine.config.num_hidden_layers])[0]
         with torch.inference_mode():
-            probabilities = head(states[masked]).softmax(dim=-1).cpu()
-        return layout.select(masked).split(probabilities)
+            probabilities = head(states[places]).softmax(dim=-1)
+        return selected.split(to_host(probabilities)[0])
 
     for probabilities in engine.map(compute, ids()):
         record, encoded = waiting.popleft()

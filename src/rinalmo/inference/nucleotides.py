@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rinalmo.inference.batching import to_host
 from rinalmo.inference.engine import Engine
 from rinalmo.model.packing import Layout
 
@@ -72,11 +73,13 @@ class Nucleotides:
         last, letters = self._engine.config.num_hidden_layers, list(self._alphabet.nucleotide_ids)
 
         def compute(ids: Tensor, layout: Layout) -> Sequence[np.ndarray]:
+            # Found first: a GPU is waited for there, and has not much to do yet.
             where = asked(ids)
-            states = self._engine.hidden_states(ids, layout, [last])[0][where]
+            places, selected = where.nonzero()[:, 0], layout.select(where)
+            states = self._engine.hidden_states(ids, layout, [last])[0][places]
             with torch.inference_mode():
-                found = self._head(states)[:, letters].log_softmax(dim=-1).cpu()
-            return [part.numpy() for part in layout.select(where).split(found)]
+                scores = self._head(states)[:, letters].log_softmax(dim=-1)
+            return [part.numpy() for part in selected.split(to_host(scores)[0])]
 
         for values in self._engine.map(compute, sequences):
             self._computed += 1

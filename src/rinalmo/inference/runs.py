@@ -21,6 +21,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -104,11 +105,16 @@ def shard(records: Iterable[Record], part: str | None) -> Iterator[Record]:
 
 
 class Run:
-    """The folder of one run, locked while in use. `noun` is what there is one of for each sequence."""
+    """The folder of one run, locked while in use. `noun` is what there is one of for each sequence.
+
+    A chunk is written by another thread while the next is computed; whatever looks at the folder waits for it.
+    """
 
     def __init__(self, output: Path, noun: str = "sequences") -> None:
         self.output, self.noun = output, noun
         self.folder = output.with_name(f".{output.name}.partial")
+        self._writer: ThreadPoolExecutor | None = None
+        self._unwritten: Future[None] | None = None
 
     @contextlib.contextmanager
     def opened(self, settings: dict[str, Any], *, resume: bool) -> Iterator[None]:
@@ -128,12 +134,17 @@ class Run:
                     file.write(json.dumps(settings, indent=2).encode())
             try:
                 yield
+                self._wait()
             finally:
+                if self._writer is not None:
+                    self._writer.shutdown()
+                self._writer = self._unwritten = None
                 if not self.chunk_files():
                     self.remove()
 
     def chunk_files(self) -> list[Path]:
         """Finished chunks, in order."""
+        self._wait()
         found = (path for path in self.folder.glob("*.npz") if path.stem.isdecimal())
         return sorted(found, key=lambda path: int(path.stem))
 
@@ -153,9 +164,23 @@ class Run:
         self.save(number, names=names, lengths=chunk.lengths, values=chunk.values)
 
     def save(self, number: int, *, lengths: np.ndarray, **arrays: np.ndarray) -> None:
-        """As `write`, for a chunk of any arrays; `lengths` has one entry per sequence."""
+        """As `write`, for a chunk of any arrays; `lengths` has one entry per sequence.
+
+        Returns once the chunk before it is written; a failure to write shows at the next call.
+        """
+        self._wait()
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(1, thread_name_prefix="rinalmo-writer")
+        self._unwritten = self._writer.submit(self._save, number, lengths=lengths, **arrays)
+
+    def _save(self, number: int, *, lengths: np.ndarray, **arrays: np.ndarray) -> None:
         with replacing(self.folder / _name(number)) as file:
             np.savez(file, lengths=lengths, **arrays)  # type: ignore[arg-type]  # numpy's stub has its own option in mind
+
+    def _wait(self) -> None:
+        unwritten, self._unwritten = self._unwritten, None
+        if unwritten is not None:
+            unwritten.result()
 
     def chunks(self) -> Iterator[Chunk]:
         """All finished chunks, one in memory at a time."""

@@ -1,8 +1,8 @@
 """Attention over packed sequences behind one function, `attend`.
 
     sdpa     torch's scaled_dot_product_attention, once per run of equal-length sequences; any device, any dtype
-    nested   the same on a nested (jagged) tensor, one kernel for all sequences: flash in half precision, memory-efficient
-             in fp32, both with dropout; meant for CUDA, slow elsewhere
+    nested   the same on a nested (jagged) tensor, one kernel for all sequences: flash in half precision,
+             memory-efficient in fp32, both with dropout; meant for CUDA, slow elsewhere
     varlen   torch.nn.attention.varlen; CUDA, half precision, no dropout
     flash    flash-attn's variable-length kernel; CUDA, half precision
     eager    written out; the only one that returns the attention weights
@@ -86,7 +86,8 @@ def _agrees(name: Backend, device: torch.device, dtype: torch.dtype, head_size: 
     generator = torch.Generator(device).manual_seed(0)
     q, k, v = torch.randn(3, layout.total, 2, head_size, device=device, generator=generator).to(dtype)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The PyTorch API of nested tensors is in prototype stage")
             found = _KERNELS[name](q, k, v, layout, 0.0).float()
         expected = attend_with_weights(q.float(), k.float(), v.float(), layout)[0]
         error = float((found - expected).abs().max())

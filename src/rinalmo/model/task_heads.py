@@ -4,9 +4,9 @@
 a padded sequence would get other numbers. Here each sequence is computed on its own length.
 
 The structure head is written twice. Where gradients are recorded, or the sequence is short, it is the plain network.
-Elsewhere its map of pairs, length² × channels, is computed in blocks of rows that stay in the processor's cache, and
-1.5 such maps are held instead of four: the outer sum that it starts from is made whenever a block of it is asked for,
-and in the end only the columns right of the diagonal are kept.
+Elsewhere its map of pairs, length² × channels, is computed in blocks of rows that stay in the processor's cache (on a
+GPU larger ones), and 1.5 such maps are held instead of four: the outer sum that it starts from is made whenever a block
+of it is asked for, and in the end only the columns right of the diagonal are kept.
 
 Reference: Penić et al. 2025 (arXiv:2403.00043), supplement.
 """
@@ -105,7 +105,7 @@ class StructureHead(nn.Module):
             return x.new_zeros(0, 0, self.prediction.out_channels)
         left, right = self.projection.weight.chunk(2, dim=1)
         first, second = (x @ left.T).T, (x @ right.T + self.projection.bias).T
-        plain = torch.is_grad_enabled() or len(x) * first.numel() <= BLOCK
+        plain = torch.is_grad_enabled() or len(x) * first.numel() <= _block_size(first)
         upper = (self._plain if plain else self._by_rows)(first, second).triu(1)
         return (upper + upper.transpose(1, 2)).permute(1, 2, 0)
 
@@ -138,6 +138,11 @@ class StructureHead(nn.Module):
 Rows = Sequence[Tensor]
 
 BLOCK = 1 << 19  # numbers in one block: 2 MB, which fit into the cache of a core
+GPU_BLOCK = 1 << 27  # a map of 1,400 nt as a whole: small blocks would leave most of a GPU idle
+
+
+def _block_size(x: Tensor) -> int:
+    return BLOCK if x.device.type == "cpu" else GPU_BLOCK
 
 
 class _OuterSum(Sequence[Tensor]):
@@ -145,7 +150,7 @@ class _OuterSum(Sequence[Tensor]):
 
     def __init__(self, first: Float[Tensor, "channels length"], second: Float[Tensor, "channels length"]) -> None:
         self.first, self.second = first, second
-        self.parts = first[:, :, None].split(max(1, BLOCK // first.numel()), dim=1)
+        self.parts = first[:, :, None].split(max(1, _block_size(first) // first.numel()), dim=1)
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -166,22 +171,24 @@ class _OuterSum(Sequence[Tensor]):
 
 
 class _Moments:
-    """Sums over a map that comes in blocks, from which an instance norm follows; added up in fp64."""
+    """Sums over a map that comes in blocks, from which an instance norm follows; in fp64 where there is one."""
 
     def __init__(self) -> None:
         self.count, self.dtype = 0, torch.float32
-        self.sum = self.squares = torch.zeros((), dtype=torch.float64)
+        self.sum: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0
 
     def add(self, rows: Float[Tensor, "channels rows columns"]) -> None:
         """Take one block into account."""
         flat = rows.flatten(1).float()
         self.count, self.dtype = self.count + flat.shape[1], rows.dtype
-        self.sum = self.sum + flat.sum(1).double()
-        self.squares = self.squares + flat.square().sum(1).double()
+        wide = torch.float32 if flat.device.type == "mps" else torch.float64
+        self.sum = self.sum + flat.sum(1).to(wide)
+        self.squares = self.squares + flat.square().sum(1).to(wide)
 
     def affine(self, eps: float = 1e-5) -> tuple[Float[Tensor, "channels 1 1"], Float[Tensor, "channels 1 1"]]:
         """The norm as a factor and a summand for each channel."""
-        mean = self.sum / self.count
+        mean = torch.as_tensor(self.sum) / self.count
         scale = ((self.squares / self.count - mean**2).clamp(min=0) + eps).rsqrt()
         return scale.to(self.dtype)[:, None, None], (-mean * scale).to(self.dtype)[:, None, None]
 

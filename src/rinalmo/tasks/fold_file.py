@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 import zipfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -23,12 +24,12 @@ from rinalmo.inference.ray_engine import RayEngine
 from rinalmo.inference.runs import input_sum
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.rna.fasta import Record, read_fasta
-from rinalmo.rna.folding import decode
 from rinalmo.rna.formats import format_of, write_structures
 from rinalmo.rna.formats.files import structure_text
 from rinalmo.rna.pair_list import PairList
 from rinalmo.rna.structure import Structure
 from rinalmo.tasks.base import Example
+from rinalmo.tasks.decoding import Decoder
 from rinalmo.tasks.fold_run import Folded, folded
 from rinalmo.tasks.pictures import Picture, Plot
 from rinalmo.tasks.predicting import Note, outputs, remarked
@@ -94,11 +95,17 @@ def folding_task(
 
 
 def fold_records(
-    records: Iterable[Record], engine: Engine, decoding: Decoding = MODELS_OWN, *, window: int | None = None
+    records: Iterable[Record],
+    engine: Engine,
+    decoding: Decoding = MODELS_OWN,
+    *,
+    window: int | None = None,
+    decoder: Decoder | None = None,
 ) -> Iterator[Folded]:
     """Each record's structure and its pair probabilities, in the order of the input.
 
     These are a square `(length, length)`, or a `PairList` for an RNA longer than `window`, the model's own if None.
+    Pairs are chosen in this process, or as `decoder` does.
     """
     options = asdict(decoding)
     task = folding_task(engine.spec, window, options.pop("thermodynamics"))
@@ -106,9 +113,15 @@ def fold_records(
     options = {name: own[name] if value is None else value for name, value in options.items()}
     task.least = min(LEAST, options["threshold"])
     examples = (Example(record.id, record.sequence) for record in records)
-    for example, output in outputs(examples, engine, task):
-        probabilities = task.probabilities(output, example.sequence)
-        pairs = decode(probabilities, example.sequence, **options)
+    waiting: deque[Example] = deque()
+
+    def rnas() -> Iterator[tuple[str, np.ndarray | PairList]]:
+        for example, output in outputs(examples, engine, task):
+            waiting.append(example)
+            yield example.sequence, task.model_probabilities(output)
+
+    for probabilities, pairs in (decoder or Decoder()).decoded(rnas(), options, task.thermodynamics):
+        example = waiting.popleft()
         yield Structure(example.name, example.sequence, tuple(pairs)), probabilities
 
 
@@ -150,7 +163,8 @@ def fold_file(
         records = list(records)
         pictures = plot.pictures(records)
     records = remarked(records, task.remark, note)
-    fold = partial(fold_records, decoding=decoding, window=task.window)
+    decoder = Decoder.beside(engine.device.type if isinstance(engine, Engine) else "cpu")
+    fold = partial(fold_records, decoding=decoding, window=task.window, decoder=decoder if decoder.processes else None)
     found: AbstractContextManager[Iterator[Folded]]
     if isinstance(engine, Engine) and str(output) == "-":
         found = nullcontext(_told(fold(records, engine), tell))
@@ -169,7 +183,7 @@ def fold_file(
             records, Path(output), engine, fold, settings, with_matrices=with_matrices, resume=resume, tell=tell
         )
     count = 0
-    with _matrices(probabilities) as put, found as pairs:
+    with decoder, _matrices(probabilities) as put, found as pairs:
 
         def structures() -> Iterator[Structure]:
             nonlocal count

@@ -19,6 +19,7 @@ from rinalmo.rna.pair_list import RECORD, PairList
 from rinalmo.rna.structure import Structure
 
 CHUNK_PAIRS = 1 << 24  # what folding computes, and may have to keep, grows with the square of the length
+GPU_CHUNK_PAIRS = 1 << 26  # a GPU runs dry at the end of each chunk
 
 _ARRAYS = ("texts", "lengths", "counts", "pairs", "sizes", "records", "probabilities")
 
@@ -46,7 +47,8 @@ def folded(
     run = Run(output, "structures")
     job = partial(_folding, fold=fold, with_matrices=with_matrices)
     with run.opened({**settings, "probabilities": with_matrices}, resume=resume):
-        chunks = run.missing(chunked(records, lambda record: len(record.sequence) ** 2, CHUNK_PAIRS))
+        full = CHUNK_PAIRS if engine.device.type == "cpu" else GPU_CHUNK_PAIRS
+        chunks = run.missing(chunked(records, lambda record: len(record.sequence) ** 2, full))
         for number, arrays in engine.run(job, chunks, adding(tell, run.finished())):
             run.save(number, **arrays)
         yield (pair for arrays in run.saved(*_ARRAYS) for pair in _unpacked(arrays))

@@ -39,9 +39,10 @@ from rinalmo.rna.folding import Pairs, decode
 from rinalmo.rna.formats import read_structures
 from rinalmo.rna.pair_list import PairList
 from rinalmo.rna.structure import Structure
-from rinalmo.rna.thermodynamics import need_vienna, pair_probabilities
+from rinalmo.rna.thermodynamics import need_vienna
 from rinalmo.tasks import windows
 from rinalmo.tasks.base import Columns, Example, Figures, Task, inner, require
+from rinalmo.tasks.decoding import blended
 from rinalmo.tasks.tables import is_table, read_single
 
 DEFAULT_THRESHOLD = 0.15  # where no validation data has chosen one
@@ -151,15 +152,18 @@ class SecondaryStructure(Task):
         """The probability of each pair, `(length, length)`, from what the head says; a list of them as it is."""
         return output if isinstance(output, PairList) else self._square(output, sequence)
 
-    def _square(self, output: Tensor, sequence: str) -> np.ndarray:
+    def model_probabilities(self, output: Tensor | PairList) -> np.ndarray | PairList:
+        """As `probabilities`, but of a square without thermodynamics."""
+        if isinstance(output, PairList):
+            return output
         if self.head == "pairs":
-            found = output.float().sigmoid().fill_diagonal_(0).cpu().numpy()
-        else:
-            found = ((output + output.T) / 2).exp().fill_diagonal_(0).cpu().numpy()
-        if self.thermodynamics:
-            found *= 1 - self.thermodynamics
-            found += self.thermodynamics * pair_probabilities(sequence)
-        return found
+            return output.float().sigmoid().fill_diagonal_(0).cpu().numpy()
+        return ((output + output.T) / 2).exp().fill_diagonal_(0).cpu().numpy()
+
+    def _square(self, output: Tensor, sequence: str) -> np.ndarray:
+        square = self.model_probabilities(output)
+        assert isinstance(square, np.ndarray)
+        return blended(square, sequence, self.thermodynamics)
 
     def threshold(self, model: RiNALMo) -> float:
         """The least probability of a pair: what this model's validation data chose, or with thermodynamics its own."""

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from rinalmo.durable import sync
+from rinalmo.inference.batching import to_host
 from rinalmo.inference.engine import Engine
 from rinalmo.model.packing import Layout
 from rinalmo.training.distributed import Ranks
@@ -41,7 +42,7 @@ def _compute(engine: Engine, ids: Sequence[np.ndarray], path: Path) -> None:
 
     def compute(packed: Tensor, layout: Layout) -> list[np.ndarray]:
         states = engine.hidden_states(packed, layout, [last])[0]
-        return [part.cpu().numpy() for part in layout.split(states)]
+        return [part.numpy() for part in layout.split(to_host(states)[0])]
 
     start = 0
     for states in engine.map(compute, ids):

@@ -27,7 +27,7 @@ from rinalmo.data.store import TokenStore
 from rinalmo.data.validation import FixedMasked
 from rinalmo.errors import InputError
 from rinalmo.inference.devices import sum_dtype
-from rinalmo.model.packing import Layout
+from rinalmo.model.packing import Layout, to_device
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
 from rinalmo.training.config import DataRecipe, Recipe
 from rinalmo.training.distributed import Ranks
@@ -164,5 +164,5 @@ def _moved(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
     names = ("ids", "positions", "targets", "source_ids")
-    tensors = {name: getattr(batch, name).to(device, non_blocking=True) for name in names}
+    tensors = {name: to_device(getattr(batch, name), device) for name in names}
     return replace(batch, layout=Layout(batch.layout.lengths, device), **tensors)

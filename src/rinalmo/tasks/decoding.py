@@ -1,0 +1,144 @@
+"""From pair probabilities to pairs for many RNAs, in this process or in others beside it.
+
+On a GPU the probabilities of an RNA take a millisecond or two, and the choice of its pairs many times that on a core.
+There other processes decode while the GPU goes on; they get the few pairs above the threshold, not the square, and
+never import torch.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from rinalmo.rna.folding import Pairs, decode
+from rinalmo.rna.pair_list import PairList
+from rinalmo.rna.thermodynamics import pair_probabilities
+
+Probabilities = np.ndarray | PairList
+Decoded = tuple[Probabilities, Pairs]
+
+MAX_PROCESSES = 16
+_AHEAD = 4  # RNAs of each process that are decoded or wait for it
+
+
+class Decoder:
+    """Decodes RNAs, in the order that they come; its processes start with the first and end with the `with` block."""
+
+    def __init__(self, processes: int = 0) -> None:
+        """`processes` is the number of other processes; with 0 everything is decoded in this one."""
+        self.processes = processes
+        self._pool: ProcessPoolExecutor | None = None
+
+    @classmethod
+    def beside(cls, device_type: str) -> Decoder:
+        """The decoder for probabilities from this kind of device: other processes, if it is not the CPU."""
+        return cls(0 if device_type == "cpu" else min(MAX_PROCESSES, max(1, _cores() - 1)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=error is None, cancel_futures=True)
+        self._pool = None
+
+    def decoded(
+        self, rnas: Iterable[tuple[str, Probabilities]], options: Mapping[str, Any], thermodynamics: float = 0.0
+    ) -> Iterator[Decoded]:
+        """Choose the pairs of each RNA.
+
+        Args:
+            rnas: Sequences with their pair probabilities. A `PairList` has thermodynamics in it already.
+            options: For `rinalmo.rna.folding.decode`.
+            thermodynamics: The weight of ViennaRNA's probabilities beside those of a square, from 0 to 1.
+
+        Yields:
+            Probabilities, thermodynamics included, and pairs, in the order of the input.
+        """
+        waiting: deque[tuple[str, Probabilities, Future[Decoded] | None]] = deque()
+        for sequence, probabilities in rnas:
+            waiting.append((sequence, probabilities, self._submit(sequence, probabilities, options, thermodynamics)))
+            if len(waiting) > _AHEAD * self.processes:
+                yield self._result(*waiting.popleft(), options, thermodynamics)
+        while waiting:
+            yield self._result(*waiting.popleft(), options, thermodynamics)
+
+    def _submit(
+        self, sequence: str, probabilities: Probabilities, options: Mapping[str, Any], thermodynamics: float
+    ) -> Future[Decoded] | None:
+        if not self.processes:
+            return None
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")  # a fork of a process that has threads and CUDA may hang
+            self._pool = ProcessPoolExecutor(self.processes, context, _ignore_interrupts)
+        if isinstance(probabilities, np.ndarray) and not thermodynamics:
+            probabilities = _likely(probabilities, options["threshold"])
+        try:
+            return self._pool.submit(_decode, sequence, probabilities, dict(options), thermodynamics)
+        except (BrokenProcessPool, RuntimeError):
+            return None
+
+    def _result(
+        self,
+        sequence: str,
+        probabilities: Probabilities,
+        future: Future[Decoded] | None,
+        options: Mapping[str, Any],
+        thermodynamics: float,
+    ) -> Decoded:
+        if future is not None:
+            try:
+                found, pairs = future.result()
+                return (found if thermodynamics else probabilities), pairs
+            except BrokenProcessPool:
+                self._give_up()
+        return _decode(sequence, probabilities, options, thermodynamics)
+
+    def _give_up(self) -> None:
+        if self.processes:
+            warnings.warn("decoding goes on in this process: those beside it do not start, or have died", stacklevel=2)
+        self.processes = 0
+
+
+def _decode(sequence: str, probabilities: Probabilities, options: Mapping[str, Any], thermodynamics: float) -> Decoded:
+    if thermodynamics and isinstance(probabilities, np.ndarray):
+        probabilities = blended(probabilities, sequence, thermodynamics)
+    return probabilities, decode(probabilities, sequence, **options)
+
+
+def blended(probabilities: np.ndarray, sequence: str, thermodynamics: float) -> np.ndarray:
+    """A weighted mean of a model's pair probabilities and ViennaRNA's, in a new array if there is a weight."""
+    if not thermodynamics:
+        return probabilities
+    mean = (1 - thermodynamics) * probabilities
+    mean += thermodynamics * pair_probabilities(sequence)
+    return mean
+
+
+def _likely(probabilities: np.ndarray, threshold: float) -> PairList:
+    """The pairs above a threshold; what decoders look at."""
+    i, j = np.divmod(np.flatnonzero(probabilities > threshold), max(1, len(probabilities)))
+    upper = i < j
+    i, j = i[upper].astype(np.int32), j[upper].astype(np.int32)
+    return PairList(len(probabilities), i, j, probabilities[i, j])
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C goes to all processes of a terminal; this one decides what to do about it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

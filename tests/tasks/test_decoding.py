@@ -1,0 +1,88 @@
+"""Decoding in other processes gives what it gives in this one, in the same order."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from rinalmo.errors import MissingExtraError
+from rinalmo.rna.folding import decode
+from rinalmo.rna.thermodynamics import need_vienna
+from rinalmo.tasks.decoding import Decoder
+
+OPTIONS = {"method": "nested", "threshold": 0.1, "canonical": True, "min_distance": 4}
+
+
+def rnas(count=12):
+    draw = np.random.default_rng(0)
+    for number in range(count):
+        length = int(draw.integers(1, 60)) if number % 5 else 200
+        sequence = "".join(draw.choice(list("ACGU"), length))
+        half = np.triu(draw.random((length, length), dtype=np.float32) ** 4, 1)
+        yield sequence, half + half.T
+
+
+@pytest.fixture(scope="module")
+def beside():
+    with Decoder(2) as decoder:
+        yield decoder
+
+
+@pytest.mark.parametrize("method", ["nested", "greedy"])
+def test_other_processes_decode_the_same(beside, method):
+    options = {**OPTIONS, "method": method}
+    found = list(beside.decoded(rnas(), options))
+    assert [pairs for _, pairs in found] == [decode(p, sequence, **options) for sequence, p in rnas()]
+    assert any(pairs for _, pairs in found)
+    for (probabilities, _), (_, given) in zip(found, rnas(), strict=True):
+        np.testing.assert_array_equal(probabilities, given)
+
+
+def test_thermodynamics_too(beside):
+    try:
+        need_vienna()
+    except MissingExtraError:
+        pytest.skip("ViennaRNA is not installed")
+    for (there, pairs), (here, expected) in zip(
+        beside.decoded(rnas(4), OPTIONS, 0.5), Decoder().decoded(rnas(4), OPTIONS, 0.5), strict=True
+    ):
+        np.testing.assert_allclose(there, here, atol=1e-7)
+        assert pairs == expected
+
+
+def test_only_a_few_are_read_ahead(beside):
+    read = 0
+
+    def counted():
+        nonlocal read
+        for rna in rnas(40):
+            read += 1
+            yield rna
+
+    decoded = beside.decoded(counted(), OPTIONS)
+    next(decoded)
+    assert read <= 9
+    decoded.close()
+
+
+def test_processes_that_die_are_replaced_by_this_one():
+    with Decoder(1) as decoder:
+        found = decoder.decoded(rnas(), OPTIONS)
+        first = next(found)
+        for process in decoder._pool._processes.values():
+            process.kill()
+        with pytest.warns(UserWarning, match="decoding goes on in this process"):
+            rest = list(found)
+    assert [pairs for _, pairs in (first, *rest)] == [decode(p, sequence, **OPTIONS) for sequence, p in rnas()]
+
+
+def test_a_cpu_decodes_in_this_process():
+    assert Decoder.beside("cpu").processes == 0
+    assert 1 <= Decoder.beside("cuda").processes <= 16
+
+
+def test_processes_beside_do_not_import_torch():
+    code = "import sys, rinalmo.tasks.decoding; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, env=os.environ).returncode == 0
