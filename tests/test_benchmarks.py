@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import os
 import random
 import re
@@ -157,3 +158,25 @@ def test_baselines_learn_what_a_sequence_says(tmp_path):
     assert set(r2) == {"constant", "k-mers", "CNN"}
     assert r2["k-mers"] > 0.5
     assert r2["constant"] <= 0
+
+
+@pytest.mark.slow
+def test_the_toy_run_of_what_a_gpu_is_measured_by(tmp_path):
+    output = run("gpu.py", "--device", "cpu", "--tiny", "--output", tmp_path / "gpu.json")
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert not [row for row in report["rows"] if "failed" in row]
+    assert [row for row in report["rows"] if row["part"] == "right" and not row.get("reached", True)] == []
+    parts = {row["part"] for row in report["rows"]}
+    assert parts == {"right", "speed", "training", "folding", "cold", "peer", "memory"}
+    heads = {row["name"].split()[1] for row in report["rows"] if "_head in fp32" in row["name"]}
+    assert len(heads) == 9
+    assert f"{len(report['rows'])} rows, 0 failed" in output
+
+
+def test_a_part_that_fails_leaves_the_others(tmp_path):
+    output = run(
+        "gpu.py", "--device", "cuda:99", "--tiny", "--parts", "memory", "cold", "--output", tmp_path / "g.json"
+    )
+    rows = json.loads((tmp_path / "g.json").read_text())["rows"]
+    assert [(row["part"], "failed" in row) for row in rows] == [("memory", True), ("cold", True)]
+    assert "2 failed" in output
