@@ -117,7 +117,7 @@ def test_a_wrong_switch_is_named(monkeypatch):
 
 # In a process of its own: the checker of shapes in this one would be compiled along.
 _COMPILED = """
-import json, random, torch
+import json, random, sys, torch
 from torch._dynamo.utils import counters
 from rinalmo.inference.gpu_encoder import GpuEncoder
 from rinalmo.model import compiling
@@ -128,6 +128,7 @@ from rinalmo.model.rinalmo import ModelSpec, create
 def batch(lengths):
     return pack([[1, *random.Random(n).choices((6, 7, 8, 9, 4), k=n), 2] for n in lengths])
 
+compiling.BACKEND = sys.argv[1]
 sizes = dict(hidden_size=40, num_hidden_layers=3, num_attention_heads=5)
 model = create(ModelSpec(ModelConfig(**sizes, attention_dropout=0.0, hidden_dropout=0.0))).eval()
 fused, written = GpuEncoder(model.encoder, "fp32", True), GpuEncoder(model.encoder, "fp32", False)
@@ -146,26 +147,30 @@ def gradients(fuse, checkpointing):
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 expected = gradients(False, False)
-for checkpointing in (False, True):
+# Inductor takes half a minute for gradients on a CPU.
+for checkpointing in (False, True) if compiling.BACKEND == "aot_eager" else ():
     for name, found in gradients(True, checkpointing).items():
         errors.append(float((found - expected[name]).abs().max() / (expected[name].abs().max() + 1e-8)))
 print(json.dumps([graphs, errors, compiling.problem()]))
 """
 
 
-def run_python(code, **environment):
+def run_python(code, *arguments, **environment):
     done = subprocess.run(
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, *arguments],
         capture_output=True, text=True, check=False, env={**os.environ, **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done
 
 
+COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
-def test_compiled_numbers_and_one_compilation_for_any_batch():
-    graphs, errors, problem = json.loads(run_python(_COMPILED).stdout)
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=COMPILER)])
+def test_compiled_numbers_and_one_compilation_for_any_batch(backend):
+    graphs, errors, problem = json.loads(run_python(_COMPILED, backend).stdout)
     assert problem is None
     assert graphs == 2  # before and after attention, whatever the number of layers and tokens
     assert max(errors) < 1e-4

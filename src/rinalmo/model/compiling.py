@@ -31,6 +31,8 @@ WORTHWHILE_TOKENS = 1 << 21
 # Each combination of model, device, type and mode is a compilation of its own; torch's limit of 8 counts them together.
 _RECOMPILE_LIMIT = 64
 
+BACKEND = "inductor"
+
 _problem: str | None = None
 
 
@@ -87,18 +89,16 @@ class Region(Generic[P, R]):
             torch._dynamo.mark_dynamic(tensor, 0)
         try:
             return self._made()(*args, **kwargs)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            result = self.as_written(*args, **kwargs)  # raises the error again if compilation was not to blame
+        # Only what compilation itself raises: others, of activation checkpointing for one, are meant for the caller.
+        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             _give_up(error)
-            return result
+        return self.as_written(*args, **kwargs)
 
     def _made(self) -> Callable[P, R]:
         if self._compiled is None:
             config: Any = torch._dynamo.config
             config.recompile_limit = max(config.recompile_limit, _RECOMPILE_LIMIT)
-            self._compiled = torch.compile(self.as_written, fullgraph=True)
+            self._compiled = torch.compile(self.as_written, fullgraph=True, backend=BACKEND)
         return self._compiled
 
 
