@@ -62,7 +62,7 @@ from rinalmo.inference.engine import Engine
 from rinalmo.inference.gpu_encoder import GpuEncoder
 from rinalmo.model import backends, compiling
 from rinalmo.model.config import ModelConfig
-from rinalmo.model.cost import count_macs
+from rinalmo.model.cost import activation_bytes, count_macs
 from rinalmo.model.packing import Layout, pack
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, initialise
 from rinalmo.training.throughput import training_flops
@@ -72,7 +72,7 @@ QUANTILES = (16, 54, 66, 72, 74, 78, 84, 92, 101, 112, 120, 135, 154, 157, 200, 
 TAIL = (2712, 2890, 2934, 3322, 8158)
 
 # Seconds that a part may take; what is not used is left to those after it.
-PARTS = {"right": 90, "speed": 90, "training": 75, "folding": 40, "cold": 30, "peer": 60, "memory": 40}
+PARTS = {"right": 100, "speed": 90, "training": 75, "folding": 40, "cold": 30, "peer": 60, "memory": 40}
 TOTAL = 345
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -113,7 +113,7 @@ class Setting:
 
     def fuses(self, name: str = "", precision: str = "") -> bool:
         """Whether to compile here; the toy run does it once, since on a CPU it takes half a minute each time."""
-        return not self.tiny or (name, precision) == ("giga", "fp32")
+        return precision in ("", self.half) and (not self.tiny or name == "giga")
 
     def sized(self, full: int, tiny: int) -> int:
         return tiny if self.tiny else full
@@ -192,7 +192,8 @@ def random_model(config: ModelConfig, device: torch.device, heads: dict[str, dic
 
 def in_fp64(model: RiNALMo) -> RiNALMo:
     """A copy on the CPU."""
-    twin = RiNALMo(model.spec)
+    config = dataclasses.replace(model.config, attention_dropout=0.0, hidden_dropout=0.0)
+    twin = RiNALMo(dataclasses.replace(model.spec, config=config))
     twin.load_state_dict({name: tensor.cpu() for name, tensor in model.state_dict().items()})
     return twin.double().train(model.training)
 
@@ -312,7 +313,7 @@ def _gradients(setting: Setting, report: Report, name: str, model: RiNALMo, sequ
         expected = _gradient(in_fp64(model), "cpu", sequences, None)
         for precision, aim in (("fp32", "<= 1e-3"), (setting.half, "<= 1e-1")):
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-            for fuse in (False, True) if setting.fuses() else (False,):
+            for fuse in (False, True) if setting.fuses("gradients", precision) else (False,):
                 model.encoder.fuse = fuse
                 found = _gradient(model, setting.device, sequences, dtype)
                 how = ", compiled" if fuse else ""
@@ -475,7 +476,8 @@ def _bare_speed(setting: Setting, report: Report, name: str, model: RiNALMo, pea
 
 def training(setting: Setting, report: Report) -> None:
     peak = matrix_peak(setting, setting.half)
-    for name, tokens, checkpointing in (("micro", 65_536, False), ("giga", 32_768, False), ("giga", 65_536, True)):
+    for name, most, checkpointing in (("micro", 65_536, False), ("giga", 32_768, False), ("giga", 65_536, True)):
+        tokens = most if checkpointing else min(most, _fitting(setting, name))
         what = f"{name}, {tokens} tokens{', checkpointing' if checkpointing else ''}"
         with report.trying(what):
             lengths = sorted(mix(setting.sized(tokens, 300), longest=setting.sized(1022, 60)))
@@ -484,6 +486,15 @@ def training(setting: Setting, report: Report) -> None:
             report.add(f"{what}: training", total / seconds, "tokens/s", "", f"{memory / 2**30:.1f} GB at most")
             aim = ">= 0.45" if not checkpointing else ""
             report.add(f"{what}: share of the matrix peak", flops / seconds / peak, "", aim)
+
+
+def _fitting(setting: Setting, name: str) -> int:
+    """Tokens whose activations fit into half of the memory, without checkpointing."""
+    if not setting.device.startswith("cuda"):
+        return 65_536
+    lengths = [400] * 10
+    each = activation_bytes(setting.config(name), lengths, sum(lengths) // 7, path="sdpa") / sum(lengths)
+    return int(torch.cuda.get_device_properties(setting.torch_device).total_memory / 2 / each) // 1024 * 1024
 
 
 def _training_step(
@@ -677,6 +688,7 @@ def child(name: str, setting: Setting, seconds: float, end: Any) -> None:
     report = Report(end.send, time.monotonic() + seconds)
     with report.trying(name):
         FUNCTIONS[name](setting, report)
+    end.send({"done": True})
     end.close()
 
 
@@ -694,12 +706,16 @@ def run_part(name: str, setting: Setting, seconds: float) -> list[dict[str, Any]
             if not ours.poll(max(0.0, end - time.monotonic())):
                 failure = f"TimeoutError: did not end within {seconds:.0f} s"
                 break
-            rows.append({"part": name, **ours.recv()})
+            row = ours.recv()
+            if row.get("done"):  # the end of the pipe may be held open by processes that the part has started
+                break
+            rows.append({"part": name, **row})
             show(rows[-1])
     except EOFError:
         process.join(10)
         if process.exitcode:
             failure = f"the process ended with code {process.exitcode}"
+    process.join(0 if failure else 10)
     if process.is_alive():
         process.kill()
     process.join()

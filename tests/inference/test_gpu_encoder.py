@@ -118,7 +118,9 @@ def test_a_wrong_switch_is_named(monkeypatch):
 # In a process of its own: the checker of shapes in this one would be compiled along.
 _COMPILED = """
 import json, random, sys, torch
+import numpy as np
 from torch._dynamo.utils import counters
+from rinalmo.inference.batching import map_packed
 from rinalmo.inference.gpu_encoder import GpuEncoder
 from rinalmo.model import compiling
 from rinalmo.model.config import ModelConfig
@@ -133,6 +135,18 @@ sizes = dict(hidden_size=40, num_hidden_layers=3, num_attention_heads=5)
 model = create(ModelSpec(ModelConfig(**sizes, attention_dropout=0.0, hidden_dropout=0.0))).eval()
 fused, written = GpuEncoder(model.encoder, "fp32", True), GpuEncoder(model.encoder, "fp32", False)
 errors = []
+
+def mean(encoder):
+    @torch.inference_mode()
+    def compute(ids, layout):
+        return [part.mean(dim=0) for part in layout.split(encoder(ids, layout, [3])[0])]
+    return compute
+
+# From the first call on in two threads, each of which would compile.
+ids = [np.array([1, *random.Random(n).choices((6, 7, 8, 9), k=2 + 3 * n), 2]) for n in range(24)]
+pairs = (map_packed(mean(encoder), iter(ids), batch_tokens=lambda: 90, in_flight=2) for encoder in (fused, written))
+in_threads, alone = map(list, pairs)
+errors += [float((a - b).abs().max() / b.abs().max()) for a, b in zip(in_threads, alone)]
 with torch.inference_mode():
     for lengths in ((5, 9), (30, 7, 7, 100), (1,), (250, 3)):
         pairs = zip(fused(*batch(lengths), [1, 3]), written(*batch(lengths), [1, 3]))

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from rinalmo.errors import MissingExtraError
+from rinalmo.errors import InputError, MissingExtraError
 from rinalmo.rna.folding import decode
 from rinalmo.rna.thermodynamics import need_vienna
 from rinalmo.tasks.decoding import Decoder
@@ -71,11 +71,37 @@ def test_processes_that_die_are_replaced_by_this_one():
     with Decoder(1) as decoder:
         found = decoder.decoded(rnas(), OPTIONS)
         first = next(found)
-        for process in decoder._pool._processes.values():
-            process.kill()
+        for process in decoder._started:
+            process.end()
         with pytest.warns(UserWarning, match="decoding goes on in this process"):
             rest = list(found)
     assert [pairs for _, pairs in (first, *rest)] == [decode(p, sequence, **OPTIONS) for sequence, p in rnas()]
+
+
+def test_an_error_is_raised_here(beside):
+    with pytest.raises(InputError, match="nonsense"):
+        list(beside.decoded(rnas(), {**OPTIONS, "method": "nonsense"}))
+    assert next(beside.decoded(rnas(), OPTIONS))[1] == decode(*reversed(next(rnas())), **OPTIONS)
+
+
+def test_a_script_without_a_guard(tmp_path):
+    """Other ways of starting processes would run the script once more in each of them."""
+    script = tmp_path / "script.py"
+    script.write_text(_SCRIPT)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout.split() == ["once", "[(0,", "9)]"]
+
+
+_SCRIPT = """
+import numpy as np
+from rinalmo.tasks.decoding import Decoder
+print("once")
+square = np.zeros((10, 10), np.float32)
+square[0, 9] = square[9, 0] = 0.9
+with Decoder(2) as decoder:
+    for _, pairs in decoder.decoded([("GAAAAAAAAC", square)], {"method": "nested", "threshold": 0.5}):
+        print(pairs)
+"""
 
 
 def test_a_cpu_decodes_in_this_process():

@@ -18,6 +18,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from rinalmo.errors import InputError
+from rinalmo.model import compiling
 from rinalmo.model.backends import Backend
 from rinalmo.model.encoder import Encoder
 from rinalmo.model.packing import Layout
@@ -63,6 +64,9 @@ class GpuEncoder:
     def __call__(self, ids: Int[Tensor, " tokens"], layout: Layout, layers: Sequence[int]) -> list[Tensor]:
         """The states of chosen layers of a packed batch. Nothing here waits for the device.
 
+        Threads that call it take turns: what it does is to tell the device what to compute, which takes no time beside
+        the computation.
+
         Args:
             ids: Packed token ids, on the device.
             layout: Where each sequence lies.
@@ -72,7 +76,7 @@ class GpuEncoder:
             Packed states `(tokens, hidden)` in fp32, one for each entry of `layers`.
         """
         half = self.precision != "fp32"
-        with torch.autocast(self.device.type, _TYPES[self.precision] if half else None, enabled=half):
+        with compiling.LOCK, torch.autocast(self.device.type, _TYPES[self.precision] if half else None, enabled=half):
             chosen, states = set(layers), {}
             for number, x in enumerate(self.encoder.states(ids, layout)):
                 if number in chosen:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from threading import RLock
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
@@ -32,6 +33,10 @@ WORTHWHILE_TOKENS = 1 << 21
 _RECOMPILE_LIMIT = 64
 
 BACKEND = "inductor"
+
+LOCK = RLock()
+"""Held while a region is called, and around a whole pass by those who compute in several threads: torch.compile is not
+thread-safe, and while one thread compiles, not all of torch works in another."""
 
 _problem: str | None = None
 
@@ -85,13 +90,14 @@ class Region(Generic[P, R]):
         tensors = [argument for argument in args if isinstance(argument, Tensor)]
         if _problem is not None or any(len(tensor) < 2 for tensor in tensors):
             return self.as_written(*args, **kwargs)
-        for tensor in tensors:
-            torch._dynamo.mark_dynamic(tensor, 0)
-        try:
-            return self._made()(*args, **kwargs)
-        # Only what compilation itself raises: others, of activation checkpointing for one, are meant for the caller.
-        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
-            _give_up(error)
+        with LOCK:
+            for tensor in tensors:
+                torch._dynamo.mark_dynamic(tensor, 0)
+            try:
+                return self._made()(*args, **kwargs)
+            # Only what compilation raises: other errors, such as those of checkpointing, are meant for the caller.
+            except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+                _give_up(error)
         return self.as_written(*args, **kwargs)
 
     def _made(self) -> Callable[P, R]:

@@ -31,6 +31,6 @@ def rotation(positions: Int[Tensor, " tokens"], head_size: int) -> Rotation:
 
 
 def rotate(x: Float[Tensor, "tokens heads head"], by: Rotation) -> Float[Tensor, "tokens heads head"]:
-    """Turn queries or keys by their positions; computed in fp32, returned in the type of `x`."""
-    a, b = x.float().chunk(2, dim=-1)
+    """Turn queries or keys by their positions; computed in fp32 (fp64 if they are), returned in the type of `x`."""
+    a, b = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
     return torch.cat((a * by.cos - b * by.sin, b * by.cos + a * by.sin), dim=-1).to(x.dtype)

@@ -7,14 +7,16 @@ never import torch.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
+import pickle
+import subprocess
+import sys
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from threading import local
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,15 +31,17 @@ Decoded = tuple[Probabilities, Pairs]
 
 MAX_PROCESSES = 16
 _AHEAD = 4  # RNAs of each process that are decoded or wait for it
+_PACKAGE = Path(__file__).parents[2]
 
 
 class Decoder:
-    """Decodes RNAs, in the order that they come; its processes start with the first and end with the `with` block."""
+    """Decodes RNAs, in the order that they come; its processes start when needed and end with the `with` block."""
 
     def __init__(self, processes: int = 0) -> None:
         """`processes` is the number of other processes; with 0 everything is decoded in this one."""
         self.processes = processes
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._threads, self._started = local(), list[_Process]()
 
     @classmethod
     def beside(cls, device_type: str) -> Decoder:
@@ -51,8 +55,11 @@ class Decoder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._pool is not None:
-            self._pool.shutdown(wait=error is None, cancel_futures=True)
-        self._pool = None
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for process in self._started:
+                process.end()
+            self._pool.shutdown()
+        self._pool, self._started = None, []
 
     def decoded(
         self, rnas: Iterable[tuple[str, Probabilities]], options: Mapping[str, Any], thermodynamics: float = 0.0
@@ -67,7 +74,7 @@ class Decoder:
         Yields:
             Probabilities, thermodynamics included, and pairs, in the order of the input.
         """
-        waiting: deque[tuple[str, Probabilities, Future[Decoded] | None]] = deque()
+        waiting: deque[tuple[str, Probabilities, Future[Decoded | None] | None]] = deque()
         for sequence, probabilities in rnas:
             waiting.append((sequence, probabilities, self._submit(sequence, probabilities, options, thermodynamics)))
             if len(waiting) > _AHEAD * self.processes:
@@ -77,32 +84,35 @@ class Decoder:
 
     def _submit(
         self, sequence: str, probabilities: Probabilities, options: Mapping[str, Any], thermodynamics: float
-    ) -> Future[Decoded] | None:
+    ) -> Future[Decoded | None] | None:
         if not self.processes:
             return None
         if self._pool is None:
-            context = multiprocessing.get_context("spawn")  # a fork of a process that has threads and CUDA may hang
-            self._pool = ProcessPoolExecutor(self.processes, context, _ignore_interrupts)
+            self._pool = ThreadPoolExecutor(self.processes, thread_name_prefix="rinalmo-decoder")
         if isinstance(probabilities, np.ndarray) and not thermodynamics:
             probabilities = _likely(probabilities, options["threshold"])
-        try:
-            return self._pool.submit(_decode, sequence, probabilities, dict(options), thermodynamics)
-        except (BrokenProcessPool, RuntimeError):
-            return None
+        return self._pool.submit(self._ask, (sequence, probabilities, dict(options), thermodynamics))
+
+    def _ask(self, request: tuple[Any, ...]) -> Decoded | None:
+        """The answer of the process that belongs to this thread."""
+        if not hasattr(self._threads, "process"):
+            self._threads.process = _Process()
+            self._started.append(self._threads.process)
+        return self._threads.process.ask(request)
 
     def _result(
         self,
         sequence: str,
         probabilities: Probabilities,
-        future: Future[Decoded] | None,
+        future: Future[Decoded | None] | None,
         options: Mapping[str, Any],
         thermodynamics: float,
     ) -> Decoded:
         if future is not None:
             try:
-                found, pairs = future.result()
-                return (found if thermodynamics else probabilities), pairs
-            except BrokenProcessPool:
+                if (answer := future.result()) is not None:
+                    return (answer[0] if thermodynamics else probabilities), answer[1]
+            except (OSError, EOFError, ValueError, pickle.UnpicklingError):
                 self._give_up()
         return _decode(sequence, probabilities, options, thermodynamics)
 
@@ -110,6 +120,52 @@ class Decoder:
         if self.processes:
             warnings.warn("decoding goes on in this process: those beside it do not start, or have died", stacklevel=2)
         self.processes = 0
+
+
+class _Process:
+    """Another Python that decodes. Not of multiprocessing, which would run the user's script once more in each."""
+
+    def __init__(self) -> None:
+        path = os.pathsep.join(filter(None, [str(_PACKAGE), os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from rinalmo.tasks.decoding import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C is for the process that started it
+        )
+
+    def ask(self, request: tuple[Any, ...]) -> Decoded | None:
+        """What `_decode` gives, or None where it raises."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        pickle.dump(request, stdin, pickle.HIGHEST_PROTOCOL)
+        stdin.flush()
+        return pickle.load(stdout)
+
+    def end(self) -> None:
+        """Stop it, in the middle of an RNA if need be."""
+        self._process.kill()
+        self._process.wait()
+
+
+def serve() -> None:
+    """The other end of `_Process`: answers requests until there are no more."""
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever libraries print is no answer
+    while True:
+        try:
+            request = pickle.load(requests)
+        except EOFError:
+            return
+        answer: Decoded | None
+        try:
+            answer = _decode(*request)
+        except Exception:  # raised again in the process that asked, which decodes such an RNA itself
+            answer = None
+        pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
+        answers.flush()
 
 
 def _decode(sequence: str, probabilities: Probabilities, options: Mapping[str, Any], thermodynamics: float) -> Decoded:
@@ -133,11 +189,6 @@ def _likely(probabilities: np.ndarray, threshold: float) -> PairList:
     upper = i < j
     i, j = i[upper].astype(np.int32), j[upper].astype(np.int32)
     return PairList(len(probabilities), i, j, probabilities[i, j])
-
-
-def _ignore_interrupts() -> None:
-    """Ctrl-C goes to all processes of a terminal; this one decides what to do about it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _cores() -> int:
