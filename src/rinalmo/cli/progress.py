@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,16 +38,16 @@ def noted(text: str) -> None:
 
 
 @contextmanager
-def resumable(output: Path, noun: str, *, resume: bool) -> Iterator[None]:
+def resumable(output: Path, noun: str) -> Iterator[None]:
     """Tell what an interrupted run of embeddings, scores or structures has kept: when it goes on, and on Ctrl-C."""
     from rinalmo.inference import runs
 
     try:
-        with _told(runs.logger) if resume else nullcontext():
+        with _told(runs.logger):
             yield
     except KeyboardInterrupt:
         if kept := runs.Run(output).finished():
-            _say(f"rinalmo: {kept:,} {noun} are kept; the same command with --resume goes on")
+            _say(f"rinalmo: {kept:,} {noun} are kept; the same command goes on")
         raise
 
 
