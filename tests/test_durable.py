@@ -201,7 +201,8 @@ def test_a_device_is_written_to(tmp_path, way):
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="this system has no /dev/stdout")
 def test_standard_output_by_its_name(tmp_path):
     """A file that a shell has opened goes on to be that file."""
-    code = "from pathlib import Path; from rinalmo.durable import *\nwith replacing(Path('/dev/stdout')) as f: f.write(b'x')"
+    code = "from pathlib import Path; from rinalmo.durable import replacing\n"
+    code += "with replacing(Path('/dev/stdout')) as file: file.write(b'x')"
     with (tmp_path / "log").open("ab") as log:
         log.write(b"before ")
         log.flush()

@@ -71,7 +71,10 @@ def score_file(
             raise InputError(f"{source.file}: was changed while it was scored; start anew with --restart")
         map_ = None if plot is None else _map(source, _scored(source, run))
         with replacing_path(output, run.folder) as unfinished:
-            (_parquet if output.suffix == ".parquet" else _text)(unfinished, source, _scored(source, run))
+            if output.suffix == ".parquet":
+                _parquet(unfinished, source, _scored(source, run))
+            else:
+                _text(unfinished, source, _scored(source, run), delimiter(output))
         run.remove()
     if plot is not None and map_ is not None:
         _draw(source, map_, plot, method)
@@ -133,9 +136,9 @@ def _draw(source: Source, scores: np.ndarray, plot: Path, method: Method) -> Non
     draw(scores, record.sequence, f"{record.id}, {method}", plot)
 
 
-def _text(path: Path, source: Source, scored: Scored) -> None:
+def _text(path: Path, source: Source, scored: Scored, separator: str) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        _write_rows(file, source, scored, delimiter(path))
+        _write_rows(file, source, scored, separator)
 
 
 def _write_rows(file: IO[str], source: Source, scored: Scored, separator: str) -> None:

@@ -57,13 +57,19 @@ class Outcome:
 def preserved_state(device: torch.device) -> Iterator[None]:
     """Train in a process that has other things to do: afterwards its random numbers go on as if nothing had happened.
 
-    Gradients are computed whatever mode the caller is in.
+    Gradients are computed, and in the run's own precision, whatever modes the caller is in.
     """
     python, numpy = random.getstate(), np.random.get_state()
     module = None if device.type == "cpu" else torch.get_device_module(device)
     state = None if module is None else module.get_rng_state()
     try:
-        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast(device.type, enabled=False),
+        ):
             yield
     finally:
         random.setstate(python)
