@@ -303,12 +303,14 @@ def file_lock(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator
         LockHeldError: Somebody else holds the lock, and `on_wait` is None.
         OSError: The file cannot be made.
     """
-    from filelock import FileLock, Timeout
+    from filelock import FileLock, SoftFileLock, Timeout
 
     path.open("ab").close()  # raises what is wrong with the place, which must not pass for a lack of locks
-    # Not the soft lock that filelock falls back to: on another machine a dead process's would hold for ever.
+    # Soft locks, which filelock has where there are no others, would hold for ever once their process died elsewhere.
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
+        if isinstance(lock, SoftFileLock):
+            raise NotImplementedError("Python has no fcntl here")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -347,23 +349,28 @@ def held(folder: Path, output: Path, *, temporary: bool = False) -> Iterator[boo
     Raises:
         InputError: Another process holds the folder.
     """
-    with contextlib.ExitStack() as stack:
-        while True:
-            folder.mkdir(exist_ok=True)
+    try:
+        with contextlib.ExitStack() as stack:
+            while True:
+                folder.mkdir(exist_ok=True)
+                try:
+                    is_held = stack.enter_context(file_lock(folder / LOCK))
+                    break
+                except FileNotFoundError:
+                    continue  # whoever held it has finished, and removed the folder
+                except LockHeldError:
+                    raise InputError(f"{output}: another process is writing it") from None
             try:
-                is_held = stack.enter_context(file_lock(folder / LOCK))
-                break
-            except FileNotFoundError:
-                continue  # whoever held it has finished, and removed the folder
-            except LockHeldError:
-                raise InputError(f"{output}: another process is writing it") from None
-        try:
-            yield is_held
-        finally:
-            if temporary and os.name != "nt":  # while it is held: a later holder's lock must not be removed
-                _remove_if_unused(folder)
-    if temporary and os.name == "nt":  # where an open file cannot be removed
-        _remove_if_unused(folder)
+                yield is_held
+            finally:
+                if temporary and os.name != "nt":  # while it is held: a later holder's lock must not be removed
+                    _remove_if_unused(folder)
+    finally:
+        if temporary and os.name == "nt":  # where an open file cannot be removed, and so neither a later holder's
+            _remove_if_unused(folder)
+        elif temporary:  # NFS keeps a removed lock's name until it is closed
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def empty_folder(folder: Path, keep: Callable[[Path], bool] = lambda path: False) -> None:

@@ -1,5 +1,6 @@
 """Embedding runs that are sharded, killed, resumed, raced: the output is always whole, and always the same."""
 
+import errno
 import hashlib
 import os
 import random
@@ -271,5 +272,30 @@ def test_two_processes_and_one_output(engine, fasta, tmp_path):
     codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
     assert codes[0] == 0
     assert set(codes) <= {0, 3}
+    assert same(output, whole)
+    assert others(tmp_path) == ["out.npz", "whole.npz"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has locks everywhere")
+def test_two_writers_without_locks(engine, fasta, tmp_path, monkeypatch):
+    """Whoever ends first has a whole file; the other one is told, and does not write what is left."""
+    import fcntl
+
+    def no_locks(handle, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    whole, output = tmp_path / "whole.npz", tmp_path / "out.npz"
+    embed_file(fasta, whole, engine)
+
+    def end_the_other(done):
+        if done == 30:
+            embed_file(fasta, output, engine)
+            assert same(output, whole)
+
+    with pytest.raises(InputError, match="out.npz: "):
+        embed_file(fasta, output, engine, tell=end_the_other)
+    assert same(output, whole)
+    embed_file(fasta, output, engine, restart=True)
     assert same(output, whole)
     assert others(tmp_path) == ["out.npz", "whole.npz"]

@@ -26,7 +26,11 @@ def counter(what: str, noun: str = "sequences") -> Iterator[Callable[[int], None
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed:,.0f} " + noun), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn("line"),
+        TextColumn("{task.description} {task.completed:,.0f} " + noun),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda count: bar.update(task, completed=count)

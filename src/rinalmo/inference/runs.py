@@ -114,6 +114,7 @@ class Run:
 
     def __init__(self, output: Path, noun: str = "sequences") -> None:
         self.output, self.noun = output, noun
+        self._total: int | None = None  # chunks of the whole run, once all have been asked for
         with _faults(output):
             target = destination(output)
         self.folder = target.with_name(f".{target.name}.partial")
@@ -168,9 +169,12 @@ class Run:
 
     def missing(self, chunks: Iterable[C]) -> Iterator[tuple[int, C]]:
         """The chunks that are not finished, with their numbers."""
+        total = 0
         for number, chunk in enumerate(chunks):
+            total = number + 1
             if not (self.folder / _name(number)).exists():
                 yield number, chunk
+        self._total = total
 
     def finished(self) -> int:
         """Number of sequences in the finished chunks."""
@@ -208,7 +212,10 @@ class Run:
 
     def saved(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of these names of all finished chunks, those of one in memory at a time."""
-        for path in self.chunk_files():
+        paths = self.chunk_files()
+        if self._total not in (None, len(paths)):  # which takes a file system without locks
+            raise InputError(f"{self.output}: another process has removed what this one had finished; start it again")
+        for path in paths:
             try:
                 with np.load(path, allow_pickle=False) as data:
                     arrays = {name: data[name] for name in names}
