@@ -293,7 +293,7 @@ def test_two_writers_without_locks(engine, fasta, tmp_path, monkeypatch):
             embed_file(fasta, output, engine)
             assert same(output, whole)
 
-    with pytest.raises(InputError, match="out.npz: "):
+    with pytest.raises(InputError, match=r"out\.npz: "):
         embed_file(fasta, output, engine, tell=end_the_other)
     assert same(output, whole)
     embed_file(fasta, output, engine, restart=True)
