@@ -156,6 +156,23 @@ print("unchanged")
     assert in_fork_of_fresh_python(code) == "unchanged"
 
 
+def test_import_leaves_the_process_as_it_was(in_fork_of_fresh_python):
+    code = """
+import csv, locale, logging, os, signal, sys, threading, warnings
+def state():
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    hooks = sys.excepthook, threading.excepthook, warnings.showwarning, sys.stdout, sys.stderr
+    level = logging.root.level, list(logging.root.handlers)
+    filters, limit = warnings.filters[:], csv.field_size_limit()
+    return dict(os.environ), handlers, hooks, level, filters, locale.setlocale(locale.LC_ALL), limit
+before = state()
+import rinalmo, rinalmo.cli, rinalmo.durable, rinalmo.delimited
+assert state() == before
+print("unchanged")
+"""
+    assert in_fork_of_fresh_python(code) == "unchanged"
+
+
 def test_public_names():
     assert rinalmo.__all__ == sorted(rinalmo.__all__)
     assert set(rinalmo._WHERE) | {"__version__"} == set(rinalmo.__all__)

@@ -1,5 +1,8 @@
 """Tables of text; the faults that any of them can have are tested with the tables of data preparation."""
 
+import csv
+import threading
+
 import pytest
 
 from rinalmo.delimited import column_index, opened_table
@@ -30,3 +33,23 @@ def test_a_row_of_another_width_is_named(tmp_path):
         read(path)
     with pytest.raises(InputError, match=r"no column 'mutant'; did you mean 'mutants'"):
         column_index(path, ["mutants"], "mutant")
+
+
+def test_the_limit_on_fields_is_the_callers_between_rows(tmp_path):
+    """Also where rows are read in turn from two tables, in two threads, and not to the end."""
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n" + f"{'A' * 1000},1\n" * 50)
+    before = csv.field_size_limit(100)
+    try:
+        with opened_table(path) as (_, first), opened_table(path) as (_, second):
+            for _ in range(10):
+                assert len(next(first)[1][0]) == len(next(second)[1][0]) == 1000
+                assert csv.field_size_limit() == 100
+            readers = [threading.Thread(target=lambda: read(path)) for _ in range(4)]
+            for reader in readers:
+                reader.start()
+            for reader in readers:
+                reader.join()
+        assert csv.field_size_limit() == 100
+    finally:
+        csv.field_size_limit(before)

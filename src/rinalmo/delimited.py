@@ -9,11 +9,12 @@ import csv
 import difflib
 import gzip
 import io
+import threading
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from rinalmo.errors import InputError
 
@@ -57,10 +58,47 @@ def opened_text(path: Path) -> Iterator[IO[str]]:
         yield text
 
 
-def fields(lines: Iterable[str], delimiter: str) -> Any:
-    """A `csv.reader` that takes a long RNA, or values of each of its nucleotides, for one field."""
-    csv.field_size_limit(1 << 30)
-    return csv.reader(lines, delimiter=delimiter)
+class FieldReader:
+    """A `csv.reader` that takes a long RNA, or values of each of its nucleotides, for one field.
+
+    The limit on the size of a field is one for the whole process. It is raised only while a row is read: by the first
+    of the threads that read one, until the last has it.
+    """
+
+    _LIMIT = 1 << 30
+    _lock = threading.Lock()
+    _reading = 0
+    _before = 0
+
+    def __init__(self, lines: Iterable[str], delimiter: str) -> None:
+        self._reader = csv.reader(lines, delimiter=delimiter)
+
+    @property
+    def line_num(self) -> int:
+        """The number of the line that the last row ended on."""
+        return self._reader.line_num
+
+    def __iter__(self) -> FieldReader:
+        return self
+
+    def __next__(self) -> list[str]:
+        cls = FieldReader
+        with cls._lock:
+            if not cls._reading:
+                cls._before = csv.field_size_limit(max(self._LIMIT, csv.field_size_limit()))
+            cls._reading += 1
+        try:
+            return next(self._reader)
+        finally:
+            with cls._lock:
+                cls._reading -= 1
+                if not cls._reading:
+                    csv.field_size_limit(cls._before)
+
+
+def fields(lines: Iterable[str], delimiter: str) -> FieldReader:
+    """The rows of delimited text as lists of fields, however long."""
+    return FieldReader(lines, delimiter)
 
 
 def delimiter(path: Path) -> str:
@@ -77,7 +115,7 @@ def column_index(path: Path, header: list[str], name: str) -> int:
     return header.index(name)
 
 
-def _of_one_width(path: Path, reader: Any, width: int) -> Rows:
+def _of_one_width(path: Path, reader: FieldReader, width: int) -> Rows:
     for row in reader:
         if row and len(row) != width:
             raise InputError(f"{path}, line {reader.line_num}: has {len(row)} fields, not {width}")

@@ -366,9 +366,11 @@ def test_interrupted_run_is_resumed_to_the_same_bytes(rinalmo_command, backbone,
     process.send_signal(2)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "--resume goes on" in err
+    assert "sequences are kept; the same command goes on" in err
     assert not output.exists()
-    assert rinalmo_command(*command, output, "--resume").code == 0
+    again = rinalmo_command(*command, output)
+    assert again.code == 0
+    assert "out.npz: continuing an interrupted run: " in again.err
     assert output.read_bytes() == whole.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["many.fa", "out.npz", "whole.npz"]
 
@@ -376,13 +378,15 @@ def test_interrupted_run_is_resumed_to_the_same_bytes(rinalmo_command, backbone,
 def test_going_on_is_said_once_it_is_so(rinalmo_command, backbone, tmp_path, monkeypatch):
     monkeypatch.setattr("rinalmo.inference.runs.CHUNK_RECORDS", 1)
     (tmp_path / "two.fa").write_text(">a\nACGU\n>b\nACJU\n")
-    command = ["embed", tmp_path / "two.fa", "--model", backbone, "-o", tmp_path / "out.npz", "--resume"]
+    command = ["embed", tmp_path / "two.fa", "--model", backbone, "-o", tmp_path / "out.npz"]
     assert rinalmo_command(*command).code == 2
     changed = rinalmo_command(*command, "--cls")
     assert "cannot be resumed" in changed.err
-    assert "going on" not in changed.err
-    (tmp_path / "two.fa").write_text(">a\nACGU\n>b\nACJU\n")
-    assert "out.npz: going on after 1 sequences\n" in rinalmo_command(*command).err
+    assert "continuing" not in changed.err
+    assert "out.npz: continuing an interrupted run: 1 sequences done\n" in rinalmo_command(*command).err
+    restarted = rinalmo_command(*command, "--cls", "--restart")
+    assert "'J'" in restarted.err
+    assert "continuing" not in restarted.err
 
 
 @pytest.mark.posix_only

@@ -227,8 +227,8 @@ def test_where_no_ray_is(rinalmo_command, folder, tmp_path, address, words):
     [
         (("embed", "in.fa", "-o", "out.npz", "--workers", 2), "--workers and --gpus-per-worker are for --engine ray"),
         (("score", "ACGU", "--all-single", "--engine", "ray"), "--engine ray writes a file"),
-        (("fold", "in.fa", "--engine", "ray"), "--resume and --engine ray write a file"),
-        (("fold", "in.fa", "--resume"), "--resume and --engine ray write a file"),
+        (("fold", "in.fa", "--engine", "ray"), "--resume, --restart and --engine ray write a file"),
+        (("fold", "in.fa", "--resume"), "--resume, --restart and --engine ray write a file"),
     ],
 )
 def test_usage(rinalmo_command, folder, monkeypatch, arguments, words):

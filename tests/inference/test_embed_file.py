@@ -1,9 +1,11 @@
 """Embedding runs that are sharded, killed, resumed, raced: the output is always whole, and always the same."""
 
+import errno
 import hashlib
 import os
 import random
 import signal
+import threading
 import time
 
 import numpy as np
@@ -84,7 +86,8 @@ def stop_at(count):
     return tell
 
 
-def test_resume_does_not_compute_again(engine, fasta, tmp_path, monkeypatch):
+@pytest.mark.parametrize("resume", [True, False])
+def test_what_is_kept_is_not_computed_again(engine, fasta, tmp_path, monkeypatch, resume):
     output = tmp_path / "out.npz"
     with pytest.raises(StoppedError):
         embed_file(fasta, output, engine, tell=stop_at(30))
@@ -98,7 +101,7 @@ def test_resume_does_not_compute_again(engine, fasta, tmp_path, monkeypatch):
         return original(ids, layout, layers)
 
     monkeypatch.setattr(engine, "hidden_states", count)
-    assert embed_file(fasta, output, engine, resume=True) == 60
+    assert embed_file(fasta, output, engine, resume=resume) == 60
     assert computed == 60 - 28
     assert others(tmp_path) == ["out.npz"]
 
@@ -119,9 +122,11 @@ def test_changed_run_is_not_resumed(engine, backbone, fasta, tmp_path, what):
         model = rinalmo.load(backbone)
         model.encoder.final_norm.weight.data += 1
         engine = Engine(model, "fp32")
-    with pytest.raises(InputError, match=f"cannot be resumed: {what} changed"):
-        embed_file(fasta, output, engine, resume=True, **options)
-    assert embed_file(fasta, output, engine, **options) == 60  # without --resume it starts anew
+    for resume in (True, False):
+        with pytest.raises(InputError, match=f"cannot be resumed: {what} changed .*--restart"):
+            embed_file(fasta, output, engine, resume=resume, **options)
+        assert Run(output).finished() == 28
+    assert embed_file(fasta, output, engine, restart=True, **options) == 60
 
 
 @pytest.mark.parametrize(
@@ -146,12 +151,49 @@ def test_what_was_kept_is_damaged(engine, fasta, tmp_path, name, content):
     else:
         damaged.write_bytes(content)
     with pytest.raises(InputError, match=rf"out.npz: what an interrupted run kept is damaged \(.*{name}\)"):
-        embed_file(fasta, output, engine, resume=True)
-    assert embed_file(fasta, output, engine) == 60
+        embed_file(fasta, output, engine)
+    assert embed_file(fasta, output, engine, restart=True) == 60
 
 
 def test_resume_of_nothing_is_a_start(engine, fasta, tmp_path):
     assert embed_file(fasta, tmp_path / "out.npz", engine, resume=True) == 60
+
+
+def test_a_run_of_another_version_is_not_continued(engine, fasta, tmp_path, monkeypatch):
+    with pytest.raises(StoppedError):
+        embed_file(fasta, tmp_path / "out.npz", engine, tell=stop_at(30))
+    monkeypatch.setattr(runs, "__version__", "another")
+    with pytest.raises(InputError, match="version changed"):
+        embed_file(fasta, tmp_path / "out.npz", engine)
+
+
+def test_a_run_is_not_both_resumed_and_restarted(engine, fasta, tmp_path):
+    with pytest.raises(InputError, match="not both"):
+        embed_file(fasta, tmp_path / "out.npz", engine, resume=True, restart=True)
+    assert others(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_of_what_can_be_read_only_once_nothing_is_kept(engine, fasta, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(fasta.read_bytes()))
+    writer.start()
+    with pytest.raises(StoppedError):
+        embed_file(tmp_path / "pipe", tmp_path / "out.npz", engine, tell=stop_at(30))
+    writer.join()
+    assert others(tmp_path) == ["pipe"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+def test_a_linked_output_is_followed(engine, fasta, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out.npz").symlink_to(tmp_path / "elsewhere" / "real.npz")
+    with pytest.raises(StoppedError):
+        embed_file(fasta, tmp_path / "out.npz", engine, tell=stop_at(30))
+    assert others(tmp_path / "elsewhere") == [".real.npz.partial"]
+    assert embed_file(fasta, tmp_path / "out.npz", engine) == 60
+    assert (tmp_path / "out.npz").is_symlink()
+    assert others(tmp_path / "elsewhere") == ["real.npz"]
 
 
 def test_standard_input_cannot_be_resumed(engine, tmp_path):
@@ -230,5 +272,30 @@ def test_two_processes_and_one_output(engine, fasta, tmp_path):
     codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
     assert codes[0] == 0
     assert set(codes) <= {0, 3}
+    assert same(output, whole)
+    assert others(tmp_path) == ["out.npz", "whole.npz"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has locks everywhere")
+def test_two_writers_without_locks(engine, fasta, tmp_path, monkeypatch):
+    """Whoever ends first has a whole file; the other one is told, and does not write what is left."""
+    import fcntl
+
+    def no_locks(handle, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    whole, output = tmp_path / "whole.npz", tmp_path / "out.npz"
+    embed_file(fasta, whole, engine)
+
+    def end_the_other(done):
+        if done == 30:
+            embed_file(fasta, output, engine)
+            assert same(output, whole)
+
+    with pytest.raises(InputError, match=r"out\.npz: "):
+        embed_file(fasta, output, engine, tell=end_the_other)
+    assert same(output, whole)
+    embed_file(fasta, output, engine, restart=True)
     assert same(output, whole)
     assert others(tmp_path) == ["out.npz", "whole.npz"]

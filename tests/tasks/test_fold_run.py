@@ -45,10 +45,11 @@ def test_resume(model, fasta, tmp_path):
     with pytest.raises(StoppedError):
         fold_file(fasta, output, engine, probabilities=matrices, tell=stop)
     assert (Run(output).finished(), output.exists(), matrices.exists()) == (8, False, False)
-    with pytest.raises(InputError, match="cannot be resumed: decoding, probabilities changed"):
-        fold_file(fasta, output, engine, Decoding("nested"), resume=True)
+    for resume in (True, False):
+        with pytest.raises(InputError, match="cannot be resumed: decoding, probabilities changed"):
+            fold_file(fasta, output, engine, Decoding("nested"), resume=resume)
     told = []
-    assert fold_file(fasta, output, engine, probabilities=matrices, resume=True, tell=told.append) == 12
+    assert fold_file(fasta, output, engine, probabilities=matrices, tell=told.append) == 12
     assert told == [9, 10, 11, 12]
     assert output.read_bytes() == (tmp_path / "whole.dbn").read_bytes()
     assert matrices.read_bytes() == (tmp_path / "whole.npz").read_bytes()

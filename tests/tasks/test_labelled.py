@@ -52,3 +52,13 @@ def test_what_rows_must_be(rows, backbone, tmp_path):
             rinalmo.finetune("table", given, tmp_path / "run", model=backbone, target="kind", overrides=SHORT)
     with pytest.raises(InputError, match="did you mean table"):
         rinalmo.finetune("tables", rows, tmp_path / "run")
+
+
+def test_other_rows_are_refused_before_those_of_the_run_are_touched(rows, backbone, tmp_path):
+    given = {"model": backbone, "target": "kind", "overrides": SHORT}
+    rinalmo.finetune("table", rows, tmp_path / "run", **given)
+    path = tmp_path / "run" / "examples" / "train.jsonl"
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="cannot be resumed: the train examples are not those"):
+        rinalmo.finetune("table", rows.select(range(30)), tmp_path / "run", resume=True, **given)
+    assert path.read_bytes() == before

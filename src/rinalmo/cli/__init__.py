@@ -11,6 +11,7 @@ model. What is wrong is one line on standard error, and the exit code is
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -73,8 +74,17 @@ class _Commands(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
+class _Context(click.Context):
+    """Gives help in the letters that standard output has; click would write UTF-8 where the encoding is ASCII."""
+
+    def get_help(self) -> str:
+        encoding = sys.stdout.encoding or "utf-8"
+        return super().get_help().encode(encoding, "replace").decode(encoding)
+
+
 def _examples_last(command: click.Command) -> click.Command:
     """The command (and its own), with the examples that end its docstring below the options, where a terminal stops."""
+    command.context_class = _Context
     text, mark, examples = (command.help or "").rpartition("\b\n")
     if mark:
         command.help, command.epilog = text.rstrip(), f"\b\nExamples:\n{indent(cleandoc(examples).rstrip(), '  ')}"
@@ -100,6 +110,8 @@ _examples_last(cli)
 def main() -> None:
     """Entry point of the `rinalmo` command."""
     sys.stdout, sys.stderr = map(_opened, (sys.stdout, sys.stderr))
+    _replace_foreign_letters(sys.stdout)
+    _replace_foreign_letters(sys.stderr)
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -122,6 +134,12 @@ def main() -> None:
 def _opened(stream: TextIO | None) -> TextIO:
     """A stream that the caller has closed (2>&-) is None, and the next file to be opened would take its place."""
     return stream or Path(os.devnull).open("w", encoding="utf-8")
+
+
+def _replace_foreign_letters(stream: TextIO) -> None:
+    """Let a letter that a stream's encoding lacks be a question mark, not a traceback in the middle of the output."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+        stream.reconfigure(errors="replace")
 
 
 def _stop(message: str, code: int) -> None:

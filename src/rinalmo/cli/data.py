@@ -110,7 +110,7 @@ def check_command(store: Path) -> None:
 
     opened = TokenStore.open(store)
     opened.verify()
-    click.echo(f"{store}: whole: {len(opened):,} sequences, fingerprint {opened.fingerprint}")
+    print(f"{store}: whole: {len(opened):,} sequences, fingerprint {opened.fingerprint}")
 
 
 @command.command("card")

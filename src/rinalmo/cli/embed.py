@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rinalmo.cli.options import colour_option, engine_options, opened_engine, parse_layers, ray_options
+from rinalmo.cli.options import colour_option, engine_options, opened_engine, parse_layers, ray_options, resume_options
 
 
 @click.command("embed")
@@ -29,7 +29,7 @@ from rinalmo.cli.options import colour_option, engine_options, opened_engine, pa
     help="Layers to write: 0 is the embedding, -1 the last.",
 )
 @click.option("--shard", metavar="I/N", help="Only every N-th sequence, from the I-th on: one job of an array of N.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same command.")
+@resume_options
 @ray_options
 @click.option(
     "--plot",
@@ -50,6 +50,7 @@ def command(
     layers: str,
     shard: str | None,
     resume: bool,
+    restart: bool,
     plot: Path | None,
     plot_method: Any,
     colour_by: str | None,
@@ -84,7 +85,7 @@ def command(
     if picture:
         picture.check(output)
     check_input(fasta)  # before a model is loaded, or fetched, for a file that is not there
-    with opened_engine(**engine_settings) as engine, resumable(output, "sequences", resume=resume):
+    with opened_engine(**engine_settings) as engine, resumable(output, "sequences"):
         with counter("embedding") as tell:
             count = embed_file(
                 fasta,
@@ -93,6 +94,7 @@ def command(
                 pooling=pooling,
                 layers=chosen,
                 resume=resume,
+                restart=restart,
                 part=shard,
                 tell=tell,
                 model_name=engine_settings["model"],

@@ -49,18 +49,18 @@ def command(source: str, top_k: int, style: str, **engine_settings: Any) -> None
     with read_from(None if given else Path(source)):
         for number, (record, masks) in enumerate(predict(records, engine, top_k=top_k)):
             if style == "tsv" and number == 0:
-                click.echo("\t".join(_COLUMNS))
+                print("\t".join(_COLUMNS))
             show(record, masks)
 
 
 def _tsv(record: Record, masks: Masks) -> None:
     for values in _rows(record, masks):
-        click.echo("\t".join(map(str, values)))
+        print("\t".join(map(str, values)))
 
 
 def _jsonl(record: Record, masks: Masks) -> None:
     for values in _rows(record, masks):
-        click.echo(json.dumps(dict(zip(_COLUMNS, values, strict=True))))
+        print(json.dumps(dict(zip(_COLUMNS, values, strict=True))))
 
 
 def _rows(record: Record, masks: Masks) -> Iterator[list[Any]]:
@@ -70,9 +70,9 @@ def _rows(record: Record, masks: Masks) -> Iterator[list[Any]]:
 
 
 def _table(record: Record, masks: Masks) -> None:
-    click.echo(f">{record.id} {record.sequence}")
+    print(f">{record.id} {record.sequence}")
     for mask in masks:
-        click.echo(f"  mask at {mask[0].position}")
+        print(f"  mask at {mask[0].position}")
         for candidate in mask:
             bar = "█" * round(30 * candidate.score)
-            click.echo(f"    {candidate.token_str}  {candidate.score:.4f}  {bar}")
+            print(f"    {candidate.token_str}  {candidate.score:.4f}  {bar}")

@@ -13,6 +13,7 @@ from rinalmo.cli.options import (
     engine_options,
     opened_engine,
     ray_options,
+    resume_options,
     thermodynamics_option,
     window_option,
 )
@@ -63,7 +64,7 @@ from rinalmo.cli.options import (
     metavar="FILE",
     help="True structures, in any format that -o writes, to compare with in --plot: by name, or one for one sequence.",
 )
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same command.")
+@resume_options
 @ray_options
 @engine_options(precision="auto", model=FOLD_MODEL)
 def command(
@@ -80,6 +81,7 @@ def command(
     plot_kind: Any,
     reference: Path | None,
     resume: bool,
+    restart: bool,
     **engine_settings: Any,
 ) -> None:
     """Predict the secondary structures of the sequences of a FASTA file.
@@ -99,8 +101,8 @@ def command(
     """
     if plot is None and (plot_kind or reference):
         raise click.UsageError("--plot-kind and --reference are for --plot; name its file")
-    if output == "-" and (resume or engine_settings["engine"] == "ray"):
-        raise click.UsageError("--resume and --engine ray write a file; name it with --output")
+    if output == "-" and (resume or restart or engine_settings["engine"] == "ray"):
+        raise click.UsageError("--resume, --restart and --engine ray write a file; name it with --output")
     from rinalmo.cli.progress import counter, noted, resumable
     from rinalmo.inference.embed_file import check_input
     from rinalmo.tasks.fold_file import Decoding, fold_file
@@ -111,7 +113,7 @@ def command(
         decoder, threshold, canonical=not all_pairs, min_distance=min_loop + 1, thermodynamics=thermodynamics
     )
     drawn = None if plot is None else Plot(plot, plot_kind, reference)
-    kept = nullcontext() if output == "-" else resumable(Path(output), "structures", resume=resume)
+    kept = nullcontext() if output == "-" else resumable(Path(output), "structures")
     with opened_engine(**engine_settings) as engine, kept, counter("folding") as tell:
         count = fold_file(
             fasta,
@@ -122,6 +124,7 @@ def command(
             probabilities=probabilities,
             plot=drawn,
             resume=resume,
+            restart=restart,
             tell=tell,
             note=noted,
         )

@@ -54,4 +54,4 @@ def command(model: str | None, tokens: int, system: bool) -> None:
     # A pipe has no width; a table there is not to be folded to some default.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
-    click.echo(f"FLOPs and MACs for one sequence of {tokens} tokens.")
+    print(f"FLOPs and MACs for one sequence of {tokens} tokens.")

@@ -16,4 +16,4 @@ def command() -> None:
 
     for entry in models():
         where = "bundled" if entry.bundled else f"in {entry.folder}" if entry.present else "fetched on first use"
-        click.echo(f"{entry.name:8} {entry.parameters:6.1f} M  {entry.license:11} {where:22} {entry.summary}")
+        print(f"{entry.name:8} {entry.parameters:6.1f} M  {entry.license:11} {where:22} {entry.summary}")

@@ -163,6 +163,20 @@ def make_engine(**settings: Any) -> Engine:
     return engine
 
 
+def resume_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--resume` and `--restart`: what becomes of the work that an interrupted run has kept."""
+    for option in (
+        click.option("--restart", is_flag=True, help="Discard what an interrupted run has kept, and start anew."),
+        click.option(
+            "--resume",
+            is_flag=True,
+            help="Go on with an interrupted run of the same command; this is the default.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def is_sequence(source: str) -> bool:
     """Whether the argument is an RNA itself: it holds a mask, or nothing but nucleotides, and names no file."""
     looks_like_one = "<mask>" in source.lower() or set(source.upper()) <= set("ACGUTN")

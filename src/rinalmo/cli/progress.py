@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,7 +26,11 @@ def counter(what: str, noun: str = "sequences") -> Iterator[Callable[[int], None
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed:,.0f} " + noun), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn("line"),
+        TextColumn("{task.description} {task.completed:,.0f} " + noun),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda count: bar.update(task, completed=count)
@@ -38,16 +42,16 @@ def noted(text: str) -> None:
 
 
 @contextmanager
-def resumable(output: Path, noun: str, *, resume: bool) -> Iterator[None]:
+def resumable(output: Path, noun: str) -> Iterator[None]:
     """Tell what an interrupted run of embeddings, scores or structures has kept: when it goes on, and on Ctrl-C."""
     from rinalmo.inference import runs
 
     try:
-        with _told(runs.logger) if resume else nullcontext():
+        with _told(runs.logger):
             yield
     except KeyboardInterrupt:
         if kept := runs.Run(output).finished():
-            _say(f"rinalmo: {kept:,} {noun} are kept; the same command with --resume goes on")
+            _say(f"rinalmo: {kept:,} {noun} are kept; the same command goes on")
         raise
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rinalmo.cli.options import engine_options, is_sequence, opened_engine, ray_options
+from rinalmo.cli.options import engine_options, is_sequence, opened_engine, ray_options, resume_options
 
 if TYPE_CHECKING:
     from rinalmo.inference.variant_sources import Source
@@ -45,7 +45,7 @@ _METHODS = ("masked-marginals", "wild-type-marginals", "pll")
     type=click.Path(path_type=Path),
     help="File to write: .csv, .tsv or .parquet; CSV to standard output without.",
 )
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same command.")
+@resume_options
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw a heat map, .svg or .png, of --all-single."
 )
@@ -59,6 +59,7 @@ def command(
     method: Any,
     output: Path | None,
     resume: bool,
+    restart: bool,
     plot: Path | None,
     **engine_settings: Any,
 ) -> None:
@@ -78,10 +79,9 @@ def command(
     if plot is not None and not all_single:
         raise click.UsageError("--plot draws the map of --all-single")
     many = engine_settings["engine"] == "ray"
-    if output is None and (resume or many):
-        raise click.UsageError(
-            f"{'--engine ray writes' if many else '--resume goes on with'} a file; name it with --output"
-        )
+    if output is None and (resume or restart or many):
+        reason = "--engine ray writes" if many else "--resume goes on with" if resume else "--restart starts anew"
+        raise click.UsageError(f"{reason} a file; name it with --output")
     from rinalmo.cli.progress import counter, resumable
     from rinalmo.inference.score_file import check_output, print_scores, score_file
 
@@ -90,10 +90,12 @@ def command(
     # On a terminal a bar would be drawn over the rows.
     is_shown = output is None and sys.stdout.isatty()
     progress = nullcontext(lambda count: None) if is_shown else counter("scoring", "variants" if many else "passes")
-    kept = nullcontext() if output is None else resumable(output, "variants", resume=resume)
+    kept = nullcontext() if output is None else resumable(output, "variants")
     with opened_engine(**engine_settings) as engine, kept, progress as tell:
         if output is not None:
-            count = score_file(chosen, output, engine, method=method, resume=resume, plot=plot, tell=tell)
+            count = score_file(
+                chosen, output, engine, method=method, resume=resume, restart=restart, plot=plot, tell=tell
+            )
         else:
             count = print_scores(chosen, sys.stdout, engine, method=method, plot=plot, tell=tell)  # type: ignore[arg-type]
     _tell(chosen, count, output, plot)

@@ -47,4 +47,4 @@ def command(host: str, port: int, model: str, fold_model: str, threads: int | No
 
 def _announce(address: str, device: str) -> None:
     click.echo(f"device: {device}", err=True)
-    click.echo(f"serving on {address}  (Ctrl-C stops)")
+    print(f"serving on {address}  (Ctrl-C stops)", flush=True)

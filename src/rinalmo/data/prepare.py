@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from rinalmo.data.reading import Source, Tell, read_counts, stage
 from rinalmo.data.recipe import PrepareRecipe, SourceRecipe, TableRecipe
 from rinalmo.data.staged import Numbers, Staged
 from rinalmo.data.store import TokenStore
-from rinalmo.durable import file_sha256, held, replacing, sync_folder
+from rinalmo.durable import destination, empty_folder, file_sha256, held, publish_folder, replacing
 from rinalmo.errors import InputError
 
 REPORT = "report.json"
@@ -69,7 +68,7 @@ def prepare(
     Raises InputError if the input or the recipe cannot be used, or changed since the run was started; ToolError and
     MissingExtraError if MMseqs2 fails or is missing.
     """
-    out = Path(out).absolute()
+    out = destination(Path(out).absolute())
     recipe = recipe or PrepareRecipe()
     given = _sources(sources, tables or {}, recipe)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -80,17 +79,16 @@ def prepare(
         settings = _settings(recipe, given, banned, mmseqs)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}.partial")
-    with held(folder, out):
+    with held(folder, out, temporary=True):
         _open(folder, settings, out, restart)
         try:
             threads = threads or os.cpu_count() or 1
             _Run(out.name, folder, recipe, given, banned, mmseqs, settings, threads, progress).finish()
             _clear(folder, (_SETTINGS, "store"))
-            (folder / "store").rename(out)  # replaces an empty folder
-            sync_folder(out.parent)
+            publish_folder(folder / "store", out)
         finally:
             if not any(path.match(pattern) for path in folder.iterdir() for pattern in _STEPS):
-                shutil.rmtree(folder)
+                _clear(folder, ())
     return TokenStore.open(out)
 
 
@@ -235,7 +233,10 @@ def _open(folder: Path, settings: dict[str, Any], out: Path, restart: bool) -> N
         with replacing(kept) as file:
             file.write(json.dumps(settings).encode())
         return
-    before, now = _flat(json.loads(kept.read_text(encoding="utf-8"))), _flat(settings)
+    try:
+        before, now = _flat(json.loads(kept.read_text(encoding="utf-8"))), _flat(settings)
+    except ValueError:
+        raise InputError(f"{out}: what an interrupted run kept is damaged ({kept}); use --restart") from None
     if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
         raise InputError(
             f"{out}: {', '.join(changed[:5])} changed since this run was started; give what was given then, "
@@ -245,9 +246,7 @@ def _open(folder: Path, settings: dict[str, Any], out: Path, restart: bool) -> N
 
 
 def _clear(folder: Path, keep: Sequence[str]) -> None:
-    for path in folder.iterdir():
-        if path.name != "lock" and not any(path.match(pattern) for pattern in keep):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    empty_folder(folder, lambda path: any(path.match(pattern) for pattern in keep))
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

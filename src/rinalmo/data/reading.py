@@ -51,7 +51,7 @@ def stage(source: Source, filters: Filters | None, target: Path, tell: Tell) -> 
     counts = _Counts()
     with ExitStack() as stack:
         writer = stack.enter_context(StoreWriter(target, sources=labels.sources, families=labels.families))
-        clusters = stack.enter_context((writer.folder / LABELS).open("w", encoding="utf-8"))
+        clusters = stack.enter_context((writer.folder / LABELS).open("w", encoding="utf-8", newline="\n"))
         writer.start_cluster()
         for name, letters, facts in _usable(source, filters, counts, tell):
             writer.add(name, letters, labels.source(facts["source"]), labels.family(facts["family"]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from rinalmo.data.store import COLUMNS, FORMAT, MANIFEST, ROWS, SCHEMA, SEQUENCES, SPLITS, VERSION, manifest_sum
-from rinalmo.durable import file_sha256, sync, sync_folder
+from rinalmo.durable import destination, file_sha256, publish_folder, temporary_folder
 from rinalmo.errors import InputError
 
 
@@ -52,8 +51,8 @@ class StoreWriter:
         self._starts: list[int] = []
 
     def __enter__(self) -> StoreWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
+        destination(self.path).parent.mkdir(parents=True, exist_ok=True)
+        self.folder = temporary_folder(self.path)
         self._columns: dict[str, BinaryIO] = {name: (self.folder / f"{name}.bin").open("wb") for name in COLUMNS}
         self._file = (self.folder / SEQUENCES).open("wb")
         self._arrow = pa.ipc.new_file(self._file, SCHEMA)
@@ -120,17 +119,7 @@ class StoreWriter:
         }
         self.manifest["sha256"] = manifest_sum(self.manifest)
         text = json.dumps(self.manifest, indent=1, sort_keys=True) + "\n"
-        (self.folder / MANIFEST).write_text(text, encoding="utf-8")
-
-    def _appear(self) -> None:
-        for file in self.folder.rglob("*"):
-            if file.is_file():
-                sync(file)
-                file.chmod(0o644)
-        self.folder.chmod(0o755)
-        sync_folder(self.folder)
-        self.folder.rename(self.path)  # replaces an empty folder, and fails at any other
-        sync_folder(self.path.parent)
+        (self.folder / MANIFEST).write_text(text, encoding="utf-8", newline="\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -138,7 +127,7 @@ class StoreWriter:
         try:
             if kind is None:
                 self._finish()
-                self._appear()
+                publish_folder(self.folder, self.path)
         finally:
             for file in (self._file, *self._columns.values()):
                 file.close()

@@ -40,7 +40,7 @@ def complete(folder: Path, config: RiNALMoConfig, class_name: str) -> None:
         files["tokenizer_config.json"] = json.dumps(tokenizer_config_of(), indent=2) + "\n"
     for name, text in files.items():
         if not (folder / name).exists():
-            (folder / name).write_text(text, encoding="utf-8")
+            (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 def _card(name: str, config: RiNALMoConfig, class_name: str) -> str:

@@ -26,6 +26,7 @@ def embed_file(
     pooling: Pooling = "mean",
     layers: Sequence[int] = (-1,),
     resume: bool = False,
+    restart: bool = False,
     part: str | None = None,
     tell: Callable[[int], Any] = lambda count: None,
     model_name: str | None = None,
@@ -36,8 +37,9 @@ def embed_file(
     the i-th on; no result depends on it. `tell` is called with the number of sequences done so far.
     `model_name` is what an .h5ad file calls the model.
 
-    An interrupted run keeps what it has finished in a hidden folder beside the output; `resume` continues it, and the
-    result is the same to the byte. Raises InputError if input or options are not those it was started with.
+    An interrupted run keeps what it has finished in a hidden folder beside the output. The same call continues it, and
+    the result is the same to the byte; `resume` refuses an input that can be read only once, and `restart` discards
+    what is kept. Raises InputError if input or options are not those that the interrupted run was started with.
     """
     output = Path(output)
     per_token = pooling == "none"
@@ -56,7 +58,7 @@ def embed_file(
     }
     run = Run(output)
     job = partial(_embedding, pooling=pooling, layers=layers)
-    with read_from(Path(fasta)), run.opened(settings, resume=resume):
+    with read_from(Path(fasta)), run.opened(settings, resume=resume, restart=restart):
         chunks = run.missing(chunked(records, lambda record: len(record.sequence)))
         for number, chunk in engine.run(job, chunks, adding(tell, run.finished())):
             run.write(number, chunk)

@@ -76,7 +76,8 @@ def _parquet(path: Path) -> Embeddings:
 
 
 def _h5(path: Path) -> Embeddings:
-    with extra("h5py", "h5", "reading HDF5").File(path) as file:
+    # Reading needs no lock, which some file systems do not have.
+    with extra("h5py", "h5", "reading HDF5").File(path, "r", locking=False) as file:
         ids, descriptions = (file[name].asstr()[:].tolist() for name in ("ids", "descriptions"))
         return Embeddings(ids, descriptions, file["lengths"][:].tolist(), file["embeddings"][:])
 

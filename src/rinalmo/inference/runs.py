@@ -3,7 +3,8 @@
 Records are taken in chunks; each chunk's numbers are a file of their own in a hidden folder beside the output,
 and the output is put together from them at the end. Where a chunk ends depends on the input and the options alone,
 so a run that was interrupted writes the same bytes as one that was not. Chunks may be finished in any order, by this
-process or by others on its behalf; only the process that holds the lock writes them.
+process or by others on its behalf; only the process that holds the lock writes them. The folder lies beside the file
+that is written: where the output is a symbolic link, beside its target.
 
     .out.parquet.partial/
         run.json          what is being computed, from which file (sha256), with which options
@@ -16,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shutil
 import sys
 import zipfile
 import zlib
@@ -29,13 +29,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rinalmo.durable import file_sha256, held, replacing
+from rinalmo import __version__
+from rinalmo.durable import destination, empty_folder, file_sha256, held, replacing
 from rinalmo.errors import InputError, RinalmoError
 from rinalmo.rna.fasta import Record
 
 logger = logging.getLogger(__name__)
 
 CHUNK_RECORDS, CHUNK_TOKENS = 1024, 1 << 16
+_SETTINGS = "run.json"
 C = TypeVar("C")
 
 
@@ -112,25 +114,42 @@ class Run:
 
     def __init__(self, output: Path, noun: str = "sequences") -> None:
         self.output, self.noun = output, noun
-        self.folder = output.with_name(f".{output.name}.partial")
+        self._total: int | None = None  # chunks of the whole run, once all have been asked for
+        with _faults(output):
+            target = destination(output)
+        self.folder = target.with_name(f".{target.name}.partial")
         self._writer: ThreadPoolExecutor | None = None
         self._unwritten: Future[None] | None = None
 
     @contextlib.contextmanager
-    def opened(self, settings: dict[str, Any], *, resume: bool) -> Iterator[None]:
-        """Hold the run. Without a finished chunk at the end, nothing is left.
+    def opened(self, settings: dict[str, Any], *, resume: bool = False, restart: bool = False) -> Iterator[None]:
+        """Hold the run, and go on with what an interrupted one of the same settings has finished.
 
-        With `resume` the settings must be those of the interrupted run; without, an old run is thrown away.
-        Raises InputError if another process holds it, settings have changed or what was kept is damaged.
+        Without a finished chunk at the end, or if the input can be read only once, nothing is left.
+
+        Args:
+            settings: What the result depends on, as JSON. "input" is None for one that can be read only once.
+            resume: Says that this is what is wanted; it happens anyway.
+            restart: Discard what an interrupted run has finished, whatever its settings.
+
+        Raises:
+            InputError: Another process holds the run, the settings are not those of the interrupted run, what it has
+                finished is damaged, or it should be both resumed and discarded.
         """
-        with _faults(self.output), held(self.folder, self.output):
-            if resume and (self.folder / "run.json").exists():
-                self._require_same(settings)
+        if resume and restart:
+            raise InputError(f"{self.output}: a run is resumed or restarted, not both")
+        settings = {"version": __version__, **settings}
+        with _faults(self.output), held(self.folder, self.output, temporary=True) as is_held:
+            before = {} if restart else self._kept_settings()
+            if before:
+                self._require_same(before, settings)
+                if is_held:
+                    empty_folder(self.folder, lambda path: path.name == _SETTINGS or _is_chunk(path))
                 if kept := self.finished():
-                    logger.info("%s: going on after %s %s", self.output, f"{kept:,}", self.noun)
+                    logger.info("%s: continuing an interrupted run: %s %s done", self.output, f"{kept:,}", self.noun)
             else:
-                self._clear()
-                with replacing(self.folder / "run.json") as file:
+                empty_folder(self.folder)
+                with replacing(self.folder / _SETTINGS) as file:
                     file.write(json.dumps(settings, indent=2).encode())
             try:
                 yield
@@ -139,20 +158,23 @@ class Run:
                 if self._writer is not None:
                     self._writer.shutdown()
                 self._writer = self._unwritten = None
-                if not self.chunk_files():
+                if settings.get("input") is None or not self.chunk_files():
                     self.remove()
 
     def chunk_files(self) -> list[Path]:
         """Finished chunks, in order."""
         self._wait()
-        found = (path for path in self.folder.glob("*.npz") if path.stem.isdecimal())
-        return sorted(found, key=lambda path: int(path.stem))
+        chunks = filter(_is_chunk, self.folder.glob("*.npz"))
+        return sorted(chunks, key=lambda path: int(path.stem))
 
     def missing(self, chunks: Iterable[C]) -> Iterator[tuple[int, C]]:
         """The chunks that are not finished, with their numbers."""
+        total = 0
         for number, chunk in enumerate(chunks):
+            total = number + 1
             if not (self.folder / _name(number)).exists():
                 yield number, chunk
+        self._total = total
 
     def finished(self) -> int:
         """Number of sequences in the finished chunks."""
@@ -190,7 +212,10 @@ class Run:
 
     def saved(self, *names: str) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of these names of all finished chunks, those of one in memory at a time."""
-        for path in self.chunk_files():
+        paths = self.chunk_files()
+        if self._total not in (None, len(paths)):  # which takes a file system without locks
+            raise InputError(f"{self.output}: another process has removed what this one had finished; start it again")
+        for path in paths:
             try:
                 with np.load(path, allow_pickle=False) as data:
                     arrays = {name: data[name] for name in names}
@@ -199,36 +224,43 @@ class Run:
             yield arrays
 
     def remove(self) -> None:
-        """Delete the folder, once the output is complete.
+        """Delete what is in the folder, once the output is complete; the folder goes when it is no longer held.
 
-        The settings go first: without them what a kill leaves behind is not taken for a run to resume.
+        The settings go first: without them what a kill leaves behind is not taken for a run to continue.
         """
-        (self.folder / "run.json").unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        (self.folder / _SETTINGS).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            empty_folder(self.folder)
 
-    def _clear(self) -> None:
-        for path in self.folder.iterdir():
-            if path.name != "lock":
-                path.unlink()
-
-    def _require_same(self, settings: dict[str, Any]) -> None:
+    def _kept_settings(self) -> dict[str, Any]:
+        """The settings of an interrupted run that can be continued; empty if there is none."""
+        path = self.folder / _SETTINGS
+        if not path.exists():
+            return {}
         try:
-            before = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            settings = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            before = None
-        if not isinstance(before, dict):
-            raise self._damaged(self.folder / "run.json")
+            settings = None
+        if not isinstance(settings, dict):
+            raise self._damaged(path)
+        return settings if settings.get("input") is not None else {}
+
+    def _require_same(self, before: dict[str, Any], settings: dict[str, Any]) -> None:
         changed = sorted(key for key in settings.keys() | before.keys() if settings.get(key) != before.get(key))
         if changed:
             raise InputError(
-                f"{self.output}: cannot be resumed: {', '.join(changed)} changed since it was started; "
-                "run without --resume to start anew"
+                f"{self.output}: the interrupted run cannot be resumed: {', '.join(changed)} changed since it was "
+                "started; give what was given then to go on with it, or --restart to discard it"
             )
 
     def _damaged(self, path: Path) -> InputError:
         return InputError(
-            f"{self.output}: what an interrupted run kept is damaged ({path}); run without --resume to start anew"
+            f"{self.output}: what an interrupted run kept is damaged ({path}); use --restart to start anew"
         )
+
+
+def _is_chunk(path: Path) -> bool:
+    return path.suffix == ".npz" and path.stem.isdecimal()
 
 
 def _name(number: int) -> str:

@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from rinalmo.delimited import delimiter
-from rinalmo.durable import check_path
+from rinalmo.durable import check_path, replacing_path
 from rinalmo.errors import InputError
 from rinalmo.inference.engine import Advance, Engine
 from rinalmo.inference.heat_map import check_plot, draw
@@ -26,7 +26,6 @@ from rinalmo.inference.ray_engine import RayEngine
 from rinalmo.inference.runs import Run, adding
 from rinalmo.inference.variant_sources import SCORE, Source
 from rinalmo.inference.variants import Method, as_map, blocks, score_block, score_variants
-from rinalmo.inference.writers import growing
 
 ENDINGS = (".csv", ".tsv", ".parquet")
 _ROW_GROUP = 1 << 16
@@ -41,6 +40,7 @@ def score_file(
     *,
     method: Method = "masked-marginals",
     resume: bool = False,
+    restart: bool = False,
     plot: Path | None = None,
     tell: Callable[[int], Any] = lambda count: None,
 ) -> int:
@@ -48,8 +48,9 @@ def score_file(
     with a `RayEngine` finished variants.
 
     `plot` is a picture to draw as well, of all exchanges in one sequence. An interrupted run keeps what it has finished
-    in a hidden folder beside the output; `resume` continues it, and the result is the same to the byte. Raises
-    InputError if input or options are not those it was started with.
+    in a hidden folder beside the output. The same call continues it, and the result is the same to the byte; `restart`
+    discards what is kept. Raises InputError if input or options are not those that the interrupted run was started
+    with.
     """
     output = Path(output)
     count = check_output(source, method, output, plot)
@@ -62,15 +63,18 @@ def score_file(
         "method": method,
     }
     run = Run(output, "variants")
-    with run.opened(settings, resume=resume):
+    with run.opened(settings, resume=resume, restart=restart):
         found = engine.run(partial(_scoring, method=method), run.missing(blocks(source.read(), method)), adding(tell))
         for number, arrays in found:
             run.save(number, **arrays)
         if source.fingerprint() != settings["input"]:
-            raise InputError(f"{source.file}: was changed while it was scored; start anew, without --resume")
+            raise InputError(f"{source.file}: was changed while it was scored; start anew with --restart")
         map_ = None if plot is None else _map(source, _scored(source, run))
-        with growing(output, run.folder) as unfinished:
-            (_parquet if output.suffix == ".parquet" else _text)(unfinished, source, _scored(source, run))
+        with replacing_path(output, run.folder) as unfinished:
+            if output.suffix == ".parquet":
+                _parquet(unfinished, source, _scored(source, run))
+            else:
+                _text(unfinished, source, _scored(source, run), delimiter(output))
         run.remove()
     if plot is not None and map_ is not None:
         _draw(source, map_, plot, method)
@@ -132,9 +136,9 @@ def _draw(source: Source, scores: np.ndarray, plot: Path, method: Method) -> Non
     draw(scores, record.sequence, f"{record.id}, {method}", plot)
 
 
-def _text(path: Path, source: Source, scored: Scored) -> None:
+def _text(path: Path, source: Source, scored: Scored, separator: str) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        _write_rows(file, source, scored, delimiter(path))
+        _write_rows(file, source, scored, separator)
 
 
 def _write_rows(file: IO[str], source: Source, scored: Scored, separator: str) -> None:

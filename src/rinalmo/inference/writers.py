@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from rinalmo.durable import check_path, sync
+from rinalmo.durable import check_path, replacing_path
 from rinalmo.errors import InputError, MissingExtraError
 from rinalmo.inference.header_fields import common_fields
 from rinalmo.inference.runs import Chunk
@@ -49,17 +49,8 @@ def write_embeddings(
     The file grows in the folder `scratch`, on the same disk, and is moved to its name when it is complete. `about` is
     what .h5ad says of the model, under `uns`.
     """
-    with growing(path, scratch) as partial:
+    with replacing_path(path, scratch) as partial:
         _WRITERS[path.suffix](partial, chunks, per_token, about or {})
-
-
-@contextlib.contextmanager
-def growing(path: Path, scratch: Path) -> Iterator[Path]:
-    """A file in the folder `scratch` that takes the place of `path` once it is written and on the disk."""
-    partial = scratch / f"output{path.suffix}"
-    yield partial
-    sync(partial)
-    partial.replace(path)
 
 
 def _npz(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:

@@ -103,7 +103,7 @@ def create(spec: ModelSpec, seed: int = 0) -> RiNALMo:
         model = RiNALMo(spec)
     model.to_empty(device="cpu")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of the CPU alone, which is all that is restored
         initialise(model, spec.config.initializer_range)
     return model
 

@@ -135,6 +135,7 @@ def fold_file(
     probabilities: Path | None = None,
     plot: Plot | None = None,
     resume: bool = False,
+    restart: bool = False,
     tell: Callable[[int], Any] = lambda count: None,
     note: Note = warnings.warn,
 ) -> int:
@@ -146,8 +147,9 @@ def fold_file(
     array with the fields `i`, `j` (from 0) and `probability`. With `plot` all sequences are read before the first is
     folded.
 
-    An interrupted run into a file keeps what it has finished in a hidden folder beside it; `resume` continues it.
-    Raises InputError if input or options are not those it was started with.
+    An interrupted run into a file keeps what it has finished in a hidden folder beside it. The same call continues it;
+    `resume` refuses an input that can be read only once, and `restart` discards what is kept. Raises InputError if
+    input or options are not those that the interrupted run was started with.
     """
     task = folding_task(engine.spec, window, decoding.thermodynamics)
     if str(output) != "-":
@@ -180,7 +182,15 @@ def fold_file(
         }
         with_matrices = probabilities is not None or plot is not None
         found = folded(
-            records, Path(output), engine, fold, settings, with_matrices=with_matrices, resume=resume, tell=tell
+            records,
+            Path(output),
+            engine,
+            fold,
+            settings,
+            with_matrices=with_matrices,
+            resume=resume,
+            restart=restart,
+            tell=tell,
         )
     count = 0
     with decoder, _matrices(probabilities) as put, found as pairs:
@@ -223,8 +233,9 @@ class _Adding:
         self.archive, self.names = archive, set[str]()
 
     def __call__(self, name: str, found: np.ndarray | PairList) -> None:
-        key = name.replace("/", "_")
-        key = key if key not in self.names else f"{key}_{len(self.names) + 1}"
+        number, key = len(self.names) + 1, name.replace("/", "_")
+        while key in self.names:
+            key = f"{key}_{number}"
         self.names.add(key)
         with self.archive.open(f"{key}.npy", "w", force_zip64=True) as member:
             _save(member, found.records() if isinstance(found, PairList) else found.astype(np.float16))

@@ -37,6 +37,7 @@ def folded(
     *,
     with_matrices: bool,
     resume: bool,
+    restart: bool,
     tell: Callable[[int], Any],
 ) -> Iterator[Iterator[Folded]]:
     """All structures with their pair probabilities, a square or a list, fp16, empty if not wanted; in order.
@@ -46,7 +47,7 @@ def folded(
     """
     run = Run(output, "structures")
     job = partial(_folding, fold=fold, with_matrices=with_matrices)
-    with run.opened({**settings, "probabilities": with_matrices}, resume=resume):
+    with run.opened({**settings, "probabilities": with_matrices}, resume=resume, restart=restart):
         full = CHUNK_PAIRS if engine.device.type == "cpu" else GPU_CHUNK_PAIRS
         chunks = run.missing(chunked(records, lambda record: len(record.sequence) ** 2, full))
         for number, arrays in engine.run(job, chunks, adding(tell, run.finished())):

@@ -30,6 +30,8 @@ Kind = Literal["drawing", "arcs", "map"]
 _CHECKS = {"drawing": check_drawing, "arcs": check_arcs, "map": check_map}
 _PLACE = "{name}"
 _LONGEST_NAME = 100
+# Windows takes these for devices, whatever follows a dot.
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,9 @@ def _file_names(names: Iterable[str]) -> Iterator[str]:
     """Names that every file system takes, each once; one that stands twice gets its number added."""
     seen: set[str] = set()
     for number, name in enumerate(names, 1):
-        safe = re.sub(r"[^A-Za-z0-9._+-]+", "_", name)[:_LONGEST_NAME].lstrip(".") or "sequence"
+        safe = re.sub(r"[^A-Za-z0-9._+-]+", "_", name)[:_LONGEST_NAME].strip(".") or "sequence"
+        if safe.partition(".")[0].upper() in _DEVICES:
+            safe = f"_{safe}"
         while safe.lower() in seen:
             safe = f"{safe}_{number}"
         seen.add(safe.lower())

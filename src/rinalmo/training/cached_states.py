@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from rinalmo.durable import sync
+from rinalmo.durable import replacing_path
 from rinalmo.inference.batching import to_host
 from rinalmo.inference.engine import Engine
 from rinalmo.model.packing import Layout
@@ -35,20 +35,18 @@ def cached_states(engine: Engine, ids: Sequence[np.ndarray], folder: Path, ranks
 
 
 def _compute(engine: Engine, ids: Sequence[np.ndarray], path: Path) -> None:
-    partial = path.with_suffix(".partial")
     shape = (sum(map(len, ids)), engine.config.hidden_size)
-    file = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
     last = engine.config.num_hidden_layers
 
     def compute(packed: Tensor, layout: Layout) -> list[np.ndarray]:
         states = engine.hidden_states(packed, layout, [last])[0]
         return [part.numpy() for part in layout.split(to_host(states)[0])]
 
-    start = 0
-    for states in engine.map(compute, ids):
-        file[start : start + len(states)] = states
-        start += len(states)
-    file.flush()
-    del file
-    sync(partial)
-    partial.rename(path)
+    with replacing_path(path) as partial:
+        file = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+        start = 0
+        for states in engine.map(compute, ids):
+            file[start : start + len(states)] = states
+            start += len(states)
+        file.flush()
+        del file  # Windows renames no file that is open

@@ -6,7 +6,6 @@ is left out, not guessed.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import yaml
@@ -62,7 +61,8 @@ def write_card(
     with replacing(target) as file:
         file.write(text.encode())
     if curve and target.parent.resolve() != folder.path.resolve():  # type: ignore[union-attr]
-        shutil.copyfile(curve, target.parent / PLOT)
+        with replacing(target.parent / PLOT) as file:
+            file.write(curve.read_bytes())
     return target
 
 

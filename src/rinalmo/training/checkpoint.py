@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from rinalmo.durable import file_sha256, replacing, sync_folder
+from rinalmo.durable import file_sha256, publish_folder, replacing, temporary_folder
 from rinalmo.errors import CheckpointError, TrainingError
 from rinalmo.training.distributed import Ranks
 
@@ -45,11 +45,10 @@ class Checkpoints:
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
         """Write a checkpoint, unless this step's is there already. Raises TrainingError if it cannot be written."""
         target = self.folder / f"step-{step:08d}"
-        partial = self.folder / f".{target.name}.partial"
         if self.ranks.first(lambda: target.exists() and damage(target) is None):
             return target
-        with _writing(target):
-            self.ranks.first(lambda: _empty(partial, target))
+        partial = self.ranks.first(lambda: _begin(target))
+        with _writing(target, partial):
             with _quiet():
                 dcp.save(
                     dict(tensors),
@@ -136,15 +135,15 @@ def _sums(path: Path) -> bytes:
     return "".join(f"{file_sha256(path / name)}  {name}\n" for name in names).encode()
 
 
-def _empty(partial: Path, target: Path) -> None:
+def _begin(target: Path) -> Path:
     with _writing(target):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return temporary_folder(target)
 
 
 def _complete(partial: Path, target: Path, state: Mapping[str, Any]) -> None:
     """Add state and sums to the tensors, and give the folder its name."""
-    with _writing(target):
+    with _writing(target, partial):
         with replacing(partial / STATE) as file:
             file.write(json.dumps(dict(state), indent=1).encode())
         sums = _sums(partial)
@@ -152,8 +151,7 @@ def _complete(partial: Path, target: Path, state: Mapping[str, Any]) -> None:
             file.write(sums)
         if target.exists():  # damaged since it was written
             _set_aside(target)
-        partial.rename(target)
-        sync_folder(target.parent)
+        publish_folder(partial, target)
 
 
 def _remove(path: Path) -> None:
@@ -171,12 +169,13 @@ def _set_aside(path: Path) -> None:
 
 
 @contextmanager
-def _writing(target: Path) -> Iterator[None]:
+def _writing(target: Path, partial: Path | None = None) -> Iterator[None]:
     """A full disk and its like, from whichever library: one line, and no remains."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError, CheckpointException) as error:
-        shutil.rmtree(target.with_name(f".{target.name}.partial"), ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, TrainingError):
             raise
         raise TrainingError(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rinalmo.durable import replacing
+from rinalmo.durable import destination, is_temporary, replacing
 from rinalmo.errors import InputError
 from rinalmo.inference.devices import DeviceLike
 from rinalmo.inference.engine import Engine
@@ -47,7 +47,7 @@ def finetune_and_test(
     chosen = list(range(folds)) if only is None else [only]
     _check(recipe, chosen)
     _require_folds(output)
-    output.mkdir(parents=True, exist_ok=True)
+    destination(output).mkdir(parents=True, exist_ok=True)
     found: list[Evaluation] = []
     for fold in chosen:
         data = recipe.data.model_copy(update={"fold": fold})
@@ -77,7 +77,7 @@ def _require_folds(output: Path) -> None:
     if not output.is_dir():
         return
     for path in sorted(output.iterdir()):
-        if not path.name.startswith("fold-") and path.name != EVALUATION:
+        if not path.name.startswith("fold-") and path.name != EVALUATION and not is_temporary(path):
             raise InputError(f"{output}: holds {path.name} and is no cross-validation; choose another folder")
 
 

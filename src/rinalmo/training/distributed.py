@@ -91,17 +91,24 @@ def joined(deadline: float, device: DeviceLike = None) -> Iterator[Ranks]:
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")), world)
-    if world == 1:
-        yield Ranks(device=chosen)
-        return
-    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    with torch.cuda.device(chosen) if chosen.type == "cuda" else nullcontext():
+        if world == 1:
+            yield Ranks(device=chosen)
+        else:
+            with _process_group(chosen, world, deadline) as ranks:
+                yield ranks
+
+
+@contextmanager
+def _process_group(device: torch.device, world: int, deadline: float) -> Iterator[Ranks]:
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=deadline)
     with company():
         store, rank, _ = next(dist.rendezvous("env://", timeout=timeout))
         store = dist.PrefixStore(start_name(store, rank, world, deadline), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     try:
-        yield Ranks(dist.get_rank(), world, chosen)
+        yield Ranks(dist.get_rank(), world, device)
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)
         raise
@@ -140,10 +147,8 @@ def start_name(store: dist.Store, rank: int, world: int, deadline: float) -> str
 def _device(given: DeviceLike, local_rank: int, world: int) -> torch.device:
     """The device of this process: of several on GPUs each takes the one of its own number."""
     device = choose_device(given)
-    if device.type == "cuda":
-        if world > 1 and device.index is None:
-            device = choose_device(f"cuda:{local_rank}")
-        torch.cuda.set_device(device)
+    if device.type == "cuda" and world > 1 and device.index is None:
+        device = choose_device(f"cuda:{local_rank}")
     if device.type == "mps" and world > 1:
         if given is None or str(given) == "auto":
             return torch.device("cpu")

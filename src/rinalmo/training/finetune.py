@@ -20,7 +20,7 @@ from rinalmo.training.cached_states import cached_states
 from rinalmo.training.distributed import Ranks, joined
 from rinalmo.training.examples import Sets, crop_of, located, read_sets
 from rinalmo.training.finetune_config import FinetuneRecipe
-from rinalmo.training.run import SILENCE, Listener, Outcome, conduct, with_precision
+from rinalmo.training.run import SILENCE, Listener, Outcome, conduct, preserved_state, with_precision
 from rinalmo.training.run_folder import RunFolder, restarted
 from rinalmo.training.supervised import Examples, SupervisedTask
 
@@ -40,7 +40,7 @@ def finetune(
 
     Raises InputError for what is wrong with recipe, examples or folder, TrainingError for what goes wrong later.
     """
-    with joined(recipe.train.deadline, device) as ranks:
+    with joined(recipe.train.deadline, device) as ranks, preserved_state(ranks.device):
         return _finetune(recipe, RunFolder(output, FinetuneRecipe), ranks, resume, listener)
 
 

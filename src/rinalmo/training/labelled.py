@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rinalmo.durable import replacing
+from rinalmo.durable import destination, replacing
 from rinalmo.errors import InputError
 from rinalmo.inference.devices import DeviceLike
 from rinalmo.tasks.evaluation import Evaluation
@@ -20,7 +20,7 @@ from rinalmo.tasks.registry import task_class
 from rinalmo.training.cross_validation import finetune_and_test
 from rinalmo.training.finetune_config import FinetuneRecipe, recipe_for
 from rinalmo.training.run import SILENCE, Listener
-from rinalmo.training.run_folder import EXAMPLES, RunFolder, restarted
+from rinalmo.training.run_folder import EXAMPLES, RECIPE, RunFolder, restarted
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -87,12 +87,15 @@ def _file(rows: str | Path | Rows, name: str, output: Path, resume: bool) -> Pat
         raise InputError(f"the {name} examples came as rows; several processes need them in a file")
     if isinstance(rows, Mapping):
         raise InputError(f"the {name} examples came as a mapping; give one of {', '.join(map(str, rows))}")
-    output.mkdir(parents=True, exist_ok=True)
+    destination(output).mkdir(parents=True, exist_ok=True)
     RunFolder(output, FinetuneRecipe).check(resume or restarted())
     (output / EXAMPLES).mkdir(exist_ok=True)
     path = output / EXAMPLES / f"{name}.jsonl"
+    text = b"".join(_lines(rows, name))
+    if (output / RECIPE).exists() and path.exists() and path.read_bytes() != text:
+        raise InputError(f"{output}: cannot be resumed: the {name} examples are not those that it was started with")
     with replacing(path) as file:
-        file.writelines(_lines(rows, name))
+        file.write(text)
     return path
 
 

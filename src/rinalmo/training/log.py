@@ -26,7 +26,7 @@ class RunLog:
         kept = [line for line in read_log(folder) if line["step"] <= step]
         with replacing(folder / LOG) as file:
             file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
-        self._file = (folder / LOG).open("a", encoding="utf-8", buffering=1)
+        self._file = (folder / LOG).open("a", encoding="utf-8", newline="\n", buffering=1)
         self._board = _board(folder / "tensorboard", step) if tensorboard else None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

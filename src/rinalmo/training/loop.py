@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -210,12 +211,18 @@ class Trainer:
         total = torch.zeros((), dtype=sum_dtype(self.ranks.device), device=self.ranks.device)
         for number, batch in enumerate(batches):
             place = self.ranks.rank + self.ranks.world * number
-            torch.manual_seed(int(draws.key(self.recipe.train.seed, _DROPOUT, self.progress.step, place)))
+            self._seed(int(draws.key(self.recipe.train.seed, _DROPOUT, self.progress.step, place)))
             with self.spread.forward(last=number == len(batches) - 1) as module:
                 loss = self.task.loss(module, batch)
             self.scaler.scale(loss * scale).backward()
             total += loss.detach()
         return total.item()
+
+    def _seed(self, seed: int) -> None:
+        """Seed the generators that a step draws from; torch.manual_seed would seed those of all devices."""
+        torch.default_generator.manual_seed(seed)
+        if self.ranks.device.type != "cpu":
+            torch.get_device_module(self.ranks.device).manual_seed(seed)
 
     def _update(self) -> None:
         rate = self.rate(self.progress.step)
@@ -286,6 +293,7 @@ def _signals() -> Iterator[list[int]]:
     """SIGTERM and SIGINT ask the loop to stop after its step, and are noted in the list.
 
     A later Ctrl-C stops at once. A terminal and torchrun both pass the first one on, so "later" is by the clock.
+    Python lets only the main thread handle signals: in another one the loop leaves them to the caller.
     """
     noted: list[int] = []
     first = math.inf
@@ -297,7 +305,12 @@ def _signals() -> Iterator[list[int]]:
         first = min(first, time.monotonic())
         noted.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+    # None is a handler that was not set from Python, which cannot set it again.
+    numbers = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not None]
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield noted
     finally:

@@ -13,7 +13,7 @@ from rinalmo.training.card import write_card
 from rinalmo.training.config import Recipe
 from rinalmo.training.distributed import Ranks, joined
 from rinalmo.training.masked_lm import MaskedLMTask, build_model
-from rinalmo.training.run import SILENCE, Listener, Outcome, conduct, with_precision
+from rinalmo.training.run import SILENCE, Listener, Outcome, conduct, preserved_state, with_precision
 from rinalmo.training.run_folder import RunFolder, restarted
 
 
@@ -34,7 +34,7 @@ def pretrain(
 
     Raises InputError for what is wrong with recipe, data or folder, TrainingError for what goes wrong later.
     """
-    with joined(recipe.train.deadline, device) as ranks:
+    with joined(recipe.train.deadline, device) as ranks, preserved_state(ranks.device):
         return _pretrain(recipe, RunFolder(output), ranks, resume, listener)
 
 

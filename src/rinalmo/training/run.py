@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -49,6 +51,31 @@ class Outcome:
     def finished(self) -> bool:
         """Whether the model is trained and written."""
         return self.step >= self.steps
+
+
+@contextmanager
+def preserved_state(device: torch.device) -> Iterator[None]:
+    """Train in a process that has other things to do: afterwards its random numbers go on as if nothing had happened.
+
+    Gradients are computed, and in the run's own precision, whatever modes the caller is in.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    module = None if device.type == "cpu" else torch.get_device_module(device)
+    state = None if module is None else module.get_rng_state()
+    try:
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast(device.type, enabled=False),
+        ):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        if module is not None:
+            module.set_rng_state(state)
 
 
 def _ignore(_: Any) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 import rinalmo
-from rinalmo.durable import held, replacing
+from rinalmo.durable import LOCK, clear_temporaries, destination, held, is_temporary, replacing
 from rinalmo.errors import InputError, RinalmoError, TrainingError
 from rinalmo.recipe_files import parse, read
 from rinalmo.training.config import Recipe, RunRecipe
@@ -68,8 +68,10 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: is a file; give a folder for the run")
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with held(self.path, self.path):
+            destination(self.path).mkdir(parents=True, exist_ok=True)
+            with held(self.path, self.path) as is_held:
+                if is_held:
+                    clear_temporaries(self.path)
                 yield
         except RinalmoError:
             raise
@@ -90,7 +92,7 @@ class RunFolder:
         if (self.path / RECIPE).exists():
             if not resume:
                 raise InputError(f"{self.path}: holds a run; go on with it by --resume, or choose another folder")
-        elif foreign := [path.name for path in self.path.iterdir() if path.name not in ("lock", EXAMPLES)]:
+        elif foreign := [path.name for path in self.path.iterdir() if not _is_ours(path)]:
             raise InputError(f"{self.path}: holds {sorted(foreign)[0]} and is no run; choose another folder")
 
     def _changes(self, recipe: RunRecipe) -> list[str]:
@@ -139,6 +141,11 @@ class RunFolder:
         if not (self.path / RECIPE).is_file():
             raise InputError(f"{self.path}: no {RECIPE} in this folder, so it is no run")
         return parse(self.kind, read(self.path / RECIPE), str(self.path / RECIPE))
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a run may find a file of this name in its folder before it has written its recipe."""
+    return path.name in (LOCK, EXAMPLES) or is_temporary(path)
 
 
 def restarted() -> bool:

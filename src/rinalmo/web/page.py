@@ -250,7 +250,7 @@ def _variants_tab(service: Service) -> None:
             folder = service.new_folder()
             title = f"{record.id[:60]}, {method}"
             visit.turn(lambda: heat_map.draw(scores, record.sequence, title, folder / "variants.svg"))
-            (folder / "variants.csv").write_text(_scores_csv(record.sequence, scores), encoding="utf-8")
+            (folder / "variants.csv").write_text(_scores_csv(record.sequence, scores), encoding="utf-8", newline="")
             picture = image((folder / "variants.svg").read_bytes(), f"Scores of single mutations of {record.id}")
             written = [str(folder / f"variants.{ending}") for ending in ("csv", "svg")]
             return picture, gr.File(written, visible=True)

@@ -13,6 +13,7 @@ import platform
 import signal
 import socket
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -42,6 +43,7 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 _GRACE_SECONDS = 15
+_VARIABLES = ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_MAX_EVENTS")
 
 
 def serve(
@@ -58,17 +60,33 @@ def serve(
 
     Port 0 is any free one. `device` is as for an `Engine`.
 
+    In another thread than the main one signals are left to the caller, and the page is served until the process ends.
+
     Raises InputError for a port that cannot be had or a `fold_model` that does not fold, MissingExtraError without
     Gradio.
     """
     need_gradio()
     _share_memory_between_threads()
     listening = _listening(host, port)
-    with listening, tempfile.TemporaryDirectory(prefix="rinalmo-web-") as folder:
+    with _restored_environment(), listening, tempfile.TemporaryDirectory(prefix="rinalmo-web-") as folder:
         application, stop, computes_on = _application(model, fold_model, threads, device, Path(folder))
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         ready(address, computes_on)
         _run(application, stop, listening)
+
+
+@contextlib.contextmanager
+def _restored_environment() -> Iterator[None]:
+    """Give the process its environment variables back once the page is gone."""
+    before = {name: os.environ.get(name) for name in _VARIABLES}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _share_memory_between_threads() -> None:
@@ -197,6 +215,9 @@ def _run(application: Any, stop: Callable[[], None], listening: socket.socket) -
                 stop()
                 self.handle_exit(number, frame)
 
+            if threading.current_thread() is not threading.main_thread():
+                yield  # Python lets only the main thread handle signals
+                return
             before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
             try:
                 yield

@@ -3,7 +3,8 @@
 What lies beside a file `name`:
 
     name.part, name.part.json    the bytes so far, and which version of which address they belong to
-    name.lock                    empty; one process at a time writes (the kernel frees the lock of a dead process)
+    name.lock                    empty; one process at a time writes (the system frees the lock of a dead process)
+    name.….part                  the bytes of one of several processes, where the file system has no locks
     name.verified                the sha256 that was checked, so that gigabytes are not hashed at every start
 
 The surprise: `name.lock` stays for ever, because removing it would race with a process that waits for it.
@@ -16,19 +17,13 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from email.message import Message
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from rinalmo.durable import file_sha256, sync_folder
+from rinalmo.durable import file_lock, file_sha256, sync, sync_folder
 from rinalmo.errors import DownloadError
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
 
 
 def verify(path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
@@ -84,39 +79,29 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Hold `target`'s lock, waiting for whoever has it. The file stays: removing it would race with a waiter."""
-    with writing(target):
-        handle = _beside(target, ".lock").open("ab")
-    with handle:
-        told = False
-        while not _try_lock(handle, target):
-            if not told:
-                print(f"waiting for another process that is downloading {target}", file=sys.stderr)
-            told = True
-            time.sleep(0.1)
-        yield
+def locked(target: Path) -> Iterator[bool]:
+    """Hold `target`'s lock, waiting for whoever has it; yields False where the file system has no locks.
 
+    The file stays: removing it would race with a process that waits for it.
+    """
 
-def _try_lock(handle: IO[str], target: Path) -> bool:
-    try:
-        if sys.platform == "win32":
-            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:
-        raise DownloadError(f"{target.parent}: its file system has no locks; choose another folder") from error
-    return True
+    def note() -> None:
+        print(f"waiting for another process that is downloading {target}", file=sys.stderr)
+
+    with contextlib.ExitStack() as stack:
+        with writing(target):
+            is_held = stack.enter_context(file_lock(_beside(target, ".lock"), note))
+        yield is_held
 
 
 class Part:
     """The incomplete file: its bytes, and the version of the address that they belong to."""
 
-    def __init__(self, url: str, target: Path, size: int | None, sha256: str | None) -> None:
+    def __init__(self, url: str, target: Path, size: int | None, sha256: str | None, *, is_shared: bool = True) -> None:
+        """`is_shared` is whether other calls may go on with the part, which needs a lock; otherwise its name is new."""
         self.url, self.target, self.size, self.sha256 = url, target, size, sha256
-        self.path, self.state_path = _beside(target, ".part"), _beside(target, ".part.json")
+        suffix = ".part" if is_shared else f".{os.urandom(8).hex()}.part"
+        self.path, self.state_path = _beside(target, suffix), _beside(target, f"{suffix}.json")
         state = _read_json(self.state_path)
         self.validator: str | None = state.get("validator")
         self.total: int | None = size if size is not None else state.get("total")
@@ -185,8 +170,7 @@ class Part:
                     f"{self.url}: the file received has sha256 {found}, the published one {self.sha256}; "
                     "it was removed, run again to download it anew"
                 )
-            with self.path.open("rb+") as file:
-                os.fsync(file.fileno())
+            sync(self.path)
             self.path.replace(self.target)
             self.state_path.unlink(missing_ok=True)
             sync_folder(self.target.parent)

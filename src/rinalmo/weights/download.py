@@ -23,6 +23,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rinalmo import __version__
+from rinalmo.durable import destination
 from rinalmo.errors import DownloadError
 from rinalmo.weights.cache import Part, file_sha256, locked, validator, verify, writing
 
@@ -80,13 +81,19 @@ def fetch(
         raise DownloadError(f"{url}: only http and https addresses are fetched")
     if not target.is_file():
         with writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-        with locked(target):
+            place = destination(target)
+            place.parent.mkdir(parents=True, exist_ok=True)
+        with locked(place) as is_held:
             if not target.is_file():  # another process may have brought it while this one waited
-                part = Part(url, target, size, sha256)
-                with _default_report(target.name) if progress is None else contextlib.nullcontext(progress) as report:
-                    _transfer(part, report, attempts, backoff, timeout)
-                part.finish()
+                part = Part(url, place, size, sha256, is_shared=is_held)
+                try:
+                    shown = _default_report(target.name) if progress is None else contextlib.nullcontext(progress)
+                    with shown as report:
+                        _transfer(part, report, attempts, backoff, timeout)
+                    part.finish()
+                finally:
+                    if not is_held:
+                        part.discard()
     verify(target, size=size, sha256=sha256)
     return target
 

@@ -8,10 +8,8 @@ torch's `weights_only`, which builds tensors and plain containers and nothing el
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
-import tempfile
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -26,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rinalmo.durable import destination, publish_folder, replacing_path, temporary_folder
 from rinalmo.errors import CheckpointError
 
 _TOKENIZER = "tokenizer_config.json"
@@ -198,8 +197,13 @@ def write_pickle(
     """Write a flat state dict, with a note in its metadata."""
     content: OrderedDict[str, Any] = OrderedDict({**tensors, **scalars})
     content._metadata = {_NOTE: dict(note)}  # type: ignore[attr-defined]
-    with replacing(path) as partial:
-        torch.save(content, partial)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing_path(path) as partial:
+            torch.save(content, partial)
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as a RuntimeError of its zip writer.
+        raise CheckpointError(f"{path}: cannot be written ({_reason(error)})") from None
 
 
 def _noted(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,46 +221,24 @@ def write_folder(
 ) -> None:
     """Write a model folder, complete or not at all."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        destination(folder).parent.mkdir(parents=True, exist_ok=True)
+        partial = temporary_folder(folder)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written ({_reason(error)})") from None
     try:
         save_file(dict(tensors), partial / WEIGHTS, metadata={"format": "pt"})
-        (partial / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
-        (partial / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
-        text = json.dumps(dict(tokenizer_config), indent=2) + "\n"
-        (partial / "tokenizer_config.json").write_text(text, encoding="utf-8")
-        for file in partial.iterdir():
-            _sync(file)
-            file.chmod(0o644)
-        partial.chmod(0o755)
-        _swap(partial, folder)
+        texts = {
+            "config.json": json.dumps(dict(config), indent=2) + "\n",
+            "vocab.txt": "\n".join(vocabulary) + "\n",
+            "tokenizer_config.json": json.dumps(dict(tokenizer_config), indent=2) + "\n",
+        }
+        for name, text in texts.items():
+            (partial / name).write_text(text, encoding="utf-8", newline="\n")
+        publish_folder(partial, folder, overwrite=True)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be written ({_reason(error)})") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place once the block ends without an error."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        _sync(partial)
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:
-        # torch reports a full disk as a RuntimeError of its zip writer.
-        raise CheckpointError(f"{path}: cannot be written ({_reason(error)})") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 # What a model folder may hold and still be replaced as a whole.
@@ -265,24 +247,9 @@ _MODEL_FILES = {WEIGHTS, SHARDS, PICKLE, "config.json", "vocab.txt", "tokenizer_
 
 def require_replaceable(target: Path) -> None:
     """Raise unless `target` is absent, a model file, or a folder with a model's files and nothing else."""
-    if target.is_dir() and not target.is_symlink():
+    if target.is_dir():
         foreign = sorted(path.name for path in target.iterdir() if path.name not in _MODEL_FILES)
         if foreign:
             raise CheckpointError(f"{target}: holds {foreign[0]}, which is no part of a model; it is not overwritten")
-    elif os.path.lexists(target) and not (target.is_file() and target.suffix in PICKLES):
+    elif target.exists() and not (target.is_file() and target.suffix in PICKLES):
         raise CheckpointError(f"{target}: is not a model; it is not overwritten")
-
-
-def _swap(new: Path, target: Path) -> None:
-    if not target.exists():
-        new.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    target.rename(old / "folder")
-    try:
-        new.rename(target)
-    except OSError:
-        (old / "folder").rename(target)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
