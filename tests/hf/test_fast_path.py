@@ -7,9 +7,9 @@ import torch
 
 import rinalmo
 from rinalmo.hf import fast_path
-from rinalmo.inference.packed_linear import is_available
+from rinalmo.inference.cpu import packs_weights
 
-pytestmark = pytest.mark.skipif(not is_available(), reason="this torch has no oneDNN operators")
+pytestmark = pytest.mark.skipif(not packs_weights("fp32"), reason="no oneDNN operators here, or RINALMO_CPU=plain")
 
 
 @pytest.fixture

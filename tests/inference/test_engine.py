@@ -12,15 +12,15 @@ import torch.nn.functional as F
 import rinalmo
 from rinalmo.errors import InputError
 from rinalmo.inference import fast_encoder
+from rinalmo.inference.cpu import is_native, packs_weights
 from rinalmo.inference.engine import Engine
 from rinalmo.inference.fast_attention import ChannelsFirst, TokensFirst
 from rinalmo.inference.fast_encoder import FastEncoder
-from rinalmo.inference.packed_linear import is_available, is_native
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import pack, pack_padded
 from rinalmo.model.rinalmo import ModelSpec, create
 
-pytestmark = pytest.mark.skipif(not is_available(), reason="this torch has no oneDNN operators")
+pytestmark = pytest.mark.skipif(not packs_weights("fp32"), reason="no oneDNN operators here, or RINALMO_CPU=plain")
 
 # Largest distance of a token's state from the plain fp32 one, both at unit norm.
 # The mean distance in bf16 is 7e-3, that of torch.bfloat16 in the plain encoder as well.

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
+from rinalmo.inference.cpu import packs_weights
 from rinalmo.inference.fast_encoder import FastEncoder, Precision
-from rinalmo.inference.packed_linear import is_available, is_native
 from rinalmo.model.attention import Attention
 from rinalmo.model.block import EncoderBlock, SwiGLU
 from rinalmo.model.embedding import Embedding
@@ -57,7 +57,7 @@ class FastPath:
 def _precision(encoder: Encoder) -> Precision | None:
     """What to compute in, if the fast encoder may stand in for this one now."""
     parameters = list(encoder.parameters())
-    if encoder.training or not is_available() or torch.compiler.is_compiling():
+    if encoder.training or torch.compiler.is_compiling():
         return None
     if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
         return None
@@ -70,7 +70,7 @@ def _precision(encoder: Encoder) -> Precision | None:
     if device != "cpu" or torch.is_autocast_enabled("cpu"):
         return None
     precision = _PRECISIONS.get(dtype)
-    return precision if precision and is_native(precision) else None
+    return precision if precision and packs_weights(precision) else None
 
 
 def _is_changed(module: nn.Module) -> bool:
