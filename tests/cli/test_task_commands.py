@@ -124,7 +124,9 @@ def test_fold_to_standard_output(rinalmo_command, model, folder, decoder):
 def test_fold_with_pictures(rinalmo_command, model, folder, tmp_path, kind, ending):
     pytest.importorskip("RNA")
     plot = tmp_path / f"{{name}}.{ending}"
-    result = rinalmo_command("fold", folder / "hairpins.fa", "--model", model, "--plot", plot, "--plot-kind", kind, *FP32)
+    result = rinalmo_command(
+        "fold", folder / "hairpins.fa", "--model", model, "--plot", plot, "--plot-kind", kind, *FP32
+    )
     assert result.code == 0, result.err
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"h{n}.{ending}" for n in range(5)]
     if kind == "drawing":

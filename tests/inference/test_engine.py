@@ -30,6 +30,7 @@ BF16, INT8 = (
     for name in ("bf16", "int8")
 )
 PRECISIONS = ["fp32", BF16, INT8]
+BF16_BY_NAME = pytest.param("bf16", 0.02, marks=pytest.mark.precision("bf16"))
 
 
 @pytest.fixture(params=[ChannelsFirst, TokensFirst], autouse=True)
@@ -152,7 +153,7 @@ def test_int8_where_it_would_crawl(nano):
         Engine(nano, "int8")
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), pytest.param("int8", 0.05, marks=INT8.marks)])
+@pytest.mark.parametrize(("precision", "tolerance"), [BF16_BY_NAME, pytest.param("int8", 0.05, marks=INT8.marks)])
 def test_candidates_for_a_mask_in_every_precision(nano, precision, tolerance):
     """bf16 is also computed where the processor has none, slowly."""
     text = "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"
@@ -186,10 +187,10 @@ def test_a_copy_computes_the_same(nano, given, copied):
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_autocast_around_changes_nothing(nano, plain):
-    engine = Engine(nano, "fp32")
+def test_autocast_around_changes_nothing(nano, plain, monkeypatch):
     if plain:
-        engine._encoder = None
+        monkeypatch.setenv("RINALMO_CPU", "plain")
+    engine = Engine(nano, "fp32")
 
     def computed():
         ids, layout = pack([[1, 6, 7, 2]])

@@ -89,11 +89,14 @@ def test_it_learns_and_its_model_says_the_same_later(make_recipe, make_table, se
     "backbone_mode",
     [
         {"backbone__mode": "full"},
-        {"backbone__mode": "frozen"},
-        {"backbone__mode": "gradual", "backbone__stages": "[{epoch: 1, blocks: 1}, {epoch: 2}]"},
-        {"backbone__mode": "lora", "backbone__rank": 2},
+        pytest.param({"backbone__mode": "frozen"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"backbone__mode": "gradual", "backbone__stages": "[{epoch: 1, blocks: 1}, {epoch: 2}]"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"backbone__mode": "lora", "backbone__rank": 2}, marks=pytest.mark.slow),
     ],
-    ids=lambda changes: changes["backbone__mode"],
+    ids=["full", "frozen", "gradual", "lora"],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(backbone_mode, make_recipe, make_table, sequences, tmp_path):
     if backbone_mode["backbone__mode"] == "lora":
@@ -331,6 +334,7 @@ def test_examples_in_two_sets_and_long_ones_are_told(make_recipe, make_table, se
     assert len(listed(tmp_path / "run" / "checkpoints")) >= 1
 
 
+@pytest.mark.precision("bf16")
 def test_engine_precisions_agree_on_predictions(make_recipe, make_table, sequences, tmp_path):
     data = make_table(sequence=sequences, mrl=[gc(s) for s in sequences])
     finetune(make_recipe("ribosome-load", data), tmp_path / "run")

@@ -6,7 +6,6 @@ what happens in them is the real thing.
 
 import multiprocessing
 import os
-import signal
 import socket
 import sys
 import traceback
@@ -110,24 +109,6 @@ def train(recipe, folder, world=1, resume=False):
 def weights(folder):
     """The bytes of a finished run's model."""
     return (Path(folder) / "model" / "model.safetensors").read_bytes()
-
-
-def killing_at(number):
-    """Kill this process at the number-th call that makes something durable or removes it."""
-    calls = [0]
-
-    def killing(call):
-        def maybe(*arguments, **options):
-            calls[0] += 1
-            if calls[0] == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*arguments, **options)
-
-        return maybe
-
-    for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
-        setattr(os, name, killing(getattr(os, name)))
-    return calls
 
 
 def stopping(step, number):

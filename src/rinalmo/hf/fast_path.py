@@ -81,11 +81,11 @@ def _is_changed(module: nn.Module) -> bool:
 def _stamp(encoder: Encoder) -> tuple[Any, ...]:
     """Changes with the weights: by assignment, in place, and (which torch does not count) through `.data` or numpy."""
     parameters = [parameter.detach() for parameter in encoder.parameters()]
-    bits = torch.cat([_sample(parameter) for parameter in parameters]).view(torch.uint8)
+    bits = torch.cat([sample(parameter) for parameter in parameters]).view(torch.uint8)
     return tuple((parameter.data_ptr(), _version(parameter)) for parameter in parameters), bits.numpy().tobytes()
 
 
-def _sample(parameter: Tensor) -> Tensor:
+def sample(parameter: Tensor) -> Tensor:
     """Some numbers of every row and every column; of a vector all."""
     if parameter.dim() < 2:
         return parameter.flatten()
