@@ -9,7 +9,7 @@ import rinalmo
 from rinalmo.hf.fast_path import FastPath, sample
 from rinalmo.inference.cpu import packs_weights
 
-pytestmark = pytest.mark.skipif(not packs_weights("fp32"), reason="no oneDNN operators here, or RINALMO_CPU=plain")
+pytestmark = pytest.mark.skipif(not packs_weights("fp32"), reason="RINALMO_CPU=plain")
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """`RINALMO_CPU` caps what is taken of the processor, wherever a precision is chosen."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from rinalmo.errors import InputError
 from rinalmo.inference.cpu import is_native, packs_weights
 from rinalmo.inference.engine import Engine
 
+NO_ONEDNN = Path(__file__).parents[1] / "emulation" / "no_onednn"
 RNAS = ["GGGAAAUCCC", "ACGU" * 20]
 
 
@@ -37,7 +40,7 @@ def test_no_more_is_native_than_the_cap_allows(monkeypatch, cap, level, fast):
 def test_auto_keeps_to_the_cap(nano, cap, level):
     cap(level)
     assert Engine(nano, "auto").precision == "fp32"
-    assert packs_weights("fp32") is False or level == "fp32"
+    assert packs_weights("fp32") is (level == "fp32")
 
 
 @pytest.mark.parametrize(("level", "precision"), [("plain", "bf16"), ("fp32", "bf16"), ("bf16", "int8")])
@@ -76,22 +79,25 @@ def test_the_hugging_face_classes_keep_to_it(cap):
     torch.testing.assert_close(plain, packed, atol=1e-4, rtol=1e-5)
 
 
-_NO_ONEDNN = """
-import torch
-class Missing:
-    def __getattr__(self, name):
-        raise AttributeError(name)
-torch.ops.__dict__["mkldnn"] = torch.ops.__dict__["onednn"] = Missing()
-torch.backends.mkldnn.is_available = lambda: False
+_WITHOUT_ONEDNN = """
+import sys
+import numpy as np
 import rinalmo
-print(rinalmo.embed("GGGAAAUCCC").shape)
-print(len(rinalmo.fill_mask("GG<mask>CC")), len(rinalmo.score("GGGAAAUCCC", ["G1A"])))
+from rinalmo.inference.cpu import has_onednn, is_native
+assert not has_onednn() and not is_native("bf16") and not is_native("int8")
+np.save(sys.argv[1], rinalmo.embed(sys.argv[2:]))
+print(rinalmo.fill_mask("GG<mask>CC")[0][0][0].token_str in "ACGU", len(rinalmo.score("GGGAAAUCCC", ["G1A"])))
 rinalmo.RiNALMoModel.from_pretrained(str(rinalmo.resolve("nano")))
 """
 
 
-def test_without_onednn_operators():
+def test_without_onednn_operators(nano, tmp_path, cap):
     """As with torch on a Mac: there is no such operator, and importing must not look for one."""
-    done = subprocess.run([sys.executable, "-c", _NO_ONEDNN], capture_output=True, text=True, check=False)
+    path = os.pathsep.join([str(NO_ONEDNN), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", _WITHOUT_ONEDNN, str(tmp_path / "found.npy"), *RNAS]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "(1, 320)\n1 1\n"
+    assert done.stdout == "True 1\n"
+    cap("plain")
+    expected = rinalmo.embed(RNAS, Engine(nano, "fp32"))
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), expected, atol=1e-5)

@@ -59,8 +59,11 @@ def is_native(precision: str) -> bool:
 
 
 def packs_weights(precision: str) -> bool:
-    """Whether the packed encoder computes in `precision` here; otherwise the plain one does."""
-    return cpu_cap() != "plain" and has_onednn() and is_native(precision)
+    """Whether the packed encoder computes in `precision` here; otherwise the plain one does.
+
+    In fp32 it also serves where oneDNN's operators are missing, with torch's own matrix products.
+    """
+    return cpu_cap() != "plain" and is_native(precision)
 
 
 def check_precision(precision: str) -> None:

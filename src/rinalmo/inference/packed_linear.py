@@ -1,8 +1,10 @@
-"""Linear layers whose weights are packed for oneDNN once, in fp32, bf16 or 8 bits.
+"""Linear layers for inference on a CPU, their weights packed for oneDNN once, in fp32, bf16 or 8 bits.
 
 fp32 is never bf16 inside, whatever torch's global setting. In 8 bits activations are unsigned bytes around 128, with
-one scale per call after a layer norm and one per token elsewhere; weights have one scale per output. Whether torch has
-the operators, and this processor the instructions, `cpu` says: they are looked up only when a layer is made or called.
+one scale per call after a layer norm and one per token elsewhere; weights have one scale per output.
+
+oneDNN's operators are looked up when a layer is made or called, and never at import: torch on a Mac has none. There
+`PlainLinear` and `PlainTransposedLinear` do the same in fp32 by torch's own products.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -38,6 +41,33 @@ class TransposedLinear:
 
     def __call__(self, x: Float[Tensor, "tokens into"]) -> Float[Tensor, "out tokens"]:
         return torch.ops.mkldnn._linear_pointwise(self.weight, x, None, "none", [], "")
+
+
+class PlainLinear:
+    """As `Linear` in fp32, without oneDNN's operators."""
+
+    def __init__(self, weight: Float[Tensor, "out into"], bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.weight = weight.to(dtype, copy=True)
+        self.bias = None if bias is None else bias.to(dtype, copy=True)
+
+    def __call__(self, x: Float[Tensor, "tokens into"], then: str = "none") -> Float[Tensor, "tokens out"]:
+        y = F.linear(x, self.weight, self.bias)
+        return F.silu(y, inplace=True) if then == "swish" else y
+
+    def add_to(self, x: Float[Tensor, "tokens into"], y: Float[Tensor, "tokens out"]) -> Float[Tensor, "tokens out"]:
+        """`y`, to which the product has been added in place."""
+        y = y if self.bias is None else y.add_(self.bias)
+        return y.addmm_(x, self.weight.t())
+
+
+class PlainTransposedLinear:
+    """As `TransposedLinear`, without oneDNN's operators."""
+
+    def __init__(self, weight: Float[Tensor, "out into"], dtype: torch.dtype) -> None:
+        self.weight = weight.to(dtype, copy=True)
+
+    def __call__(self, x: Float[Tensor, "tokens into"]) -> Float[Tensor, "out tokens"]:
+        return self.weight @ x.t()
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,10 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 
 def _kernels() -> Iterator[tuple[str, str]]:
-    reason = f"{VARIABLE}=plain" if has_onednn() else "this torch has no oneDNN operators"
-    yield "CPU kernels", "packed weights (oneDNN)" if packs_weights("fp32") else f"plain torch ({reason})"
+    if packs_weights("fp32"):
+        yield "CPU kernels", "packed weights (oneDNN)" if has_onednn() else "plain torch (no oneDNN operators in it)"
+    else:
+        yield "CPU kernels", f"plain torch ({VARIABLE}=plain)"
     names = {"flash-attn": "flash_attn", "torch varlen": "torch.nn.attention.varlen"}
     there = [name for name, module in names.items() if _importable(module)]
     yield "GPU attention", ", ".join([*there, "scaled_dot_product_attention"])
