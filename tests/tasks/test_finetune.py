@@ -187,7 +187,7 @@ def test_classes_and_their_probabilities(make_recipe, make_table, sequences, tmp
     assert right == pytest.approx(found.figures["accuracy"].value)
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["count"] == 60
     card = (tmp_path / "run" / "model" / "README.md").read_text()
-    for text in ("fine-tuned for ncrna-family from", "| test | 60 |", "| accuracy | 0.", "the whole model learns"):
+    for text in ("fine-tuned for ncrna-family from", "| test | 60 |", "| accuracy | ", "the whole model learns"):
         assert text in card
 
 
