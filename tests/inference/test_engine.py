@@ -149,7 +149,9 @@ def test_precisions_of_the_engine(nano):
 
 @pytest.mark.skipif(is_native("int8"), reason="this processor has int8")
 def test_int8_where_it_would_crawl(nano):
-    with pytest.raises(InputError, match="precision 'int8' (needs an x86 processor with AVX-512 VNNI|is beyond the cap)"):
+    with pytest.raises(
+        InputError, match=r"precision 'int8' (needs an x86 processor with AVX-512 VNNI|is beyond the cap)"
+    ):
         Engine(nano, "int8")
 
 

@@ -6,6 +6,7 @@ what happens in them is the real thing.
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import traceback
