@@ -9,9 +9,10 @@ import signal
 DURABLE = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 
 
-def killing_at(number, signal_number=signal.SIGKILL):
-    """Send this process a signal at the number-th call of `os` that makes something durable or removes it."""
+def killing_at(number, signal_number=None):
+    """Send this process a signal, SIGKILL if None, at the number-th call that makes something durable or removes it."""
     calls = [0]
+    signal_number = signal_number or signal.SIGKILL  # which Windows does not have, so it is no default
 
     def killing(call):
         def maybe(*arguments, **options):
