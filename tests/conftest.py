@@ -21,6 +21,18 @@ def pytest_collection_modifyitems(items) -> None:
             item.add_marker(pytest.mark.skip(reason="needs forks, signals, shells or devices of POSIX systems"))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what names a precision that `RINALMO_CPU` forbids; what it does not forbid is computed, fast or not."""
+    from rinalmo.errors import InputError
+    from rinalmo.inference.cpu import check_precision
+
+    for mark in item.iter_markers("precision"):
+        try:
+            check_precision(mark.args[0])
+        except InputError as error:
+            pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
     torch.set_num_threads(1)

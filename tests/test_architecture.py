@@ -187,9 +187,12 @@ def test_public_names():
     "order",
     [
         "import rinalmo; import transformers",
-        "import transformers; import rinalmo",
-        "import transformers; transformers.AutoModel; transformers.AutoTokenizer; import rinalmo",
-        "import rinalmo; from transformers import pipeline",
+        pytest.param("import transformers; import rinalmo", marks=pytest.mark.slow),
+        pytest.param(
+            "import transformers; transformers.AutoModel; transformers.AutoTokenizer; import rinalmo",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("import rinalmo; from transformers import pipeline", marks=pytest.mark.slow),
     ],
 )
 def test_auto_classes_know_the_model_in_any_order_of_imports(in_fork_of_fresh_python, order):
@@ -217,6 +220,7 @@ def other_package():
 
 
 @pytest.mark.posix_only
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["other_package(); import rinalmo", "import rinalmo; other_package()"])
 def test_another_package_with_the_same_model_type(in_fork_of_fresh_python, order):
     """multimolecule registers `rinalmo` too; our classes work whoever comes last."""

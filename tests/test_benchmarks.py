@@ -63,6 +63,7 @@ def test_help_tells_how_to_run_it(script, monkeypatch, capsys):
 
 
 @pytest.mark.posix_only
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "arguments", "row"),
     [
@@ -77,6 +78,7 @@ def test_quick_ones_measure(script, arguments, row):
 
 
 @pytest.mark.posix_only
+@pytest.mark.slow
 def test_ways_of_attention_agree():
     output = run("attention_speed.py", "--repeats", "1", "--threads", "1", "--sizes", "16", "--lengths", "30", "300")
     rows = [line.split("|") for line in output.splitlines() if line.startswith("| 16 ")]
@@ -106,6 +108,7 @@ def test_the_tables_on_scale_are_those_of_the_script(tmp_path):
 
 
 @pytest.mark.posix_only
+@pytest.mark.slow
 def test_training_steps_are_measured():
     small = ("model.hidden_size=40", "data.tokens_per_batch=128", "data.micro_tokens=64", "data.max_length=40")
     changes = [word for change in small for word in ("--set", change)]
@@ -142,6 +145,7 @@ def test_a_part_of_structures_is_drawn_alike_each_time(tmp_path, monkeypatch):
 
 
 @pytest.mark.posix_only
+@pytest.mark.slow
 def test_a_model_that_folds_is_scored_for_each_family(tmp_path):
     config = ModelConfig(hidden_size=40, num_hidden_layers=1)
     save(create(ModelSpec(config, heads={"structure_head": {}})), tmp_path / "model")
@@ -155,6 +159,7 @@ def test_a_model_that_folds_is_scored_for_each_family(tmp_path):
 
 
 @pytest.mark.posix_only
+@pytest.mark.slow
 def test_baselines_learn_what_a_sequence_says(tmp_path):
     draw = random.Random(0)
     texts = ["".join(draw.choices("ACGU", k=draw.randint(20, 30))) for _ in range(60)]

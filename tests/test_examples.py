@@ -4,6 +4,8 @@ import runpy
 import sys
 from pathlib import Path
 
+import pytest
+
 import rinalmo
 from rinalmo.cli import main
 from rinalmo.inference.embed_file import embed_file
@@ -25,6 +27,7 @@ def test_nearest_neighbours(nano, tmp_path, monkeypatch, capsys):
     assert neighbours["tRNA-Asp"].startswith("tRNA")
 
 
+@pytest.mark.slow
 def test_from_fasta_to_a_model_as_the_readme_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]

@@ -8,10 +8,13 @@ A page is a story told in one empty folder. Of its fenced blocks two kinds count
     ```csv title="measured.csv"      is written to that file
     ```console                       `$ command` is run (`\\` goes on in the next line), the rest is what it prints
 
-In what a page shows `…` stands for anything within a line, and for any lines if it is alone. Numbers with a decimal
-point may differ by 0.01 plus 1 %, as they do from processor to processor; `<!-- tolerance: 0.2 -->` before a block
-allows more, and after `<!-- tolerance: inf -->` only the number of lines is compared, as for what a model says that the
-page itself trained. `rinalmo` is run in forks of this process, which has imported torch: importing takes longer than
+In what a page shows `…` stands for anything within a line, and for any lines if it is alone. Words, whole numbers and
+signs have to be the same. Numbers with a decimal point or an exponent are compared as numbers, for they differ from
+processor to processor: a printed number p agrees with a shown one s if |p - s| ≤ 0.01 + 0.01 |s|. However many digits
+it has, and how many spaces stand beside it, does not matter; a bar of █ may be one longer or shorter.
+`<!-- tolerance: 0.2 -->` before a block puts another number in the place of 0.01, and after
+`<!-- tolerance: inf -->` only the number of lines is compared, as for what a model says that the page itself trained.
+`rinalmo` is run in forks of this process, which has imported torch: importing takes longer than
 most commands.
 """
 
@@ -38,7 +41,8 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 PICTURE = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")
-NUMBER = re.compile(r"-?\d+\.\d+")
+NUMBER = r"(?<![\w.])-?\d+(?:\.\d*)?e[+-]?\d+(?!\w)|-?\d+\.\d+"
+VALUE = re.compile(rf"{NUMBER}|█+")
 EXAMPLES = Path(rinalmo.__file__).parent / "assets" / "examples"
 TOLERANCE = 0.01
 
@@ -91,15 +95,22 @@ def matches(shown: str, printed: str, tolerance: float) -> bool:
     """Whether the text is the same but for numbers within the tolerance and whatever `…` stands for."""
     if tolerance == float("inf"):
         return len(shown.splitlines()) == len(printed.splitlines())
-    numbers = _numbers(shown, printed)
-    if numbers is None:
+    values = _values(shown, printed)
+    if values is None:
         return False
-    pairs = zip(map(float, NUMBER.findall(shown)), map(float, numbers), strict=True)
-    return all(abs(wanted - got) <= tolerance * (1 + abs(wanted)) for wanted, got in pairs)
+    return all(_agree(wanted, got, tolerance) for wanted, got in zip(VALUE.findall(shown), values, strict=True))
 
 
-def _numbers(shown: str, printed: str) -> tuple[str, ...] | None:
-    """What was printed for each number that is shown; None if the text between them differs."""
+def _agree(shown: str, printed: str, tolerance: float) -> bool:
+    """Whether a printed number or bar is near enough to the one that is shown."""
+    if shown.startswith("█"):
+        return abs(len(shown) - len(printed)) <= 1
+    wanted, got = float(shown), float(printed)
+    return abs(wanted - got) <= tolerance * (1 + abs(wanted))
+
+
+def _values(shown: str, printed: str) -> tuple[str, ...] | None:
+    """What was printed for each number and bar that is shown; None if the text between them differs."""
     pattern = "".join(_pattern(line) for line in shown.splitlines())
     found = re.fullmatch(pattern, "".join(f"{line}\n" for line in printed.splitlines()))
     return None if found is None else found.groups()
@@ -108,14 +119,17 @@ def _numbers(shown: str, printed: str) -> tuple[str, ...] | None:
 def _pattern(line: str) -> str:
     if line.strip() == "…":
         return r"(?:.*\n)*?"
-    parts = re.split(rf"({NUMBER.pattern}|…)", line.rstrip())
-    return "".join(map(_part, parts)) + r"[ ]*\n"
+    parts = re.split(rf"( *(?:{VALUE.pattern}) *|…)", line.rstrip())
+    return "".join(map(_part, parts)) + r" *\n"
 
 
 def _part(text: str) -> str:
     if text == "…":
         return ".*?"
-    return f"({NUMBER.pattern})" if NUMBER.fullmatch(text) else re.escape(text)
+    if text.strip(" ").startswith("█"):
+        return " *(█*) *"
+    # Spaces beside a number go with it: columns are as wide as their numbers have digits.
+    return rf" *({NUMBER}) *" if VALUE.fullmatch(text.strip(" ")) else re.escape(text)
 
 
 def _steps(body: str, tolerance: float) -> Iterator[Step]:
@@ -127,12 +141,12 @@ def _steps(body: str, tolerance: float) -> Iterator[Step]:
 
 def _shown(step: Step) -> str:
     """The step for the page: what is shown with today's numbers, or all that was printed if it is another text."""
-    numbers = _numbers(step.shown, step.printed)
-    if numbers is None:
+    values = _values(step.shown, step.printed)
+    if values is None:
         output = "\n".join(line.rstrip() for line in step.printed.splitlines())
     else:
-        fresh = iter(numbers)
-        output = NUMBER.sub(lambda _: next(fresh), step.shown)
+        fresh = iter(values)
+        output = VALUE.sub(lambda _: next(fresh), step.shown)
     return f"$ {step.command}\n" + (f"{output}\n" if output else "")
 
 

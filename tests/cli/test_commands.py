@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -350,27 +349,38 @@ def test_reader_that_never_came(backbone):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+# The command, which a SIGINT reaches when its second chunk has been written.
+INTERRUPTED = """
+import os, signal, sys
+from rinalmo.cli import main
+from rinalmo.inference import runs
+
+class Stopping(runs.Run):
+    def write(self, number, chunk):
+        super().write(number, chunk)
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+runs.Run = Stopping
+sys.argv = ["rinalmo", *sys.argv[1:]]
+main()
+"""
+
+
 @pytest.mark.posix_only
 def test_interrupted_run_is_resumed_to_the_same_bytes(rinalmo_command, backbone, tmp_path):
     (tmp_path / "many.fa").write_text("".join(f">{n}\n{'ACGU' * (3 + n % 5)}\n" for n in range(2500)))
     output, whole = tmp_path / "out.npz", tmp_path / "whole.npz"
     command = ["embed", str(tmp_path / "many.fa"), "--model", str(backbone), "--threads", "1", "-o"]
     assert rinalmo_command(*command, whole).code == 0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rinalmo", *command, str(output)], stderr=subprocess.PIPE, text=True
-    )
-    folder = tmp_path / ".out.npz.partial"
-    while not (folder / "000001.npz").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    process.send_signal(2)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "sequences are kept; the same command goes on" in err
+    process = [sys.executable, "-c", INTERRUPTED, *command, str(output)]
+    done = subprocess.run(process, capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "sequences are kept; the same command goes on" in done.stderr
     assert not output.exists()
     again = rinalmo_command(*command, output)
     assert again.code == 0
-    assert "out.npz: continuing an interrupted run: " in again.err
+    assert "out.npz: continuing an interrupted run: 2,048 sequences" in again.err
     assert output.read_bytes() == whole.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["many.fa", "out.npz", "whole.npz"]
 
@@ -390,6 +400,7 @@ def test_going_on_is_said_once_it_is_so(rinalmo_command, backbone, tmp_path, mon
 
 
 @pytest.mark.posix_only
+@pytest.mark.slow
 def test_closed_streams(backbone, tmp_path):
     output = tmp_path / "out.npz"
     rinalmo = f"{sys.executable} -m rinalmo"

@@ -93,6 +93,7 @@ def workers():
     return [pid for pid, title in ray_processes().items() if title.startswith(b"ray::_Worker")]
 
 
+@pytest.mark.slow
 def test_the_bytes_of_the_local_engine(many, one, folder, tmp_path):
     fasta = folder / "in.fa"
     for engine, name in ((one, "one"), (many, "many")):
@@ -107,6 +108,7 @@ def test_the_bytes_of_the_local_engine(many, one, folder, tmp_path):
 
 
 @pytest.mark.posix_only
+@pytest.mark.slow
 def test_workers_killed_in_the_middle(many, one, folder, tmp_path):
     embed_file(folder / "in.fa", tmp_path / "one.parquet", one)
     killed = []
@@ -143,6 +145,7 @@ main()
 
 
 @pytest.mark.posix_only
+@pytest.mark.slow
 def test_resume_after_the_command_was_killed(address, many, one, folder, tmp_path):
     output = tmp_path / "many.parquet"
     where = ("--engine", "ray", "--address", address, "--workers", "1", "--model", folder / "tiny")
@@ -157,6 +160,7 @@ def test_resume_after_the_command_was_killed(address, many, one, folder, tmp_pat
     assert output.read_bytes() == (tmp_path / "one.parquet").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_a_worker_raises(many, folder, tmp_path):
     with pytest.raises(InputError, match="nonsense"):
         fold_file(folder / "in.fa", tmp_path / "out.dbn", many, Decoding("nonsense"))
@@ -164,9 +168,10 @@ def test_what_a_worker_raises(many, folder, tmp_path):
 
 
 @pytest.mark.posix_only
+@pytest.mark.slow
 def test_a_poison_sequence_is_set_apart_and_named(many, monkeypatch):
     """Whoever computes it dies; all the rest is computed before the error."""
-    monkeypatch.setattr(ray_engine, "_ATTEMPTS", 2)
+    monkeypatch.setattr(ray_engine, "ATTEMPTS", 2)
 
     def job(engine, advance):
         def compute(records):
@@ -192,6 +197,7 @@ def test_an_extra_that_workers_lack():
     assert (str(error), error.extra) == (str(MissingExtraError("rustworkx", "fold", "matching")), "fold")
 
 
+@pytest.mark.slow
 def test_too_many_threads(address, folder):
     with pytest.raises(InputError, match="--threads 1000: the largest machine of this Ray has 3 CPUs"):
         RayEngine(folder / "tiny", threads=1000)

@@ -50,7 +50,7 @@ def test_insertions_and_other_options(rinalmo_command, wild_type, tmp_path):
     result = rinalmo_command(*options)
     assert (result.code, len(result.err.splitlines())) == (2, 1)
     assert "record longer: has 12 nt, the wild type 11" in result.err
-    engine = ("--precision", "bf16", "--threads", 1, "--batch-tokens", 50)
+    engine = ("--precision", "auto", "--threads", 1, "--batch-tokens", 50)
     assert rinalmo_command(*options, "--method", "pll", "--resume", *engine).code == 0
     assert len(scores((tmp_path / "out.csv").read_text())) == 2
 

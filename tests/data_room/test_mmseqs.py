@@ -5,7 +5,6 @@ import sys
 import numpy as np
 import pytest
 
-from rinalmo.data import mmseqs
 from rinalmo.data.mmseqs import MMseqs
 from rinalmo.data.recipe import ClusteringRecipe
 from rinalmo.errors import MissingExtraError, ToolError
@@ -96,8 +95,9 @@ def test_a_program_that_fails(program, tmp_path, script, words):
 
 
 @pytest.mark.posix_only
-def test_a_program_that_cannot_be_run(tmp_path):
+def test_a_program_that_cannot_be_run(tmp_path, monkeypatch):
     (tmp_path / "mmseqs").write_bytes(b"\x7fELF not really")
     (tmp_path / "mmseqs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     with pytest.raises(ToolError, match="cannot be run"):
-        mmseqs._run([str(tmp_path / "mmseqs"), "version"])
+        MMseqs.find()

@@ -325,6 +325,7 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_memory_grows_by_the_index_only(tmp_path):
     """100,000 sequences more cost less than 100 bytes each, although each has 200 letters on disk."""
@@ -478,59 +479,56 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.fa", "store"]
 
 
-# Imports once and forks, and draws no plots, so that the moments of killing lie in the steps themselves.
+# Imports once and forks; draws no plots, which would take longer than all the rest.
 KILLER = """
-import os, random, signal, sys, time
+import os, signal, sys
 sys.modules["matplotlib"] = None
 import pandas  # which pyarrow would import in each fork
 from pathlib import Path
 from rinalmo.data.prepare import prepare
 from rinalmo.data.recipe import load_recipe
-root, rng = Path(sys.argv[1]), random.Random(4)
+root = Path(sys.argv[1])
+sys.path.insert(0, sys.argv[2])
+from killing import killing_at
 
-def run(name, delay=None):
-    start = time.monotonic()
+def run(name, number=None):
     if (child := os.fork()) == 0:
+        if number is not None:
+            killing_at(number)
         sources = [("a", root / "a.fa.gz"), ("b", root / "b.fa")]
         prepare(root / name / "store", sources, recipe=load_recipe(None, ["clustering.method=none"]))
         os._exit(0)
-    if delay is not None:
-        time.sleep(delay)
-        os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1], time.monotonic() - start
+    return os.waitpid(child, 0)[1]
 
-status, longest = run("whole")
-assert status == 0
-killed = number = 0
-while killed < 20:
-    store = root / str(number) / "store"
-    status, _ = run(store.parent.name, rng.uniform(0, longest))
-    assert status in (0, signal.SIGKILL), status
-    if status:
-        killed += 1
-        if not store.exists():  # else the kill came between the last step and the exit
-            assert run(store.parent.name)[0] == 0, number
-    else:  # it was through before the kill; where the first run was slow, kills come sooner from here on
-        longest *= 0.8
-    number += 1
+assert run("whole") == 0
+for number in range(1, 1000, 2):
+    status = run(str(number), number)
+    if status == 0:
+        break
+    assert status == signal.SIGKILL, status
+    if not (root / str(number) / "store").exists():  # else the kill came after the store was in its place
+        assert run(str(number)) == 0, number
 print(number)
 """
 
 
 @pytest.mark.posix_only
 @pytest.mark.slow
-def test_killed_at_20_random_moments_and_resumed_to_the_same_bytes(tmp_path):
+def test_killed_anywhere_and_resumed_to_the_same_bytes(tmp_path):
+    """At every other durable call of a whole preparation, from the first to the last."""
     rng = random.Random(4)
-    lines = [(f"s{i}", "".join(rng.choices("ACGU", k=rng.randrange(16, 90)))) for i in range(4500)]
-    fasta(tmp_path / "a.fa.gz", *lines[:3000])
-    fasta(tmp_path / "b.fa", *lines[1500:])
-    done = subprocess.run([sys.executable, "-c", KILLER, str(tmp_path)], capture_output=True, text=True, check=False)
+    lines = [(f"s{i}", "".join(rng.choices("ACGU", k=rng.randrange(16, 90)))) for i in range(1500)]
+    fasta(tmp_path / "a.fa.gz", *lines[:1000])
+    fasta(tmp_path / "b.fa", *lines[500:])
+    command = [sys.executable, "-c", KILLER, str(tmp_path), str(Path(__file__).parents[1])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    last = int(done.stdout)
+    assert last > 20
     whole = tmp_path / "whole" / "store"
     names = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
-    for number in range(int(done.stdout)):
+    for number in range(1, last + 1, 2):
         store = tmp_path / str(number) / "store"
-        assert [path.name for path in store.parent.iterdir()] == ["store"]
         assert sorted(path.relative_to(store) for path in store.rglob("*") if path.is_file()) == names
         for name in names:
             assert (store / name).read_bytes() == (whole / name).read_bytes(), (number, name)

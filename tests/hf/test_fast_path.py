@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import rinalmo
-from rinalmo.hf import fast_path
-from rinalmo.inference.packed_linear import is_available
+from rinalmo.hf.fast_path import FastPath, sample
+from rinalmo.inference.cpu import packs_weights
 
-pytestmark = pytest.mark.skipif(not is_available(), reason="this torch has no oneDNN operators")
+pytestmark = pytest.mark.skipif(not packs_weights("fp32"), reason="RINALMO_CPU=plain")
 
 
 @pytest.fixture
@@ -24,7 +24,8 @@ def inputs():
 
 
 def packed(model):
-    return model._fast_path.of(model.encoder)
+    """The packed form of the model's encoder, if it may be used now."""
+    return FastPath().of(model.encoder)
 
 
 @torch.no_grad()
@@ -85,7 +86,7 @@ def test_parts_changed_behind_torchs_back_are_seen(model, inputs, change):
 @pytest.mark.parametrize("shape", [(1, 1), (2, 2), (3, 1), (1, 3), (4, 10), (10, 4), (6, 4), (26, 480), (30, 30)])
 def test_the_sample_meets_every_row_and_column(shape):
     rows, columns = shape
-    met = fast_path._sample(torch.arange(rows * columns).view(shape))
+    met = sample(torch.arange(rows * columns).view(shape))
     assert set((met // columns).tolist()) == set(range(rows))
     assert set((met % columns).tolist()) == set(range(columns))
 
@@ -93,7 +94,8 @@ def test_the_sample_meets_every_row_and_column(shape):
 @torch.no_grad()
 def test_nan_is_packed_once(model):
     model.encoder.blocks[0].ffn.down.weight[0, 0] = torch.nan
-    assert packed(model) is packed(model)
+    path = FastPath()
+    assert path.of(model.encoder) is path.of(model.encoder)
 
 
 @torch.no_grad()

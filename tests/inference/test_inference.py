@@ -162,6 +162,7 @@ def test_results_come_before_the_input_ends():
     assert read < 50
 
 
+@pytest.mark.slow
 def test_memory_of_a_long_sequence_is_linear(nano):
     """Attention weights of 20,000 nt would take 8 GB in one layer; no tensor may come near."""
     largest = 0

@@ -154,7 +154,7 @@ class StoppedError(Exception):
 
 @pytest.mark.parametrize("method", ["masked-marginals", "pll"])
 def test_an_interrupted_run_ends_the_same(engine, tmp_path, method, monkeypatch):
-    monkeypatch.setattr(variants, "_BLOCK_VARIANTS", 6)
+    monkeypatch.setattr(variants, "BLOCK_VARIANTS", 6)
     source, output, whole = all_single(ONE), tmp_path / "out.csv", tmp_path / "whole.csv"
     passes = []
     score_file(source, whole, engine, method=method, tell=passes.append)

@@ -80,7 +80,7 @@ def test_alone_or_in_company(nano, engine, method, monkeypatch):
     together = rinalmo.score(WILD, MUTANTS, engine, method=method)
     alone = [rinalmo.score(WILD, mutant, engine, method=method)[0] for mutant in MUTANTS[:2]]
     np.testing.assert_allclose(together[:2], alone, atol=1e-5)
-    monkeypatch.setattr(variants_module, "_BLOCK_VARIANTS", 2)
+    monkeypatch.setattr(variants_module, "BLOCK_VARIANTS", 2)
     small = Engine(nano, "fp32", batch_tokens=40)
     np.testing.assert_allclose(rinalmo.score(WILD, MUTANTS, small, method=method), together, atol=1e-5)
 
@@ -178,7 +178,7 @@ def test_masked_copies_are_made_as_they_are_needed(nano):
 
 
 def test_blocks_lose_nothing(monkeypatch):
-    monkeypatch.setattr(variants_module, "_BLOCK_TOKENS", 2 * 16**2)
+    monkeypatch.setattr(variants_module, "BLOCK_TOKENS", 2 * 16**2)
     changed = [Variant(WILD, ((n, "A"),)) for n in range(5)]
     assert [len(block) for block in blocks(changed, "pll")] == [2, 2, 1]
     assert [len(block) for block in blocks(changed, "masked-marginals")] == [5]

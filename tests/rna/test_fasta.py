@@ -189,6 +189,7 @@ def count_letters_and_megabytes(path: Path, data: bytes) -> tuple[int, int, int]
 
 
 @pytest.mark.posix_only
+@pytest.mark.slow
 def test_a_million_records_need_little_memory(fasta: Path) -> None:
     data = b"".join(b">%d\nACGU\n" % i for i in range(1_000_000))
     records, letters, megabytes = count_letters_and_megabytes(fasta, data)

@@ -57,6 +57,7 @@ def files(folder):
     }
 
 
+@pytest.mark.slow
 def test_the_wheel_is_the_package_and_nothing_else(unpacked):
     _, wheel = unpacked
     assert {each.name for each in wheel.iterdir()} == {"rinalmo", f"rinalmo-{rinalmo.__version__}.dist-info"}
@@ -81,12 +82,14 @@ def test_metadata_lead_to_one_repository(unpacked):
     assert (citation["repository-code"], citation["url"]) == (urls["Source"], urls["Documentation"])
 
 
+@pytest.mark.slow
 def test_the_sdist_holds_the_pages_and_what_they_include(unpacked):
     source, _ = unpacked
     for folder in ("docs", "benchmarks/results", "tools"):
         assert files(source / folder) == files(ROOT / folder)
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_where_no_extra_is_installed(unpacked, tmp_path):
     _, wheel = unpacked
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS}))\n")

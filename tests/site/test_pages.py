@@ -39,6 +39,11 @@ def test_commands_print_what_the_page_shows(training):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_quickstart_prints_what_it_shows():
+    done = run_pages(DOCS / "quickstart.md")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_page_that_says_something_else_is_noticed(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
@@ -59,6 +64,13 @@ def test_a_page_that_says_something_else_is_noticed(tmp_path):
         ("a 0.50 b", "a 0.60 b", 0.01, False),
         ("a 0.50 b", "a 0.60 b", 0.1, True),
         ("3 sequences", "4 sequences", 0.1, False),
+        ("[-0.61237836  0.11136806]", "[-0.6123786   0.11136794]", 0.01, True),
+        ("[-0.61237836  0.11136806]", "[-0.6123786  -0.11136794]", 0.01, False),
+        ("loss 1.5e-05 now", "loss 2e-05 now", 0.01, True),
+        ("loss 1.5e-05 now", "loss 2 now", 0.01, False),
+        ("G  0.27  ███", "G  0.28  ████", 0.01, True),
+        ("G  0.27  ███", "G  0.28  █████", 0.01, False),
+        ("sha256 12e4", "sha256 12e4ab", 0.01, False),
         ("reading: … s", "reading: 12 s", 0.01, True),
         ("reading: … s", "writing: 12 s", 0.01, False),
         ("first\n…\nlast", "first\nx\ny\nlast", 0.01, True),

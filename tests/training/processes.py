@@ -112,24 +112,6 @@ def weights(folder):
     return (Path(folder) / "model" / "model.safetensors").read_bytes()
 
 
-def killing_at(number):
-    """Kill this process at the number-th call that makes something durable or removes it."""
-    calls = [0]
-
-    def killing(call):
-        def maybe(*arguments, **options):
-            calls[0] += 1
-            if calls[0] == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*arguments, **options)
-
-        return maybe
-
-    for name in ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir"):
-        setattr(os, name, killing(getattr(os, name)))
-    return calls
-
-
 def stopping(step, number):
     """A listener that sends this process a signal once it hears of the step, so that the next one is the last."""
 

@@ -16,7 +16,8 @@ from rinalmo.errors import CheckpointError, TrainingError
 from rinalmo.training.checkpoint import SUMS, Checkpoints, damage, listed, step_of
 from rinalmo.training.distributed import Ranks
 
-from .processes import killing_at, start
+from ..killing import killing_at
+from .processes import start
 
 
 def tensors(value):

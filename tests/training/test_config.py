@@ -3,6 +3,7 @@
 from dataclasses import fields
 
 import pytest
+import torch
 import yaml
 
 from rinalmo.errors import CheckpointError, InputError
@@ -10,6 +11,7 @@ from rinalmo.model.config import ModelConfig
 from rinalmo.recipe_files import RECIPES, names
 from rinalmo.training.config import PREFIX, ModelRecipe, load_recipe, parse_recipe
 from rinalmo.training.masked_lm import batch_options
+from rinalmo.training.run import with_precision
 
 NAMES = ["giga", "mega", "micro", "nano", "nano-cpu", "tiny"]
 
@@ -120,3 +122,12 @@ def test_a_recipe_written_out_is_the_same_recipe():
 def test_sizes_that_are_no_model_are_refused():
     with pytest.raises(CheckpointError, match="attention heads"):
         load_recipe("pretrain-nano", ["model.hidden_size=321"]).model.config()
+
+
+@pytest.mark.parametrize("level", ["plain", "fp32"])
+def test_the_precision_of_a_run_keeps_to_the_cap(monkeypatch, make_recipe, level):
+    monkeypatch.setenv("RINALMO_CPU", level)
+    cpu = torch.device("cpu")
+    assert with_precision(make_recipe(train__precision="auto"), cpu).train.precision == "fp32"
+    with pytest.raises(InputError, match="RINALMO_CPU"):
+        with_precision(make_recipe(train__precision="bf16"), cpu)

@@ -13,7 +13,8 @@ from rinalmo.training.log import read_log
 from rinalmo.training.pretrain import pretrain
 from rinalmo.training.run import Listener
 
-from .processes import killing_at, start_ranks, stopping, train, weights
+from ..killing import killing_at
+from .processes import start_ranks, stopping, train, weights
 
 pytestmark = pytest.mark.posix_only  # processes are forked
 
@@ -45,7 +46,7 @@ def alone(twenty_steps, tmp_path):
     return train(twenty_steps(), tmp_path / "alone")
 
 
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+@pytest.mark.parametrize("sharding", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_processes_have_the_losses_of_one_and_each_goes_on_with_the_others_run(
     twenty_steps, tmp_path, alone, sharding
 ):
@@ -61,6 +62,7 @@ def test_two_processes_have_the_losses_of_one_and_each_goes_on_with_the_others_r
     assert losses(two)[-5:] == pytest.approx(losses(alone)[-5:], abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_a_stop_and_a_resume_of_two_processes_change_no_bit(make_recipe, tmp_path, sharding):
     """The first of the two hears a signal after the third step; both save and end well."""
@@ -77,6 +79,7 @@ def test_a_stop_and_a_resume_of_two_processes_change_no_bit(make_recipe, tmp_pat
     assert losses(tmp_path / "parts") == losses(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_a_lost_process_is_noticed_soon_and_one_alone_goes_on(make_recipe, tmp_path, sharding):
     """The second of two is killed: under ddp between two steps, under fsdp while it writes a checkpoint."""

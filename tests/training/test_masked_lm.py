@@ -49,7 +49,7 @@ def test_the_first_loss_and_gradient_are_those_written_out(make_task):
     gradients = torch.autograd.grad(expected, list(task.module.parameters()))
     norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
     trainer = Trainer(task, recipe, Ranks(), checkpoints=None, tell=lambda event: None)
-    trainer._step()
+    trainer.step()
     assert trainer.progress.losses[0] == pytest.approx(expected.item(), rel=1e-5)
     assert trainer.norm == pytest.approx(norm.item(), rel=1e-4)
 
@@ -60,7 +60,7 @@ def test_micro_batches_do_not_change_the_steps(make_task):
         recipe, task = make_task(data__micro_tokens=micro_tokens)
         trainer = Trainer(task, recipe, Ranks(), checkpoints=None, tell=lambda event: None)
         for _ in range(5):
-            trainer._step()
+            trainer.step()
         runs.append(trainer.progress.losses)
     assert runs[0] == pytest.approx(runs[1], abs=1e-5)
     assert runs[0] == pytest.approx(runs[2], abs=1e-5)
@@ -72,7 +72,7 @@ def test_recomputed_activations_change_nothing(make_task):
         recipe, task = make_task(train__activation_checkpointing=recompute, model__hidden_dropout=0.1)
         trainer = Trainer(task, recipe, Ranks(), checkpoints=None, tell=lambda event: None)
         for _ in range(3):
-            trainer._step()
+            trainer.step()
         runs.append(trainer.progress.losses)
     assert runs[0] == runs[1]
 

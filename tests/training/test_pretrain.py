@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import pytest
 import torch
@@ -21,7 +20,8 @@ from rinalmo.training.log import read_log
 from rinalmo.training.pretrain import pretrain
 from rinalmo.training.run import Listener
 
-from .processes import killing_at, start, start_command, stopping, train, weights
+from ..killing import killing_at
+from .processes import start, start_command, stopping, train, weights
 
 _TIMES = {"seconds", "tokens_per_second", "mfu"}
 
@@ -118,8 +118,9 @@ def kill_and_resume(recipe, folder, draw, calls):
 
 
 @pytest.mark.posix_only
+@pytest.mark.slow
 def test_kills_at_random_moments_change_no_bit(make_recipe, finished, tmp_path):
-    """Seeds chosen so that there are some kills; the slow test does more of them, by the clock."""
+    """Seeds chosen so that there are some kills; the slow test goes through a run from end to end."""
     kills = sum(
         kill_and_resume(make_recipe(), tmp_path / str(seed), random.Random(seed), calls=60) for seed in range(2)
     )
@@ -254,27 +255,25 @@ def test_the_command_stops_at_sigterm_and_goes_on(store, tmp_path):
 
 @pytest.mark.posix_only
 @pytest.mark.slow
-def test_twenty_kills_by_the_clock_change_no_bit(make_recipe, tmp_path):
-    draw, recipe = random.Random(0), make_recipe(train__max_steps=20, train__checkpoint_every=3, validation__every=10)
-    begun = time.monotonic()
+def test_a_kill_anywhere_in_a_run_changes_no_bit(make_recipe, tmp_path):
+    """At every fifth durable call from the first to the last: folders, logs, checkpoints, what is pruned, the model."""
+    recipe = make_recipe(train__max_steps=9, train__checkpoint_every=3, validation__every=3)
     whole = train(recipe, tmp_path / "whole")
-    longest = (time.monotonic() - begun) / 3
-    kills, runs = 0, [tmp_path / "run0"]
-    while kills < 20:
-        process = start(partial(pretrain, recipe, runs[-1], resume=True))
-        time.sleep(draw.uniform(0, longest))
-        process.handle.kill()
-        code = process.wait()
-        assert code in (0, -signal.SIGKILL), process.error
-        if code:
-            kills += 1
-        else:  # it was through before the kill; where the first run was slow, kills come sooner from here on
-            longest *= 0.8
-            runs.append(tmp_path / f"run{len(runs)}")
-    for run in runs:
-        train(recipe, run, resume=True)
-        assert weights(run) == weights(whole)
-        assert log(run) == log(whole)
+
+    def run(number, folder):
+        killing_at(number)
+        pretrain(recipe, folder, resume=True)
+
+    for number in range(1, 1000, 5):
+        folder = tmp_path / str(number)
+        code = start(run, number, folder).wait()
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        train(recipe, folder, resume=True)
+        assert weights(folder) == weights(whole), number
+        assert log(folder) == log(whole), number
+    assert number > 50
 
 
 @pytest.mark.posix_only

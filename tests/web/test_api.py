@@ -115,6 +115,7 @@ def test_limits(client, endpoint, arguments, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_short_question_does_not_wait_for_a_long_one(served, client):
     from gradio_client import Client
 
@@ -128,6 +129,7 @@ def test_a_short_question_does_not_wait_for_a_long_one(served, client):
     other.close()
 
 
+@pytest.mark.slow
 def test_bad_requests_fail_alone(served, client):
     """Good and bad questions at once, among them some that no client of ours would send."""
     good = [client.submit("GGUC<mask>CU", api_name="/fill_mask") for _ in range(4)]
@@ -162,6 +164,7 @@ def ask(address, count):
     return streams, answer
 
 
+@pytest.mark.slow
 def test_who_leaves_is_not_computed_for(served, client):
     """Four long questions take all places; their visitors leave, and the next one is answered soon."""
     streams, _ = ask(served.address, 4)
@@ -173,6 +176,7 @@ def test_who_leaves_is_not_computed_for(served, client):
     assert served.cpu_seconds() - before < 8  # to their ends they take 80
 
 
+@pytest.mark.slow
 def test_who_leaves_is_forgotten(served, until):
     from gradio_client import Client
 
@@ -214,6 +218,7 @@ def test_requests_that_are_refused(served, headers, body, status):
     assert seconds < 1
 
 
+@pytest.mark.slow
 def test_refused_requests_leave_nothing(served):
     """The server's memory is flat under garbage and deep JSON."""
     deep = b"[" * 100_000 + b"]" * 100_000
@@ -247,6 +252,7 @@ def test_slow_clients_keep_nobody_waiting(served, client):
         each.close()
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_fold_is_refused():
     command = [sys.executable, "-m", "rinalmo", "web", "--port", "0", "--fold-model", "nano"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -255,6 +261,7 @@ def test_a_model_that_does_not_fold_is_refused():
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_full_queue_and_a_stop_are_told(start):
     """More than 60 that wait are told to come again; SIGTERM ends the work, says so, and leaves nothing behind."""
     from gradio_client import Client

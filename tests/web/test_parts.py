@@ -36,7 +36,7 @@ def test_turns_are_taken_in_the_order_in_which_they_were_asked_for(until):
     first_computes.wait(10)
     for name in "abcd":
         ask(name)
-        until(lambda: turns._computing._work_queue.qsize() == len(threads) - 1)
+        until(lambda: turns.waiting == len(threads) - 1)
     assert order == []
     first_ends.set()
     for thread in threads:

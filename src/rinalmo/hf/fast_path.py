@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
+from rinalmo.inference.cpu import packs_weights
 from rinalmo.inference.fast_encoder import FastEncoder, Precision
-from rinalmo.inference.packed_linear import is_available, is_native
 from rinalmo.model.attention import Attention
 from rinalmo.model.block import EncoderBlock, SwiGLU
 from rinalmo.model.embedding import Embedding
@@ -57,7 +57,7 @@ class FastPath:
 def _precision(encoder: Encoder) -> Precision | None:
     """What to compute in, if the fast encoder may stand in for this one now."""
     parameters = list(encoder.parameters())
-    if encoder.training or not is_available() or torch.compiler.is_compiling():
+    if encoder.training or torch.compiler.is_compiling():
         return None
     if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
         return None
@@ -70,7 +70,7 @@ def _precision(encoder: Encoder) -> Precision | None:
     if device != "cpu" or torch.is_autocast_enabled("cpu"):
         return None
     precision = _PRECISIONS.get(dtype)
-    return precision if precision and is_native(precision) else None
+    return precision if precision and packs_weights(precision) else None
 
 
 def _is_changed(module: nn.Module) -> bool:
@@ -81,11 +81,11 @@ def _is_changed(module: nn.Module) -> bool:
 def _stamp(encoder: Encoder) -> tuple[Any, ...]:
     """Changes with the weights: by assignment, in place, and (which torch does not count) through `.data` or numpy."""
     parameters = [parameter.detach() for parameter in encoder.parameters()]
-    bits = torch.cat([_sample(parameter) for parameter in parameters]).view(torch.uint8)
+    bits = torch.cat([sample(parameter) for parameter in parameters]).view(torch.uint8)
     return tuple((parameter.data_ptr(), _version(parameter)) for parameter in parameters), bits.numpy().tobytes()
 
 
-def _sample(parameter: Tensor) -> Tensor:
+def sample(parameter: Tensor) -> Tensor:
     """Some numbers of every row and every column; of a vector all."""
     if parameter.dim() < 2:
         return parameter.flatten()

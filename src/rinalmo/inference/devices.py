@@ -5,7 +5,7 @@ device multiplies it natively:
 
     CUDA   bf16 from compute capability 8.0 on, fp16 on older GPUs
     MPS    fp32 (it has no fp64 at all; sums that the CPU keeps in fp64 are fp32 there)
-    CPU    bf16 with AVX-512 BF16 or AMX, fp32 elsewhere
+    CPU    bf16 with AVX-512 BF16 or AMX, fp32 elsewhere; no more than `RINALMO_CPU` allows (see `cpu`)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import torch
 
 from rinalmo.errors import InputError
-from rinalmo.inference.packed_linear import is_native
+from rinalmo.inference.cpu import check_precision, is_native
 
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 DeviceLike = torch.device | str | None
@@ -76,7 +76,7 @@ def choose_precision(precision: str, device: torch.device) -> Literal["fp32", "b
     """The precision to compute in; "auto" is the fastest that the device has natively.
 
     Raises:
-        InputError: an unknown precision, or one that this kind of device does not offer.
+        InputError: an unknown precision, one that this kind of device does not offer, or one beyond `RINALMO_CPU`.
     """
     if precision not in get_args(Precision):
         raise InputError(f"precision {precision!r} is unknown; use one of {', '.join(get_args(Precision))}")
@@ -86,6 +86,8 @@ def choose_precision(precision: str, device: torch.device) -> Literal["fp32", "b
         raise InputError(f"precision 'int8' is for CPUs, not for {device.type}; use 'auto'")
     if precision == "fp16" and device.type == "cpu":
         raise InputError("precision 'fp16' is for GPUs; on a CPU use 'auto', 'bf16' or 'fp32'")
+    if device.type == "cpu":
+        check_precision(precision)
     return precision  # type: ignore[return-value]
 
 

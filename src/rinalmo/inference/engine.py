@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from rinalmo.alphabet import Alphabet
 from rinalmo.errors import InputError
 from rinalmo.inference.batching import map_packed
+from rinalmo.inference.cpu import packs_weights
 from rinalmo.inference.devices import (
     DeviceLike,
     Precision,
@@ -36,7 +37,6 @@ from rinalmo.inference.fast_encoder import FastBlock, FastEncoder
 from rinalmo.inference.fast_encoder import Precision as PackedPrecision
 from rinalmo.inference.gpu_encoder import GpuEncoder
 from rinalmo.inference.inputs import require_whole
-from rinalmo.inference.packed_linear import is_available, is_native
 from rinalmo.model.block import EncoderBlock
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import Layout
@@ -196,12 +196,7 @@ class Engine:
 
     def _packs(self) -> bool:
         """Whether the encoder's weights are packed for this processor; elsewhere the plain one has to do."""
-        fits = self.device.type == "cpu" and is_available()
-        if self.precision == "int8" and not (fits and is_native("int8")):
-            raise InputError(
-                "precision 'int8' needs an x86 processor with AVX-512 VNNI, and torch with oneDNN; use 'auto' or 'fp32'"
-            )
-        return fits and is_native(self.precision)
+        return self.device.type == "cpu" and packs_weights(self.precision)
 
     def map(self, compute: Callable[[Tensor, Layout], Sequence[R]], sequences: Iterable[np.ndarray]) -> Iterator[R]:
         """`compute` over all sequences of ids, packed into batches; results one by one, in the order of the input.

@@ -1,8 +1,8 @@
 """The encoder for inference on a CPU: the numbers of `rinalmo.model.encoder.Encoder`, several times as fast.
 
-Matrix products go to oneDNN with weights packed once (`packed_linear`), attention to whichever of two forms this
-processor does best (`fast_attention`). Axis names are those of `rinalmo.model`; `filled` is the token axis after
-filling up to few shapes.
+Matrix products go to oneDNN with weights packed once, or to torch in fp32 where it has no oneDNN operators
+(`packed_linear`); attention goes to whichever of two forms this processor does best (`fast_attention`). Axis names are
+those of `rinalmo.model`; `filled` is the token axis after filling up to few shapes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rinalmo.inference.cpu import has_onednn
 from rinalmo.inference.fast_attention import Plan, best_attention, plan
-from rinalmo.inference.packed_linear import Linear, LinearInt8, TransposedLinear, quantise
+from rinalmo.inference.packed_linear import (
+    Linear,
+    LinearInt8,
+    PlainLinear,
+    PlainTransposedLinear,
+    TransposedLinear,
+    quantise,
+)
 from rinalmo.model.block import EncoderBlock
 from rinalmo.model.encoder import Encoder
 from rinalmo.model.packing import Layout
@@ -31,7 +39,7 @@ class FastBlock:
 
     def __init__(self, block: EncoderBlock, precision: Precision) -> None:
         self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        self.int8 = precision == "int8"
+        self.int8, self.onednn = precision == "int8", has_onednn()
         size, hidden = block.attention.head_size, len(block.attention.output.weight)
         self.attention = best_attention(hidden // size, size, self.dtype)
         self.attention_norm, self.ffn_norm = _own(block.attention_norm), _own(block.ffn_norm)
@@ -60,7 +68,9 @@ class FastBlock:
         weight = self.attention.arrange(qkv, torch.float32 if self.int8 else self.dtype)
         if self.int8:
             return LinearInt8(*_fold(block.attention_norm, weight))
-        return TransposedLinear(weight, self.dtype) if self.attention.transposed else Linear(weight, None, self.dtype)
+        if not self.attention.transposed:
+            return self._pack(weight)
+        return (TransposedLinear if self.onednn else PlainTransposedLinear)(weight, self.dtype)
 
     def _queries_keys_values(self, x: Tensor, normed: Tensor) -> Tensor:
         """Laid out as the attention wants them."""
@@ -70,7 +80,9 @@ class FastBlock:
         return qkv.t().contiguous() if self.attention.transposed else qkv
 
     def _pack(self, weight: Tensor, bias: Tensor | None = None) -> Any:
-        return LinearInt8(weight, bias) if self.int8 else Linear(weight, bias, self.dtype)
+        if self.int8:
+            return LinearInt8(weight, bias)
+        return (Linear if self.onednn else PlainLinear)(weight, bias, self.dtype)
 
     def _input(self, x: Tensor) -> Any:
         return quantise(x, per_token=True) if self.int8 else x

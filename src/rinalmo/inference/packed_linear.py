@@ -1,7 +1,10 @@
-"""Linear layers whose weights are packed for oneDNN once, in fp32, bf16 or 8 bits.
+"""Linear layers for inference on a CPU, their weights packed for oneDNN once, in fp32, bf16 or 8 bits.
 
 fp32 is never bf16 inside, whatever torch's global setting. In 8 bits activations are unsigned bytes around 128, with
 one scale per call after a layer norm and one per token elsewhere; weights have one scale per output.
+
+oneDNN's operators are looked up when a layer is made or called, and never at import: torch on a Mac has none. There
+`PlainLinear` and `PlainTransposedLinear` do the same in fp32 by torch's own products.
 """
 
 from __future__ import annotations
@@ -9,11 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-
-_linear = torch.ops.mkldnn._linear_pointwise
-_linear_int8 = torch.ops.onednn.qlinear_pointwise
 
 
 class Linear:
@@ -24,11 +25,12 @@ class Linear:
         self.bias = None if bias is None else bias.to(dtype)
 
     def __call__(self, x: Float[Tensor, "tokens into"], then: str = "none") -> Float[Tensor, "tokens out"]:
-        return _linear(x, self.weight, self.bias, then, [], "")
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, then, [], "")
 
     def add_to(self, x: Float[Tensor, "tokens into"], y: Float[Tensor, "tokens out"]) -> Float[Tensor, "tokens out"]:
         """`y` plus the product. The bias is added first: oneDNN takes 3 ms more for it beside a second operand."""
-        return _linear(x, y if self.bias is None else y.add_(self.bias), self.weight, None, "add")
+        y = y if self.bias is None else y.add_(self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, y, self.weight, None, "add")
 
 
 class TransposedLinear:
@@ -38,7 +40,34 @@ class TransposedLinear:
         self.weight = weight.to(dtype)
 
     def __call__(self, x: Float[Tensor, "tokens into"]) -> Float[Tensor, "out tokens"]:
-        return _linear(self.weight, x, None, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(self.weight, x, None, "none", [], "")
+
+
+class PlainLinear:
+    """As `Linear` in fp32, without oneDNN's operators."""
+
+    def __init__(self, weight: Float[Tensor, "out into"], bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.weight = weight.to(dtype, copy=True)
+        self.bias = None if bias is None else bias.to(dtype, copy=True)
+
+    def __call__(self, x: Float[Tensor, "tokens into"], then: str = "none") -> Float[Tensor, "tokens out"]:
+        y = F.linear(x, self.weight, self.bias)
+        return F.silu(y, inplace=True) if then == "swish" else y
+
+    def add_to(self, x: Float[Tensor, "tokens into"], y: Float[Tensor, "tokens out"]) -> Float[Tensor, "tokens out"]:
+        """`y`, to which the product has been added in place."""
+        y = y if self.bias is None else y.add_(self.bias)
+        return y.addmm_(x, self.weight.t())
+
+
+class PlainTransposedLinear:
+    """As `TransposedLinear`, without oneDNN's operators."""
+
+    def __init__(self, weight: Float[Tensor, "out into"], dtype: torch.dtype) -> None:
+        self.weight = weight.to(dtype, copy=True)
+
+    def __call__(self, x: Float[Tensor, "tokens into"]) -> Float[Tensor, "out tokens"]:
+        return self.weight @ x.t()
 
 
 @dataclass(frozen=True)
@@ -69,7 +98,7 @@ class LinearInt8:
 
     def _product(self, x: Tensor, scale: float, bias: Tensor | None, then: str) -> Tensor:
         weight, out = (self.weight, self.scale, self.zero), torch.bfloat16
-        return _linear_int8(x, scale, 128, *weight, bias, 1.0, 0, out, then, [], "")
+        return torch.ops.onednn.qlinear_pointwise(x, scale, 128, *weight, bias, 1.0, 0, out, then, [], "")
 
 
 def quantise(x: Float[Tensor, "tokens hidden"], *, per_token: bool) -> Quantised:
@@ -78,26 +107,3 @@ def quantise(x: Float[Tensor, "tokens hidden"], *, per_token: bool) -> Quantised
     scale = largest.clamp(min=1e-12) / 126  # not 127: the scale is itself rounded to bf16, and 128 would wrap round
     # By way of int8: torch's conversion of bf16 to uint8 is five times as slow.
     return Quantised((x / scale).round_().to(torch.int8).view(torch.uint8).add_(128), scale)
-
-
-def is_available() -> bool:
-    """Whether this build of torch has the oneDNN operators that these layers are made of."""
-    return (
-        torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        and hasattr(torch.ops.onednn, "qlinear_pointwise")
-    )
-
-
-def is_native(precision: str) -> bool:
-    """Whether this processor has instructions for matrix products in `precision` (fp32, bf16, int8).
-
-    Without them oneDNN refuses to pack bf16 weights, and multiplies bytes a thousand times as slowly as fp32.
-    """
-    match precision:
-        case "bf16":
-            return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        case "int8":
-            return torch.cpu._is_vnni_supported()
-    return True

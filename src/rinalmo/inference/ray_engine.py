@@ -30,7 +30,7 @@ from rinalmo.model.rinalmo import ModelSpec
 
 _CONNECT_SECONDS = 5
 _START_SECONDS = 600  # a cluster that grows on demand takes minutes
-_ATTEMPTS = 4  # the first, and three again
+ATTEMPTS = 4  # the first, and three again
 
 Item = TypeVar("Item", bound=Sequence[Any])
 R = TypeVar("R")
@@ -137,7 +137,7 @@ class RayEngine:
             except _LostError:
                 if finished is not None:
                     again = _Task(finished.number, finished.item, finished.deaths + 1)
-                    (apart.append if again.deaths == _ATTEMPTS else waiting.appendleft)(again)
+                    (apart.append if again.deaths == ATTEMPTS else waiting.appendleft)(again)
                 new = self._replaced(worker)
                 calls[new.start.remote(job)] = (new, None)
                 continue
@@ -207,7 +207,7 @@ class RayEngine:
                 return self._answer(ready[0])  # type: ignore[no-any-return]
             except _LostError as error:
                 lost += 1
-                if lost == _ATTEMPTS:
+                if lost == ATTEMPTS:
                     raise ToolError(f"{lost} workers died while they loaded the model ({error})") from None
                 new = self._replaced(worker)
                 calls[new.about.remote()] = new
@@ -294,7 +294,7 @@ def _given_up(tasks: Sequence[_Task], deadly: Any) -> str:
         length = len(getattr(deadly, "sequence", "") or getattr(deadly, "wild_type", ""))
         alone = f", and one at record {name} ({length:,} nt) by itself"
     return (
-        f"{_ATTEMPTS} workers died at the same {size:,} records{alone}; all others are finished and kept. If memory "
+        f"{ATTEMPTS} workers died at the same {size:,} records{alone}; all others are finished and kept. If memory "
         "was short, go on with --resume and fewer --workers or --batch-tokens; if not, leave such a record out"
     )
 

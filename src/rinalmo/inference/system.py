@@ -14,8 +14,8 @@ import torch
 
 import rinalmo
 from rinalmo.errors import RinalmoError
+from rinalmo.inference.cpu import VARIABLE, has_onednn, packs_weights
 from rinalmo.inference.devices import choose_device, default_batch_tokens, device_name, native_precision
-from rinalmo.inference.packed_linear import is_available
 from rinalmo.weights.catalog import cache_folder
 
 _CORE = ("numpy", "safetensors", "transformers", "pyarrow", "pydantic", "click", "rich")
@@ -106,8 +106,10 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 
 def _kernels() -> Iterator[tuple[str, str]]:
-    packed = "packed weights (oneDNN)" if is_available() else "plain torch; this torch has no oneDNN operators, or "
-    yield "CPU kernels", packed if is_available() else f"{packed}RINALMO_CPU says so"
+    if packs_weights("fp32"):
+        yield "CPU kernels", "packed weights (oneDNN)" if has_onednn() else "plain torch (no oneDNN operators in it)"
+    else:
+        yield "CPU kernels", f"plain torch ({VARIABLE}=plain)"
     names = {"flash-attn": "flash_attn", "torch varlen": "torch.nn.attention.varlen"}
     there = [name for name, module in names.items() if _importable(module)]
     yield "GPU attention", ", ".join([*there, "scaled_dot_product_attention"])

@@ -33,8 +33,8 @@ from rinalmo.rna.fasta import Record
 Method = Literal["masked-marginals", "wild-type-marginals", "pll"]
 
 # A multiple of three, so that the three exchanges of a place, which share a pass, stay together.
-_BLOCK_VARIANTS = 3 * 1024
-_BLOCK_TOKENS = 1 << 20
+BLOCK_VARIANTS = 3 * 1024
+BLOCK_TOKENS = 1 << 20
 
 
 def score(
@@ -101,7 +101,7 @@ def blocks(variants: Iterable[Variant], method: Method) -> Iterator[list[Variant
     def tokens(variant: Variant) -> int:
         return len(variant.wild_type) ** 2 if method == "pll" else 0
 
-    return chunked(variants, tokens, _BLOCK_TOKENS, _BLOCK_VARIANTS)
+    return chunked(variants, tokens, BLOCK_TOKENS, BLOCK_VARIANTS)
 
 
 def score_block(block: Sequence[Variant], model: Nucleotides, method: Method) -> list[float]:

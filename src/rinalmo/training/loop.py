@@ -145,7 +145,7 @@ class Trainer:
         """Train to the end; False if a signal stopped it before, after a checkpoint was written."""
         with _signals() as self.signals, company():
             while self.progress.step < self.task.steps:
-                stop = self._step()
+                stop = self.step()
                 last = self.progress.step >= self.task.steps
                 self._record(last)
                 improved = self._validate(last)
@@ -173,7 +173,7 @@ class Trainer:
         """Whether it is time for what is done every so many steps, or after each epoch."""
         return self.progress.step % (every or self.task.steps_per_epoch) == 0
 
-    def _step(self) -> bool:
+    def step(self) -> bool:
         """One optimizer step; returns whether any process was told to stop."""
         started = time.perf_counter()
         awaken(self.trained, self.progress.step)

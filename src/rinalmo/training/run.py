@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.inference.cpu import check_precision
 from rinalmo.inference.devices import device_name, native_precision
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.training.checkpoint import Checkpoints
@@ -161,6 +162,8 @@ class _Recorder:
 def with_precision(recipe: R, device: torch.device) -> R:
     """The recipe with the precision that "auto" is on this device; raises InputError for one that would crawl."""
     native = native_precision(device)
+    if device.type == "cpu":
+        check_precision(recipe.train.precision)
     if native == "fp16" and recipe.train.sharding == "fsdp":
         native = "fp32"  # fp16 scales the loss, which FSDP cannot
     if recipe.train.precision == "bf16" != native:

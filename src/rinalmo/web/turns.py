@@ -33,7 +33,13 @@ class Turns:
         self._computing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="turns")
         self._changing = threading.Lock()
         self._visits: set[Visit] = set()
+        self._waiting = 0
         self._stopping = False
+
+    @property
+    def waiting(self) -> int:
+        """How many turns have been asked for and have not begun."""
+        return self._waiting
 
     @contextmanager
     def visit(self, session: str | None) -> Iterator[Visit]:
@@ -53,6 +59,10 @@ class Turns:
             for visit in self._visits:
                 visit.has_left |= visit.session == session
 
+    def _wait(self, more: int) -> None:
+        with self._changing:
+            self._waiting += more
+
     def stop(self) -> None:
         """Let every request, also those to come, end with a word about it. Safe in a signal handler."""
         self._stopping = True
@@ -66,6 +76,7 @@ class Visit:
 
     def turn(self, compute: Callable[[], T]) -> T:
         """Compute, alone. Raises GoneError if nobody waits for the answer."""
+        self._turns._wait(1)
         return self._turns._computing.submit(self._if_awaited, compute).result()
 
     def each(self, results: Iterable[T]) -> Iterator[T]:
@@ -75,6 +86,7 @@ class Visit:
             yield result  # type: ignore[misc]
 
     def _if_awaited(self, compute: Callable[[], T]) -> T:
+        self._turns._wait(-1)
         if self._turns._stopping:
             raise GoneError("the server is being stopped; ask again when it is back")
         if self.has_left:
