@@ -7,6 +7,7 @@ import threading
 import warnings
 
 import numpy as np
+import pytest
 import torch
 
 import rinalmo
@@ -56,15 +57,19 @@ def test_a_run_leaves_the_process_as_it_was(make_recipe, tmp_path):
     assert process_state() == before
 
 
-def test_any_thread_and_any_mode_give_the_same_weights(make_recipe, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_any_thread_and_any_mode_give_the_same_weights(make_recipe, tmp_path, precision):
+    """Weights that autocast has cast must not outlive a step, whoever's autocast is the outermost."""
+    recipe = make_recipe(train__precision=precision)
     torch.manual_seed(1)
-    pretrain(make_recipe(), tmp_path / "main")
+    pretrain(recipe, tmp_path / "main")
     torch.manual_seed(2)
     before = process_state()
-    in_thread(lambda: pretrain(make_recipe(), tmp_path / "thread"))
+    in_thread(lambda: pretrain(recipe, tmp_path / "thread"))
     assert process_state() == before
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        pretrain(make_recipe(), tmp_path / "inference")
+        pretrain(recipe, tmp_path / "inference")
+        assert torch.is_autocast_enabled("cpu")
     assert weights(tmp_path / "main") == weights(tmp_path / "thread") == weights(tmp_path / "inference")
 
 

@@ -206,6 +206,7 @@ class Spread:
         half = torch.autocast(self.device.type, self.half, enabled=bool(self.half) and not self.sharded)
         with quiet, half:
             yield self.module
+        torch.clear_autocast_cache()  # where the caller has autocast on, its end does not do so
 
     def rest(self) -> None:
         """After a forward pass without a backward pass: let go of what was gathered for it."""

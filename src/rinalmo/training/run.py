@@ -61,18 +61,18 @@ def preserved_state(device: torch.device) -> Iterator[None]:
     Gradients are computed, and in the run's own precision, whatever modes the caller is in.
     """
     python, numpy = random.getstate(), np.random.get_state()
+    autocast = {kind: torch.is_autocast_enabled(kind) for kind in {"cpu", device.type}}
     module = None if device.type == "cpu" else torch.get_device_module(device)
     state = None if module is None else module.get_rng_state()
     try:
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast(device.type, enabled=False),
-        ):
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+            # Not by `torch.autocast`: what is cast in it is kept until the outermost context ends.
+            for kind in autocast:
+                torch.set_autocast_enabled(kind, False)
             yield
     finally:
+        for kind, enabled in autocast.items():
+            torch.set_autocast_enabled(kind, enabled)
         random.setstate(python)
         np.random.set_state(numpy)
         if module is not None:
