@@ -9,9 +9,10 @@ A page is a story told in one empty folder. Of its fenced blocks two kinds count
     ```console                       `$ command` is run (`\\` goes on in the next line), the rest is what it prints
 
 In what a page shows `…` stands for anything within a line, and for any lines if it is alone. Words, whole numbers and
-signs have to be the same. Numbers with a decimal point or an exponent are compared as numbers, for they differ from
-processor to processor: a printed number p agrees with a shown one s if |p - s| ≤ 0.01 + 0.01 |s|. However many digits
-it has, and how many spaces stand beside it, does not matter; a bar of █ may be one longer or shorter.
+signs have to be the same; the line that names the device may name any. Numbers with a decimal point or an exponent are
+compared as numbers, for they differ from processor to processor: a printed number p agrees with a shown one s if
+|p - s| ≤ 0.01 + 0.01 |s|. However many digits it has, and how many spaces stand beside it, does not matter; a bar of █
+may be one longer or shorter. CPUs compute in fp32 here.
 `<!-- tolerance: 0.2 -->` before a block puts another number in the place of 0.01, and after
 `<!-- tolerance: inf -->` only the number of lines is compared, as for what a model says that the page itself trained.
 `rinalmo` is run in forks of this process, which has imported torch: importing takes longer than
@@ -119,6 +120,8 @@ def _values(shown: str, printed: str) -> tuple[str, ...] | None:
 def _pattern(line: str) -> str:
     if line.strip() == "…":
         return r"(?:.*\n)*?"
+    if device := re.match("(note: )?device: ", line):
+        return rf"{device[0]}.*\n"
     parts = re.split(rf"( *(?:{VALUE.pattern}) *|…)", line.rstrip())
     return "".join(map(_part, parts)) + r" *\n"
 
@@ -200,7 +203,8 @@ def _become_rinalmo(words: list[str], folder: Path, output: int) -> None:
 
 def _environment() -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1", "PATH": path, "PYTHONWARNINGS": "ignore"}
+    fixed = {"COLUMNS": "80", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "RINALMO_CPU": "fp32"}
+    return {**os.environ, **fixed, "PATH": path}
 
 
 def main() -> None:
