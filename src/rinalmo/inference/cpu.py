@@ -83,4 +83,6 @@ def check_precision(precision: str) -> None:
 
 
 def _within_cap(precision: str) -> bool:
+    if precision not in LEVELS:  # fp16 is for GPUs
+        return True
     return LEVELS.index(precision) <= max(LEVELS.index(cpu_cap()), LEVELS.index("fp32"))
