@@ -339,7 +339,7 @@ def test_reader_that_goes_away(backbone):
     fasta = "".join(f">{n}\nGG<mask>CC\n" for n in range(3000))
     done = subprocess.run(["bash", "-c", command], input=fasta, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("id\tposition")
-    assert re.fullmatch("device: .*\n", done.stderr)
+    assert re.fullmatch("(device: .*\n)?", done.stderr)
     assert done.returncode == 0
 
 
@@ -348,7 +348,7 @@ def test_reader_that_never_came(backbone):
     command = f"{sys.executable} -m rinalmo score ACGU --all-single --model {backbone} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    assert re.fullmatch("device: .*\n", done.stderr)
+    assert re.fullmatch("(device: .*\n)?", done.stderr)
 
 
 # The command, which a SIGINT reaches when its second chunk has been written.
