@@ -96,7 +96,7 @@ def test_a_signal_saves_and_a_resumed_run_is_the_same_to_the_bit(make_recipe, fi
     assert not (tmp_path / "run" / "model").exists()
     notes = []
     assert pretrain(recipe, tmp_path / "run", resume=True, listener=Listener(note=notes.append)).finished
-    assert notes == ["going on after step 4"]
+    assert notes[1:] == ["going on after step 4"]
     assert weights(tmp_path / "run") == weights(finished)
     assert log(tmp_path / "run") == log(finished)
 
@@ -139,8 +139,8 @@ def test_a_damaged_checkpoint_costs_some_steps_and_nothing_else(make_recipe, fin
     shard.write_bytes(content)
     notes = []
     pretrain(make_recipe(), tmp_path / "run", resume=True, listener=Listener(note=notes.append))
-    assert "step-00000005 is damaged" in notes[0]
-    assert notes[1] == "going on after step 4"
+    assert "step-00000005 is damaged" in notes[1]
+    assert notes[2] == "going on after step 4"
     assert weights(tmp_path / "run") == weights(finished)
     assert log(tmp_path / "run") == log(finished)
 
