@@ -185,6 +185,7 @@ def test_the_toy_run_of_what_a_gpu_is_measured_by(tmp_path):
     assert f"{len(report['rows'])} rows, 0 failed" in output
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_leaves_the_others(tmp_path):
     output = run(
         "gpu.py", "--device", "cuda:99", "--tiny", "--parts", "memory", "cold", "--output", tmp_path / "g.json"

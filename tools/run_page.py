@@ -15,8 +15,8 @@ compared as numbers, for they differ from processor to processor: a printed numb
 may be one longer or shorter. CPUs compute in fp32 here.
 `<!-- tolerance: 0.2 -->` before a block puts another number in the place of 0.01, and after
 `<!-- tolerance: inf -->` only the number of lines is compared, as for what a model says that the page itself trained.
-`rinalmo` is run in forks of this process, which has imported torch: importing takes longer than
-most commands.
+The line that names the device is left out, for it is another one on another machine. `rinalmo` is run in forks of this
+process, which has imported torch: importing takes longer than most commands.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ FENCE = re.compile(
 PICTURE = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")
 NUMBER = r"(?<![\w.])-?\d+(?:\.\d*)?e[+-]?\d+(?!\w)|-?\d+\.\d+"
 VALUE = re.compile(rf"{NUMBER}|█+")
+DEVICE = re.compile(r"^device: .*\n", re.MULTILINE)
 EXAMPLES = Path(rinalmo.__file__).parent / "assets" / "examples"
 TOLERANCE = 0.01
 
@@ -166,7 +167,7 @@ def _printed(command: str, folder: Path) -> str:
             subprocess.run(
                 ["bash", "-c", command], cwd=folder, env=_environment(), stdout=file, stderr=file, check=False
             )
-    printed = output.read_text().strip("\n")
+    printed = DEVICE.sub("", output.read_text()).strip("\n")
     output.unlink()
     return printed
 

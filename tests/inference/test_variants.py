@@ -60,6 +60,7 @@ def test_wild_type_marginals(nano, engine):
     np.testing.assert_allclose(rinalmo.score(WILD, MUTANTS, engine, method="wild-type-marginals"), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_pseudo_log_likelihood_of_any_length(nano, engine):
     others = ["GCGGAUUUAGCUCAGC", WILD[:7] + WILD[8:], WILD + "AC"]
     expected = [pll(nano, other) - pll(nano, WILD) for other in others]

@@ -2,7 +2,7 @@
 
     RINALMO_CPU=plain   the encoder of `rinalmo.model`, in fp32; no packed weights
     RINALMO_CPU=fp32    packed weights, in fp32
-    RINALMO_CPU=bf16    up to bfloat16
+    RINALMO_CPU=bf16    up to bfloat16, or float16
     RINALMO_CPU=int8    no cap; the default
 
 The variable is read whenever it matters, so a program may set it after importing this package.
@@ -83,6 +83,5 @@ def check_precision(precision: str) -> None:
 
 
 def _within_cap(precision: str) -> bool:
-    if precision not in LEVELS:  # fp16 is for GPUs
-        return True
-    return LEVELS.index(precision) <= max(LEVELS.index(cpu_cap()), LEVELS.index("fp32"))
+    level = "bf16" if precision == "fp16" else precision  # which GPUs compute in, and training on a CPU can
+    return LEVELS.index(level) <= max(LEVELS.index(cpu_cap()), LEVELS.index("fp32"))
