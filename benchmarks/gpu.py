@@ -58,6 +58,7 @@ from torch import Tensor
 
 from rinalmo.inference.batching import to_host
 from rinalmo.inference.devices import native_precision
+from rinalmo.inference.embeddings import mean_of_nucleotides
 from rinalmo.inference.engine import Engine
 from rinalmo.inference.gpu_encoder import GpuEncoder
 from rinalmo.model import backends, compiling
@@ -427,8 +428,7 @@ def _embed_speed(
 
     def compute(ids: Tensor, layout: Layout) -> list[np.ndarray]:
         states = engine.hidden_states(ids, layout, [last])[0]
-        pooled = torch.stack([part[1:-1].mean(dim=0) for part in layout.split(states)])
-        return list(to_host(pooled)[0].numpy())
+        return list(to_host(mean_of_nucleotides(states, layout))[0].numpy())
 
     start = time.perf_counter()
     for _ in engine.map(compute, rnas(work["real mix"][: setting.sized(400, 10)])):
