@@ -59,7 +59,9 @@ def embed_file(
     run = Run(output)
     job = partial(_embedding, pooling=pooling, layers=layers)
     with read_from(Path(fasta)), run.opened(settings, resume=resume, restart=restart):
-        chunks = run.missing(chunked(records, lambda record: len(record.sequence)))
+        # A GPU runs dry at the end of each chunk, so it gets larger ones; less so for single nucleotides: gigabytes.
+        scale = 1 if engine.device.type == "cpu" else 4 if per_token else 16
+        chunks = run.missing(chunked(records, lambda record: len(record.sequence), scale=scale))
         for number, chunk in engine.run(job, chunks, adding(tell, run.finished())):
             run.write(number, chunk)
         count = run.finished()

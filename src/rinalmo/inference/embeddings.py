@@ -17,6 +17,7 @@ from rinalmo.inference.batching import to_host
 from rinalmo.inference.devices import DeviceLike
 from rinalmo.inference.engine import Engine, as_engine
 from rinalmo.inference.inputs import Sequences, as_records, encode, peeked, read_from
+from rinalmo.model.heads import first_tokens
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.fasta import Record
@@ -69,12 +70,13 @@ def embed_records(
         states = engine.hidden_states(packed, layout, chosen)
         # One layer gives no layer axis, so that the common case is a plain matrix.
         stacked = torch.stack(states, dim=1) if len(states) > 1 else states[0]
-        pooled = [_pooled(part, pooling) for part in layout.split(stacked)]
         # One transfer for the whole batch; on a GPU each one waits for the device.
-        together = to_host(torch.cat(pooled) if pooling == "none" else torch.stack(pooled))[0].numpy()
-        return (
-            np.split(together, np.cumsum([len(part) for part in pooled])[:-1]) if pooling == "none" else list(together)
-        )
+        if pooling != "none":
+            pooled = mean_of_nucleotides(stacked, layout) if pooling == "mean" else first_tokens(stacked, layout)
+            return list(to_host(pooled)[0].numpy())
+        inner = [part[1:-1] for part in layout.split(stacked)]
+        together = to_host(torch.cat(inner))[0].numpy()
+        return np.split(together, np.cumsum([len(part) for part in inner])[:-1])
 
     for values in engine.map(compute, ids()):
         yield waiting.popleft(), values
@@ -94,11 +96,15 @@ def layer_indices(layers: Sequence[int], num_blocks: int) -> list[int]:
     return [layer % (num_blocks + 1) for layer in chosen]
 
 
-def _pooled(states: Tensor, pooling: Pooling) -> Tensor:
-    match pooling:
-        case "cls":
-            return states[0]
-        case "mean":
-            return states[1:-1].mean(dim=0)
-        case _:
-            return states[1:-1]
+def mean_of_nucleotides(states: Tensor, layout: Layout) -> Tensor:
+    """The mean of each sequence's states without CLS and EOS.
+
+    Args:
+        states: `(tokens, …)`, packed.
+        layout: Where each sequence lies. Sequences of equal length side by side are one operation.
+
+    Returns:
+        `(sequences, …)`.
+    """
+    runs = [states[run.start : run.stop].unflatten(0, (run.count, run.length)) for run in layout.runs]
+    return torch.cat([run[:, 1:-1].mean(dim=1) for run in runs])

@@ -65,10 +65,13 @@ class Chunk:
 
 
 def chunked(
-    items: Iterable[C], size: Callable[[C], int], full: int = CHUNK_TOKENS, most: int | None = None
+    items: Iterable[C], size: Callable[[C], int], full: int = CHUNK_TOKENS, most: int | None = None, scale: int = 1
 ) -> Iterator[list[C]]:
-    """Consecutive items, cut where a chunk is full: by the sum of their sizes, or by their number (`most`)."""
-    most = most or CHUNK_RECORDS
+    """Consecutive items, cut where a chunk is full: by the sum of their sizes, or by their number (`most`).
+
+    `scale` makes chunks so many times as large.
+    """
+    most, full = scale * (most or CHUNK_RECORDS), scale * full
     chunk: list[C] = []
     total = 0
     for item in items:
