@@ -16,6 +16,7 @@ def losses(run):
     return [line["loss"] for line in lines if "loss" in line]
 
 
+@pytest.mark.precision("fp16")
 def test_losses_of_fp16_are_those_of_fp32(backbone, tmp_path):
     for precision in ("fp32", "fp16"):
         given = (*QUICK, f"train.precision={precision}")
