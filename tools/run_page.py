@@ -9,10 +9,10 @@ A page is a story told in one empty folder. Of its fenced blocks two kinds count
     ```console                       `$ command` is run (`\\` goes on in the next line), the rest is what it prints
 
 In what a page shows `…` stands for anything within a line, and for any lines if it is alone. Words, whole numbers and
-signs have to be the same; the line that names the device may name any. Numbers with a decimal point or an exponent are
-compared as numbers, for they differ from processor to processor: a printed number p agrees with a shown one s if
-|p - s| ≤ 0.01 + 0.01 |s|. However many digits it has, and how many spaces stand beside it, does not matter; a bar of █
-may be one longer or shorter. CPUs compute in fp32 here.
+signs have to be the same. Numbers with a decimal point or an exponent are compared as numbers, for they differ from
+processor to processor: a printed number p agrees with a shown one s if |p - s| ≤ 0.01 + 0.01 |s|. However many digits
+it has, and how many spaces stand beside it, does not matter; a bar of █ may be one longer or shorter. CPUs compute in
+fp32 here.
 `<!-- tolerance: 0.2 -->` before a block puts another number in the place of 0.01, and after
 `<!-- tolerance: inf -->` only the number of lines is compared, as for what a model says that the page itself trained.
 The line that names the device is left out, for it is another one on another machine. `rinalmo` is run in forks of this
@@ -44,7 +44,7 @@ FENCE = re.compile(
 PICTURE = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")
 NUMBER = r"(?<![\w.])-?\d+(?:\.\d*)?e[+-]?\d+(?!\w)|-?\d+\.\d+"
 VALUE = re.compile(rf"{NUMBER}|█+")
-DEVICE = re.compile(r"^device: .*\n", re.MULTILINE)
+DEVICE = re.compile(r"^(?:note: )?device: .*\n", re.MULTILINE)
 EXAMPLES = Path(rinalmo.__file__).parent / "assets" / "examples"
 TOLERANCE = 0.01
 
@@ -121,8 +121,6 @@ def _values(shown: str, printed: str) -> tuple[str, ...] | None:
 def _pattern(line: str) -> str:
     if line.strip() == "…":
         return r"(?:.*\n)*?"
-    if device := re.match("(note: )?device: ", line):
-        return rf"{device[0]}.*\n"
     parts = re.split(rf"( *(?:{VALUE.pattern}) *|…)", line.rstrip())
     return "".join(map(_part, parts)) + r" *\n"
 
