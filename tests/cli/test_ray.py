@@ -228,6 +228,55 @@ def test_where_no_ray_is(rinalmo_command, folder, tmp_path, address, words):
     assert time.monotonic() - start < 10
 
 
+# Ray counts GPUs that it is told of, whether they are there or not; workers that find none compute on the CPU.
+GPUS = """
+import sys
+import ray
+from rinalmo.errors import InputError
+from rinalmo.inference.embed_file import embed_file
+from rinalmo.inference.ray_engine import RayEngine
+
+ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+folder, output = sys.argv[1:]
+for gpus in (0, 0.5, None):
+    with RayEngine(f"{folder}/tiny", "fp32", gpus_per_worker=gpus) as engine:
+        print(gpus, engine.describe(), embed_file(f"{folder}/in.fa", f"{output}/{gpus}.npz", engine))
+try:
+    RayEngine(f"{folder}/tiny", gpus_per_worker=2)
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_workers_share_the_gpus_of_a_cluster(folder, one, tmp_path):
+    pytest.importorskip("ray")
+    done = subprocess.run(
+        [sys.executable, "-c", GPUS, folder, tmp_path], capture_output=True, text=True, check=False, timeout=300
+    )
+    kind = one.device.type
+    assert done.stdout.splitlines() == [
+        "0 2 Ray workers on cpu, fp32 60",
+        f"0.5 2 Ray workers on {kind}, fp32 60",
+        f"None 1 Ray worker on {kind}, fp32 60",
+        "--gpus-per-worker 2: the most that a machine of this Ray has is 1",
+    ], done.stderr
+    assert len({(tmp_path / f"{gpus}.npz").read_bytes() for gpus in (0, 0.5, None)}) == 1 or kind != "cpu"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "words"),
+    [
+        (1.5, None, "--gpus-per-worker 1.5: give 0, a fraction of 1 such as 0.5, or a whole number"),
+        (0, "cuda", "--gpus-per-worker 0 leaves workers without a GPU, but --device is cuda"),
+        (1, "cpu", "--gpus-per-worker 1 is for CUDA, but --device is cpu"),
+    ],
+)
+def test_gpus_that_make_no_sense(gpus, device, words):
+    with pytest.raises(InputError, match=words):
+        RayEngine("nano", gpus_per_worker=gpus, device=device)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -170,7 +170,7 @@ class RayEngine:
         if (largest := max(node.get("CPU", 0) for node in nodes)) < self._threads:
             raise InputError(f"--threads {self._threads}: the largest machine of this Ray has {largest:.0f} CPUs")
         if (largest := max(node.get("GPU", 0) for node in nodes)) < gpus:
-            raise InputError(f"--gpus-per-worker {gpus:g}: no machine of this Ray has more than {largest:.0f} GPUs")
+            raise InputError(f"--gpus-per-worker {gpus:g}: the most that a machine of this Ray has is {largest:.0f}")
         count = workers or self._places(gpus)
         self._actor = self._ray.remote(num_cpus=self._threads, num_gpus=gpus)(_Worker)
         self._workers = [self._actor.remote(self._settings) for _ in range(count)]
