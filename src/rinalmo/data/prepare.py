@@ -32,7 +32,7 @@ from rinalmo.data.reading import Source, Tell, read_counts, stage
 from rinalmo.data.recipe import PrepareRecipe, SourceRecipe, TableRecipe
 from rinalmo.data.staged import Numbers, Staged
 from rinalmo.data.store import TokenStore
-from rinalmo.durable import destination, empty_folder, file_sha256, held, publish_folder, replacing
+from rinalmo.durable import clear_temporaries, destination, empty_folder, file_sha256, held, publish_folder, replacing
 from rinalmo.errors import InputError
 
 REPORT = "report.json"
@@ -111,6 +111,9 @@ class _Run:
         target = self.folder / "store"
         if not target.exists():
             self._write(target)
+        for folder in (target, target / "plots"):  # what a process that was killed was writing does not stay in a store
+            if folder.is_dir():
+                clear_temporaries(folder)
         report = TokenStore.open(target).manifest["provenance"]["report"]
         with replacing(target / REPORT) as file:
             file.write((json.dumps(report, indent=1) + "\n").encode())
