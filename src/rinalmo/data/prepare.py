@@ -23,7 +23,7 @@ import numpy as np
 
 from rinalmo import __version__
 from rinalmo.data.assembling import Selection, assemble, duplicate_pairs, split
-from rinalmo.data.card import write_card
+from rinalmo.data.card import PLOTS, write_card
 from rinalmo.data.clustering import Distinct, cluster
 from rinalmo.data.dedupe import first_of_equals
 from rinalmo.data.filters import Filters
@@ -111,7 +111,7 @@ class _Run:
         target = self.folder / "store"
         if not target.exists():
             self._write(target)
-        for folder in (target, target / "plots"):  # what a process that was killed was writing does not stay in a store
+        for folder in (target, target / PLOTS):  # what a process that was killed was writing does not stay in a store
             if folder.is_dir():
                 clear_temporaries(folder)
         report = TokenStore.open(target).manifest["provenance"]["report"]
