@@ -330,7 +330,7 @@ def test_full_disk(rinalmo_command, backbone, tmp_path):
             assert len(told) == 1, result.err
             assert not list(small.iterdir()), ending
     finally:
-        subprocess.run(["umount", str(small)], check=True)
+        subprocess.run(["umount", "-l", str(small)], check=True)
 
 
 @pytest.mark.posix_only

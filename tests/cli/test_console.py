@@ -39,6 +39,7 @@ def run_all(commands, environment):
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", ENCODINGS, ids=str)
 def test_names_and_bars_on_standard_output(backbone, tmp_path, environment):
     (tmp_path / "in.fa").write_bytes(NAMES)
