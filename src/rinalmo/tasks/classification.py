@@ -23,6 +23,7 @@ from rinalmo.errors import InputError
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.tasks.base import Columns, Example, Figures, Task, require
+from rinalmo.tasks.cells import is_missing
 from rinalmo.tasks.tables import read_single
 
 _YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
@@ -159,9 +160,9 @@ def require_known(example: Example, name: str, places: Mapping[str, int]) -> Non
 
 
 def require_name(example: Example, value: Any, column: str) -> None:
-    """Raise InputError for a class called NaN, which is what tables write where nothing is known."""
-    missing = str(value).lower() == "nan"
-    require(not missing, example, f"{column} is {value!r}, which stands for a missing value; drop the row")
+    """Raise InputError for a class called NaN, NA, None or null, which tables write where nothing is known."""
+    hint = "drop the row, or give the class another name"
+    require(not is_missing(value), example, f"{column} is {value!r}, which stands for a missing value; {hint}")
 
 
 def class_answer(column: str, classes: Sequence[str], probabilities: np.ndarray) -> dict[str, Any]:

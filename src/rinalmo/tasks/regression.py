@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -27,6 +28,7 @@ from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.model.task_heads import RibosomeLoadHead
 from rinalmo.tasks.base import Columns, Example, Figures, Task
+from rinalmo.tasks.cells import is_missing, number_format
 from rinalmo.tasks.tables import number, read_single
 
 
@@ -38,11 +40,16 @@ class _Regression(Task):
 
     @classmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:
-        found = read_single(path, columns, cls.columns, cls.name)
-        return [Example(e.name, e.sequence, number(e.target, e.where, "the target"), e.group, e.where) for e in found]
+        examples = read_single(path, columns, cls.columns, cls.name)
+        cells = [example.target for example in examples if not is_missing(example.target)]
+        hint = "; write the numbers with decimal points and without thousands separators"
+        written = number_format(cells, f"{path}: the target", hint=hint)
+        return [replace(e, target=number(e.target, e.where, "the target", written)) for e in examples]
 
     @classmethod
     def learned(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
+        if len(examples) > 1 and len(values := {example.target for example in examples}) == 1:
+            raise InputError(f"the target is {values.pop():g} in all training examples; there is nothing to learn")
         return cls()
 
     def heads(self) -> dict[str, dict[str, Any]]:

@@ -5,22 +5,20 @@
     multilabel   several columns of 0 and 1
     multiclass   one column of names
 
-What a table holds is found out from its cells unless the recipe says. The surprise: whole numbers of few values, each
-seen often, are taken for classes, and a note says so.
+What a table holds is decided from all of its rows (`rinalmo.tasks.columns`) unless the recipe says. Whole numbers of
+few values, each seen often, are taken for classes, and a note says so.
 
-A cell for every nucleotide is a list (`[0.1, 0.2, null]` or `0.1,0.2,`), or for classes a text of one letter each. It
+A cell for every nucleotide is a list (`[0.1, 0.2, null]` or `0.1;0.2;`), or for classes a text of one letter each. It
 may be shorter than the sequence: the rest was not measured.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -33,6 +31,7 @@ from rinalmo.model.losses import IGNORE, ProblemType
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.tasks.base import Columns, Example, Figures, Per, Task, inner, require
+from rinalmo.tasks.cells import PLAIN, NumberFormat, is_missing
 from rinalmo.tasks.classification import (
     binary_figures,
     class_answer,
@@ -40,14 +39,13 @@ from rinalmo.tasks.classification import (
     class_name,
     pooled,
     require_known,
-    require_name,
     require_several,
     truth,
 )
+from rinalmo.tasks.columns import described, formats_of, items_of, kind_of, per_of, single_cells
 from rinalmo.tasks.tables import number, read_table
 
 _USUAL = ("label", "target", "value", "y", "class", "score")
-_FEW, _OFTEN = 20, 5  # whole numbers: at most so many values, each seen so often on average, are classes
 _TAKEN = {"id", "position", "nucleotide", "probability"}
 _SCORES = {"regression": "r2", "binary": "roc_auc", "multilabel": "roc_auc", "multiclass": "accuracy"}
 
@@ -56,7 +54,7 @@ class Table(Task):
     """Whatever the columns of a table say."""
 
     name = "table"
-    options = ("kind", "per", "pooling")
+    options = ("kind", "per", "pooling", "decimal", "missing")
 
     def __init__(
         self,
@@ -67,8 +65,25 @@ class Table(Task):
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
         pooling: str = "cls",
+        formats: Mapping[str, Mapping[str, Any]] | None = None,
+        missing: Literal["drop", "class"] | None = None,
     ) -> None:
+        """A task on columns that are known.
+
+        Args:
+            kind: What the columns hold.
+            per: Whether they hold a value for each sequence or a list with one for each nucleotide.
+            targets: Names of the columns.
+            classes: Names of the classes, for "multiclass".
+            mean: Mean of each column over the training examples, for "regression".
+            std: Standard deviation of each.
+            pooling: What the head looks at: "cls" or "mean".
+            formats: Arguments of `NumberFormat` by column, for those that are not written plainly.
+            missing: "drop": examples without a value are left out. "class": words such as NA name a class.
+        """
         self.kind, self.per, self.targets, self.classes = kind, per, list(targets), list(classes)
+        self.formats = {name: NumberFormat(**fields) for name, fields in (formats or {}).items()}
+        self.missing, self.notes = missing, list[str]()
         self.mean, self.std, self.pooling = list(mean), list(std), pooling
         self.places = {name: place for place, name in enumerate(self.classes)}
         self.score = _SCORES[kind]
@@ -82,12 +97,14 @@ class Table(Task):
             "mean": self.mean,
             "std": self.std,
             **pooled(self.pooling),
+            **({"formats": {name: asdict(written) for name, written in self.formats.items()}} if self.formats else {}),
+            **({"missing": self.missing} if self.missing else {}),
         }
 
     def described(self) -> str:
         what = f"{self.kind} of {len(self.classes)} classes" if self.classes else self.kind
         hint = "; say --set options.kind=regression if the numbers are amounts" if _numbers(self.classes) else ""
-        return f"{', '.join(self.targets)}: {what}, for each {self.per}{hint}"
+        return "\n".join([f"{', '.join(self.targets)}: {what}, for each {self.per}{hint}", *self.notes])
 
     @classmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:
@@ -98,22 +115,37 @@ class Table(Task):
         targets = list(examples[0].target)
         if taken := sorted({*targets} & _TAKEN):
             raise InputError(f"`predict` has a column {taken[0]!r} of its own; give the column to predict another name")
-        width, first = len(targets), examples[0].target[targets[0]]
-        per: Per = options.get("per") or ("nucleotide" if _is_list(first) else "sequence")
-        kind: ProblemType = options.get("kind") or _kind(examples, per, width)
+        width = len(targets)
+        per: Per = options.get("per") or per_of(examples, targets)
+        given: ProblemType | None = options.get("kind")
+        names = given == "multiclass"
+        decimal = options.get("decimal")
+        formats = dict.fromkeys(targets, PLAIN) if names else formats_of(examples, targets, per, decimal)
+        kind = given or kind_of(examples, per, formats)
         if kind in ("binary", "multiclass") and width > 1:
             raise InputError(f"a {kind} table has one column to predict, not {width}; several are multilabel")
-        classes = _classes(examples, per, targets[0]) if kind == "multiclass" else []
+        missing = options.get("missing")
+        classes = _classes(examples, per, targets[0], missing) if kind == "multiclass" else []
         pooling = options.get("pooling") or "cls"
         if per == "nucleotide" and "pooling" in options:
             raise InputError("options.pooling is for one answer a sequence; this table has values of each nucleotide")
-        task = cls(kind, per, targets, classes, pooling=pooling)
+        task = cls(kind, per, targets, classes, pooling=pooling, missing=missing)
+        if kind != "multiclass":
+            task.formats = {
+                name: written
+                for name, written in formats.items()
+                if decimal or written != PLAIN or _has_comma(examples, name, per)
+            }
         if kind in ("regression", "binary"):
-            values = np.concatenate([e.target.reshape(-1, width) for e in task.understood(examples)])
+            understood = task.understood(examples)
+            if not understood:
+                raise InputError(f"{', '.join(targets)}: no row has a value; there is nothing to learn")
+            values = np.concatenate([e.target.reshape(-1, width) for e in understood])
             if kind == "regression":
                 task.mean, task.std = _scale(values, targets)
             else:
                 require_several({str(value) for value in values[values != IGNORE].tolist()}, targets[0])
+        task.notes = list(described(examples, kind, per, formats, task._is_class_word))
         return task
 
     def heads(self) -> dict[str, dict[str, Any]]:
@@ -123,41 +155,69 @@ class Table(Task):
         return {"pooler": pooled(self.pooling), "sequence_head": options}
 
     def understood(self, examples: Sequence[Example]) -> list[Example]:
-        return [replace(example, target=self._target(example)) for example in examples]
+        formats: dict[str, NumberFormat] = {}
+        known = [name for name in self.targets if all(name in example.target for example in examples)]
+        if self.kind != "multiclass":
+            # A file for evaluation may write its numbers in another way than the training data.
+            formats = formats_of(examples, known, self.per, usual=self.formats)
+        kept = [example for example in examples if not self._is_left_out(example)]
+        return [replace(example, target=self._target(example, formats)) for example in kept]
 
-    def _target(self, example: Example) -> np.ndarray:
+    def _is_left_out(self, example: Example) -> bool:
+        values = [example.target.get(name, "") for name in self.targets]
+        return (
+            self.missing == "drop"
+            and all(name in example.target for name in self.targets)
+            and all(is_missing(value) or value in ([], "[]") for value in values)
+        )
+
+    def _target(self, example: Example, formats: Mapping[str, NumberFormat]) -> np.ndarray:
         """`(targets,)` or `(length, targets)`; classes as their places without the last axis."""
         lacking = [name for name in self.targets if name not in example.target]
         hint = "give this column its name, or leave --target out"
         require(not lacking, example, f"the model predicts {''.join(lacking[:1])!r}, not what was named; {hint}")
-        values = [example.target[name] for name in self.targets]
+        values = [(name, example.target[name], formats.get(name, PLAIN)) for name in self.targets]
         if self.per == "sequence":
-            cells = [self._cell(example, value, name) for value, name in zip(values, self.targets, strict=True)]
+            cells = [self._cell(example, value, name, written) for name, value, written in values]
             return np.array(cells[0] if self.kind == "multiclass" else cells)
-        tracks = [self._track(example, value, name) for value, name in zip(values, self.targets, strict=True)]
+        tracks = [self._track(example, value, name, written) for name, value, written in values]
         return tracks[0] if self.kind == "multiclass" else np.stack(tracks, axis=1)
 
-    def _track(self, example: Example, value: Any, name: str) -> np.ndarray:
-        several = len(self.targets) > 1
-        require(several or value not in (None, "", []), example, f"{name} is empty; drop the row")
-        cells, length = _cells(example, value, self.kind), len(example.sequence)
+    def _track(self, example: Example, value: Any, name: str, written: NumberFormat) -> np.ndarray:
+        if len(self.targets) == 1 and (is_missing(value) or value == []):
+            self._refuse_missing(example, value, name)
+        cells, length = items_of(example, value, name, self.kind), len(example.sequence)
         require(len(cells) <= length, example, f"{name} has {len(cells)} values for {length} nucleotides")
         empty = math.nan if self.kind == "regression" else IGNORE
-        found = [self._cell(example, cell, f"{name}, value {i}") for i, cell in enumerate(cells, start=1)]
-        return np.array(found + [empty] * (length - len(found)))
+        numbered = enumerate(cells, start=1)
+        values = [self._cell(example, cell, f"{name}, value {i}", written) for i, cell in numbered]
+        return np.array(values + [empty] * (length - len(values)))
 
-    def _cell(self, example: Example, value: Any, name: str) -> float | int:
+    def _cell(self, example: Example, value: Any, name: str, written: NumberFormat) -> float | int:
+        if is_missing(value) and not self._is_class_word(value):
+            if self.per == "sequence" and (len(self.targets) == 1 or self.kind == "multiclass"):
+                self._refuse_missing(example, value, name)
+            return math.nan if self.kind == "regression" else IGNORE
         if self.kind == "regression":
-            return number(value, example.where, name, missing=self.per == "nucleotide" or len(self.targets) > 1)
-        named = class_name(value)
-        if not named:
-            require(self.per == "nucleotide" or self.kind == "multilabel", example, f"{name} is empty; drop the row")
-            return IGNORE
+            several = self.per == "nucleotide" or len(self.targets) > 1
+            return number(value, example.where, name, written, missing=several)
         if self.kind == "multiclass":
-            require_name(example, value, name)
+            named = class_name(value)
             require_known(example, named, self.places)
             return self.places[named]
-        return int(truth(replace(example, target=value)))
+        parsed = written.parse(value)
+        return int(parsed) if parsed in (0.0, 1.0) else int(truth(replace(example, target=value)))
+
+    def _is_class_word(self, value: Any) -> bool:
+        """Whether this is a word such as NA that names a class here."""
+        return self.missing == "class" and isinstance(value, str) and value.strip() != "" and is_missing(value)
+
+    def _refuse_missing(self, example: Example, value: Any, name: str) -> None:
+        text = str("" if value is None or value == [] else value).strip()
+        stands = f"is {text!r}, which stands for a missing value" if text else "is empty"
+        named = ", or =class if it names one" if text and self.kind == "multiclass" else ""
+        hint = f"drop the row, or say --set options.missing=drop to leave out such rows{named}"
+        require(False, example, f"{name} {stands}; {hint}")
 
     def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
         if self.per == "sequence":
@@ -245,77 +305,29 @@ def _numbers(classes: Sequence[str]) -> bool:
     return bool(classes) and all(name.lstrip("-").isdigit() for name in classes)
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list) or (isinstance(value, str) and bool(re.match(r"\s*\[|[^,;]+[,;]", value)))
+def _has_comma(examples: Sequence[Example], name: str, per: Per) -> bool:
+    return any("," in value for _, value in single_cells(examples, name, per) if isinstance(value, str))
 
 
-def _cells(example: Example, value: Any, kind: ProblemType) -> list[Any]:
-    """The cells of a list, or of a text that stands for one."""
-    if isinstance(value, list):
-        return value
-    text = str(value).strip()
-    if text.startswith("["):
-        try:
-            return list(json.loads(text))
-        except ValueError:
-            require(False, example, f"{text[:30]}… is no list")
-    if kind == "multiclass" and not re.search("[,;]", text):
-        return list(text)
-    return [cell.strip() for cell in re.split("[,;]", text)]
-
-
-def _kind(examples: Sequence[Example], per: Per, width: int) -> ProblemType:
-    cells = {cell for cell in _all_cells(examples, per) if class_name(cell)}
-    texts = {cell for cell in cells if not _is_number(cell)}
-    if texts:
-        _refuse_mixture(examples, per, texts, of=len(cells))
-        return "multiclass"
-    values = {float(cell) for cell in cells}
-    if values <= {0.0, 1.0}:
-        return "binary" if width == 1 else "multilabel"
-    whole = all(value.is_integer() for value in values)
-    few = len(values) <= _FEW and len(examples) >= _OFTEN * len(values)
-    return "multiclass" if whole and few and width == 1 and per == "sequence" else "regression"
-
-
-def _is_number(cell: Any) -> bool:
-    try:
-        float(cell)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _refuse_mixture(examples: Sequence[Example], per: Per, texts: set[Any], of: int) -> None:
-    """Raise InputError for the first text in a column that is otherwise one of numbers."""
-    if 2 * len(texts) >= of:
-        return
-    for example in examples:
-        for cell in _all_cells([example], per):
-            hint = "leave it out, or say --set options.kind=multiclass if the numbers are names"
-            require(cell not in texts, example, f"{cell!r} stands among numbers; {hint}")
-
-
-def _classes(examples: Sequence[Example], per: Per, target: str) -> list[str]:
-    found = sorted({class_name(cell) for cell in _all_cells(examples, per, "multiclass")} - {""})
+def _classes(examples: Sequence[Example], per: Per, target: str, missing: str | None) -> list[str]:
+    found = {class_name(value) for _, value in single_cells(examples, target, per, "multiclass")}
+    if missing == "class" and per == "sequence":
+        found |= {class_name(value) for e in examples if isinstance(value := e.target[target], str)}
+    found -= {""}
     require_several(found, target)
-    return found
-
-
-def _all_cells(examples: Sequence[Example], per: Per, kind: ProblemType = "regression") -> list[Any]:
-    values = [(example, value) for example in examples for value in example.target.values()]
-    cells = [(e, cell) for e, value in values for cell in ([value] if per == "sequence" else _cells(e, value, kind))]
-    for example, cell in cells:
-        require(not isinstance(cell, dict | list), example, f"{str(cell)[:30]} is neither a number nor a name")
-    return [cell for _, cell in cells]
+    return sorted(found)
 
 
 def _scale(values: np.ndarray, targets: Sequence[str]) -> tuple[list[float], list[float]]:
     for name, column in zip(targets, values.T, strict=True):
         if np.isnan(column).all():
             raise InputError(f"{name} has no value in the training data")
-    std = np.nanstd(values, axis=0)
-    return np.nanmean(values, axis=0).tolist(), np.where(std > 0, std, 1.0).tolist()
+    mean, std = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
+    # The mean of equal numbers may differ from them by rounding.
+    constant = std <= 1e-12 * np.abs(mean)
+    if len(targets) == 1 and constant[0] and np.isfinite(values).sum() > 1:
+        raise InputError(f"{targets[0]} is {mean[0]:.6g} in all training examples; there is nothing to learn")
+    return mean.tolist(), np.where(constant, 1.0, std).tolist()
 
 
 def _known(target: np.ndarray, kind: ProblemType) -> np.ndarray:

@@ -19,6 +19,10 @@ from rinalmo.errors import InputError, SequenceError
 from rinalmo.inference.inputs import NAME, SEQUENCE
 from rinalmo.rna.fasta import make_record
 from rinalmo.tasks.base import Columns, Example
+from rinalmo.tasks.cells import PLAIN, NumberFormat, is_missing
+
+LARGEST = 1e30
+"""The largest number to learn: squares of larger ones do not fit into fp32."""
 
 GROUP = ("family", "group", "type", "set")
 _ENDINGS = (".csv", ".tsv", ".tab", ".txt", ".parquet", ".jsonl", ".ndjson")
@@ -48,9 +52,9 @@ def read_table(path: Path, columns: Columns, target: Sequence[str]) -> list[Exam
 
     def example(number: int, where: str, row: dict[str, Any]) -> Example:
         cells = {column: row[column] for column in wanted}
-        label = str(row[name]) if name and row[name] not in (None, "") else str(number)
+        label = str(row[name]) if name and not is_missing(row[name]) else str(number)
         text = _sequence(row[sequence], label, where)
-        return Example(label, text, cells, str(row[group]) if group else "", where)
+        return Example(label, text, cells, str(row[group]) if group and not is_missing(row[group]) else "", where)
 
     examples = [example(1, *first)]
     examples.extend(example(number, *row) for number, row in enumerate(rows, start=2))
@@ -66,23 +70,34 @@ def read_single(path: Path, columns: Columns, target: Sequence[str], task: str) 
     return [replace(e, target=next(iter(e.target.values()))) for e in read_table(path, columns, target)]
 
 
-def number(value: Any, where: str, column: str, *, missing: bool = False) -> float:
-    """A finite number; an empty cell is NaN where `missing` values are allowed."""
-    if value in (None, "") and missing:
+def number(value: Any, where: str, column: str, written: NumberFormat = PLAIN, *, missing: bool = False) -> float:
+    """The number of a cell.
+
+    Args:
+        value: The cell.
+        where: File and line, for messages.
+        column: Name of the column, for messages.
+        written: How the column writes its numbers.
+        missing: Whether a cell may hold none; such a cell gives NaN.
+
+    Raises:
+        InputError: The cell holds no finite number, or one that is too large to learn.
+    """
+    if missing and is_missing(value):
         return math.nan
-    try:
-        found = float(value)
-    except (TypeError, ValueError):
-        found = math.nan
-    if not math.isfinite(found):
-        hint = "; leave the cell empty if it was not measured" if missing else "; drop the row if it was not measured"
-        raise InputError(f"{where}: {column} is {value!r}, not a number{hint}")
+    found = written.parse(value)
+    hint = "leave the cell empty if it was not measured" if missing else "drop the row if it was not measured"
+    if found is None or not math.isfinite(found):
+        unit = f" with {written.unit!r}, as others have it" if written.unit else ""
+        raise InputError(f"{where}: {column} is {value!r}, not a number{unit}; {hint}")
+    if abs(found) > LARGEST:
+        raise InputError(f"{where}: {column} is {value!r}, too large to learn; give it in a larger unit, or {hint}")
     return found
 
 
 def _sequence(value: Any, name: str, where: str) -> str:
     try:
-        return make_record(str(value if value is not None else ""), name or "?").sequence
+        return make_record("" if is_missing(value) else str(value), name or "?").sequence
     except SequenceError as error:
         raise InputError(f"{where}: {error}") from None
 

@@ -49,7 +49,9 @@ def _finetune(recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, resume: b
         recipe = with_precision(recipe, ranks.device)
         recipe = recipe.model_copy(update={"data": located(recipe.data)})
         sets, notes = read_sets(recipe.data, task_class(recipe.task), recipe.train.seed)
+        read = sets
         task, sets = learned(recipe, sets)
+        notes += _left_out(read, sets)
         train, validation = sets.train, sets.validation
         ranks.first(lambda: stack.enter_context(folder.locked()))
         changed = ranks.first(lambda: folder.begin(recipe, resume or restarted()))
@@ -65,7 +67,7 @@ def _finetune(recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, resume: b
             folder,
             ranks,
             listener,
-            notes=[*changed, *filter(None, [task.described()]), *notes, *fresh],
+            notes=[*changed, *filter(None, task.described().split("\n")), *notes, *fresh],
             best=bool(validation) and recipe.checkpoint.keep_best,
             export=partial(merged, model) if recipe.backbone.mode == "lora" else None,
             utilisation=recipe.backbone.mode != "frozen",
@@ -88,6 +90,16 @@ def learned(recipe: FinetuneRecipe, sets: Sets) -> tuple[Task, Sets]:
     if task.crop and task.per == "nucleotide":
         raise InputError("data.crop is for tasks with one answer a sequence; leave long ones out by data.max_length")
     return task, Sets(*(task.understood(examples) for examples in sets))
+
+
+def _left_out(read: Sets, kept: Sets) -> list[str]:
+    """How many examples of each set a task has left out for want of a value."""
+    pairs = ((name, len(getattr(read, name)), len(examples)) for name, examples in kept._asdict().items())
+    return [
+        f"{before - after:,} of {before:,} {name} examples have no value and are left out"
+        for name, before, after in pairs
+        if after < before
+    ]
 
 
 def _encoded(examples: Sequence[Example], model: RiNALMo, task: Task) -> Examples:

@@ -59,6 +59,9 @@ class OptionsRecipe(Section):
     """What belongs to one task only.
 
     kind, per              what a `table` holds, where its cells do not say: see `rinalmo.tasks.table`
+    decimal                how a `table` writes numbers: `point` (1,234.5) or `comma` (1.234,5)
+    missing                what a `table` does with rows without a value: `drop` leaves them out, `class` takes words
+                           such as NA and None for names
     pooling                what the head of `splice-site`, `ncrna-family` or a `table` for whole sequences looks at:
                            `cls`, as in the paper, or the `mean` of all tokens
     head                   of `secondary-structure`: `pairs`, the paper's, or `partners`, which is made for small models
@@ -68,6 +71,8 @@ class OptionsRecipe(Section):
 
     kind: Literal["regression", "binary", "multiclass", "multilabel"] | None = None
     per: Literal["sequence", "nucleotide"] | None = None
+    decimal: Literal["point", "comma"] | None = None
+    missing: Literal["drop", "class"] | None = None
     pooling: Literal["cls", "mean"] | None = None
     head: Literal["pairs", "partners"] | None = None
     channels: PositiveInt | None = None
