@@ -30,6 +30,7 @@ ALLOWED = {
     "training": {
         "errors",
         "alphabet",
+        "delimited",
         "durable",
         "recipe_files",
         "rna",

@@ -1,4 +1,4 @@
-"""Rows of a table of text: CSV, or TSV if the name says so (.tsv, .tab, .txt), plain, gzip or zstd.
+"""Rows of tables: CSV, or TSV if the name says so (.tsv, .tab, .txt), JSON lines and Parquet; text plain, gzip or zstd.
 
 Whatever is wrong with the file is one InputError that names it, and the line where there is one.
 """
@@ -9,18 +9,26 @@ import csv
 import difflib
 import gzip
 import io
+import json
 import threading
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from rinalmo.errors import InputError
 
 _ADVICE = "save it as CSV in UTF-8 with commas, or with tabs as .tsv"
 
 Rows = Iterator[tuple[int, list[str]]]
+
+_ENDINGS = (".csv", ".tsv", ".tab", ".txt", ".parquet", ".jsonl", ".ndjson")
+
+# What pandas reads as missing, and what R, SQL and JSON write; compared in lower case.
+_MISSING = frozenset(
+    ("", "na", "n/a", "nan", "-nan", "none", "null", "<na>", "nat", "#n/a", "#n/a n/a", "#na", "#null!")
+).union(("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"))
 
 
 @contextmanager
@@ -128,3 +136,82 @@ def _without_nul(text: IO[str]) -> Iterator[str]:
         if "\0" in line:
             raise csv.Error("it has a NUL byte")
         yield line
+
+
+# Tables in any format
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file of this name is a table."""
+    return _ending(path) in _ENDINGS
+
+
+def _ending(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds no value: None, NaN, pandas' NA, nothing, or a word that stands for it."""
+    if value is None or (isinstance(value, str) and value.strip().lower() in _MISSING):
+        return True
+    if isinstance(value, str | list | tuple | dict | bool | int):
+        return False
+    try:
+        return bool(value != value)
+    except (TypeError, ValueError):
+        return type(value).__name__ in ("NAType", "NaTType")
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a table in any of its formats, each with its file and line (Parquet: number), for messages."""
+    if not is_table(path):
+        raise InputError(f"{path}: is no table; its name should end in one of {', '.join(_ENDINGS)} (.gz, .zst)")
+    ending = _ending(path)
+    with _read(path):
+        if ending == ".parquet":
+            yield from _parquet(path)
+        elif ending in (".jsonl", ".ndjson"):
+            with opened_text(path) as text:
+                yield from _json(path, text)
+        else:
+            with opened_table(path) as (header, rows):
+                yield from ((f"{path}, line {line}", dict(zip(header, row, strict=True))) for line, row in rows)
+
+
+def _json(path: Path, text: IO[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    keys: set[str] = set()
+    for number, line in enumerate(text, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where}: is not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: is no JSON object")
+        keys = keys or set(row)
+        if lacking := sorted(keys - set(row)):
+            raise InputError(f"{where}: has no {lacking[0]!r}, which earlier lines have")
+        yield where, row
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    from pyarrow import parquet
+
+    count = 0
+    for batch in parquet.ParquetFile(path).iter_batches(4096):
+        for row in batch.to_pylist():
+            count += 1
+            yield f"{path}, row {count}", row
+
+
+@contextmanager
+def _read(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(f"{path}: cannot be read as a table ({reason})") from None

@@ -1,4 +1,4 @@
-"""A FASTA file in, a file of embeddings out: the work of `rinalmo embed`, resumable."""
+"""A FASTA file or table in, a file of embeddings out: the work of `rinalmo embed`, resumable."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rinalmo import __version__
 from rinalmo.errors import InputError
 from rinalmo.inference.embeddings import Pooling, embed_records, layer_indices
 from rinalmo.inference.engine import Advance, Engine
-from rinalmo.inference.inputs import read_from
+from rinalmo.inference.inputs import read_from, read_sequences
 from rinalmo.inference.ray_engine import RayEngine
 from rinalmo.inference.runs import Chunk, Run, adding, chunked, input_sum, shard
 from rinalmo.inference.writers import check_output, write_embeddings
-from rinalmo.rna.fasta import Record, read_fasta
+from rinalmo.rna.fasta import Record
 
 
 def embed_file(
@@ -45,7 +45,7 @@ def embed_file(
     per_token = pooling == "none"
     layers = layer_indices(layers, engine.spec.config.num_hidden_layers)
     check_output(output, per_token=per_token, num_layers=len(layers))
-    records = shard(read_fasta(fasta), part)
+    records = shard(read_sequences(fasta), part)
     settings = {
         "input": input_sum(fasta, resume=resume),
         "model": engine.fingerprint,
@@ -75,10 +75,10 @@ def embed_file(
 
 
 def check_input(fasta: str | Path) -> None:
-    """Raise InputError for a file that cannot be opened or does not start as FASTA does; nothing for a stream."""
+    """Raise InputError for a file that cannot be opened or does not start as FASTA or a table; nothing for a stream."""
     path = Path(fasta)
     if str(fasta) != "-" and (path.is_file() or not path.exists()):
-        next(read_fasta(fasta), None)
+        next(read_sequences(fasta), None)
 
 
 def _embedding(

@@ -33,9 +33,9 @@ def embed(
     layers: Sequence[int] = (-1,),
     device: DeviceLike = None,
 ) -> np.ndarray | list[np.ndarray]:
-    """Embeddings of one or more sequences, FASTA records, rows, or the `Path` of a FASTA file, in fp32.
+    """Embeddings of one or more sequences, FASTA records, rows, or the `Path` of a FASTA file or table, in fp32.
 
-    Rows are mappings with a column `sequence`, as those of a `datasets.Dataset`.
+    Rows are mappings with a column `sequence`, as those of a `datasets.Dataset` or a DataFrame.
 
     model     a name, folder, file or loaded model, computed in fp32; an `Engine` for any other way
     pooling   "mean" over the nucleotides (CLS and EOS left out), "cls", or "none": one vector per nucleotide

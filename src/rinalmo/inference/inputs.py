@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from rinalmo.alphabet import Alphabet
+from rinalmo.delimited import is_missing, is_table, opened_text, read_rows
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.rna.fasta import Record, make_record, read_fasta
 from rinalmo.rna.reading import one_line, source_name
 
 Sequences = str | Path | Iterable[str | Record | Mapping[str, Any]]
+"""One sequence, the `Path` of a FASTA file or table, sequences, records or rows, or a data frame or column of them."""
 
 # Usual names of columns, in any case.
 SEQUENCE = ("sequence", "seq", "rna", "utr", "rna_sequence")
@@ -24,13 +27,14 @@ NAME = ("id", "name", "identifier", "transcript", "seq_id")
 
 
 def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Record]:
-    """Records from a FASTA path, one sequence, or an iterable of sequences, records or rows.
+    """Records from a file, one sequence, or an iterable of sequences, records or rows.
 
-    A `Path` is a file; a `str` is a sequence. A row is a mapping with a column of one of the usual names, as those of
-    a `datasets.Dataset`. Sequences without names are called by their number from 1 on.
+    A `Path` is a FASTA file or a table; a `str` is a sequence. A row is a mapping with a column of one of the usual
+    names, as those of a `datasets.Dataset`, a pandas or polars DataFrame or a pyarrow Table. Sequences without names
+    are called by their number from 1 on.
     """
     if isinstance(sequences, Path):
-        yield from read_fasta(sequences, allow_mask=allow_mask)
+        yield from read_sequences(sequences, allow_mask=allow_mask)
         return
     if isinstance(sequences, Mapping):
         raise InputError(
@@ -39,14 +43,91 @@ def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Re
         )
     if not isinstance(sequences, Iterable):
         raise InputError(f"sequences came as {type(sequences).__name__}; give a sequence, a list of them or a Path")
-    items = (sequences,) if isinstance(sequences, str) else sequences
+    items = (sequences,) if isinstance(sequences, str) else plain_rows(sequences)
     for number, item in enumerate(items, start=1):
         if isinstance(item, Mapping):
             yield _from_row(item, number, allow_mask)
         elif isinstance(item, str | Record):
             yield item if isinstance(item, Record) else _from_text(item, number, allow_mask)
+        elif is_missing(item):
+            raise InputError(f"sequence {number} is {item!r}, which stands for a missing value; leave it out")
         else:
             raise InputError(f"sequence {number} is a {type(item).__name__}; expected text, a FASTA record or a row")
+
+
+def plain_rows(data: Iterable[Any]) -> Iterable[Any]:
+    """The rows of a data frame as mappings, and the values of a column of one as Python's own.
+
+    Args:
+        data: A pandas or polars DataFrame or Series, a pyarrow Table, RecordBatch or array; anything else is returned
+            as it is. A named index of a pandas DataFrame is a column.
+
+    Raises:
+        InputError: Two columns have the same name.
+    """
+    frame: Any = data
+    match type(data).__module__.partition(".")[0]:
+        case "pandas" if hasattr(frame, "columns"):
+            if any(name is not None and name not in frame.columns for name in frame.index.names):
+                frame = frame.reset_index()
+            names = [str(name) for name in frame.columns]
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise InputError(f"the DataFrame has two columns named {twice!r}; rename one")
+            return (dict(zip(names, row, strict=True)) for row in frame.itertuples(index=False, name=None))
+        case "polars" if hasattr(frame, "collect_schema") or hasattr(frame, "iter_rows"):
+            frame = frame if hasattr(frame, "iter_rows") else frame.collect()
+            rows: Iterable[Any] = frame.iter_rows(named=True)
+            return rows
+        case "pyarrow" if hasattr(frame, "to_batches"):
+            return (row for batch in frame.to_batches(max_chunksize=4096) for row in batch.to_pylist())
+        case "pyarrow" if hasattr(frame, "to_pylist"):
+            values: Iterable[Any] = frame.to_pylist()
+            return values
+        case _:
+            return data
+
+
+def read_sequences(source: str | Path, *, allow_mask: bool = False) -> Iterator[Record]:
+    """The records of a FASTA file, or of a table with a column of sequences; "-" is FASTA on standard input.
+
+    A table is known by its name (.csv, .tsv, .tab, .jsonl, .ndjson, .parquet; .gz or .zst), unless it starts as FASTA.
+
+    Raises:
+        InputError: The file cannot be used; the message names it, and the line or record.
+    """
+    if is_sequence_table(source):
+        return (record for record, _ in read_table_records(Path(source), allow_mask=allow_mask))
+    return read_fasta(source, allow_mask=allow_mask)
+
+
+def is_sequence_table(source: str | Path) -> bool:
+    """Whether sequences are read from this file as from a table."""
+    path = Path(source)
+    base = path.name.removesuffix(".gz").removesuffix(".zst").lower()
+    if str(source) == "-" or not is_table(path) or base.endswith(".txt"):
+        return False
+    if base.endswith(".parquet") or not path.is_file():
+        return True
+    try:
+        with opened_text(path) as text:
+            return not text.read(4096).lstrip().startswith(">")
+    except (OSError, EOFError, ValueError, zlib.error):
+        return True  # reading it says what is wrong
+
+
+def read_table_records(path: Path, *, allow_mask: bool = False) -> Iterator[tuple[Record, dict[str, Any]]]:
+    """The record and all cells of each row of a table."""
+    number = 0
+    for number, (where, row) in enumerate(read_rows(path), start=1):
+        try:
+            yield _from_row(row, number, allow_mask), row
+        except SequenceError as error:
+            raise InputError(f"{where}: {error}") from None
+        except InputError as error:
+            raise InputError(f"{where}: {str(error).removeprefix(f'row {number}: ')}") from None
+    if not number:
+        raise InputError(f"{path}: holds no rows")
 
 
 def _from_row(row: Mapping[str, Any], number: int, allow_mask: bool) -> Record:
@@ -58,9 +139,11 @@ def _from_row(row: Mapping[str, Any], number: int, allow_mask: bool) -> Record:
             'give the column itself, such as dataset["transcript"], or rename it'
         )
     text = columns[place]
+    if is_missing(text):
+        raise InputError(f"row {number}: {place} is empty; leave the row out")
     if not isinstance(text, str):
         raise InputError(f"row {number}: {place} is a {type(text).__name__}, not text")
-    name = next((str(columns[name]) for name in NAME if columns.get(name) not in (None, "")), str(number))
+    name = next((str(columns[name]) for name in NAME if not is_missing(columns.get(name))), str(number))
     return make_record(text, one_line(name), number=number, allow_mask=allow_mask)
 
 

@@ -14,14 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rinalmo.delimited import is_missing
 from rinalmo.errors import InputError
 
 Decimal = Literal["point", "comma"]
-
-# What pandas reads as missing, and what R, SQL and JSON write; compared in lower case.
-_MISSING = frozenset(
-    ("", "na", "n/a", "nan", "-nan", "none", "null", "<na>", "nat", "#n/a", "#n/a n/a", "#na", "#null!")
-).union(("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"))
 
 _MINUS = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"), "-")
 _SPACE = "[ \u00a0\u2009\u202f'\u2019]"
@@ -32,18 +28,6 @@ _GROUPED_BY_POINT = re.compile(r"[+-]?\d{1,3}(?:\.\d{3}){1,5}")
 _DECIMAL_COMMA = re.compile(rf"[+-]?(?:\d+|\d{{1,3}}(?:\.\d{{3}}){{1,5}})?,\d+{_EXPONENT}")
 _GROUPED_BY_SPACE = re.compile(rf"[+-]?\d{{1,3}}(?:{_SPACE}\d{{3}}){{1,5}}(?![\d])")
 _WITH_UNIT = re.compile(r"([+-]?[\d.,]*\d[\d.,]*?(?:[eE][+-]?\d+)?)\s*([^\W\d_][^,;]*|[%‰°][^,;]*)")
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a cell holds no value: None, NaN, pandas' NA, nothing, or a word that stands for it."""
-    if value is None or (isinstance(value, str) and value.strip().lower() in _MISSING):
-        return True
-    if isinstance(value, str | list | tuple | dict | bool | int):
-        return False
-    try:
-        return bool(value != value)
-    except (TypeError, ValueError):
-        return type(value).__name__ in ("NAType", "NaTType")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rinalmo.delimited import is_missing
 from rinalmo.errors import InputError
 from rinalmo.model.losses import ProblemType
 from rinalmo.tasks.base import Example, Per, require
@@ -25,7 +26,6 @@ from rinalmo.tasks.cells import (
     NumberFormat,
     fits_length,
     has_separators,
-    is_missing,
     is_written_list,
     looks_numeric,
     number_format,
@@ -36,7 +36,7 @@ from rinalmo.tasks.classification import class_name
 _FEW, _OFTEN = 20, 5  # at most so many values, each seen so often on average, are classes
 _SHORT = 8  # a list of so few values for each of longer sequences is hardly one of nucleotides
 _SHOWN = 6  # columns and classes that are described one by one
-_OUTLYING = 1000.0  # times the spread of the middle half of the values
+_OUTLYING = 100.0  # times the spread of the middle half of the values
 _DECIMAL_HINT = "; say --set options.decimal=comma or --set options.decimal=point"
 
 
@@ -253,7 +253,7 @@ def described(
         lacking = len(examples) - len(column_of(examples, name))
         words = [Cell(e, e.target[name]) for e in examples if per == "sequence" and is_class(e.target[name])]
         cells, lacking = cells + words, lacking - len(words)
-        missing = f"; {lacking:,} rows have none" if lacking else ""
+        missing = f"; {lacking:,} {'rows have' if lacking > 1 else 'row has'} none" if lacking else ""
         if kind == "regression":
             yield from _of_numbers(cells, name, written, missing, per)
         else:
@@ -269,14 +269,18 @@ def _of_numbers(cells: Sequence[Cell], name: str, written: NumberFormat, missing
     style = f" {text}" if (text := written.described()) else ""
     three = ", ".join(_example(value, written) for value in _three(cells))
     spread = f"{numbers.min():.10g} to {numbers.max():.10g}"
-    yield f"{name}: {len(numbers):,} numbers{several}, {spread}{style}, such as {three}{missing}"
+    count = f"{len(numbers):,} numbers" if len(numbers) > 1 else "1 number"
+    yield f"{name}: {count}{several}, {spread}{style}, such as {three}{missing}"
     low, middle, high = np.percentile(numbers, [25, 50, 75])
     # The numbers may be as large as numbers are; their difference is not.
     far = np.abs(numbers / 2 - middle / 2) > _OUTLYING * (high / 2 - low / 2)
     if high > low and far.any():
         cell = cells[int(far.argmax())]
         where = cell.example.where.rpartition(", ")[2]
-        yield f"{name}: {far.sum():,} numbers lie far from all others, such as {cell.value} ({where}); are they values?"
+        yield (
+            f"{name}: {far.sum():,} of {len(numbers):,} numbers far from all others, such as {cell.value} ({where}); "
+            "leave cells without a value empty"
+        )
 
 
 def _of_classes(cells: Sequence[Cell], name: str, missing: str, per: Per) -> str:

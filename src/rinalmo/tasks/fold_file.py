@@ -19,11 +19,11 @@ from rinalmo.durable import check_place, replacing
 from rinalmo.errors import CheckpointError, InputError
 from rinalmo.inference.devices import DeviceLike
 from rinalmo.inference.engine import Engine, as_engine
-from rinalmo.inference.inputs import Sequences, as_records, peeked
+from rinalmo.inference.inputs import Sequences, as_records, peeked, read_sequences
 from rinalmo.inference.ray_engine import RayEngine
 from rinalmo.inference.runs import input_sum
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
-from rinalmo.rna.fasta import Record, read_fasta
+from rinalmo.rna.fasta import Record
 from rinalmo.rna.formats import format_of, write_structures
 from rinalmo.rna.formats.files import structure_text
 from rinalmo.rna.pair_list import PairList
@@ -159,7 +159,7 @@ def fold_file(
         raise InputError(f"{probabilities}: probabilities are written as .npz")
     if probabilities is not None:
         check_place(probabilities)
-    records: Iterable[Record] = peeked(read_fasta(fasta))
+    records: Iterable[Record] = peeked(read_sequences(fasta))
     pictures: list[Picture] = []
     if plot is not None:
         records = list(records)

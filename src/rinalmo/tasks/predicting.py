@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rinalmo.errors import InputError
 from rinalmo.inference.devices import DeviceLike
 from rinalmo.inference.engine import Engine, as_engine
-from rinalmo.inference.inputs import Sequences, as_records, encode, peeked
+from rinalmo.inference.inputs import Sequences, as_records, encode, peeked, read_table_records
 from rinalmo.model.packing import Layout, pack_padded
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.fasta import Record
@@ -27,7 +28,7 @@ Note = Callable[[str], Any]
 
 
 def predict(sequences: Sequences, model: str | Path | RiNALMo | Engine, *, device: DeviceLike = None) -> list[Row]:
-    """Rows for one or more sequences, FASTA records, or the `Path` of a FASTA file, by a fine-tuned model.
+    """Rows for one or more sequences, records, a data frame, or the `Path` of a FASTA file or table, by a fine-tuned model.
 
     What a row holds depends on the task: `prediction`; a class and its probabilities; a structure in dot-bracket; or
     a row for each nucleotide. `device` is "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N"
@@ -53,6 +54,31 @@ def predict_records(
     examples = (Example(record.id, record.sequence) for record in remarked(records, task.remark, note))
     for example, output in outputs(examples, engine, task):
         yield task.rows(engine.head_model, output, example)
+
+
+def predict_table(path: Path, engine: Engine, task: Task, note: Note = warnings.warn) -> Iterator[list[Row]]:
+    """As `predict_records` for the rows of a table, with all of their columns.
+
+    A column of the table that has the name of a predicted one is written as `NAME_given`.
+
+    Raises:
+        InputError: The file cannot be used, or has a column of that name too.
+    """
+    waiting: deque[Row] = deque()
+
+    def records() -> Iterator[Record]:
+        for record, cells in read_table_records(path):
+            waiting.append(cells)
+            yield record
+
+    for rows in predict_records(records(), engine, task, note):
+        cells = waiting.popleft()
+        renamed = {
+            f"{name}_given" if rows and name != "id" and name in rows[0] else name: v for name, v in cells.items()
+        }
+        if len(renamed) < len(cells):
+            raise InputError(f"{path}: a column is called as another one with _given; rename it")
+        yield [{**row, **{name: value for name, value in renamed.items() if name != "id"}} for row in rows]
 
 
 def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator[tuple[Example, Any]]:

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rinalmo.alphabet import Alphabet
+from rinalmo.delimited import is_table
 from rinalmo.errors import InputError
 from rinalmo.metrics import pair_scores
 from rinalmo.model.packing import Layout
@@ -43,7 +44,7 @@ from rinalmo.rna.thermodynamics import need_vienna
 from rinalmo.tasks import windows
 from rinalmo.tasks.base import Columns, Example, Figures, Task, inner, require
 from rinalmo.tasks.decoding import blended
-from rinalmo.tasks.tables import is_table, read_single
+from rinalmo.tasks.tables import read_single
 
 DEFAULT_THRESHOLD = 0.15  # where no validation data has chosen one
 WITH_THERMODYNAMICS = 0.22

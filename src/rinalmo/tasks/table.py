@@ -26,12 +26,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rinalmo import metrics
+from rinalmo.delimited import is_missing
 from rinalmo.errors import InputError
 from rinalmo.model.losses import IGNORE, ProblemType
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.tasks.base import Columns, Example, Figures, Per, Task, inner, require
-from rinalmo.tasks.cells import PLAIN, NumberFormat, is_missing
+from rinalmo.tasks.cells import PLAIN, NumberFormat
 from rinalmo.tasks.classification import (
     binary_figures,
     class_answer,
@@ -102,9 +103,8 @@ class Table(Task):
         }
 
     def described(self) -> str:
-        what = f"{self.kind} of {len(self.classes)} classes" if self.classes else self.kind
         hint = "; say --set options.kind=regression if the numbers are amounts" if _numbers(self.classes) else ""
-        return "\n".join([f"{', '.join(self.targets)}: {what}, for each {self.per}{hint}", *self.notes])
+        return "\n".join([f"{', '.join(self.targets)}: {self.kind}, for each {self.per}{hint}", *self.notes])
 
     @classmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:

@@ -5,32 +5,23 @@ A row is named by its line in messages (Parquet: by its number), so that it can 
 
 from __future__ import annotations
 
-import json
 import math
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from rinalmo.delimited import column_index, opened_table, opened_text
+from rinalmo.delimited import column_index, is_missing, read_rows
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.inference.inputs import NAME, SEQUENCE
 from rinalmo.rna.fasta import make_record
 from rinalmo.tasks.base import Columns, Example
-from rinalmo.tasks.cells import PLAIN, NumberFormat, is_missing
+from rinalmo.tasks.cells import PLAIN, NumberFormat
 
 LARGEST = 1e30
 """The largest number to learn: squares of larger ones do not fit into fp32."""
 
 GROUP = ("family", "group", "type", "set")
-_ENDINGS = (".csv", ".tsv", ".tab", ".txt", ".parquet", ".jsonl", ".ndjson")
-
-
-def is_table(path: Path) -> bool:
-    """Whether a file of this name is a table."""
-    return Path(path.name.removesuffix(".gz").removesuffix(".zst")).suffix.lower() in _ENDINGS
 
 
 def read_table(path: Path, columns: Columns, target: Sequence[str]) -> list[Example]:
@@ -38,7 +29,7 @@ def read_table(path: Path, columns: Columns, target: Sequence[str]) -> list[Exam
 
     `target` are the usual names of the target column, for a table whose `columns` do not name it.
     """
-    rows = _rows(path)
+    rows = read_rows(path)
     first = next(rows, None)
     if first is None:
         raise InputError(f"{path}: holds no rows")
@@ -118,58 +109,3 @@ def _optional(path: Path, header: list[str], given: str | None, usual: Sequence[
     if given is not None:
         return _column(path, header, given, (), "")
     return next((lower[name] for name in usual if name in lower), None)
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each row stands, and the row."""
-    if not is_table(path):
-        raise InputError(f"{path}: is no table; its name should end in one of {', '.join(_ENDINGS)} (.gz, .zst)")
-    ending = Path(path.name.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
-    with _read(path):
-        if ending == ".parquet":
-            yield from _parquet(path)
-        elif ending in (".jsonl", ".ndjson"):
-            with opened_text(path) as text:
-                yield from _json(path, text)
-        else:
-            with opened_table(path) as (header, rows):
-                yield from ((f"{path}, line {line}", dict(zip(header, row, strict=True))) for line, row in rows)
-
-
-def _json(path: Path, text: IO[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    keys: set[str] = set()
-    for number, line in enumerate(text, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where}: is not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: is no JSON object")
-        keys = keys or set(row)
-        if lacking := sorted(keys - set(row)):
-            raise InputError(f"{where}: has no {lacking[0]!r}, which earlier lines have")
-        yield where, row
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    from pyarrow import parquet
-
-    count = 0
-    for batch in parquet.ParquetFile(path).iter_batches(4096):
-        for row in batch.to_pylist():
-            count += 1
-            yield f"{path}, row {count}", row
-
-
-@contextmanager
-def _read(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(f"{path}: cannot be read as a table ({reason})") from None

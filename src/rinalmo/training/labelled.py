@@ -12,9 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rinalmo.delimited import is_missing
 from rinalmo.durable import destination, replacing
 from rinalmo.errors import InputError
 from rinalmo.inference.devices import DeviceLike
+from rinalmo.inference.inputs import plain_rows
 from rinalmo.tasks.evaluation import Evaluation
 from rinalmo.tasks.registry import task_class
 from rinalmo.training.cross_validation import finetune_and_test
@@ -44,7 +46,8 @@ def finetune(
 ) -> Evaluation | None:
     """Train a model for a task on labelled examples, into `output/model`, as `rinalmo finetune` does.
 
-    data        a file, or rows: mappings with the columns that a table would have, as a `datasets.Dataset` gives them
+    data        a file, or rows: mappings with the columns that a table would have, as a `datasets.Dataset` gives them,
+                or a pandas or polars DataFrame or a pyarrow Table
     model       what to start from; nano if None
     validation  held-out examples; None: a tenth of `data`
     test        examples to evaluate the finished model on
@@ -101,7 +104,7 @@ def _file(rows: str | Path | Rows, name: str, output: Path, resume: bool) -> Pat
 
 def _lines(rows: Rows, name: str) -> Iterable[bytes]:
     labels = _label_names(rows)
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(plain_rows(rows), start=1):
         if not isinstance(row, Mapping):
             raise InputError(f"{name} example {number} is a {type(row).__name__}; expected a mapping of columns")
         cells = {column: _named(value, labels.get(column)) for column, value in row.items()}
@@ -123,4 +126,6 @@ def _named(value: Any, names: Sequence[str] | None) -> Any:
 
 def _plain(value: Any) -> Any:
     """Numbers and arrays of numpy and torch as plain ones; other things as text: no task learns from them."""
+    if is_missing(value):
+        return None
     return value.tolist() if hasattr(value, "tolist") else str(value)
