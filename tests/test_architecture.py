@@ -30,7 +30,6 @@ ALLOWED = {
     "training": {
         "errors",
         "alphabet",
-        "delimited",
         "durable",
         "recipe_files",
         "rna",

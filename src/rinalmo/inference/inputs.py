@@ -36,6 +36,7 @@ def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Re
     if isinstance(sequences, Path):
         yield from read_sequences(sequences, allow_mask=allow_mask)
         return
+    sequences = sequences if isinstance(sequences, str) else plain_rows(sequences)
     if isinstance(sequences, Mapping):
         raise InputError(
             f"sequences came as a mapping of {', '.join(map(str, list(sequences)[:3]))}; give one of its values "
@@ -43,7 +44,7 @@ def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Re
         )
     if not isinstance(sequences, Iterable):
         raise InputError(f"sequences came as {type(sequences).__name__}; give a sequence, a list of them or a Path")
-    items = (sequences,) if isinstance(sequences, str) else plain_rows(sequences)
+    items = (sequences,) if isinstance(sequences, str) else sequences
     for number, item in enumerate(items, start=1):
         if isinstance(item, Mapping):
             yield _from_row(item, number, allow_mask)
@@ -55,7 +56,7 @@ def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Re
             raise InputError(f"sequence {number} is a {type(item).__name__}; expected text, a FASTA record or a row")
 
 
-def plain_rows(data: Iterable[Any]) -> Iterable[Any]:
+def plain_rows(data: Any) -> Any:
     """The rows of a data frame as mappings, and the values of a column of one as Python's own.
 
     Args:
@@ -77,13 +78,11 @@ def plain_rows(data: Iterable[Any]) -> Iterable[Any]:
             return (dict(zip(names, row, strict=True)) for row in frame.itertuples(index=False, name=None))
         case "polars" if hasattr(frame, "collect_schema") or hasattr(frame, "iter_rows"):
             frame = frame if hasattr(frame, "iter_rows") else frame.collect()
-            rows: Iterable[Any] = frame.iter_rows(named=True)
-            return rows
-        case "pyarrow" if hasattr(frame, "to_batches"):
+            return frame.iter_rows(named=True)
+        case "pyarrow" if hasattr(frame, "to_batches"):  # without a copy of all rows
             return (row for batch in frame.to_batches(max_chunksize=4096) for row in batch.to_pylist())
         case "pyarrow" if hasattr(frame, "to_pylist"):
-            values: Iterable[Any] = frame.to_pylist()
-            return values
+            return frame.to_pylist()
         case _:
             return data
 

@@ -271,6 +271,8 @@ def _of_numbers(cells: Sequence[Cell], name: str, written: NumberFormat, missing
     spread = f"{numbers.min():.10g} to {numbers.max():.10g}"
     count = f"{len(numbers):,} numbers" if len(numbers) > 1 else "1 number"
     yield f"{name}: {count}{several}, {spread}{style}, such as {three}{missing}"
+    if len(numbers) > 1 and numbers.min() == numbers.max():
+        yield f"{name} is the same in all training examples; there is nothing to learn from it"
     low, middle, high = np.percentile(numbers, [25, 50, 75])
     # The numbers may be as large as numbers are; their difference is not.
     far = np.abs(numbers / 2 - middle / 2) > _OUTLYING * (high / 2 - low / 2)

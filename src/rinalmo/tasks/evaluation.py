@@ -7,7 +7,9 @@ far the figure depends on which examples were drawn, and nothing about another t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from rinalmo.inference.engine import Engine, as_engine
 from rinalmo.metrics import bootstrap_interval
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.tasks.base import Columns, Example, Task
+from rinalmo.tasks.labelled_rows import json_lines
 from rinalmo.tasks.predicting import Row, outputs
 from rinalmo.tasks.registry import task_of
 from rinalmo.tasks.regression import filled
@@ -69,7 +72,7 @@ def _finite(figure: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def evaluate(
-    data: str | Path,
+    data: str | Path | Iterable[Mapping[str, Any]],
     model: str | Path | RiNALMo | Engine,
     *,
     columns: Columns | None = None,
@@ -80,7 +83,9 @@ def evaluate(
     seed: int = 0,
     device: DeviceLike = None,
 ) -> Evaluation:
-    """A fine-tuned model on the labelled examples of a file; `task`, if given, must be the model's.
+    """A fine-tuned model on labelled examples; `task`, if given, must be the model's.
+
+    `data` is a file, or rows or a data frame with the columns that a table would have.
 
     `fill_to` is for ribosome load: tokens that sequences are filled up to, 0 for none, None for what the model says.
     `window` and `thermodynamics` are for secondary structure: nucleotides of the windows that longer RNAs are folded
@@ -98,13 +103,35 @@ def evaluate(
     columns = columns or Columns()
     # A table's columns are those that the model was trained on, unless others are named.
     columns = replace(columns, target=columns.target or getattr(own, "targets", ()))
-    examples = own.understood(own.read(Path(data), columns))
+    with _as_file(data) as (path, name):
+        read = own.read(path, columns)
+        read = [replace(example, where=example.where.replace(str(path), name)) for example in read]
+    examples = own.understood(read)
     if not examples:
-        raise InputError(f"{data}: holds no examples")
+        raise InputError(f"{name}: holds no examples with a value" if read else f"{name}: holds no examples")
     found = judged_examples(examples, engine, own, seed)
     if not found.figures:
-        raise InputError(f"{data}: {', '.join(columns.target)} is empty in all rows; there is nothing to score")
+        raise InputError(f"{name}: {', '.join(columns.target)} is empty in all rows; there is nothing to score")
+    if len(examples) < len(read):
+        left_out = f"{len(read) - len(examples):,} of {len(read):,} examples have no value and are left out"
+        found = replace(found, notes=[*found.notes, left_out])
     return found
+
+
+@contextmanager
+def _as_file(data: str | Path | Iterable[Mapping[str, Any]]) -> Iterator[tuple[Path, str]]:
+    """The file of examples and its name in messages; rows are written for as long as they are read."""
+    if isinstance(data, str | Path):
+        yield Path(data), str(data)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.jsonl"
+        with path.open("wb") as file:
+            file.writelines(json_lines(data, "data"))
+        try:
+            yield path, "data"
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), "data")) from None
 
 
 def judged_examples(examples: Sequence[Example], engine: Engine, task: Task, seed: int = 0) -> Evaluation:

@@ -28,7 +28,7 @@ Note = Callable[[str], Any]
 
 
 def predict(sequences: Sequences, model: str | Path | RiNALMo | Engine, *, device: DeviceLike = None) -> list[Row]:
-    """Rows for one or more sequences, records, a data frame, or the `Path` of a FASTA file or table, by a fine-tuned model.
+    """Rows for sequences, records, a data frame, or the `Path` of a FASTA file or table, by a fine-tuned model.
 
     What a row holds depends on the task: `prediction`; a class and its probabilities; a structure in dot-bracket; or
     a row for each nucleotide. `device` is "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N"

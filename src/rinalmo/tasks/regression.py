@@ -38,6 +38,7 @@ class _Regression(Task):
 
     score = "r2"
     columns: ClassVar[tuple[str, ...]]
+    is_constant = False  # whether all training examples have one target
 
     @classmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:
@@ -49,9 +50,13 @@ class _Regression(Task):
 
     @classmethod
     def learned(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
-        if len(examples) > 1 and len(values := {example.target for example in examples}) == 1:
-            raise InputError(f"the target is {values.pop():g} in all training examples; there is nothing to learn")
-        return cls()
+        task = cls()
+        task.is_constant = len(examples) > 1 and len({example.target for example in examples}) == 1
+        return task
+
+    def described(self) -> str:
+        text = "the target is the same in all training examples; there is nothing to learn from it"
+        return text if self.is_constant else ""
 
     def heads(self) -> dict[str, dict[str, Any]]:
         return {"ribosome_load_head": {}}

@@ -325,8 +325,6 @@ def _scale(values: np.ndarray, targets: Sequence[str]) -> tuple[list[float], lis
     mean, std = np.nanmean(values, axis=0), np.nanstd(values, axis=0)
     # The mean of equal numbers may differ from them by rounding.
     constant = std <= 1e-12 * np.abs(mean)
-    if len(targets) == 1 and constant[0] and np.isfinite(values).sum() > 1:
-        raise InputError(f"{targets[0]} is {mean[0]:.6g} in all training examples; there is nothing to learn")
     return mean.tolist(), np.where(constant, 1.0, std).tolist()
 
 

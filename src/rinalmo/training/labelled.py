@@ -6,18 +6,16 @@ described in its card like any other, and a message about a row names its line t
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rinalmo.delimited import is_missing
 from rinalmo.durable import destination, replacing
 from rinalmo.errors import InputError
 from rinalmo.inference.devices import DeviceLike
-from rinalmo.inference.inputs import plain_rows
 from rinalmo.tasks.evaluation import Evaluation
+from rinalmo.tasks.labelled_rows import json_lines
 from rinalmo.tasks.registry import task_class
 from rinalmo.training.cross_validation import finetune_and_test
 from rinalmo.training.finetune_config import FinetuneRecipe, recipe_for
@@ -94,38 +92,9 @@ def _file(rows: str | Path | Rows, name: str, output: Path, resume: bool) -> Pat
     RunFolder(output, FinetuneRecipe).check(resume or restarted())
     (output / EXAMPLES).mkdir(exist_ok=True)
     path = output / EXAMPLES / f"{name}.jsonl"
-    text = b"".join(_lines(rows, name))
+    text = b"".join(json_lines(rows, name))
     if (output / RECIPE).exists() and path.exists() and path.read_bytes() != text:
         raise InputError(f"{output}: cannot be resumed: the {name} examples are not those that it was started with")
     with replacing(path) as file:
         file.write(text)
     return path
-
-
-def _lines(rows: Rows, name: str) -> Iterable[bytes]:
-    labels = _label_names(rows)
-    for number, row in enumerate(plain_rows(rows), start=1):
-        if not isinstance(row, Mapping):
-            raise InputError(f"{name} example {number} is a {type(row).__name__}; expected a mapping of columns")
-        cells = {column: _named(value, labels.get(column)) for column, value in row.items()}
-        yield json.dumps(cells, default=_plain).encode() + b"\n"
-
-
-def _label_names(rows: Rows) -> dict[str, Sequence[str]]:
-    """Names of class labels by column, of a `datasets.Dataset` that has such columns."""
-    features = getattr(rows, "features", None) or {}
-    return {column: names for column, feature in features.items() if (names := getattr(feature, "names", None))}
-
-
-def _named(value: Any, names: Sequence[str] | None) -> Any:
-    """The name of a class label; -1 stands for none."""
-    if names is None or not isinstance(value, int):
-        return value
-    return names[value] if value >= 0 else None
-
-
-def _plain(value: Any) -> Any:
-    """Numbers and arrays of numpy and torch as plain ones; other things as text: no task learns from them."""
-    if is_missing(value):
-        return None
-    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -1,0 +1,177 @@
+"""Sequences in tables and data frames, wherever a function or command takes sequences."""
+
+import gzip
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+import rinalmo
+from rinalmo.errors import InputError
+from rinalmo.inference.inputs import as_records
+from rinalmo.rna.fasta import Record
+from rinalmo.tasks.evaluation import evaluate
+from rinalmo.training.finetune import finetune
+from rinalmo.training.finetune_config import recipe_for
+from rinalmo.training.run import Listener
+
+COLUMNS = {"id": ["a", "b", None], "sequence": ["ACGU", "ggtt", "ACGUA"], "y": [0.5, None, 2.0]}
+EXPECTED = [("a", "ACGU"), ("b", "GGUU"), ("3", "ACGUA")]
+ROWS = [dict(zip(COLUMNS, row, strict=True)) for row in zip(*COLUMNS.values(), strict=True)]
+
+
+class Polars:
+    """What of polars' DataFrame is used, where polars is not installed."""
+
+    __module__ = "polars.dataframe.frame"
+
+    def iter_rows(self, *, named):
+        assert named
+        return iter(ROWS)
+
+    def __iter__(self):  # by column, as polars does
+        return iter(COLUMNS.values())
+
+
+def frames():
+    frame = pd.DataFrame(COLUMNS)
+    yield pytest.param(frame, id="pandas")
+    yield pytest.param(frame.convert_dtypes(), id="pandas NA")
+    yield pytest.param(frame.convert_dtypes(dtype_backend="pyarrow"), id="pandas pyarrow")
+    yield pytest.param(frame.astype({"sequence": "category"}), id="category")
+    yield pytest.param(pa.Table.from_pylist(ROWS), id="Table")
+    yield pytest.param(pa.RecordBatch.from_pylist(ROWS), id="RecordBatch")
+    yield pytest.param(Polars(), id="polars")
+    yield pytest.param(ROWS, id="records")
+
+
+def test_polars_itself():
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame(COLUMNS)
+    for given in (frame, frame.lazy()):
+        assert [(record.id, record.sequence) for record in as_records(given)] == EXPECTED
+    assert [record.sequence for record in as_records(frame["sequence"])] == [text for _, text in EXPECTED]
+
+
+@pytest.mark.parametrize("given", list(frames()))
+def test_frames_are_read_by_rows(given):
+    assert [(record.id, record.sequence) for record in as_records(given)] == EXPECTED
+
+
+def test_columns_of_frames():
+    frame, table = pd.DataFrame(COLUMNS), pa.Table.from_pylist(ROWS)
+    texts = [text for _, text in EXPECTED]
+    column = table["sequence"]
+    for given in (
+        frame["sequence"],
+        frame["sequence"].to_numpy(),
+        np.array(COLUMNS["sequence"]),
+        column,
+        column.chunk(0),
+    ):
+        assert [record.sequence for record in as_records(given)] == texts
+    named = frame.set_index("id").loc[["b"]]
+    assert [(record.id, record.sequence) for record in as_records(named)] == [("b", "GGUU")]
+    for missing in (None, np.nan, pd.NA):
+        with pytest.raises(InputError, match=r"sequence 2 is .*, which stands for a missing value; leave it out"):
+            list(as_records(pd.Series(["ACGU", missing], dtype=object)))
+    with pytest.raises(InputError, match="row 2: sequence is empty; leave the row out"):
+        list(as_records(pd.DataFrame({"sequence": ["ACGU", None]})))
+    with pytest.raises(InputError, match="the DataFrame has two columns named 'y'"):
+        list(as_records(pd.DataFrame([["ACGU", 1, 2]], columns=["sequence", "y", "y"])))
+
+
+@pytest.fixture(params=["t.csv", "t.tsv", "t.csv.gz", "t.jsonl", "t.parquet"])
+def table(request, tmp_path):
+    path, frame = tmp_path / request.param, pd.DataFrame(COLUMNS)
+    if path.suffix == ".parquet":
+        parquet.write_table(pa.Table.from_pylist(ROWS), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    else:
+        text = frame.to_csv(index=False, sep="\t" if path.suffix == ".tsv" else ",")
+        path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def test_tables_as_files_of_sequences(table):
+    assert [(record.id, record.sequence) for record in as_records(table)] == EXPECTED
+
+
+def test_what_is_wrong_with_a_table_of_sequences(tmp_path):
+    path = tmp_path / "t.csv"
+    for text, message in (
+        ("sequence,y\nACGU,1\nAC*U,1\n", r"t\.csv, line 3: record 2, position 3"),
+        ("sequence,y\nACGU,1\nNA,1\n", r"t\.csv, line 3: sequence is empty; leave the row out"),
+        ("text,y\nACGU,1\n", r"t\.csv, line 2: .*none of which is called sequence"),
+        ("sequence\n", r"t\.csv: holds no rows"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            list(as_records(path))
+    path.write_text("\n>a\nACGU\n")  # FASTA of any name is read as before
+    assert list(as_records(path)) == [Record("a", "", "ACGU")]
+
+
+@pytest.fixture
+def tuned(backbone, tmp_path):
+    """A model of one number a sequence."""
+    folder = tmp_path / "tuned"
+    folder.mkdir()
+    lines = [f"{'ACGU' * 3}{'ACGU'[n % 4]},{n / 7}\n" for n in range(16)]
+    (folder / "t.csv").write_text("sequence,y\n" + "".join(lines))
+    changes = ["train.epochs=1", "train.precision=fp32", "logging.plots=false", "logging.peak_flops=1e12"]
+    finetune(recipe_for("table", folder / "t.csv", model=backbone, overrides=changes), folder / "run")
+    return folder / "run" / "model"
+
+
+def test_predict_and_embed_read_tables(rinalmo_command, tuned, tmp_path):
+    pd.DataFrame(COLUMNS | {"species": ["x", "y", "z"]}).to_csv(tmp_path / "t.csv", index=False)
+    (tmp_path / "t.fa").write_text("".join(f">{name}\n{sequence}\n" for name, sequence in EXPECTED))
+    options = ("--precision", "fp32", "--threads", "1")
+    for name in ("csv", "fa"):
+        result = rinalmo_command("predict", tuned, tmp_path / f"t.{name}", "-o", tmp_path / f"{name}.csv", *options)
+        assert result.code == 0, result.err
+    assert (tmp_path / "csv.csv").read_text() == (tmp_path / "fa.csv").read_text()
+    kept = rinalmo_command(
+        "predict", tuned, tmp_path / "t.csv", "--keep-columns", "-o", tmp_path / "kept.csv", *options
+    )
+    assert kept.code == 0, kept.err
+    both, alone = pd.read_csv(tmp_path / "kept.csv"), pd.read_csv(tmp_path / "csv.csv")
+    assert list(both) == ["id", "y", "sequence", "y_given", "species"]
+    assert both["y"].tolist() == alone["y"].tolist()
+    assert both["species"].tolist() == ["x", "y", "z"]
+    refused = rinalmo_command("predict", tuned, tmp_path / "t.fa", "--keep-columns", *options)
+    assert (refused.code, "--keep-columns is for sequences in a table" in refused.err) == (2, True)
+    embedded = rinalmo_command("embed", tmp_path / "t.csv", "--model", tuned, "-o", tmp_path / "e.parquet", *options)
+    assert embedded.code == 0, embedded.err
+    expected = rinalmo.embed(pd.DataFrame(COLUMNS), tuned)
+    found = pd.read_parquet(tmp_path / "e.parquet")
+    assert found["id"].tolist() == [name for name, _ in EXPECTED]
+    np.testing.assert_allclose(np.stack(found["embedding"]), expected, atol=1e-5)
+
+
+def test_frames_train_and_are_evaluated(backbone, tmp_path):
+    frame = pd.DataFrame({"sequence": ["ACGUACGU" + "ACGU"[n % 4] for n in range(16)], "y": np.arange(16) / 7})
+    frame.loc[3, "y"] = np.nan
+    changes = ["train.epochs=1", "train.precision=fp32", "logging.plots=false", "options.missing=drop"]
+    notes = []
+    tested = rinalmo.finetune(
+        "table",
+        frame,
+        tmp_path / "run",
+        model=backbone,
+        test=pa.Table.from_pandas(frame),
+        overrides=changes,
+        listener=Listener(note=notes.append),
+    )
+    assert tested.count == 15
+    assert "1 of 16 test examples have no value and are left out" in notes
+    again = evaluate(frame, tmp_path / "run" / "model")
+    assert again.count == 15
+    assert again.figures["mae"].value == pytest.approx(tested.figures["mae"].value, rel=1e-5)
+    with pytest.raises(InputError, match="data, line 2: y is 'high', not a number"):
+        evaluate([{"sequence": "ACGU", "y": 1.5}, {"sequence": "ACGU", "y": "high"}], tmp_path / "run" / "model")
