@@ -3,7 +3,9 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from rinalmo.errors import InputError
 from rinalmo.tasks.base import Columns
@@ -214,3 +216,23 @@ def test_columns_of_two_kinds_are_not_learned_together(make_table):
     path = make_table(sequence=[SEQUENCE] * 3, a=["0.5", "1", "2"], b=["0.5;1;;;2", "1;2;;;2;3", "1"])
     with pytest.raises(InputError, match="a has one value for each sequence and b for each nucleotide"):
         Table.learned(Table.read(path, Columns(target=("a", "b"))), {})
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_missing_values_of_typed_files(tmp_path, ending):
+    rows = [{"sequence": SEQUENCE, "a": a, "t": t} for a, t in ((1.5, [0.5, None, float("nan")]), (None, None))]
+    rows.append({"sequence": SEQUENCE, "a": float("nan"), "t": []})
+    rows.append({"sequence": SEQUENCE, "a": 2.5, "t": [2.0] * 24})
+    path = tmp_path / f"t.{ending}"
+    if ending == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    for name, first in (("a", [1.5]), ("t", [0.5])):
+        examples = Table.read(path, Columns(target=(name,)))
+        with pytest.raises(InputError, match=rf"{name} is (empty|'nan', which)"):
+            Table.learned(examples, {}).understood(examples)
+        task = Table.learned(examples, {"missing": "drop"})
+        understood = task.understood(examples)
+        assert (len(understood), np.ravel(understood[0].target)[:1].tolist()) == (2, first)
+        assert "2 rows have none" in task.described()
