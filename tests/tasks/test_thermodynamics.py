@@ -35,7 +35,7 @@ def folded(engine, decoding, **options):
 
 
 def test_the_mean_of_both(engine):
-    _, alone = folded(engine, Decoding())
+    _, alone = folded(engine, Decoding(thermodynamics=0))
     structure, found = folded(engine, WITH)
     expected = (1 - WEIGHT) * alone + WEIGHT * pair_probabilities(TRNA.sequence)
     np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -44,7 +44,7 @@ def test_the_mean_of_both(engine):
 
 def test_windows_have_it_too(engine):
     _, found = folded(engine, WITH, window=64)
-    alone = folded(engine, Decoding(), window=64)[1].matrix()
+    alone = folded(engine, Decoding(thermodynamics=0), window=64)[1].matrix()
     vienna = pair_probabilities(TRNA.sequence[:64])
     i, j = 10, 24  # nearest to the middle of the first window
     assert found.matrix()[i, j] == pytest.approx((1 - WEIGHT) * alone[i, j] + WEIGHT * vienna[i, j])
@@ -69,11 +69,11 @@ def test_a_weight_beyond_its_range_is_refused(engine):
             folded(engine, Decoding(thermodynamics=weight))
 
 
-def test_other_tasks_have_none(tmp_path):
+def test_other_tasks_have_none(engine):
     from rinalmo.tasks.classification import SpliceSite
     from rinalmo.tasks.secondary_structure import as_asked
 
     with pytest.raises(InputError, match="only secondary-structure has thermodynamics, not splice-site"):
-        as_asked(SpliceSite(), None, 0.5)
+        as_asked(SpliceSite(), engine.spec, None, 0.5)
     with pytest.raises(InputError, match="only secondary-structure has windows, not splice-site"):
-        as_asked(SpliceSite(), 100, 0.0)
+        as_asked(SpliceSite(), engine.spec, 100, None)

@@ -75,7 +75,7 @@ def command(
     all_pairs: bool,
     min_loop: int,
     window: int | None,
-    thermodynamics: float,
+    thermodynamics: float | None,
     probabilities: Path | None,
     plot: Path | None,
     plot_kind: Any,

@@ -76,7 +76,7 @@ def evaluate(
     task: str | None = None,
     fill_to: int | None = None,
     window: int | None = None,
-    thermodynamics: float = 0.0,
+    thermodynamics: float | None = None,
     seed: int = 0,
     device: DeviceLike = None,
 ) -> Evaluation:
@@ -84,7 +84,8 @@ def evaluate(
 
     `fill_to` is for ribosome load: tokens that sequences are filled up to, 0 for none, None for what the model says.
     `window` and `thermodynamics` are for secondary structure: nucleotides of the windows that longer RNAs are folded
-    in, the model's own if None, and the weight of ViennaRNA's probabilities beside the model's.
+    in, the model's own if None, and the weight of ViennaRNA's probabilities beside the model's, None for the default
+    of `rinalmo fold`.
     `device` is "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps";
     None: where a loaded model is.
 
@@ -94,7 +95,8 @@ def evaluate(
     own = task_of(engine.spec)
     if task is not None and task != own.name:
         raise InputError(f"the model was fine-tuned for {own.name}, not for {task}")
-    own = as_asked(filled(own, fill_to), window, thermodynamics)
+    notes: list[str] = []
+    own = as_asked(filled(own, fill_to), engine.spec, window, thermodynamics, notes.append)
     columns = columns or Columns()
     # A table's columns are those that the model was trained on, unless others are named.
     columns = replace(columns, target=columns.target or getattr(own, "targets", ()))
@@ -104,7 +106,7 @@ def evaluate(
     found = judged_examples(examples, engine, own, seed)
     if not found.figures:
         raise InputError(f"{data}: {', '.join(columns.target)} is empty in all rows; there is nothing to score")
-    return found
+    return replace(found, notes=[*notes, *found.notes])
 
 
 def judged_examples(examples: Sequence[Example], engine: Engine, task: Task, seed: int = 0) -> Evaluation:

@@ -8,7 +8,7 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -43,14 +43,14 @@ class Decoding:
     """How pairs are chosen from their probabilities (`rinalmo.rna.folding`); None is what belongs to the model.
 
     `thermodynamics` is the weight, from 0 to 1, of ViennaRNA's probabilities (`rinalmo.rna.thermodynamics`) beside the
-    model's.
+    model's; None takes them into account as is best for the model, if ViennaRNA is installed.
     """
 
     method: str | None = None
     threshold: float | None = None
     canonical: bool = True
     min_distance: int = 4
-    thermodynamics: float = 0.0
+    thermodynamics: float | None = None
 
 
 MODELS_OWN = Decoding()
@@ -78,7 +78,12 @@ def fold(
 
 
 def folding_task(
-    spec: ModelSpec, window: int | None = None, thermodynamics: float = 0.0, *, model: str = ""
+    spec: ModelSpec,
+    window: int | None = None,
+    thermodynamics: float | None = 0.0,
+    *,
+    model: str = "",
+    note: Note = warnings.warn,
 ) -> SecondaryStructure:
     """The task of a model that folds, as asked (`as_asked`).
 
@@ -90,7 +95,7 @@ def folding_task(
         raise CheckpointError(f"{model}: {error}" if model else str(error)) from None
     if not isinstance(task, SecondaryStructure):
         raise InputError(f"{model or 'the model'} was fine-tuned for {task.name}, not for secondary-structure")
-    as_asked(task, window, thermodynamics)
+    as_asked(task, spec, window, thermodynamics, note)
     return task
 
 
@@ -151,7 +156,9 @@ def fold_file(
     `resume` refuses an input that can be read only once, and `restart` discards what is kept. Raises InputError if
     input or options are not those that the interrupted run was started with.
     """
-    task = folding_task(engine.spec, window, decoding.thermodynamics)
+    task = folding_task(engine.spec, window, decoding.thermodynamics, note=note)
+    # Resolved here, so that every process and every resumed run folds with the same.
+    decoding = replace(decoding, thermodynamics=task.thermodynamics)
     if str(output) != "-":
         format_of(output)
         check_place(Path(output))
