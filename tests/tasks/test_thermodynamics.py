@@ -1,9 +1,14 @@
-"""Folding with thermodynamics weighed in: the weighted mean of two probabilities, the same in fold and evaluate."""
+"""Folding with thermodynamics: what the default is, with ViennaRNA and without, and a weight that overrides it."""
+
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from rinalmo.errors import InputError
+from rinalmo.errors import CheckpointError, InputError, MissingExtraError
 from rinalmo.inference.engine import Engine
 from rinalmo.metrics import pair_scores
 from rinalmo.rna.fasta import Record
@@ -12,7 +17,15 @@ from rinalmo.rna.structure import Structure
 from rinalmo.rna.thermodynamics import pair_probabilities
 from rinalmo.tasks.evaluation import evaluate
 from rinalmo.tasks.fold_file import Decoding, fold_records
-from rinalmo.tasks.secondary_structure import WITH_THERMODYNAMICS
+from rinalmo.tasks.predicting import predict
+from rinalmo.tasks.secondary_structure import (
+    DEFAULT_WEIGHT,
+    LEARNED,
+    WITH_THERMODYNAMICS,
+    WITHOUT_VIENNA,
+    default_thermodynamics,
+    resolve_thermodynamics,
+)
 
 pytest.importorskip("RNA")
 TRNA = Structure.from_dot_bracket(
@@ -77,3 +90,97 @@ def test_other_tasks_have_none(engine):
         as_asked(SpliceSite(), engine.spec, None, 0.5)
     with pytest.raises(InputError, match="only secondary-structure has windows, not splice-site"):
         as_asked(SpliceSite(), engine.spec, 100, None)
+
+
+TEXTBOOK = {
+    # Rfam RF00005, RF00167 (PDB 1Y26 and 1Y27) and the operator of the coat protein of phage MS2.
+    "tRNA-Phe": (TRNA.sequence, TRNA.dot_bracket),
+    "add riboswitch": (
+        "CGCUUCAUAUAAUCCUAAUGAUAUGGUUUGGGAGUUUCUACCAAGAGCCUUAAACUCUUGAUUAUGAAGUG",
+        "(((((((((...((((((.........))))))........((((((.......))))))..)))))))))",
+    ),
+    "xpt riboswitch": (
+        "GGACAUAUAAUCGCGUGGAUAUGGCACGCAAGUUUCUACCGGGCACCGUAAAUGUCCGACUAUGUCC",
+        "(((((((.....(((((.......)))))..........((((((.......))))))..)))))))",
+    ),
+    "MS2 hairpin": ("ACAUGAGGAUCACCCAUGU", "(((((.((....)))))))"),
+}
+
+
+@pytest.mark.parametrize("name", TEXTBOOK)
+def test_textbook_structures(engine, name):
+    known = Structure.from_dot_bracket(name, *TEXTBOOK[name])
+    ((structure, _),) = fold_records([Record(name, "", known.sequence)], engine)
+    assert pair_scores(known.pairs, structure.pairs).f1 >= 0.95
+
+
+def test_the_default_is_one_for_all_ways_to_fold(engine, tmp_path):
+    structure, found = folded(engine, Decoding())
+    again, same = folded(engine, Decoding(thermodynamics=LEARNED))
+    assert again == structure
+    np.testing.assert_array_equal(found, same)
+    assert abs(found - folded(engine, WITH)[1]).max() > 0.01
+    assert predict(TRNA.sequence, engine)[0]["structure"] == structure.dot_bracket
+    write_structures(tmp_path / "true.dbn", [TRNA])
+    evaluation = evaluate(tmp_path / "true.dbn", engine)
+    assert evaluation.threshold == pytest.approx(float(engine.model.head("combiner").threshold))
+    assert evaluation.figures["f1"].value == pytest.approx(pair_scores(TRNA.pairs, structure.pairs).f1)
+
+
+def test_an_rna_alone_and_among_others(engine):
+    sequences = [sequence for sequence, _ in TEXTBOOK.values()]
+    records = [Record(str(n), "", sequence) for n, sequence in enumerate(sequences)]
+    for record, (structure, found) in zip(records, fold_records(records, engine), strict=True):
+        ((alone, matrix),) = fold_records([record], engine)
+        assert alone == structure
+        np.testing.assert_allclose(found, matrix, atol=1e-5)
+
+
+def test_windows_are_combined_one_by_one(engine):
+    _, found = folded(engine, Decoding(), window=64)
+    ((_, first),) = fold_records([Record("start", "", TRNA.sequence[:64])], engine)
+    i, j = 10, 24  # nearest to the middle of the first window
+    assert found.matrix()[i, j] == pytest.approx(first[i, j], abs=1e-5)
+
+
+def test_models_without_a_combiner(engine):
+    heads = {name: options for name, options in engine.spec.heads.items() if name != "combiner"}
+    spec = replace(engine.spec, heads=heads)
+    assert default_thermodynamics(engine.spec) == LEARNED
+    assert default_thermodynamics(spec) == DEFAULT_WEIGHT
+    assert default_thermodynamics(replace(spec, heads={"structure_head": {}})) == 0
+    with pytest.raises(CheckpointError, match="no combiner"):
+        resolve_thermodynamics(spec, LEARNED, warnings.warn)
+
+
+WITHOUT = """
+import sys
+sys.modules["RNA"] = None  # importing it fails, as where it is not installed
+sys.argv = ["rinalmo", *sys.argv[1:]]
+from rinalmo.cli import main
+main()
+"""
+
+
+def test_without_viennarna_the_model_folds_alone_and_says_so_once(engine, tmp_path):
+    fasta = tmp_path / "in.fa"
+    fasta.write_text("".join(f">{n}\n{TRNA.sequence}\n" for n in range(3)))
+    command = [sys.executable, "-c", WITHOUT, "fold", str(fasta), "--precision", "fp32", "--threads", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0
+    assert result.stderr.count(WITHOUT_VIENNA) == 1
+    alone = folded(engine, Decoding(thermodynamics=0))[0]
+    assert result.stdout.count(alone.dot_bracket) == 3
+    asked = subprocess.run([*command, "--thermodynamics", "0.5"], capture_output=True, text=True, check=False)
+    assert (asked.returncode, "rinalmo[fold]" in asked.stderr) == (2, True)
+
+
+def test_without_viennarna_in_python(engine, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "RNA", None)
+    with pytest.warns(UserWarning, match="ViennaRNA is not installed"):
+        structure, _ = folded(engine, Decoding())
+    assert structure == folded(engine, Decoding(thermodynamics=0))[0]
+    write_structures(tmp_path / "true.dbn", [TRNA])
+    assert evaluate(tmp_path / "true.dbn", engine).notes == [WITHOUT_VIENNA]
+    with pytest.raises(MissingExtraError):
+        folded(engine, Decoding(thermodynamics=LEARNED))

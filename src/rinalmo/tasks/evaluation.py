@@ -23,7 +23,7 @@ from rinalmo.tasks.base import Columns, Example, Task
 from rinalmo.tasks.predicting import Row, outputs
 from rinalmo.tasks.registry import task_of
 from rinalmo.tasks.regression import filled
-from rinalmo.tasks.secondary_structure import as_asked
+from rinalmo.tasks.secondary_structure import Weight, as_asked
 
 SAMPLES = 1000
 
@@ -76,7 +76,7 @@ def evaluate(
     task: str | None = None,
     fill_to: int | None = None,
     window: int | None = None,
-    thermodynamics: float | None = None,
+    thermodynamics: Weight | None = None,
     seed: int = 0,
     device: DeviceLike = None,
 ) -> Evaluation:

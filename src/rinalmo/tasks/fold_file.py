@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from torch import Tensor
 
 from rinalmo.durable import check_place, replacing
 from rinalmo.errors import CheckpointError, InputError
@@ -34,7 +35,7 @@ from rinalmo.tasks.fold_run import Folded, folded
 from rinalmo.tasks.pictures import Picture, Plot
 from rinalmo.tasks.predicting import Note, outputs, remarked
 from rinalmo.tasks.registry import task_of
-from rinalmo.tasks.secondary_structure import SecondaryStructure, as_asked
+from rinalmo.tasks.secondary_structure import LEARNED, SecondaryStructure, Weight, as_asked
 from rinalmo.tasks.windows import LEAST
 
 
@@ -50,7 +51,7 @@ class Decoding:
     threshold: float | None = None
     canonical: bool = True
     min_distance: int = 4
-    thermodynamics: float | None = None
+    thermodynamics: Weight | None = None
 
 
 MODELS_OWN = Decoding()
@@ -80,7 +81,7 @@ def fold(
 def folding_task(
     spec: ModelSpec,
     window: int | None = None,
-    thermodynamics: float | None = 0.0,
+    thermodynamics: Weight | None = 0.0,
     *,
     model: str = "",
     note: Note = warnings.warn,
@@ -120,12 +121,20 @@ def fold_records(
     examples = (Example(record.id, record.sequence) for record in records)
     waiting: deque[Example] = deque()
 
-    def rnas() -> Iterator[tuple[str, np.ndarray | PairList]]:
+    def computed() -> Iterator[tuple[str, Tensor | PairList]]:
         for example, output in outputs(examples, engine, task):
             waiting.append(example)
-            yield example.sequence, task.model_probabilities(output)
+            yield example.sequence, output
 
-    for probabilities, pairs in (decoder or Decoder()).decoded(rnas(), options, task.thermodynamics):
+    decoder = decoder or Decoder()
+    rnas: Iterator[tuple[str, np.ndarray | PairList]]
+    if task.thermodynamics == LEARNED:
+        weight, known = 0.0, decoder.ensembles(computed())
+        rnas = ((sequence, task.combined(output, sequence, ensemble)) for sequence, output, ensemble in known)
+    else:
+        weight = float(task.thermodynamics)
+        rnas = ((sequence, task.model_probabilities(output)) for sequence, output in computed())
+    for probabilities, pairs in decoder.decoded(rnas, options, weight):
         example = waiting.popleft()
         yield Structure(example.name, example.sequence, tuple(pairs)), probabilities
 

@@ -19,6 +19,7 @@ Reference: Penić et al. 2025 (arXiv:2403.00043).
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,16 +32,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rinalmo.alphabet import Alphabet
-from rinalmo.errors import InputError
+from rinalmo.errors import CheckpointError, InputError
 from rinalmo.metrics import pair_scores
+from rinalmo.model.combiner import Combiner, Evidence
 from rinalmo.model.packing import Layout
 from rinalmo.model.partner_head import UNKNOWN
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.rna.folding import Pairs, decode
 from rinalmo.rna.formats import read_structures
 from rinalmo.rna.pair_list import PairList
-from rinalmo.rna.structure import Structure
-from rinalmo.rna.thermodynamics import has_vienna, need_vienna
+from rinalmo.rna.structure import Structure, pairs_of
+from rinalmo.rna.thermodynamics import Ensemble, ensemble, has_vienna, need_vienna
 from rinalmo.tasks import windows
 from rinalmo.tasks.base import Columns, Example, Figures, Task, inner, require
 from rinalmo.tasks.decoding import blended
@@ -49,6 +51,10 @@ from rinalmo.tasks.tables import is_table, read_single
 DEFAULT_THRESHOLD = 0.15  # where no validation data has chosen one
 WITH_THERMODYNAMICS = 0.22
 """The least mean probability of a pair, whatever the weight of thermodynamics. Chosen on bpRNA VL0 for `nano-fold`."""
+Weight = float | str
+"""Of thermodynamics: a number from 0 to 1, or `LEARNED`."""
+LEARNED = "learned"
+"""Both are combined by the model's `rinalmo.model.combiner`."""
 DEFAULT_WEIGHT = 0.3
 """Weight of thermodynamics for models with the head `partners`: close to the best on known families and on new ones."""
 WITHOUT_VIENNA = (
@@ -106,7 +112,9 @@ class SecondaryStructure(Task):
         given = {"channels": channels, "num_blocks": num_blocks}
         self.shape = chosen.shape | {name: value for name, value in given.items() if value is not None}
         windows.check_size(window)
-        self.window, self.least, self.thermodynamics = window, windows.LEAST, 0.0
+        self.window, self.least = window, windows.LEAST
+        self.thermodynamics: Weight = 0.0  # while a model learns to fold, it folds alone
+        self.combiner: Combiner | None = None  # the model's, once it has computed
 
     def settings(self) -> dict[str, Any]:
         # The paper's head goes without its name, as before there was another.
@@ -133,6 +141,9 @@ class SecondaryStructure(Task):
         return {self.module: self.shape}
 
     def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+        if self.thermodynamics == LEARNED and self.combiner is None:
+            # Its evidence is scattered reads of small tensors: nothing for a GPU, nor for half precision.
+            self.combiner = copy.deepcopy(self._combiner_of(model)).float().cpu()
         head, parts = model.head(self.module), inner(states, layout)
         if self.head == "pairs":
             return [head(part)[..., 0] for part in parts]
@@ -167,16 +178,34 @@ class SecondaryStructure(Task):
             return output.float().sigmoid().fill_diagonal_(0).cpu().numpy()
         return ((output + output.T) / 2).exp().fill_diagonal_(0).cpu().numpy()
 
+    def combined(
+        self, output: Tensor | PairList, sequence: str, thermodynamics: Ensemble | None
+    ) -> np.ndarray | PairList:
+        """As `probabilities`, by the model's combiner; of a `PairList`, which has been combined, as it is."""
+        if isinstance(output, PairList):
+            return output
+        assert self.combiner is not None
+        with torch.inference_mode():
+            return self.combiner.matrix(evidence_from(output, sequence, thermodynamics or ensemble(sequence))).numpy()
+
     def _square(self, output: Tensor, sequence: str) -> np.ndarray:
-        square = self.model_probabilities(output)
+        learned = self.thermodynamics == LEARNED
+        square = self.combined(output, sequence, None) if learned else self.model_probabilities(output)
         assert isinstance(square, np.ndarray)
-        return blended(square, sequence, self.thermodynamics)
+        return square if learned else blended(square, sequence, float(self.thermodynamics))
 
     def threshold(self, model: RiNALMo) -> float:
         """The least probability of a pair: what this model's validation data chose, or with thermodynamics its own."""
+        if self.thermodynamics == LEARNED:
+            return float(self._combiner_of(model).threshold)
         if self.thermodynamics:
             return WITH_THERMODYNAMICS
         return DEFAULT_THRESHOLD if model.spec.threshold is None else model.spec.threshold
+
+    def _combiner_of(self, model: RiNALMo) -> Combiner:
+        combiner = model.head("combiner")
+        assert isinstance(combiner, Combiner)
+        return combiner
 
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
         pairs = zip(outputs, examples, strict=True)
@@ -227,27 +256,32 @@ class SecondaryStructure(Task):
         return [{"id": example.name, "sequence": example.sequence, "structure": text}]
 
 
-def default_thermodynamics(spec: ModelSpec) -> float:
-    """The weight of thermodynamics where the user gives none.
+def default_thermodynamics(spec: ModelSpec) -> Weight:
+    """How a model takes thermodynamics into account where the user gives no weight.
 
-    Models with the paper's head fold alone, as they were published and tuned.
+    By its combiner, if it has one; another with the head `partners` by `DEFAULT_WEIGHT`. Models with the paper's head
+    fold alone, as they were published and tuned.
     """
+    if "combiner" in spec.heads:
+        return LEARNED
     return DEFAULT_WEIGHT if "partner_head" in spec.heads else 0.0
 
 
-def resolve_thermodynamics(spec: ModelSpec, asked: float | None, note: Callable[[str], Any]) -> float:
+def resolve_thermodynamics(spec: ModelSpec, asked: Weight | None, note: Callable[[str], Any]) -> Weight:
     """What a model folds with.
 
     Args:
         spec: The model's.
-        asked: The weight that the user gave; None for the default, which without ViennaRNA is the model alone.
+        asked: The weight that the user gave, or `LEARNED`; None for the default, which without ViennaRNA is the model
+            alone.
         note: Called with one line if ViennaRNA is missing and the default needs it.
 
     Returns:
-        The weight, from 0 to 1.
+        The weight, from 0 to 1, or `LEARNED`.
 
     Raises:
         InputError: The weight is out of range.
+        CheckpointError: `LEARNED` for a model without a combiner.
         MissingExtraError: A weight above 0 was given and ViennaRNA is not installed.
     """
     if asked is None:
@@ -256,7 +290,10 @@ def resolve_thermodynamics(spec: ModelSpec, asked: float | None, note: Callable[
             note(WITHOUT_VIENNA)
             return 0.0
         return default
-    if not 0 <= asked <= 1:
+    if asked == LEARNED:
+        if "combiner" not in spec.heads:
+            raise CheckpointError("this model has no combiner of thermodynamics; give a weight from 0 to 1")
+    elif isinstance(asked, str) or not 0 <= asked <= 1:
         raise InputError(f"the weight of thermodynamics is from 0 to 1, not {asked}")
     if asked:
         need_vienna()
@@ -267,7 +304,7 @@ def as_asked(
     task: Task,
     spec: ModelSpec,
     window: int | None,
-    thermodynamics: float | None,
+    thermodynamics: Weight | None,
     note: Callable[[str], Any] = warnings.warn,
 ) -> Task:
     """Set the window size and the weight of thermodynamics of a task.
@@ -315,6 +352,23 @@ def _partner_loss(output: Tensor, pairs: Any) -> Tensor:
     partner[ends[:, 0]], partner[ends[:, 1]] = ends[:, 1], ends[:, 0]
     found = output.gather(1, partner[:, None].to(output.device))[:, 0]
     return -found[found.isfinite()].sum() / max(1, len(output))
+
+
+def evidence_from(output: Tensor, sequence: str, thermodynamics: Ensemble) -> Evidence:
+    """What a combiner is told of an RNA: the output of the head `partners` and a partition function."""
+    letters = torch.tensor(["ACGU".find(letter) for letter in sequence.upper().replace("T", "U")], dtype=torch.long)
+    in_mfe = torch.zeros(output.shape, dtype=torch.bool)
+    ends = torch.as_tensor(_array(pairs_of(thermodynamics.mfe_structure)))
+    in_mfe[ends[:, 0], ends[:, 1]] = in_mfe[ends[:, 1], ends[:, 0]] = True
+    probabilities = torch.from_numpy(thermodynamics.matrix())
+    return Evidence.of(
+        output.float().cpu(),
+        letters % (UNKNOWN + 1),
+        probabilities,
+        in_mfe,
+        thermodynamics.mfe,
+        thermodynamics.energy,
+    )
 
 
 def _nucleotides(alphabet: Alphabet) -> Tensor:
