@@ -94,7 +94,7 @@ def search(queries: pd.DataFrame, targets: pd.DataFrame, work: Path) -> pd.DataF
         path.write_text("".join(f">{index}\n{sequence}\n" for index, sequence in table["sequence"].items()))
     columns = "query,target,fident,alnlen,qlen,tlen"
     options = ["--search-type", "3", "-k", "9", "-e", "0.001", "--max-seqs", "1500", "--strand", "1", "-v", "1"]
-    command = [MMseqs.find().path, "easy-search", *map(str, paths), *options, "--threads", "1"]
+    command = [MMseqs.find().binary, "easy-search", *map(str, paths), *options, "--threads", "1"]
     subprocess.run([*command, "--format-output", columns], check=True)
     hits = pd.read_csv(paths[2], sep="\t", header=None, names=columns.split(","))
     hits["coverage"] = hits["alnlen"] / np.minimum(hits["qlen"], hits["tlen"])
