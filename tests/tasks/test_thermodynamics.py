@@ -7,23 +7,28 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from rinalmo.errors import CheckpointError, InputError, MissingExtraError
+from rinalmo.inference import runs
 from rinalmo.inference.engine import Engine
 from rinalmo.metrics import pair_scores
 from rinalmo.rna.fasta import Record
 from rinalmo.rna.formats import write_structures
 from rinalmo.rna.structure import Structure
-from rinalmo.rna.thermodynamics import pair_probabilities
+from rinalmo.rna.thermodynamics import ensemble, pair_probabilities
+from rinalmo.tasks.base import Example
 from rinalmo.tasks.evaluation import evaluate
-from rinalmo.tasks.fold_file import Decoding, fold_records
-from rinalmo.tasks.predicting import predict
+from rinalmo.tasks.fold_file import Decoding, fold_file, fold_records
+from rinalmo.tasks.predicting import outputs, predict
+from rinalmo.tasks.registry import task_of
 from rinalmo.tasks.secondary_structure import (
     DEFAULT_WEIGHT,
     LEARNED,
     WITH_THERMODYNAMICS,
     WITHOUT_VIENNA,
     default_thermodynamics,
+    evidence_from,
     resolve_thermodynamics,
 )
 
@@ -141,6 +146,75 @@ def test_windows_are_combined_one_by_one(engine):
     ((_, first),) = fold_records([Record("start", "", TRNA.sequence[:64])], engine)
     i, j = 10, 24  # nearest to the middle of the first window
     assert found.matrix()[i, j] == pytest.approx(first[i, j], abs=1e-5)
+
+
+def test_the_combiners_numbers(engine):
+    """The acceptor stem of tRNA-Phe, and the helices P1 to P3 of the add riboswitch, as first measured."""
+    _, found = folded(engine, Decoding())
+    stem = [found[i, 71 - i] for i in range(7)]
+    np.testing.assert_allclose(stem, [0.925, 0.993, 0.994, 0.994, 0.992, 0.986, 0.951], atol=0.01)
+    known = Structure.from_dot_bracket("add", *TEXTBOOK["add riboswitch"])
+    ((_, found),) = fold_records([Record("add", "", known.sequence)], engine)
+    expected = [0.217, 0.818, 0.959, 0.951, 0.945, 0.953, 0.917, 0.774, 0.689]
+    expected += [0.386, 0.548, 0.267, 0.537, 0.553, 0.451, 0.630, 0.723, 0.724, 0.750, 0.773, 0.599]
+    np.testing.assert_allclose(found[tuple(np.array(known.pairs).T)], expected, atol=0.02)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_a_run_is_resumed_with_what_it_was_started_with(engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "CHUNK_RECORDS", 1)
+    (tmp_path / "in.fa").write_text(f">a\n{TRNA.sequence}\n>b\n{TRNA.sequence}\n")
+
+    def stop(done):
+        if done == 2:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        fold_file(tmp_path / "in.fa", tmp_path / "out.dbn", engine, tell=stop)
+    with pytest.raises(InputError, match="cannot be resumed: decoding changed"):
+        fold_file(tmp_path / "in.fa", tmp_path / "out.dbn", engine, WITH, resume=True)
+    monkeypatch.setitem(sys.modules, "RNA", None)
+    with pytest.raises(InputError, match="cannot be resumed: decoding changed"):
+        fold_file(tmp_path / "in.fa", tmp_path / "out.dbn", engine, resume=True, note=lambda text: None)
+    monkeypatch.delitem(sys.modules, "RNA")
+    assert fold_file(tmp_path / "in.fa", tmp_path / "out.dbn", engine, resume=True) == 2
+
+
+@pytest.fixture(scope="module")
+def said(engine):
+    """What the partner head says of a tRNA."""
+    ((_, output),) = outputs([Example("tRNA-Phe", TRNA.sequence)], engine, task_of(engine.spec))
+    return output
+
+
+def combined(engine, said, thermodynamics):
+    """The combiner's probabilities of the true pairs."""
+    with torch.inference_mode():
+        matrix = engine.model.head("combiner").matrix(evidence_from(said, TRNA.sequence, thermodynamics)).numpy()
+    return matrix[tuple(np.array(TRNA.pairs).T)]
+
+
+def test_the_combiner_heeds_thermodynamics(engine, said):
+    known = ensemble(TRNA.sequence)
+    true = set(TRNA.pairs)
+    is_true = np.array([pair in true for pair in zip(known.i.tolist(), known.j.tolist(), strict=True)])
+    means = []
+    for factor in (0.02, 0.5, 1.0):
+        values = np.where(is_true, known.values * np.float32(factor), known.values)
+        means.append(combined(engine, said, replace(known, values=values)).mean())
+    assert means[0] < means[1] < means[2]
+    certain = np.where(is_true, np.float32(0.99), np.float32(0.001))
+    assert combined(engine, said, replace(known, values=certain)).mean() > means[2] - 0.01
+
+
+def test_the_combiner_heeds_the_model(engine, said):
+    known = ensemble(TRNA.sequence)
+    alone = combined(engine, said, known).mean()
+    undecided = (said.exp() * 0.2 + 0.8 * torch.eye(len(said))).log()  # four fifths of it says: unpaired
+    assert combined(engine, undecided, known).mean() < alone
 
 
 def test_models_without_a_combiner(engine):
