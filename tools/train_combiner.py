@@ -14,8 +14,8 @@ finished, so that an interrupted run goes on. Steps:
    families that neither TR0 nor a test set has (but long non-coding RNAs and CD-box snoRNAs, whose consensus structures
    have few pairs or none). Left out are RNAs that resemble one of a test set or, of known families, of TR0 (80 %
    identity over 80 % of the shorter one), and new families with any hit to TR0 or a test set.
-4. A combiner learns from about half of these families; the others choose its threshold. The one that is kept learns
-   from all of them in the same way. Test sets are never folded here.
+4. A combiner learns from about half of these families and is judged on the others. The one that is kept learns from
+   all of them in the same way. Test sets are never folded here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,7 +60,6 @@ FAMILY_DATABASES = ("SPR", "SRP", "tmRNA", "RNP")  # sources of bpRNA that are o
 HELD_OUT, KNOWN = 0.35, 0.1
 LONGEST = 500
 SEED = 20261129
-THRESHOLDS = np.array([0.15, 0.175, 0.2, 0.225, 0.25, 0.3])
 SHARES = {  # of the draws while the combiner learns
     "VL0, known": 0.29,
     "VL0, new": 0.04,
@@ -69,7 +68,7 @@ SHARES = {  # of the draws while the combiner learns
     "Rfam, known": 0.06,
     "Rfam, new": 0.16,
 }
-JUDGING = {"VL0": 0.5, "Rfam": 0.4, "TR0": 0.15}  # of the families of each set, to choose the threshold by
+JUDGING = {"VL0": 0.5, "Rfam": 0.4, "TR0": 0.15}  # of the families of each set, that the first one is judged by
 UNSTRUCTURED = "lncRNA|CD-box"
 MOST_OF_A_FAMILY = 40
 
@@ -357,18 +356,13 @@ def batch_loss(
 
 
 @torch.inference_mode()
-def f1_by_threshold(combiner: Combiner, of: Sequence[Case]) -> np.ndarray:
-    return np.mean([scores_of(combiner.matrix(case.evidence).numpy(), case) for case in of], axis=0)
-
-
-def scores_of(probabilities: np.ndarray, case: Case, thresholds: Iterable[float] = THRESHOLDS) -> list[float]:
-    """F1, one end off by one allowed, at each threshold."""
-    return [
-        pair_scores(
-            case.true_pairs, decode(probabilities, case.sequence, "nested", threshold=threshold), tolerance=1
-        ).f1
-        for threshold in thresholds
-    ]
+def f1(combiner: Combiner, of: Sequence[Case]) -> float:
+    """Mean F1, one end off by one allowed."""
+    scores = []
+    for case in of:
+        pairs = decode(combiner.matrix(case.evidence).numpy(), case.sequence, "nested", threshold=None)
+        scores.append(pair_scores(case.true_pairs, pairs, tolerance=1).f1)
+    return float(np.mean(scores))
 
 
 @torch.inference_mode()
@@ -424,16 +418,11 @@ def main() -> None:
     known = [case for case in judging if case.kind == "VL0, known"]
     new = capped([case for case in judging if case.kind.endswith("new")], 3)
     combiner = fit(train, chosen)
-    scores = [f1_by_threshold(combiner, cases) for cases in (known, new)]
-    best = int((scores[0] + scores[1]).argmax())
-    print(
-        f"threshold {THRESHOLDS[best]}: F1 {scores[0][best]:.4f} on known families, {scores[1][best]:.4f} on new ones"
-    )
+    print(f"F1 {f1(combiner, known):.4f} on known families, {f1(combiner, new):.4f} on new ones")
     for name, cases in (("known", known), ("new", new)):
         for count, mean, right in calibration(combiner, cases):
             print(f"{name}: {count:,} candidates of mean probability {mean:.3f}, {right:.3f} of them right")
     combiner = fit(every, chosen)
-    combiner.threshold.fill_(float(THRESHOLDS[best]))
     save(with_combiner(load(chosen.model), combiner), chosen.work / "combined", overwrite=True)
     convert(chosen.work / "combined", chosen.output, half=True, overwrite=True)
 

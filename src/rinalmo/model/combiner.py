@@ -138,7 +138,6 @@ class Combiner(nn.Module):
     pair_std: Tensor
     nucleotide_mean: Tensor
     nucleotide_std: Tensor
-    threshold: Tensor
 
     def __init__(self, channels: int = 32, num_blocks: int = 3, dropout: float = 0.0) -> None:
         """`channels` is the width of candidates and nucleotides alike; `dropout` is for training."""
@@ -147,8 +146,6 @@ class Combiner(nn.Module):
         self.register_buffer("pair_std", torch.ones(PAIR_FEATURES))
         self.register_buffer("nucleotide_mean", torch.zeros(NUCLEOTIDE_FEATURES))
         self.register_buffer("nucleotide_std", torch.ones(NUCLEOTIDE_FEATURES))
-        # The least probability of a pair that the decoder accepts, tuned on validation data.
-        self.register_buffer("threshold", torch.zeros(()))
         self.pair_input = nn.Linear(PAIR_FEATURES, channels)
         self.nucleotide_input = nn.Linear(NUCLEOTIDE_FEATURES, channels)
         self.blocks = nn.ModuleList(CombinerBlock(channels, dropout) for _ in range(num_blocks))

@@ -117,7 +117,8 @@ class Decoder:
         self, sequence: str, probabilities: Probabilities, options: Mapping[str, Any], thermodynamics: float
     ) -> Future[Decoded | None] | None:
         if self.processes and isinstance(probabilities, np.ndarray) and not thermodynamics:
-            probabilities = _likely(probabilities, options["threshold"])
+            # Without a threshold the sum of all probabilities counts.
+            probabilities = _likely(probabilities, options["threshold"] or 0.0)
         return self._start(_decode, sequence, probabilities, dict(options), thermodynamics)
 
     def _start(self, job: Callable[..., Result], *arguments: Any) -> Future[Result | None] | None:

@@ -117,7 +117,7 @@ def fold_records(
     task = folding_task(engine.spec, window, options.pop("thermodynamics"))
     own = {"method": task.decoder, "threshold": task.threshold(engine.head_model)}
     options = {name: own[name] if value is None else value for name, value in options.items()}
-    task.least = min(LEAST, options["threshold"])
+    task.least = LEAST if options["threshold"] is None else min(LEAST, options["threshold"])
     examples = (Example(record.id, record.sequence) for record in records)
     waiting: deque[Example] = deque()
 

@@ -85,7 +85,7 @@ _HEADS = {
     ),
 }
 
-Scores = Mapping[float, np.ndarray]  # precision, recall and F1 by threshold, exact and ±1: (2, 3)
+Scores = Mapping[float | None, np.ndarray]  # precision, recall and F1 by threshold, exact and ±1: (2, 3)
 
 
 class SecondaryStructure(Task):
@@ -194,10 +194,14 @@ class SecondaryStructure(Task):
         assert isinstance(square, np.ndarray)
         return square if learned else blended(square, sequence, float(self.thermodynamics))
 
-    def threshold(self, model: RiNALMo) -> float:
-        """The least probability of a pair: what this model's validation data chose, or with thermodynamics its own."""
+    def threshold(self, model: RiNALMo) -> float | None:
+        """The least probability of a pair: what this model's validation data chose, or with thermodynamics its own.
+
+        None where each RNA has its own (`rinalmo.rna.folding.decode`): a combiner's probabilities are right as often as
+        they say, which is what that takes.
+        """
         if self.thermodynamics == LEARNED:
-            return float(self._combiner_of(model).threshold)
+            return None
         if self.thermodynamics:
             return WITH_THERMODYNAMICS
         return DEFAULT_THRESHOLD if model.spec.threshold is None else model.spec.threshold
@@ -213,7 +217,8 @@ class SecondaryStructure(Task):
         return torch.stack([of(output, example.target) for output, example in pairs]).sum()
 
     def judge(self, model: RiNALMo, output: Tensor | PairList, example: Example) -> Scores:
-        thresholds = sorted({*self.thresholds, self.threshold(model)})
+        own = self.threshold(model)
+        thresholds = [None] if own is None else sorted({*self.thresholds, own})
         decoded = self._decoded(self.probabilities(output, example.sequence), example.sequence, thresholds)
         return {
             threshold: np.array([pair_scores(example.target, pairs, tolerance=tolerance) for tolerance in (0, 1)])
@@ -221,10 +226,10 @@ class SecondaryStructure(Task):
         }
 
     def _decoded(
-        self, found: np.ndarray | PairList, sequence: str, thresholds: Sequence[float]
-    ) -> Iterator[tuple[float, Pairs]]:
+        self, found: np.ndarray | PairList, sequence: str, thresholds: Sequence[float | None]
+    ) -> Iterator[tuple[float | None, Pairs]]:
         """The pairs at each of these thresholds, which rise."""
-        if self.decoder != "greedy":
+        if self.decoder != "greedy" or None in thresholds:
             for threshold in thresholds:
                 yield threshold, decode(found, sequence, self.decoder, threshold=threshold)
             return
@@ -232,7 +237,7 @@ class SecondaryStructure(Task):
         i, j = _array(pairs).T
         values = found.at(i, j) if isinstance(found, PairList) else found[i, j]
         for threshold in thresholds:
-            yield threshold, [pair for pair, value in zip(pairs, values, strict=True) if value > threshold]
+            yield threshold, [pair for pair, value in zip(pairs, values, strict=True) if value > (threshold or 0)]
 
     def figures(self, judged: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> Figures:
         for name, values in self.each(judged, threshold).items():
@@ -242,7 +247,8 @@ class SecondaryStructure(Task):
         return max(self.thresholds, key=lambda t: float(np.mean([scores[t][1, 2] for scores in judged])))
 
     def each(self, judged: Sequence[Any], threshold: float | None) -> dict[str, np.ndarray]:
-        scores = np.stack([scores[DEFAULT_THRESHOLD if threshold is None else threshold] for scores in judged])
+        chosen = DEFAULT_THRESHOLD if threshold is None and self.thermodynamics != LEARNED else threshold
+        scores = np.stack([scores[chosen] for scores in judged])
         return {
             name + ending: scores[:, row, column]
             for row, ending in enumerate(("", "_relaxed"))
