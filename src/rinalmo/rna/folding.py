@@ -29,7 +29,7 @@ from rinalmo.rna.pair_list import PairList
 from rinalmo.rna.pairing import can_pair, canonical_mask
 
 MIN_DISTANCE = 4  # a hairpin loop has at least three nucleotides
-THRESHOLDS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)  # of which one is chosen where none is given
+THRESHOLDS = (0.1, 0.15, 0.2, 0.25)  # of which one is chosen where none is given
 _WEIGHT_STEPS = 2**40  # matching computes in integers
 
 Pairs = list[tuple[int, int]]
