@@ -11,10 +11,10 @@ the head was trained on. It sees only evidence, never the states of the encoder,
             each nucleotide and the likeliest of its candidates
                                 ▼
     for each nucleotide a distribution over its candidates and being unpaired: the mean of both sources with a weight
-    that the network chooses, times a factor that it chooses
+    that the network chooses, times a factor that it chooses; half of the way there from the mean with a fixed weight
 
 Candidates are the pairs to which either source gives more than `MIN_PROBABILITY`. The probability of a pair is the
-geometric mean of what its two nucleotides say, as in the partner head.
+geometric mean of what its two nucleotides say, as in the partner head, averaged with the plain weighted mean.
 
 Reference: Wolpert 1992 (Neural Networks 5:241) for learning on top of held-out predictions.
 """
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from rinalmo.model.partner_head import KINDS, MIN_DISTANCE, NEIGHBOURS, UNKNOWN, kind_table
 
 MIN_PROBABILITY = 0.01  # less probable pairs are no candidates
+SHRINKAGE = 0.5  # share of the plain weighted mean in the probabilities: new families differ from those learned from
 _FLOOR = 1e-4  # probabilities are at least this where their logarithm is taken; ViennaRNA's list ends here too
 _LARGEST = 20.0  # scores are kept within, so that their exponentials stay within fp32
 _REACH = 2
@@ -177,10 +178,13 @@ class Combiner(nn.Module):
         return paired - total[of.i], paired - total[of.j], unpaired - total
 
     def matrix(self, of: Evidence) -> Float[Tensor, "length length"]:
-        """Pair probabilities of one RNA, symmetric."""
+        """Pair probabilities of one RNA, symmetric: the mean of what was learned and of the plain weighted mean."""
         first, second, unpaired = self(of)
+        share = torch.tensor(-_PRIOR).sigmoid()
+        plain = (1 - share) * of.pairs[:, _MODEL] + share * of.pairs[:, _THERMODYNAMICS]
+        learned = ((first + second) / 2).exp()
         matrix = unpaired.new_zeros((len(unpaired), len(unpaired)))
-        matrix[of.i, of.j] = matrix[of.j, of.i] = ((first + second) / 2).exp()
+        matrix[of.i, of.j] = matrix[of.j, of.i] = SHRINKAGE * plain + (1 - SHRINKAGE) * learned
         return matrix
 
 
