@@ -5,8 +5,9 @@
     python benchmarks/folding.py archiveII.csv.gz --max-length 512            # per family, if there is such a column
     python benchmarks/folding.py TS0.csv.gz --most 200 --times                # a random part; time per sequence
 
-    rinalmo             `rinalmo.tasks.fold_file` as `rinalmo fold` uses it
-    … thermodynamics W  the same with ViennaRNA's probabilities in the mean, for each weight of --thermodynamics
+    rinalmo             `rinalmo.tasks.fold_file` as `rinalmo fold` uses it, by default
+    … thermodynamics W  the same with ViennaRNA's probabilities in the mean, for each weight of --thermodynamics; 0 is
+                        the model alone
     RNAfold MFE         ViennaRNA, the structure of least free energy
     RNAfold centroid    ViennaRNA, the structure nearest to the whole ensemble
     LinearFold-V        pylinearfold, beam of 100 with Vienna's energies; the package has no LinearFold-C
@@ -19,6 +20,8 @@ bootstrap interval of that mean: `all pairs`, exact or with one end off by at mo
 
 The peers' structures are kept in a file (`--cache`) and not computed again; ours always are. With `--times` nothing
 is taken from there: every method gets each sequence in turn, alone, on one thread.
+
+Calibration is that of our default: of the pairs that get a probability in a range, the share that is annotated.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ from sides import Side
 if TYPE_CHECKING:
     from rinalmo.tasks.base import Example
 
-Fold = Callable[[str], str]  # a sequence to its dot-bracket text
+Probable = list[tuple[int, int, float]]  # pairs with their probabilities
+Fold = Callable[[str], tuple[str, Probable]]  # a sequence to its dot-bracket text, and probabilities, if there are any
 
 VERSIONS = {"viennarna": "2.7.2", "pylinearfold": "1.0.0", "mxfold2": "0.1.1"}
 NEEDS = ("torch==2.13.0", "pybind11==3.0.1", "setuptools")
@@ -62,6 +66,7 @@ PUBLISHED = {
     "SPOT-RNA": (0.594, 0.693, 0.619),
 }
 PUBLISHED_F1 = {"RiNALMo 33M": 0.685}
+RANGES = (0.2, 0.4, 0.6, 0.8)  # of probability, each up to the next
 COLUMNS = ("", "F1, exact", "P, ±1", "R, ±1", "F1, ±1", "F1, canonical nested", "ms a sequence")
 
 
@@ -74,29 +79,43 @@ def answer(fold: Fold) -> None:
     print("{}", file=lines)
     for line in sys.stdin:
         start = time.perf_counter()
-        structure = fold(line.strip())
-        print(json.dumps({"value": structure, "seconds": time.perf_counter() - start}), file=lines)
+        structure, pairs = fold(line.strip())
+        seconds = time.perf_counter() - start
+        print(json.dumps({"value": structure, "seconds": seconds, "pairs": pairs}), file=lines)
 
 
-def rinalmo(model: str, thermodynamics: float) -> None:
+def rinalmo(model: str, thermodynamics: float | None) -> None:
     from rinalmo.inference.engine import Engine
-    from rinalmo.tasks.fold_file import Decoding, fold
+    from rinalmo.rna.fasta import Record
+    from rinalmo.rna.pair_list import PairList
+    from rinalmo.tasks.fold_file import Decoding, fold_records
 
     engine, decoding = Engine(model, threads=1), Decoding(thermodynamics=thermodynamics)
-    answer(lambda sequence: fold(sequence, engine, decoding)[0].dot_bracket)
+
+    def fold(sequence: str) -> tuple[str, Probable]:
+        ((structure, found),) = fold_records([Record("", "", sequence)], engine, decoding)
+        if isinstance(found, PairList):
+            i, j, values = found.i, found.j, found.values
+        else:
+            i, j = (found > RANGES[0]).nonzero()
+            i, j = i[i < j], j[i < j]
+            values = found[i, j]
+        return structure.dot_bracket, list(zip(i.tolist(), j.tolist(), values.tolist(), strict=True))
+
+    answer(fold)
 
 
 def vienna(centroid: bool) -> None:
     import RNA
 
-    def fold(sequence: str) -> str:
+    def fold(sequence: str) -> tuple[str, Probable]:
         compound = RNA.fold_compound(sequence)
         structure, energy = compound.mfe()
         if centroid:
             compound.exp_params_rescale(energy)
             compound.pf()
             structure, _ = compound.centroid()
-        return str(structure)
+        return str(structure), []
 
     answer(fold)
 
@@ -105,7 +124,7 @@ def linear(partition: bool) -> None:
     import pylinearfold
 
     fold = pylinearfold.partition if partition else pylinearfold.fold
-    answer(lambda sequence: str(fold(sequence)["structure"]))
+    answer(lambda sequence: (str(fold(sequence)["structure"]), []))
 
 
 def mxfold2() -> None:
@@ -121,8 +140,8 @@ def mxfold2() -> None:
     model.eval()
 
     @torch.no_grad()
-    def fold(sequence: str) -> str:
-        return str(model([sequence])[1][0])
+    def fold(sequence: str) -> tuple[str, Probable]:
+        return str(model([sequence])[1][0]), []
 
     answer(fold)
 
@@ -131,6 +150,14 @@ def peer_python() -> str:
     """The Python of an environment that has the peers, made on first use."""
     pinned = [f"{name}=={version}" for name, version in VERSIONS.items()]
     return sides.installed("-".join(pinned), [*NEEDS, *pinned[:2]], "RNA, pylinearfold, mxfold2.interface", add_mxfold2)
+
+
+def versions_of(python: str) -> dict[str, str]:
+    """The versions of the peers that this Python has."""
+    code = "import importlib.metadata as m, json;"
+    code += "print(json.dumps({d.name.lower(): d.version for d in m.distributions()}))"
+    found = json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
+    return {name: found[name] for name in VERSIONS if name in found}
 
 
 def add_mxfold2(python: str) -> None:
@@ -178,26 +205,27 @@ class Method(NamedTuple):
 
 def start(chosen: argparse.Namespace) -> list[Method]:
     found = []
-    for weight in (0.0, *chosen.thermodynamics) if chosen.model else ():
+    for weight in (None, *chosen.thermodynamics) if chosen.model else ():
         side = Side("rinalmo", 1, model=chosen.model, thermodynamics=weight)
-        found.append(Method(f"rinalmo, thermodynamics {weight}" if weight else "rinalmo", None, side))
-    python = peer_python() if chosen.peers else ""
+        found.append(Method("rinalmo" if weight is None else f"rinalmo, thermodynamics {weight}", None, side))
+    python = chosen.python or (peer_python() if chosen.peers else "")
     for name in chosen.peers:
         serve, package, arguments = PEERS[name]
-        found.append(Method(name, f"{name}, {package} {VERSIONS[package]}", Side(serve, 1, python, **arguments)))
+        side = Side(serve, 1, python, **arguments)
+        found.append(Method(name, f"{name}, {package} {VERSIONS[package]}", side))
     return found
 
 
-def folded(method: Method, sequence: str, cache: Cache, times: bool) -> str | None:
-    """A structure, or nothing if the method has failed."""
+def folded(method: Method, sequence: str, cache: Cache, times: bool) -> tuple[str, Probable] | None:
+    """A structure and probabilities, or nothing if the method has failed."""
     if method.key and not times and (kept := cache.get(method.key, sequence)):
-        return kept
+        return kept, []
     if not (answered := method.side.ask(sequence)):
         return None
     method.side.seconds.append(answered["seconds"])
     if method.key:
         cache.put(method.key, sequence, answered["value"])
-    return str(answered["value"])
+    return str(answered["value"]), answered["pairs"]
 
 
 # The parent: scores.
@@ -235,14 +263,40 @@ def read(path: Path, chosen: argparse.Namespace) -> list[Example]:
 def compare(path: Path, methods: Sequence[Method], cache: Cache, chosen: argparse.Namespace) -> None:
     examples = read(path, chosen)
     results: dict[str, list[Scored]] = {method.name: [] for method in methods}
+    said: list[tuple[float, bool]] = []  # what our default gives a pair, and whether it is one
     for method in methods:
         method.side.seconds.clear()
     for example in examples:
         sequence = re.sub("[^ACGU]", "N", example.sequence.upper().replace("T", "U"))
         for method in methods:
-            if structure := folded(method, sequence, cache, chosen.times):
-                results[method.name].append(scored(example, structure))
+            if answer := folded(method, sequence, cache, chosen.times):
+                results[method.name].append(scored(example, answer[0]))
+                if method.name == "rinalmo":
+                    true = set(map(tuple, example.target))
+                    said += [(value, (i, j) in true) for i, j, value in answer[1]]
     report(path, examples, methods, results, chosen)
+    if said:
+        calibration(said)
+    if chosen.without:
+        known = {example.sequence.upper().replace("T", "U") for example in read(chosen.without, everything(chosen))}
+        places = [n for n, e in enumerate(examples) if e.sequence.upper().replace("T", "U") not in known]
+        print(f"\nWithout the {len(examples) - len(places):,} whose sequences are in {chosen.without.name}:")
+        rest = {name: [of[n] for n in places] for name, of in results.items() if len(of) == len(examples)}
+        report(path, [examples[n] for n in places], methods, rest, chosen)
+
+
+def everything(chosen: argparse.Namespace) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(chosen), "most": None, "max_length": None})
+
+
+def calibration(said: Sequence[tuple[float, bool]]) -> None:
+    """Of the pairs in each range of probability: how many, and how many of them are annotated."""
+    print("\nCalibration\n")
+    rows = []
+    for low, high in zip(RANGES, [*RANGES[1:], 1.01], strict=True):
+        right = [true for value, true in said if low <= value < high]
+        rows.append([f"{low:.1f}–{min(high, 1):.1f}", f"{len(right):,}", f"{mean(right):.3f}" if right else ""])
+    sides.table(["probability", "pairs", "right"], rows)
 
 
 def report(
@@ -318,11 +372,15 @@ def main() -> None:
     parser.add_argument("--most", type=int, help="structures of each file, drawn at random")
     parser.add_argument("--max-length", type=int, help="leave longer sequences out")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--without", type=Path, metavar="FILE", help="also without the sequences of this file")
+    parser.add_argument("--python", help="one that has the peers' packages, to be used as it is")
     parser.add_argument("--times", action="store_true", help="measure the time; needs a machine of its own")
     kept = Path.home() / ".cache" / "rinalmo-benchmarks" / "folded.sqlite"
     parser.add_argument("--cache", type=Path, default=kept, help="where the peers' structures are kept")
     chosen = parser.parse_args()
     chosen.threads, chosen.peer = 1, None
+    if chosen.python:
+        VERSIONS.update(versions_of(chosen.python))
     cache, methods = Cache(chosen.cache), start(chosen)
     sides.head("Secondary structure", chosen)
     print(f"Peers: {', '.join(f'{name} {version}' for name, version in VERSIONS.items())}.")

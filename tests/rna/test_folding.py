@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rinalmo.errors import InputError, MissingExtraError
-from rinalmo.rna.folding import METHODS, decode, decode_greedy
+from rinalmo.rna.folding import METHODS, THRESHOLDS, decode, decode_greedy, expected_f1
 from rinalmo.rna.nested import heaviest_nested
+from rinalmo.rna.pair_list import PairList
 from rinalmo.rna.pairing import CANONICAL_PAIRS, can_pair, canonical_mask
 from rinalmo.rna.structure import Structure
 
@@ -186,3 +187,25 @@ def test_errors_name_what_there_is(monkeypatch):
     monkeypatch.setitem(sys.modules, "rustworkx", None)
     with pytest.raises(MissingExtraError, match=r"rinalmo\[fold\]"):
         decode(np.zeros((1, 1)), "A", "matching")
+
+
+def test_without_a_threshold_the_best_expected_f1_is_chosen():
+    sequence = "GGGGGAAAACCCCC"
+    helix = [(k, 13 - k) for k in range(5)]
+    doubtful = np.zeros((14, 14), dtype=np.float32)
+    for (i, j), value in zip(helix, (0.22, 0.9, 0.9, 0.9, 0.12), strict=True):
+        doubtful[i, j] = doubtful[j, i] = value
+    by_threshold = [decode(doubtful, sequence, "nested", threshold=t) for t in THRESHOLDS]
+    chosen = decode(doubtful, sequence, "nested", threshold=None)
+    scores = [expected_f1(doubtful, pairs) for pairs in by_threshold]
+    assert expected_f1(doubtful, chosen) == max(scores)
+    assert chosen == by_threshold[scores.index(max(scores))]
+    listed = PairList.of(14, [(*np.triu(doubtful).nonzero(), doubtful[np.triu(doubtful).nonzero()])])
+    assert decode(listed, sequence, "nested", threshold=None) == chosen
+    # Of three pairs that are certain and one that is not, by hand: hits over the mean of both sums.
+    certain = np.zeros((14, 14))
+    for i, j in helix[:3]:
+        certain[i, j] = certain[j, i] = 1.0
+    assert expected_f1(certain, helix[:3]) == pytest.approx(1)
+    assert expected_f1(certain, helix[:2]) == pytest.approx(2 * 2 / (2 + 3))
+    assert expected_f1(certain, []) == 0

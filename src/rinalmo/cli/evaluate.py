@@ -32,7 +32,7 @@ def command(
     group: str | None,
     fill_to: int | None,
     window: int | None,
-    thermodynamics: float,
+    thermodynamics: float | None,
     seed: int,
     **engine_settings: Any,
 ) -> None:

@@ -75,7 +75,7 @@ def command(
     all_pairs: bool,
     min_loop: int,
     window: int | None,
-    thermodynamics: float,
+    thermodynamics: float | None,
     probabilities: Path | None,
     plot: Path | None,
     plot_kind: Any,
@@ -93,7 +93,7 @@ def command(
     \b
     rinalmo fold sequences.fa
     rinalmo fold sequences.fa -o structures.ct --decoder matching
-    rinalmo fold sequences.fa --thermodynamics 0.5
+    rinalmo fold sequences.fa --thermodynamics 0
     rinalmo fold tRNA.fa -o tRNA.dbn --probabilities tRNA.npz
     rinalmo fold sequences.fa --model run/model -o structures.parquet --engine ray --workers 8
     rinalmo fold tRNA.fa --plot tRNA.svg

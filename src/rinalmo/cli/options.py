@@ -75,10 +75,9 @@ window_option = click.option(
 thermodynamics_option = click.option(
     "--thermodynamics",
     type=click.FloatRange(0, 1),
-    default=0.0,
     metavar="WEIGHT",
-    help="Weight of ViennaRNA's probabilities of pairs beside the model's (extra `fold`): 0.2 is best for nano-fold "
-    "on families that it knows, 0.5 on new ones.  [default: 0]",
+    help="Override how much thermodynamics (ViennaRNA, extra `fold`) counts: the weight of its pair probabilities in "
+    "the mean with the model's, 0 for the model alone.  [default: what is best for the model]",
 )
 
 

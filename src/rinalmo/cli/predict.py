@@ -28,7 +28,7 @@ def command(
     keep_columns: bool,
     fill_to: int | None,
     window: int | None,
-    thermodynamics: float,
+    thermodynamics: float | None,
     **engine_settings: Any,
 ) -> None:
     """Predict with a fine-tuned model for the sequences of a FASTA file or table.
@@ -57,7 +57,7 @@ def command(
     check_input(fasta)
     check_rows_output(output)
     engine = make_engine(model=model, **engine_settings)
-    task = as_asked(filled(task_of(engine.spec), fill_to), window, thermodynamics)
+    task = as_asked(filled(task_of(engine.spec), fill_to), engine.spec, window, thermodynamics, noted)
     done = 0
     with counter("predicting") as tell:
 

@@ -29,7 +29,8 @@ KINDS = ("AU", "GC", "GU", "UA", "CG", "UG")  # of candidates, 5' end first
 UNKNOWN = 4  # the nucleotide that pairs with nothing; 0 to 3 are A, C, G, U
 DISTANCES = 48
 _EXACT = 24  # distances up to here have an embedding each
-_CHUNK = 1 << 16  # candidates computed at once where no gradients are recorded
+_CHUNK = 1 << 10  # candidates a CPU computes at once where no gradients are recorded: what they gather stays in cache
+_CHUNK_ELSEWHERE = 1 << 16
 _MAP = 1 << 25  # numbers of the map that candidates are taken from, held at once
 _LARGEST = 20.0  # scores are kept within, so that their exponentials stay within fp32
 
@@ -38,7 +39,8 @@ NEIGHBOURS = ((1, -1), (-1, 1), (2, -2), (-2, 2), (1, -2), (-1, 2), (2, -1), (-2
 _REACH = 2
 
 
-def _kind_table() -> Tensor:
+def kind_table() -> Tensor:
+    """Which of `KINDS` two nucleotides make, by their numbers; -1 for those that do not pair."""
     table = torch.full((5, 5), -1, dtype=torch.int8)
     for number, kind in enumerate(KINDS):
         table["ACGU".index(kind[0]), "ACGU".index(kind[1])] = number
@@ -66,7 +68,7 @@ class Candidates:
     def of(cls, nucleotides: Int[Tensor, " length"]) -> Candidates:
         """Those of a sequence of 0 to 3 for A, C, G, U and `UNKNOWN`."""
         length, device = len(nucleotides), nucleotides.device
-        kinds = _kind_table().to(device)[nucleotides[:, None], nucleotides]
+        kinds = kind_table().to(device)[nucleotides[:, None], nucleotides]
         can = (kinds >= 0).triu(MIN_DISTANCE)
         wide = F.pad(can, (1, 1, 1, 1))
         can &= wide[2:, :-2] | wide[:-2, 2:]  # the pair around it, the pair within
@@ -151,9 +153,14 @@ class CandidateBlock(nn.Module):
         y = self.norm(x)
         if torch.is_grad_enabled():
             return x + self._update(_Neighbours.apply(y, neighbours), y)
-        source = _with_none(y)
-        parts = (slice(start, start + _CHUNK) for start in range(0, len(x), _CHUNK))
-        return torch.cat([x[p] + self._update(_gathered(source, neighbours[p]), y[p]) for p in parts]) if len(x) else x
+        source, out = _with_none(y), torch.empty_like(x)
+        chunk = _CHUNK if x.device.type == "cpu" else _CHUNK_ELSEWHERE
+        for start in range(0, len(x), chunk):
+            part = slice(start, start + chunk)
+            itself = torch.arange(start, min(start + chunk, len(x)), device=x.device, dtype=neighbours.dtype)
+            around = _gathered(source, torch.cat([neighbours[part], itself[:, None]], dim=1))
+            torch.add(x[part], self.output(F.relu(self.mix(around))), out=out[part])
+        return out
 
     def _update(self, around: Tensor, y: Tensor) -> Tensor:
         return self.output(F.relu(self.mix(torch.cat([around, y], dim=1))))

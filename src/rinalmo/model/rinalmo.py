@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rinalmo.alphabet import Alphabet
 from rinalmo.errors import CheckpointError
+from rinalmo.model.combiner import Combiner
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.encoder import Encoder, EncoderOutput
 from rinalmo.model.heads import ContactHead, HeadConfig, MaskedLMHead, Pooler, SequenceHead, TokenHead
@@ -116,6 +117,7 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
     "contact_head": lambda config, **options: ContactHead(config.hidden_size, HeadConfig(**options)),
     "structure_head": lambda config, **options: StructureHead(config.hidden_size, **options),
     "partner_head": lambda config, **options: PartnerHead(config.hidden_size, **options),
+    "combiner": lambda config, **options: Combiner(**options),
     "ribosome_load_head": lambda config, **options: RibosomeLoadHead(config.hidden_size, **options),
     "splice_site_head": lambda config, **options: SpliceSiteHead(config.hidden_size, **options),
     "ncrna_family_head": lambda config, **options: NcrnaFamilyHead(config.hidden_size, **options),
@@ -152,6 +154,8 @@ def _options(name: str, shapes: Shapes, head_config: HeadConfig) -> dict[str, An
         case "partner_head":
             channels = size("final_norm.weight")
             return {"channels": channels, "num_blocks": blocks, "rank": size("left.weight") // channels}
+        case "combiner":
+            return {"channels": size("pair_norm.weight"), "num_blocks": blocks}
         case "ribosome_load_head":
             return {"channels": size("projection.weight"), "num_blocks": blocks}
         case "splice_site_head" | "ncrna_family_head":

@@ -1,4 +1,4 @@
-"""What thermodynamics says of base pairs: the probabilities of ViennaRNA's partition function (extra `fold`).
+"""Thermodynamics of an RNA by ViennaRNA (extra `fold`): one partition function, and what is read from it.
 
 Reference: Lorenz et al. 2011 (Algorithms Mol Biol 6:26); McCaskill 1990 (Biopolymers 29:1105).
 """
@@ -6,6 +6,7 @@ Reference: Lorenz et al. 2011 (Algorithms Mol Biol 6:26); McCaskill 1990 (Biopol
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
@@ -15,26 +16,73 @@ from rinalmo.errors import MissingExtraError
 LEAST = 1e-4  # less probable pairs are left out
 
 
+@dataclass(frozen=True)
+class Ensemble:
+    """The Boltzmann ensemble of an RNA's structures at 37 °C.
+
+    Attributes:
+        length: Nucleotides of the RNA.
+        i: 5' positions of the pairs more probable than `LEAST`, counted from 0.
+        j: Their 3' positions.
+        values: Their probabilities, fp32.
+        mfe_structure: Structure of minimum free energy in dot-bracket notation.
+        mfe: Its free energy in kcal/mol.
+        energy: Free energy of the whole ensemble in kcal/mol.
+    """
+
+    length: int
+    i: np.ndarray
+    j: np.ndarray
+    values: np.ndarray
+    mfe_structure: str
+    mfe: float
+    energy: float
+
+    def matrix(self) -> np.ndarray:
+        """The pair probabilities as a symmetric fp32 matrix `(length, length)`."""
+        matrix = np.zeros((self.length, self.length), dtype=np.float32)
+        matrix[self.i, self.j] = matrix[self.j, self.i] = self.values
+        return matrix
+
+
+def has_vienna() -> bool:
+    """Whether ViennaRNA is installed."""
+    return find_spec("RNA") is not None
+
+
 def need_vienna() -> None:
     """Raise MissingExtraError if ViennaRNA is not installed."""
-    if find_spec("RNA") is None:
+    if not has_vienna():
         raise MissingExtraError("ViennaRNA", "fold", "folding with thermodynamics")
 
 
-def pair_probabilities(sequence: str) -> np.ndarray:
-    """The probability of each pair in thermal equilibrium at 37 °C, `(length, length)` in fp32, symmetric.
+def ensemble(sequence: str) -> Ensemble:
+    """Compute the partition function of an RNA.
 
-    T reads as U, in either case; other letters than A, C, G and U pair with nothing. Time grows with the third power
-    of the length. Raises MissingExtraError without ViennaRNA.
+    Time grows with the third power of the length.
+
+    Args:
+        sequence: The RNA. T reads as U, in either case; letters other than A, C, G and U pair with nothing.
+
+    Returns:
+        Its ensemble at 37 °C.
+
+    Raises:
+        MissingExtraError: ViennaRNA is not installed.
     """
     need_vienna()
     import RNA
 
-    found = np.zeros((len(sequence), len(sequence)), dtype=np.float32)
     compound = RNA.fold_compound(re.sub("[^ACGU]", "N", sequence.upper().replace("T", "U")))
-    _, energy = compound.mfe()
-    compound.exp_params_rescale(energy)  # or numbers overflow where RNAs are long
-    compound.pf()
-    for pair in compound.plist_from_probs(LEAST):
-        found[pair.i - 1, pair.j - 1] = found[pair.j - 1, pair.i - 1] = pair.p
-    return found
+    structure, mfe = compound.mfe()
+    compound.exp_params_rescale(mfe)  # or numbers overflow where RNAs are long
+    _, energy = compound.pf()
+    pairs = [(pair.i - 1, pair.j - 1, pair.p) for pair in compound.plist_from_probs(LEAST)]
+    i, j, values = np.array(pairs, dtype=np.float64).reshape(-1, 3).T
+    places = i.astype(np.int64), j.astype(np.int64)
+    return Ensemble(len(sequence), *places, values.astype(np.float32), structure, mfe, energy)
+
+
+def pair_probabilities(sequence: str) -> np.ndarray:
+    """The probability of each pair in thermal equilibrium, `(length, length)` in fp32, symmetric; see `ensemble`."""
+    return ensemble(sequence).matrix()

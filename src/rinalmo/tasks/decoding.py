@@ -13,19 +13,23 @@ import subprocess
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import local
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
 from rinalmo.rna.folding import Pairs, decode
 from rinalmo.rna.pair_list import PairList
-from rinalmo.rna.thermodynamics import pair_probabilities
+from rinalmo.rna.thermodynamics import Ensemble, ensemble, pair_probabilities
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Result = TypeVar("Result")
 Probabilities = np.ndarray | PairList
 Decoded = tuple[Probabilities, Pairs]
 
@@ -82,18 +86,58 @@ class Decoder:
         while waiting:
             yield self._result(*waiting.popleft(), options, thermodynamics)
 
+    def ensembles(
+        self, rnas: Iterable[tuple[str, Tensor | PairList]]
+    ) -> Iterator[tuple[str, Tensor | PairList, Ensemble | None]]:
+        """Compute the thermodynamics of each RNA.
+
+        Args:
+            rnas: Sequences with whatever goes with them. A `PairList` has thermodynamics in it already.
+
+        Yields:
+            The same, each with its ensemble, in the order of the input.
+        """
+        waiting: deque[tuple[str, Tensor | PairList, Future[Ensemble | None] | None]] = deque()
+
+        def first() -> tuple[str, Tensor | PairList, Ensemble | None]:
+            sequence, output, future = waiting.popleft()
+            if isinstance(output, PairList):
+                return sequence, output, None
+            return sequence, output, self._finished(future) or ensemble(sequence)
+
+        for sequence, output in rnas:
+            future = None if isinstance(output, PairList) else self._start(ensemble, sequence)
+            waiting.append((sequence, output, future))
+            if len(waiting) > _AHEAD * self.processes:
+                yield first()
+        while waiting:
+            yield first()
+
     def _submit(
         self, sequence: str, probabilities: Probabilities, options: Mapping[str, Any], thermodynamics: float
     ) -> Future[Decoded | None] | None:
+        if self.processes and isinstance(probabilities, np.ndarray) and not thermodynamics:
+            # Without a threshold the sum of all probabilities counts.
+            probabilities = _likely(probabilities, options["threshold"] or 0.0)
+        return self._start(_decode, sequence, probabilities, dict(options), thermodynamics)
+
+    def _start(self, job: Callable[..., Result], *arguments: Any) -> Future[Result | None] | None:
         if not self.processes:
             return None
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.processes, thread_name_prefix="rinalmo-decoder")
-        if isinstance(probabilities, np.ndarray) and not thermodynamics:
-            probabilities = _likely(probabilities, options["threshold"])
-        return self._pool.submit(self._ask, (sequence, probabilities, dict(options), thermodynamics))
+        return self._pool.submit(self._ask, job, *arguments)
 
-    def _ask(self, request: tuple[Any, ...]) -> Decoded | None:
+    def _finished(self, future: Future[Result | None] | None) -> Result | None:
+        if future is None:
+            return None
+        try:
+            return future.result()
+        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+            self._give_up()
+            return None
+
+    def _ask(self, *request: Any) -> Any:
         """The answer of the process that belongs to this thread."""
         if not hasattr(self._threads, "process"):
             self._threads.process = _Process()
@@ -108,12 +152,8 @@ class Decoder:
         options: Mapping[str, Any],
         thermodynamics: float,
     ) -> Decoded:
-        if future is not None:
-            try:
-                if (answer := future.result()) is not None:
-                    return (answer[0] if thermodynamics else probabilities), answer[1]
-            except (OSError, EOFError, ValueError, pickle.UnpicklingError):
-                self._give_up()
+        if (answer := self._finished(future)) is not None:
+            return (answer[0] if thermodynamics else probabilities), answer[1]
         return _decode(sequence, probabilities, options, thermodynamics)
 
     def _give_up(self) -> None:
@@ -135,8 +175,8 @@ class _Process:
             start_new_session=True,  # Ctrl-C is for the process that started it
         )
 
-    def ask(self, request: tuple[Any, ...]) -> Decoded | None:
-        """What `_decode` gives, or None where it raises."""
+    def ask(self, request: tuple[Any, ...]) -> Any:
+        """What a function gives, of `request`'s first with the rest as its arguments, or None where it raises."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -156,13 +196,13 @@ def serve() -> None:
     os.dup2(2, 1)  # whatever libraries print is no answer
     while True:
         try:
-            request = pickle.load(requests)
+            job, *arguments = pickle.load(requests)
         except EOFError:
             return
-        answer: Decoded | None
+        answer: Any
         try:
-            answer = _decode(*request)
-        except Exception:  # raised again in the process that asked, which decodes such an RNA itself
+            answer = job(*arguments)
+        except Exception:  # raised again in the process that asked, which does that RNA itself
             answer = None
         pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
         answers.flush()

@@ -26,7 +26,7 @@ from rinalmo.tasks.labelled_rows import json_lines
 from rinalmo.tasks.predicting import Row, outputs
 from rinalmo.tasks.registry import task_of
 from rinalmo.tasks.regression import filled
-from rinalmo.tasks.secondary_structure import as_asked
+from rinalmo.tasks.secondary_structure import Weight, as_asked
 
 SAMPLES = 1000
 
@@ -79,7 +79,7 @@ def evaluate(
     task: str | None = None,
     fill_to: int | None = None,
     window: int | None = None,
-    thermodynamics: float = 0.0,
+    thermodynamics: Weight | None = None,
     seed: int = 0,
     device: DeviceLike = None,
 ) -> Evaluation:
@@ -89,7 +89,8 @@ def evaluate(
 
     `fill_to` is for ribosome load: tokens that sequences are filled up to, 0 for none, None for what the model says.
     `window` and `thermodynamics` are for secondary structure: nucleotides of the windows that longer RNAs are folded
-    in, the model's own if None, and the weight of ViennaRNA's probabilities beside the model's.
+    in, the model's own if None, and the weight of ViennaRNA's probabilities beside the model's, None for the default
+    of `rinalmo fold`.
     `device` is "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps";
     None: where a loaded model is.
 
@@ -99,7 +100,8 @@ def evaluate(
     own = task_of(engine.spec)
     if task is not None and task != own.name:
         raise InputError(f"the model was fine-tuned for {own.name}, not for {task}")
-    own = as_asked(filled(own, fill_to), window, thermodynamics)
+    notes: list[str] = []
+    own = as_asked(filled(own, fill_to), engine.spec, window, thermodynamics, notes.append)
     columns = columns or Columns()
     # A table's columns are those that the model was trained on, unless others are named.
     columns = replace(columns, target=columns.target or getattr(own, "targets", ()))
@@ -115,7 +117,7 @@ def evaluate(
     if len(examples) < len(read):
         left_out = f"{len(read) - len(examples):,} of {len(read):,} examples have no value and are left out"
         found = replace(found, notes=[*found.notes, left_out])
-    return found
+    return replace(found, notes=[*notes, *found.notes])
 
 
 @contextmanager

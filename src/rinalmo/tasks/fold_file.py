@@ -8,12 +8,13 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from torch import Tensor
 
 from rinalmo.durable import check_place, replacing
 from rinalmo.errors import CheckpointError, InputError
@@ -34,7 +35,7 @@ from rinalmo.tasks.fold_run import Folded, folded
 from rinalmo.tasks.pictures import Picture, Plot
 from rinalmo.tasks.predicting import Note, outputs, remarked
 from rinalmo.tasks.registry import task_of
-from rinalmo.tasks.secondary_structure import SecondaryStructure, as_asked
+from rinalmo.tasks.secondary_structure import LEARNED, SecondaryStructure, Weight, as_asked
 from rinalmo.tasks.windows import LEAST
 
 
@@ -43,14 +44,14 @@ class Decoding:
     """How pairs are chosen from their probabilities (`rinalmo.rna.folding`); None is what belongs to the model.
 
     `thermodynamics` is the weight, from 0 to 1, of ViennaRNA's probabilities (`rinalmo.rna.thermodynamics`) beside the
-    model's.
+    model's; None takes them into account as is best for the model, if ViennaRNA is installed.
     """
 
     method: str | None = None
     threshold: float | None = None
     canonical: bool = True
     min_distance: int = 4
-    thermodynamics: float = 0.0
+    thermodynamics: Weight | None = None
 
 
 MODELS_OWN = Decoding()
@@ -78,7 +79,12 @@ def fold(
 
 
 def folding_task(
-    spec: ModelSpec, window: int | None = None, thermodynamics: float = 0.0, *, model: str = ""
+    spec: ModelSpec,
+    window: int | None = None,
+    thermodynamics: Weight | None = 0.0,
+    *,
+    model: str = "",
+    note: Note = warnings.warn,
 ) -> SecondaryStructure:
     """The task of a model that folds, as asked (`as_asked`).
 
@@ -90,7 +96,7 @@ def folding_task(
         raise CheckpointError(f"{model}: {error}" if model else str(error)) from None
     if not isinstance(task, SecondaryStructure):
         raise InputError(f"{model or 'the model'} was fine-tuned for {task.name}, not for secondary-structure")
-    as_asked(task, window, thermodynamics)
+    as_asked(task, spec, window, thermodynamics, note)
     return task
 
 
@@ -111,16 +117,24 @@ def fold_records(
     task = folding_task(engine.spec, window, options.pop("thermodynamics"))
     own = {"method": task.decoder, "threshold": task.threshold(engine.head_model)}
     options = {name: own[name] if value is None else value for name, value in options.items()}
-    task.least = min(LEAST, options["threshold"])
+    task.least = LEAST if options["threshold"] is None else min(LEAST, options["threshold"])
     examples = (Example(record.id, record.sequence) for record in records)
     waiting: deque[Example] = deque()
 
-    def rnas() -> Iterator[tuple[str, np.ndarray | PairList]]:
+    def computed() -> Iterator[tuple[str, Tensor | PairList]]:
         for example, output in outputs(examples, engine, task):
             waiting.append(example)
-            yield example.sequence, task.model_probabilities(output)
+            yield example.sequence, output
 
-    for probabilities, pairs in (decoder or Decoder()).decoded(rnas(), options, task.thermodynamics):
+    decoder = decoder or Decoder()
+    rnas: Iterator[tuple[str, np.ndarray | PairList]]
+    if task.thermodynamics == LEARNED:
+        weight, known = 0.0, decoder.ensembles(computed())
+        rnas = ((sequence, task.combined(output, sequence, ensemble)) for sequence, output, ensemble in known)
+    else:
+        weight = float(task.thermodynamics)
+        rnas = ((sequence, task.model_probabilities(output)) for sequence, output in computed())
+    for probabilities, pairs in decoder.decoded(rnas, options, weight):
         example = waiting.popleft()
         yield Structure(example.name, example.sequence, tuple(pairs)), probabilities
 
@@ -151,7 +165,9 @@ def fold_file(
     `resume` refuses an input that can be read only once, and `restart` discards what is kept. Raises InputError if
     input or options are not those that the interrupted run was started with.
     """
-    task = folding_task(engine.spec, window, decoding.thermodynamics)
+    task = folding_task(engine.spec, window, decoding.thermodynamics, note=note)
+    # Resolved here, so that every process and every resumed run folds with the same.
+    decoding = replace(decoding, thermodynamics=task.thermodynamics)
     if str(output) != "-":
         format_of(output)
         check_place(Path(output))

@@ -22,6 +22,7 @@ from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.fasta import Record
 from rinalmo.tasks.base import Example, Task
 from rinalmo.tasks.registry import task_of
+from rinalmo.tasks.secondary_structure import SecondaryStructure, as_asked
 
 Row = dict[str, Any]
 Note = Callable[[str], Any]
@@ -36,7 +37,10 @@ def predict(sequences: Sequences, model: str | Path | RiNALMo | Engine, *, devic
     """
     engine = as_engine(model, device)
     records = peeked(as_records(sequences))
-    return [row for rows in predict_records(records, engine, task_of(engine.spec)) for row in rows]
+    task = task_of(engine.spec)
+    if isinstance(task, SecondaryStructure):
+        as_asked(task, engine.spec, None, None)
+    return [row for rows in predict_records(records, engine, task) for row in rows]
 
 
 def remarked(records: Iterable[Record], remark: Callable[[str, int], str], note: Note) -> Iterator[Record]:

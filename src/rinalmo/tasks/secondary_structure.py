@@ -5,8 +5,8 @@ The paper's head gives a logit for every pair, ours a distribution over partners
 paper's, the heaviest nested set for ours, whose probabilities are spread over rivals. The threshold above which pairs
 are taken is tuned on validation data and lies in the model's config.
 
-What the model says may be weighed against thermodynamics (`rinalmo.rna.thermodynamics`), which knows no families: the
-weighted mean of both probabilities, at a threshold of its own.
+Answers also take thermodynamics (`rinalmo.rna.thermodynamics`) into account, which needs no family to be known: by
+default as `default_thermodynamics` says, otherwise as the mean of both probabilities with a weight that the user gives.
 
 RNAs longer than `window` are folded in windows (`rinalmo.tasks.windows`); their probabilities are a `PairList` instead
 of a square.
@@ -19,7 +19,9 @@ Reference: Penić et al. 2025 (arXiv:2403.00043).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -31,16 +33,17 @@ from torch import Tensor
 
 from rinalmo.alphabet import Alphabet
 from rinalmo.delimited import is_table
-from rinalmo.errors import InputError
+from rinalmo.errors import CheckpointError, InputError
 from rinalmo.metrics import pair_scores
+from rinalmo.model.combiner import Combiner, Evidence
 from rinalmo.model.packing import Layout
 from rinalmo.model.partner_head import UNKNOWN
-from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.rna.folding import Pairs, decode
 from rinalmo.rna.formats import read_structures
 from rinalmo.rna.pair_list import PairList
-from rinalmo.rna.structure import Structure
-from rinalmo.rna.thermodynamics import need_vienna
+from rinalmo.rna.structure import Structure, pairs_of
+from rinalmo.rna.thermodynamics import Ensemble, ensemble, has_vienna, need_vienna
 from rinalmo.tasks import windows
 from rinalmo.tasks.base import Columns, Example, Figures, Task, inner, require
 from rinalmo.tasks.decoding import blended
@@ -49,6 +52,16 @@ from rinalmo.tasks.tables import read_single
 DEFAULT_THRESHOLD = 0.15  # where no validation data has chosen one
 WITH_THERMODYNAMICS = 0.22
 """The least mean probability of a pair, whatever the weight of thermodynamics. Chosen on bpRNA VL0 for `nano-fold`."""
+Weight = float | str
+"""Of thermodynamics: a number from 0 to 1, or `LEARNED`."""
+LEARNED = "learned"
+"""Both are combined by the model's `rinalmo.model.combiner`."""
+DEFAULT_WEIGHT = 0.3
+"""Weight of thermodynamics for models with the head `partners`: close to the best on known families and on new ones."""
+WITHOUT_VIENNA = (
+    "ViennaRNA is not installed, so the model folds alone, which costs accuracy, most of all on RNAs of families that "
+    "it does not know (F1 0.50 instead of 0.62 on bpRNA-new); pip install 'rinalmo[fold]'"
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,7 @@ _HEADS = {
     ),
 }
 
-Scores = Mapping[float, np.ndarray]  # precision, recall and F1 by threshold, exact and ±1: (2, 3)
+Scores = Mapping[float | None, np.ndarray]  # precision, recall and F1 by threshold, exact and ±1: (2, 3)
 
 
 class SecondaryStructure(Task):
@@ -100,7 +113,9 @@ class SecondaryStructure(Task):
         given = {"channels": channels, "num_blocks": num_blocks}
         self.shape = chosen.shape | {name: value for name, value in given.items() if value is not None}
         windows.check_size(window)
-        self.window, self.least, self.thermodynamics = window, windows.LEAST, 0.0
+        self.window, self.least = window, windows.LEAST
+        self.thermodynamics: Weight = 0.0  # while a model learns to fold, it folds alone
+        self.combiner: Combiner | None = None  # the model's, once it has computed
 
     def settings(self) -> dict[str, Any]:
         # The paper's head goes without its name, as before there was another.
@@ -127,6 +142,9 @@ class SecondaryStructure(Task):
         return {self.module: self.shape}
 
     def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+        if self.thermodynamics == LEARNED and self.combiner is None:
+            # Its evidence is scattered reads of small tensors: nothing for a GPU, nor for half precision.
+            self.combiner = copy.deepcopy(self._combiner_of(model)).float().cpu()
         head, parts = model.head(self.module), inner(states, layout)
         if self.head == "pairs":
             return [head(part)[..., 0] for part in parts]
@@ -161,16 +179,38 @@ class SecondaryStructure(Task):
             return output.float().sigmoid().fill_diagonal_(0).cpu().numpy()
         return ((output + output.T) / 2).exp().fill_diagonal_(0).cpu().numpy()
 
-    def _square(self, output: Tensor, sequence: str) -> np.ndarray:
-        square = self.model_probabilities(output)
-        assert isinstance(square, np.ndarray)
-        return blended(square, sequence, self.thermodynamics)
+    def combined(
+        self, output: Tensor | PairList, sequence: str, thermodynamics: Ensemble | None
+    ) -> np.ndarray | PairList:
+        """As `probabilities`, by the model's combiner; of a `PairList`, which has been combined, as it is."""
+        if isinstance(output, PairList):
+            return output
+        assert self.combiner is not None
+        with torch.inference_mode():
+            return self.combiner.matrix(evidence_from(output, sequence, thermodynamics or ensemble(sequence))).numpy()
 
-    def threshold(self, model: RiNALMo) -> float:
-        """The least probability of a pair: what this model's validation data chose, or with thermodynamics its own."""
+    def _square(self, output: Tensor, sequence: str) -> np.ndarray:
+        learned = self.thermodynamics == LEARNED
+        square = self.combined(output, sequence, None) if learned else self.model_probabilities(output)
+        assert isinstance(square, np.ndarray)
+        return square if learned else blended(square, sequence, float(self.thermodynamics))
+
+    def threshold(self, model: RiNALMo) -> float | None:
+        """The least probability of a pair: what this model's validation data chose, or with thermodynamics its own.
+
+        None where each RNA has its own (`rinalmo.rna.folding.decode`): a combiner's probabilities are right as often as
+        they say, which is what that takes.
+        """
+        if self.thermodynamics == LEARNED:
+            return None
         if self.thermodynamics:
             return WITH_THERMODYNAMICS
         return DEFAULT_THRESHOLD if model.spec.threshold is None else model.spec.threshold
+
+    def _combiner_of(self, model: RiNALMo) -> Combiner:
+        combiner = model.head("combiner")
+        assert isinstance(combiner, Combiner)
+        return combiner
 
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
         pairs = zip(outputs, examples, strict=True)
@@ -178,7 +218,8 @@ class SecondaryStructure(Task):
         return torch.stack([of(output, example.target) for output, example in pairs]).sum()
 
     def judge(self, model: RiNALMo, output: Tensor | PairList, example: Example) -> Scores:
-        thresholds = sorted({*self.thresholds, self.threshold(model)})
+        own = self.threshold(model)
+        thresholds = [None] if own is None else sorted({*self.thresholds, own})
         decoded = self._decoded(self.probabilities(output, example.sequence), example.sequence, thresholds)
         return {
             threshold: np.array([pair_scores(example.target, pairs, tolerance=tolerance) for tolerance in (0, 1)])
@@ -186,10 +227,10 @@ class SecondaryStructure(Task):
         }
 
     def _decoded(
-        self, found: np.ndarray | PairList, sequence: str, thresholds: Sequence[float]
-    ) -> Iterator[tuple[float, Pairs]]:
+        self, found: np.ndarray | PairList, sequence: str, thresholds: Sequence[float | None]
+    ) -> Iterator[tuple[float | None, Pairs]]:
         """The pairs at each of these thresholds, which rise."""
-        if self.decoder != "greedy":
+        if self.decoder != "greedy" or None in thresholds:
             for threshold in thresholds:
                 yield threshold, decode(found, sequence, self.decoder, threshold=threshold)
             return
@@ -197,7 +238,7 @@ class SecondaryStructure(Task):
         i, j = _array(pairs).T
         values = found.at(i, j) if isinstance(found, PairList) else found[i, j]
         for threshold in thresholds:
-            yield threshold, [pair for pair, value in zip(pairs, values, strict=True) if value > threshold]
+            yield threshold, [pair for pair, value in zip(pairs, values, strict=True) if value > (threshold or 0)]
 
     def figures(self, judged: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> Figures:
         for name, values in self.each(judged, threshold).items():
@@ -207,7 +248,8 @@ class SecondaryStructure(Task):
         return max(self.thresholds, key=lambda t: float(np.mean([scores[t][1, 2] for scores in judged])))
 
     def each(self, judged: Sequence[Any], threshold: float | None) -> dict[str, np.ndarray]:
-        scores = np.stack([scores[DEFAULT_THRESHOLD if threshold is None else threshold] for scores in judged])
+        chosen = DEFAULT_THRESHOLD if threshold is None and self.thermodynamics != LEARNED else threshold
+        scores = np.stack([scores[chosen] for scores in judged])
         return {
             name + ending: scores[:, row, column]
             for row, ending in enumerate(("", "_relaxed"))
@@ -221,20 +263,78 @@ class SecondaryStructure(Task):
         return [{"id": example.name, "sequence": example.sequence, "structure": text}]
 
 
-def as_asked(task: Task, window: int | None, thermodynamics: float) -> Task:
-    """The same task with windows of another size (None leaves it as it is) and this weight of thermodynamics.
+def default_thermodynamics(spec: ModelSpec) -> Weight:
+    """How a model takes thermodynamics into account where the user gives no weight.
 
-    Raises InputError for another task, windows that are too small, or a weight beyond 0 to 1, and MissingExtraError
-    without ViennaRNA.
+    By its combiner, if it has one; another with the head `partners` by `DEFAULT_WEIGHT`. Models with the paper's head
+    fold alone, as they were published and tuned.
+    """
+    if "combiner" in spec.heads:
+        return LEARNED
+    return DEFAULT_WEIGHT if "partner_head" in spec.heads else 0.0
+
+
+def resolve_thermodynamics(spec: ModelSpec, asked: Weight | None, note: Callable[[str], Any]) -> Weight:
+    """What a model folds with.
+
+    Args:
+        spec: The model's.
+        asked: The weight that the user gave, or `LEARNED`; None for the default, which without ViennaRNA is the model
+            alone.
+        note: Called with one line if ViennaRNA is missing and the default needs it.
+
+    Returns:
+        The weight, from 0 to 1, or `LEARNED`.
+
+    Raises:
+        InputError: The weight is out of range.
+        CheckpointError: `LEARNED` for a model without a combiner.
+        MissingExtraError: A weight above 0 was given and ViennaRNA is not installed.
+    """
+    if asked is None:
+        default = default_thermodynamics(spec)
+        if default and not has_vienna():
+            note(WITHOUT_VIENNA)
+            return 0.0
+        return default
+    if asked == LEARNED:
+        if "combiner" not in spec.heads:
+            raise CheckpointError("this model has no combiner of thermodynamics; give a weight from 0 to 1")
+    elif isinstance(asked, str) or not 0 <= asked <= 1:
+        raise InputError(f"the weight of thermodynamics is from 0 to 1, not {asked}")
+    if asked:
+        need_vienna()
+    return asked
+
+
+def as_asked(
+    task: Task,
+    spec: ModelSpec,
+    window: int | None,
+    thermodynamics: Weight | None,
+    note: Callable[[str], Any] = warnings.warn,
+) -> Task:
+    """Set the window size and the weight of thermodynamics of a task.
+
+    Args:
+        task: Changed in place.
+        spec: The model's, which has the defaults.
+        window: Nucleotides of a window; None leaves the task as it is.
+        thermodynamics: See `resolve_thermodynamics`.
+        note: See `resolve_thermodynamics`.
+
+    Returns:
+        The task.
+
+    Raises:
+        InputError: Another task, windows that are too small, or a weight out of range.
+        MissingExtraError: A weight above 0 was given and ViennaRNA is not installed.
     """
     if isinstance(task, SecondaryStructure):
-        task.window, task.thermodynamics = task.window if window is None else window, thermodynamics
+        task.window = task.window if window is None else window
         windows.check_size(task.window)
-        if not 0 <= thermodynamics <= 1:
-            raise InputError(f"the weight of thermodynamics is from 0 to 1, not {thermodynamics}")
-        if thermodynamics:
-            need_vienna()
-    elif window is not None or thermodynamics:
+        task.thermodynamics = resolve_thermodynamics(spec, thermodynamics, note)
+    elif window is not None or thermodynamics is not None:
         option, what = ("--window", "windows") if window is not None else ("--thermodynamics", "thermodynamics")
         raise InputError(f"only secondary-structure has {what}, not {task.name}; leave {option} out")
     return task
@@ -259,6 +359,23 @@ def _partner_loss(output: Tensor, pairs: Any) -> Tensor:
     partner[ends[:, 0]], partner[ends[:, 1]] = ends[:, 1], ends[:, 0]
     found = output.gather(1, partner[:, None].to(output.device))[:, 0]
     return -found[found.isfinite()].sum() / max(1, len(output))
+
+
+def evidence_from(output: Tensor, sequence: str, thermodynamics: Ensemble) -> Evidence:
+    """What a combiner is told of an RNA: the output of the head `partners` and a partition function."""
+    letters = torch.tensor(["ACGU".find(letter) for letter in sequence.upper().replace("T", "U")], dtype=torch.long)
+    in_mfe = torch.zeros(output.shape, dtype=torch.bool)
+    ends = torch.as_tensor(_array(pairs_of(thermodynamics.mfe_structure)))
+    in_mfe[ends[:, 0], ends[:, 1]] = in_mfe[ends[:, 1], ends[:, 0]] = True
+    probabilities = torch.from_numpy(thermodynamics.matrix())
+    return Evidence.of(
+        output.float().cpu(),
+        letters % (UNKNOWN + 1),
+        probabilities,
+        in_mfe,
+        thermodynamics.mfe,
+        thermodynamics.energy,
+    )
 
 
 def _nucleotides(alphabet: Alphabet) -> Tensor:

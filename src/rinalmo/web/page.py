@@ -53,7 +53,7 @@ Answer = dict[str, Any]
 
 _EXAMPLES = ASSETS / "examples"
 _SHOWN_SECONDS = 20
-_WEIGHTS = "0: the model alone, good for families that it knows; about 0.5 for RNAs of new ones; 1: ViennaRNA alone"
+_WEIGHTS = "Leave it empty for the default, which is best. 0: the model alone; 1: ViennaRNA alone"
 
 
 def theme() -> gr.themes.Base:
@@ -125,7 +125,7 @@ def _fold_tab(service: Service, fold_model: str) -> None:
     choices = [("nested: no pseudoknots", "nested"), ("greedy, as the paper", "greedy")]
     with gr.Row():
         decoder = gr.Radio(choices, value=service.decoder, label="Choice of pairs")
-        weight = gr.Slider(0, 1, 0, step=0.1, label="Weight of thermodynamics (ViennaRNA)", info=_WEIGHTS)
+        weight = gr.Number(None, minimum=0, maximum=1, label="Weight of thermodynamics (ViennaRNA)", info=_WEIGHTS)
     run = gr.Button("Fold", variant="primary")
     text = gr.Textbox(label="Dot-bracket", lines=3, elem_id="dot-bracket", buttons=["copy"], visible=False)
     with gr.Row():
@@ -134,7 +134,7 @@ def _fold_tab(service: Service, fold_model: str) -> None:
     arcs = gr.HTML(elem_id="arcs")
     files = _files("fold-files")
 
-    def fold(rna: str, decoder: str, weight: float, request: gr.Request) -> Any:
+    def fold(rna: str, decoder: str, weight: float | None, request: gr.Request) -> Any:
         with _answering(service, request) as visit:
             folded = service.fold(visit, rna, decoder, weight)
             folder = service.new_folder()
@@ -284,13 +284,16 @@ def _api(service: Service) -> None:
                 answer["probabilities"] = service.expected(visit, sequence, _silent)[1].tolist()
             return answer
 
-    def fold(request: gr.Request, sequence: str, decoder: str | None = None, thermodynamics: float = 0) -> Answer:
+    def fold(
+        request: gr.Request, sequence: str, decoder: str | None = None, thermodynamics: float | None = None
+    ) -> Answer:
         """The structure as dot-bracket text, as pairs [i, j, probability] (from 1), as DBN and as CT.
 
-        `thermodynamics`, from 0 to 1, is the weight of ViennaRNA's probabilities beside the model's.
+        `thermodynamics`, from 0 to 1, is the weight of ViennaRNA's probabilities beside the model's; null: the default.
         """
         with _answering(service, request, for_page=False) as visit:
-            folded = service.fold(visit, _text(sequence), decoder, _number("thermodynamics", thermodynamics))
+            weight = None if thermodynamics is None else _number("thermodynamics", thermodynamics)
+            folded = service.fold(visit, _text(sequence), decoder, weight)
             structure, found = folded.structure, folded.probabilities
             return {
                 "name": structure.name,

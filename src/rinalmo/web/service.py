@@ -79,7 +79,7 @@ class Service:
         record = limits.one_record(text, limits.LOGO, "fill-mask", allow_mask=True)
         return record, np.exp(self._masked_in_turn(visit, limits.letters_of(record), tell))
 
-    def fold(self, visit: Visit, text: str, decoder: str | None = None, thermodynamics: float = 0) -> Folded:
+    def fold(self, visit: Visit, text: str, decoder: str | None = None, thermodynamics: float | None = None) -> Folded:
         """The structure of one RNA, as `Decoding` has it: by the model's own decoder if none is named."""
         record = limits.one_record(text, limits.FOLD, "fold")
         decoding = Decoding(decoder, thermodynamics=thermodynamics)
