@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -23,13 +24,15 @@ from transformers.modeling_outputs import (
 from transformers.utils import ModelOutput, can_return_tuple
 
 from rinalmo.errors import InputError
+from rinalmo.hf.adapters import find_adapter
 from rinalmo.hf.configuration import RiNALMoConfig
 from rinalmo.hf.encoding import encode
 from rinalmo.hf.fast_path import FastPath
-from rinalmo.hf.loading import quiet_report, read_for
+from rinalmo.hf.loading import CLASSIFIER_PARTS, HUB_OPTIONS, our_name, quiet_report, read_for
 from rinalmo.hf.model_folder import complete
 from rinalmo.hf.outputs import ContactPredictionOutput, Encoded
-from rinalmo.hf.padded import Grid, inner, unpad
+from rinalmo.hf.padded import Grid, grid_of, inner
+from rinalmo.inference.fast_encoder import FastEncoder
 from rinalmo.inference.inputs import Sequences
 from rinalmo.model.backends import Backend
 from rinalmo.model.block import SwiGLU
@@ -77,8 +80,22 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
         """Load from a folder or hub id in our layout or the port's, the authors' `.pt` file, or a catalog name.
 
         A head that the file lacks starts fresh, and a warning names it; anything else missing or unexpected raises.
+        From a folder or hub id with a PEFT adapter, the adapter is loaded onto its base.
         """
+        adapter_options = dict(kwargs.pop("adapter_kwargs", None) or {})
+        adapter_name = kwargs.pop("adapter_name", None) or "default"
+        adapter_path = adapter_options.pop("_adapter_model_path", None)
+        adapter = None
         if pretrained_model_name_or_path is not None and state_dict is None:
+            hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs} | adapter_options
+            adapter = find_adapter(pretrained_model_name_or_path, adapter_path, hub)
+            if adapter is not None:
+                pretrained_model_name_or_path = adapter.base
+                labels = adapter.num_labels()
+                if labels is not None and isinstance(config, RiNALMoConfig) and config.num_labels != labels:
+                    config.num_labels = labels
+                elif labels is not None and config is None:
+                    kwargs.setdefault("num_labels", labels)
             config, state_dict, kwargs = read_for(
                 cls, pretrained_model_name_or_path, config, ignore_mismatched_sizes, kwargs
             )
@@ -88,6 +105,8 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
         if pretrained_model_name_or_path is not None:
             model.config.name_or_path = str(pretrained_model_name_or_path)
             model.name_or_path = str(pretrained_model_name_or_path)
+        if adapter is not None:
+            adapter.apply(model, adapter_name)
         return loaded
 
     def save_pretrained(  # type: ignore[override]
@@ -97,22 +116,52 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
         if kwargs.get("is_main_process", True) and not Path(save_directory).is_file():
             complete(Path(save_directory), self.config, type(self).__name__)
         if not getattr(self, "_hf_peft_config_loaded", False):
-            state_dict = translate(self.state_dict() if state_dict is None else state_dict, "multimolecule")
+            state = self.state_dict() if state_dict is None else state_dict
+            state_dict = translate({our_name(name): tensor for name, tensor in state.items()}, "multimolecule")
         super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """As torch's, and understands the port's names, which is what a Trainer's checkpoint holds."""
+        """As torch's, and understands the port's names, which is what a Trainer's checkpoint holds, and all of ours."""
         if any("encoder.layer." in name for name in state_dict):
             shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
             plan = plan_reading(detect(shapes), shapes)
             state_dict = {ours: torch.cat([state_dict[part] for part in parts]) for ours, parts in plan.items()}
+        own = {our_name(name): name for name in self.state_dict()}
+        state_dict = {own.get(name, name): tensor for name, tensor in state_dict.items()}
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def get_input_embeddings(self) -> nn.Module:
+        """The module from ids `(batch, length)` to what `inputs_embeds` takes, `(batch, length, hidden)`."""
         return self.encoder.embedding
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
-        raise InputError("RiNALMo's vocabulary is fixed; it cannot be resized")
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.encoder.embedding = value  # type: ignore[assignment]  # any module from ids to vectors will do
+
+    def get_output_embeddings(self) -> nn.Module | None:  # type: ignore[override]
+        """The masked-LM head's last layer; None for classes without that head."""
+        head = getattr(self, "lm_head", None)
+        return None if head is None else head.decoder
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        if self.get_output_embeddings() is None:
+            raise InputError(f"{type(self).__name__} has no output embeddings")
+        self.lm_head.decoder = value  # type: ignore[union-attr]
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The embeddings, if that is their size already; the vocabulary is fixed."""
+        if new_num_tokens not in (None, self.config.vocab_size):
+            raise InputError(
+                f"RiNALMo's vocabulary of {self.config.vocab_size} tokens is fixed; it cannot become {new_num_tokens}"
+            )
+        return self.get_input_embeddings()
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
+    ) -> None:
+        self.encoder.gradient_checkpointing = enable
+        self.encoder.checkpointed_every = every_n_layers
+        if gradient_checkpointing_func is not None:
+            self.encoder.checkpointing_function = gradient_checkpointing_func
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -127,29 +176,78 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
 
     def _encode(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None,
         attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
         output_attentions: bool | None,
         output_hidden_states: bool | None,
     ) -> Encoded:
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        ids, grid = unpad(input_ids, attention_mask, self.config.pad_token_id)
-        out = self._states(ids, grid.layout, bool(want_states), bool(want_attentions))
-        states = tuple(map(grid.scatter, out.hidden_states)) if out.hidden_states is not None else None
-        attentions = tuple(_square(layer, grid) for layer in out.attentions) if out.attentions is not None else None
-        return Encoded(ids, out.last_hidden_state, grid, states, attentions)
+        grid = self._grid(input_ids, attention_mask, position_ids, inputs_embeds)
+        ids = None if input_ids is None else grid.gather(input_ids)
+        counted = ids is not None and grid.layout.position_ids is None
+        fast = self._fast(self._backend) if counted and not want_attentions else None
+        if fast is not None and ids is not None:
+            out = self._from_fast(fast, ids, grid.layout, bool(want_states))
+            states = tuple(map(grid.scatter, out.hidden_states)) if out.hidden_states is not None else None
+            return Encoded(ids, out.last_hidden_state, grid, states, None)
+        layers: list[Tensor] | None = [] if want_states else None
+        maps: list[Tensor] | None = [] if want_attentions else None
+        self.encoder.set_attention_backend(self._backend)
+        # The embedding is called within the encoder, whose hooks may have to fetch its weights first.
+        out = self.encoder(
+            ids,
+            grid.layout,
+            inputs_embeds=lambda: grid.gather(self._embedded(input_ids, inputs_embeds)),
+            states_hook=None if layers is None else grid.padder(layers),
+            weights_hook=None if maps is None else grid.pair_padder(maps),
+        )
+        return Encoded(ids, out.last_hidden_state, grid, _tuple(layers), _tuple(maps))
 
-    def _states(self, ids: Tensor, layout: Layout, all_layers: bool, attentions: bool) -> EncoderOutput:
-        """From the engine's encoder where it can stand in, else from the plain one."""
-        backend = _BACKENDS.get(self.config._attn_implementation or "sdpa", "auto")
-        fast = self._fast_path.of(self.encoder) if backend == "auto" and not attentions else None
-        if fast is None:
-            self.encoder.set_attention_backend(backend)
-            return self.encoder(ids, layout, output_hidden_states=all_layers, output_attentions=attentions)
+    def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        return self.encoder.embedding(input_ids) if inputs_embeds is None else inputs_embeds.to(self.dtype)
+
+    def _grid(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+    ) -> Grid:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("give either input_ids or inputs_embeds")
+        name, given, axes = "input_ids", input_ids, "(batch, length)"
+        if inputs_embeds is not None:
+            name, given, axes = "inputs_embeds", inputs_embeds, f"(batch, length, {self.config.hidden_size})"
+        assert given is not None
+        if given.dim() != axes.count(",") + 1 or (given is inputs_embeds and given.shape[2] != self.config.hidden_size):
+            raise InputError(f"{name} has shape {tuple(given.shape)}; expected {axes}")
+        pad = self.config.pad_token_id
+        real = None if input_ids is None or pad is None else input_ids != pad
+        return grid_of(name, (given.shape[0], given.shape[1]), given.device, real, attention_mask, position_ids)
+
+    @property
+    def _backend(self) -> Backend:
+        return _BACKENDS.get(self.config._attn_implementation or "sdpa", "auto")
+
+    def _fast(self, backend: Backend) -> FastEncoder | None:
+        """The engine's encoder where it can stand in."""
+        return self._fast_path.of(self.encoder) if backend == "auto" else None
+
+    def _from_fast(self, fast: FastEncoder, ids: Tensor, layout: Layout, all_layers: bool) -> EncoderOutput:
         last = len(fast.blocks)
-        found = [states.to(self.dtype) for states in fast(ids, layout, range(last + 1) if all_layers else [last])]
-        return EncoderOutput(found[-1], tuple(found) if all_layers else None, None)
+        states = [layer.to(self.dtype) for layer in fast(ids, layout, range(last + 1) if all_layers else [last])]
+        return EncoderOutput(states[-1], tuple(states) if all_layers else None, None)
+
+    def _states(self, ids: Tensor, layout: Layout, all_layers: bool) -> EncoderOutput:
+        """States of a packed batch, from the engine's encoder where it can stand in, else from the plain one."""
+        fast = self._fast(self._backend)
+        if fast is not None:
+            return self._from_fast(fast, ids, layout, all_layers)
+        self.encoder.set_attention_backend(self._backend)
+        return self.encoder(ids, layout, output_hidden_states=all_layers)
 
 
 class RiNALMoModel(RiNALMoPreTrainedModel):
@@ -163,16 +261,41 @@ class RiNALMoModel(RiNALMoPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> BaseModelOutputWithPooling:
-        """`last_hidden_state (batch, length, hidden)`, zeros at padding; `pooler_output (batch, hidden)`."""
-        encoded = self._encode(input_ids, attention_mask, output_attentions, output_hidden_states)
+        """Encode a padded batch.
+
+        Args:
+            input_ids: Token ids `(batch, length)`.
+            attention_mask: 1 for a token, 0 for padding; without it, pad tokens are padding.
+            position_ids: Rotary positions `(batch, length)`; only differences within a row count. Default: columns.
+            inputs_embeds: What `get_input_embeddings()` gives, `(batch, length, hidden)`, in place of `input_ids`.
+                Vectors of zeros are masked tokens.
+            token_type_ids: None or zeros: there is one type of token.
+            head_mask: None or ones: attention heads cannot be masked.
+            output_attentions: Whether to return attention weights, `(batch, heads, length, length)` per block.
+            output_hidden_states: Whether to return the states of all layers.
+
+        Returns:
+            `last_hidden_state (batch, length, hidden)`, zeros at padding; `pooler_output (batch, hidden)`.
+
+        Raises:
+            InputError: If arguments do not fit each other or the model.
+        """
+        _refuse(token_type_ids, head_mask)
+        encoded = self._encode(
+            input_ids, attention_mask, position_ids, inputs_embeds, output_attentions, output_hidden_states
+        )
         pooled = self.pooler(encoded.states, encoded.grid.layout) if self.pooler is not None else None
         return BaseModelOutputWithPooling(
-            last_hidden_state=encoded.grid.scatter(encoded.states), pooler_output=pooled, **encoded.extras
+            last_hidden_state=encoded.padded, pooler_output=pooled, **encoded.extras
         )
 
     def encode(self, sequences: Sequences, **options: Any) -> np.ndarray | list[np.ndarray]:
@@ -194,14 +317,25 @@ class RiNALMoHeadModel(RiNALMoPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> ModelOutput:
-        """Logits and, with labels, the loss; their shapes are those that the class names."""
-        encoded = self._encode(input_ids, attention_mask, output_attentions, output_hidden_states)
+        """Logits and, with labels, the loss; their shapes are those that the class names.
+
+        Other arguments are those of `RiNALMoModel`. With `inputs_embeds`, heads on nucleotides take the first and the
+        last token of each row for CLS and EOS.
+        """
+        _refuse(token_type_ids, head_mask)
+        encoded = self._encode(
+            input_ids, attention_mask, position_ids, inputs_embeds, output_attentions, output_hidden_states
+        )
         loss, logits = self.answer(encoded, labels)
         return self.output_class(loss=loss, logits=logits, **encoded.extras)
 
@@ -227,9 +361,6 @@ class RiNALMoForMaskedLM(RiNALMoHeadModel):
         self.lm_head = MaskedLMHead(self.encoder.config)
         self.post_init()
 
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head.decoder
-
     def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
         logits, grid = self.lm_head(encoded.states), encoded.grid
         loss = None
@@ -243,47 +374,105 @@ class RiNALMoForPreTraining(RiNALMoForMaskedLM):
     """Masked-LM is all of RiNALMo's pre-training; this is `RiNALMoForMaskedLM` under the card's other name."""
 
 
-class RiNALMoForSequencePrediction(RiNALMoHeadModel):
+class SequenceClassifier(nn.Module):
+    """Pooler and head on whole sequences, under the name by which PEFT finds what to train and save."""
+
+    def __init__(self, model: RiNALMoPreTrainedModel) -> None:
+        super().__init__()
+        self.pooler = Pooler(model.encoder.config, model.config.pooling)
+        self.sequence_head = SequenceHead(model.config.hidden_size, HeadConfig(**model.config.head_options()))
+
+    def forward(self, states: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, "sequences labels"]:
+        return self.sequence_head(self.pooler(states, layout))
+
+
+class TokenClassifier(nn.Module):
+    """Head on tokens, under the name by which PEFT finds what to train and save."""
+
+    def __init__(self, model: RiNALMoPreTrainedModel) -> None:
+        super().__init__()
+        self.token_head = TokenHead(model.config.hidden_size, HeadConfig(**model.config.head_options()))
+
+    def forward(self, states: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens labels"]:
+        return self.token_head(states)
+
+
+class _WithClassifier(RiNALMoHeadModel):
+    """The parts of `classifier` can be read and set as parts of the model."""
+
+    classifier: nn.Module
+
+    def __getattr__(self, name: str) -> Any:
+        if name in CLASSIFIER_PARTS and "classifier" in self._modules:
+            return getattr(self.classifier, name)
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in CLASSIFIER_PARTS:
+            setattr(self.classifier, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
+class RiNALMoForSequencePrediction(_WithClassifier):
     """Labels per sequence: logits `(batch, labels)`; labels `(batch,)` or `(batch, labels)`."""
 
     output_class = SequenceClassifierOutput
 
     def __init__(self, config: RiNALMoConfig) -> None:
         super().__init__(config)
-        self.pooler = Pooler(self.encoder.config, config.pooling)
-        self.sequence_head = SequenceHead(config.hidden_size, HeadConfig(**config.head_options()))
+        self.classifier = SequenceClassifier(self)
         self.post_init()
 
     def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        logits = self.sequence_head(self.pooler(encoded.states, encoded.grid.layout))
+        logits = self.classifier(encoded.states, encoded.grid.layout)
         return None if labels is None else self._label_loss(logits, labels), logits
 
 
-class RiNALMoForTokenPrediction(RiNALMoHeadModel):
-    """Labels per nucleotide: logits `(batch, length - 2, labels)`, without CLS and EOS.
+class RiNALMoForTokenPrediction(_WithClassifier):
+    """Labels per nucleotide; logits and labels always line up.
 
-    Labels are `(batch, length - 2[, labels])`; for a batch of one the batch axis may be left out. Labels aligned with
-    `input_ids`, as `DataCollatorForTokenClassification` pads them, are taken too if CLS and EOS have -100.
+    Without labels, and with labels `(batch, length[, labels])` as `DataCollatorForTokenClassification` pads them, logits
+    are `(batch, length, labels)`, in the columns of `input_ids`; labels at CLS and EOS must be -100. With labels for
+    nucleotides only, `(batch, length - 2[, labels])`, logits are `(batch, length - 2, labels)`. `config.token_logits`
+    fixes one of the two: "all", or "nucleotides", which is multimolecule's; other labels then raise. For a batch of one
+    labels may leave the batch axis out.
     """
 
     output_class = TokenClassifierOutput
 
     def __init__(self, config: RiNALMoConfig) -> None:
         super().__init__(config)
-        self.token_head = TokenHead(config.hidden_size, HeadConfig(**config.head_options()))
+        self.classifier = TokenClassifier(self)
         self.post_init()
 
     def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        keep, grid = inner(encoded.ids, encoded.grid, self.encoder.config)
-        logits = self.token_head(encoded.states[keep])
-        loss = None
-        if labels is not None:
-            aligned = labels.shape[:2] == encoded.grid.shape != grid.shape
-            found = (
-                _inner_labels(labels, encoded.grid, keep) if aligned else grid.gather(_unbatched(labels, grid.shape))
+        grid, switch = encoded.grid, self.config.token_logits
+        keep, narrow = inner(encoded.ids, grid, self.encoder.config)
+        fits = labels is None or _fits(labels, grid.shape) or not _fits(labels, narrow.shape)
+        if switch == "all" or (switch is None and fits):
+            logits = self.classifier(encoded.states)
+            loss = None if labels is None else self._label_loss(logits[keep], self._inner_labels(labels, grid, keep))
+            return loss, grid.scatter(logits)
+        logits = self.classifier(encoded.states[keep])
+        if labels is None:
+            return None, narrow.scatter(logits)
+        labels = _unbatched(labels, narrow.shape, "config.token_logits='all' takes labels for all tokens")
+        return self._label_loss(logits, narrow.gather(labels)), narrow.scatter(logits)
+
+    def _inner_labels(self, labels: Tensor, grid: Grid, keep: Tensor) -> Tensor:
+        """The nucleotides' labels out of labels for every token."""
+        only = self.config.token_logits == "all"
+        hint = "config.token_logits='nucleotides' takes labels" if only else "labels without CLS and EOS are taken as well"
+        every = grid.gather(_unbatched(labels, grid.shape, hint))
+        keep = keep.to(every.device)
+        outer = every[~keep]
+        if not bool(((outer == IGNORE) | outer.isnan()).all()):
+            raise InputError(
+                f"labels have shape {tuple(labels.shape)}, one for each token: CLS and EOS must have {IGNORE}; "
+                "or give labels for the nucleotides only"
             )
-            loss = self._label_loss(logits, found)
-        return loss, grid.scatter(logits)
+        return every[keep]
 
 
 class RiNALMoForContactPrediction(RiNALMoHeadModel):
@@ -351,33 +540,34 @@ class RiNALMoForSecondaryStructurePrediction(RiNALMoHeadModel):
         return torch.stack(per_label).mean()
 
 
-def _unbatched(labels: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
-    """Labels with the leading axes `shape`; a batch of one may leave its first axis out. Anything else raises."""
-    shape = tuple(shape)
-    if labels.shape[: len(shape)] == shape and labels.dim() <= len(shape) + 1:
-        return labels
+def _fits(labels: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether labels have the leading axes `shape`; a batch of one may leave its first axis out."""
     inner_axes = len(shape) - 1
-    if shape[0] == 1 and labels.shape[:inner_axes] == shape[1:] and labels.dim() <= inner_axes + 1:
-        return labels.unsqueeze(0)
-    raise InputError(f"labels have shape {tuple(labels.shape)}; the logits need {shape}")
+    if labels.shape[: len(shape)] == shape and labels.dim() <= len(shape) + 1:
+        return True
+    return shape[0] == 1 and labels.shape[:inner_axes] == shape[1:] and labels.dim() <= inner_axes + 1
 
 
-def _inner_labels(labels: Tensor, grid: Grid, keep: Tensor) -> Tensor:
-    """The nucleotides' labels out of labels for every token."""
-    found = grid.gather(labels)
-    outer = found[~keep.to(found.device)]
-    if not bool(((outer == IGNORE) | outer.isnan()).all()):
-        raise InputError(
-            f"labels have shape {tuple(labels.shape)}, one for each token: CLS and EOS must have {IGNORE}; "
-            "or give labels for the nucleotides only"
-        )
-    return found[keep.to(found.device)]
+def _unbatched(labels: Tensor, shape: tuple[int, ...], hint: str = "") -> Tensor:
+    """Labels with the leading axes `shape`; anything else raises."""
+    if not _fits(labels, shape):
+        more = f"; {hint}" if hint else ""
+        raise InputError(f"labels have shape {tuple(labels.shape)}; the logits need {tuple(shape)}{more}")
+    batched = labels.shape[: len(shape)] == shape and labels.dim() <= len(shape) + 1
+    return labels if batched else labels.unsqueeze(0)
 
 
-def _square(layer: list[Tensor], grid: Grid) -> Tensor:
-    """Per-sequence attention `(heads, length, length)` as `(batch, heads, width, width)`."""
-    maps = [weights.permute(1, 2, 0) for weights in layer]
-    return grid.scatter_pairs(maps).permute(0, 3, 1, 2)
+def _refuse(token_type_ids: Tensor | None, head_mask: Any) -> None:
+    """Raise for arguments of other models that ask for what RiNALMo does not have."""
+    if token_type_ids is not None and bool((token_type_ids != 0).any()):
+        raise InputError("token_type_ids are not all 0: RiNALMo has one type of token; leave them out")
+    masks = head_mask if isinstance(head_mask, list | tuple) else [head_mask]
+    if any(mask is not None and bool((mask != 1).any()) for mask in masks):
+        raise InputError("head_mask is not all 1: RiNALMo's attention heads cannot be masked; leave it out")
+
+
+def _tuple(layers: list[Tensor] | None) -> tuple[Tensor, ...] | None:
+    return None if layers is None else tuple(layers)
 
 
 __all__ = [
