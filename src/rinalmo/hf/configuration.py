@@ -12,7 +12,6 @@ from transformers import PreTrainedConfig
 
 from rinalmo.errors import InputError
 
-
 _SYNONYMS = {"single_label_classification": "multiclass", "multi_label_classification": "multilabel"}
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "problem_type": ("regression", "binary", "multiclass", "multilabel", *_SYNONYMS, None),

@@ -138,14 +138,21 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
         self.encoder.embedding = value  # type: ignore[assignment]  # any module from ids to vectors will do
 
     def get_output_embeddings(self) -> nn.Module | None:  # type: ignore[override]
-        """The masked-LM head's last layer; None for classes without that head."""
-        head = getattr(self, "lm_head", None)
-        return None if head is None else head.decoder
+        """The last layer of the masked-LM or token head; None for classes without one.
+
+        PEFT leaves it out of "all-linear". For token classification it has to, since it trains the classifier as well.
+        """
+        head = self._last_head()
+        return None if head is None else head.decoder  # type: ignore[return-value]
 
     def set_output_embeddings(self, value: nn.Module) -> None:
-        if self.get_output_embeddings() is None:
+        head = self._last_head()
+        if head is None:
             raise InputError(f"{type(self).__name__} has no output embeddings")
-        self.lm_head.decoder = value  # type: ignore[union-attr]
+        head.decoder = value
+
+    def _last_head(self) -> nn.Module | None:
+        return getattr(self, "lm_head", None)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
         """The embeddings, if that is their size already; the vocabulary is fixed."""
@@ -216,6 +223,11 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
     ) -> Grid:
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            raise InputError(
+                "RiNALMo cannot be exported (torch.export, ONNX, torch.jit.trace): its batches are unpacked by their "
+                "values, which a trace would fix"
+            )
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give either input_ids or inputs_embeds")
         name, given, axes = "input_ids", input_ids, "(batch, length)"
@@ -294,9 +306,7 @@ class RiNALMoModel(RiNALMoPreTrainedModel):
             input_ids, attention_mask, position_ids, inputs_embeds, output_attentions, output_hidden_states
         )
         pooled = self.pooler(encoded.states, encoded.grid.layout) if self.pooler is not None else None
-        return BaseModelOutputWithPooling(
-            last_hidden_state=encoded.padded, pooler_output=pooled, **encoded.extras
-        )
+        return BaseModelOutputWithPooling(last_hidden_state=encoded.padded, pooler_output=pooled, **encoded.extras)
 
     def encode(self, sequences: Sequences, **options: Any) -> np.ndarray | list[np.ndarray]:
         """Embeddings of sequences, `(sequences, hidden)` in fp32, or of one text `(hidden,)`; takes what `embed` takes.
@@ -432,11 +442,11 @@ class RiNALMoForSequencePrediction(_WithClassifier):
 class RiNALMoForTokenPrediction(_WithClassifier):
     """Labels per nucleotide; logits and labels always line up.
 
-    Without labels, and with labels `(batch, length[, labels])` as `DataCollatorForTokenClassification` pads them, logits
-    are `(batch, length, labels)`, in the columns of `input_ids`; labels at CLS and EOS must be -100. With labels for
-    nucleotides only, `(batch, length - 2[, labels])`, logits are `(batch, length - 2, labels)`. `config.token_logits`
-    fixes one of the two: "all", or "nucleotides", which is multimolecule's; other labels then raise. For a batch of one
-    labels may leave the batch axis out.
+    Without labels, and with labels `(batch, length[, labels])` as `DataCollatorForTokenClassification` pads them,
+    logits are `(batch, length, labels)`, in the columns of `input_ids`; labels at CLS and EOS must be -100. With labels
+    for nucleotides only, `(batch, length - 2[, labels])`, logits are `(batch, length - 2, labels)`.
+    `config.token_logits` fixes one of the two: "all", or "nucleotides", which is multimolecule's; other labels then
+    raise. For a batch of one labels may leave the batch axis out.
     """
 
     output_class = TokenClassifierOutput
@@ -460,10 +470,13 @@ class RiNALMoForTokenPrediction(_WithClassifier):
         labels = _unbatched(labels, narrow.shape, "config.token_logits='all' takes labels for all tokens")
         return self._label_loss(logits, narrow.gather(labels)), narrow.scatter(logits)
 
+    def _last_head(self) -> nn.Module | None:
+        return self.token_head  # type: ignore[no-any-return]
+
     def _inner_labels(self, labels: Tensor, grid: Grid, keep: Tensor) -> Tensor:
         """The nucleotides' labels out of labels for every token."""
         only = self.config.token_logits == "all"
-        hint = "config.token_logits='nucleotides' takes labels" if only else "labels without CLS and EOS are taken as well"
+        hint = "config.token_logits='nucleotides' takes labels" if only else "or labels for the nucleotides only"
         every = grid.gather(_unbatched(labels, grid.shape, hint))
         keep = keep.to(every.device)
         outer = every[~keep]
