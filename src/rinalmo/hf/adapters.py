@@ -15,7 +15,7 @@ from rinalmo.weights.files import PICKLE, SHARDS, WEIGHTS
 from rinalmo.weights.layouts import listed
 
 if TYPE_CHECKING:
-    from rinalmo.hf.modeling import RiNALMoPreTrainedModel
+    from rinalmo.hf.pretrained import RiNALMoPreTrainedModel
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LAST_LAYER = re.compile(r"_head\.decoder\.(base_layer\.)?weight$")

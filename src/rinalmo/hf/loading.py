@@ -22,7 +22,7 @@ from rinalmo.weights.files import PICKLE, SHARDS, WEIGHTS, shard_names
 from rinalmo.weights.layouts import listed
 
 if TYPE_CHECKING:
-    from rinalmo.hf.modeling import RiNALMoPreTrainedModel
+    from rinalmo.hf.pretrained import RiNALMoPreTrainedModel
 
 logger = logging.getLogger(__name__)
 
