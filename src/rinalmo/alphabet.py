@@ -10,11 +10,12 @@ IUPAC codes: Cornish-Bowden 1985 (doi:10.1093/nar/13.9.3021); `I` is inosine, `X
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -98,6 +99,10 @@ class Alphabet:
             return cls(tokens, do_upper_case=do_upper_case, replace_t_with_u=replace_t_with_u)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is computed on first use: the pickle, and with it the hash of `datasets`, stays the same."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def index(self) -> dict[str, int]:

@@ -193,7 +193,8 @@ def test_token_loss_ignores_padding(name, tokenizer):
     loss = model(**batch, labels=labels).loss
     labels[1, 3:] = 0
     assert torch.equal(model(**batch, labels=labels).loss, loss)
-    logits = model(**batch).logits
+    logits = model(**batch, labels=labels).logits
+    assert logits.shape == (2, 7, 3)
     flat = torch.cat([logits[0], logits[1, :3]])
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(flat, torch.cat([labels[0], labels[1, :3]])))
 

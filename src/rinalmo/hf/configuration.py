@@ -12,15 +12,26 @@ from transformers import PreTrainedConfig
 
 from rinalmo.errors import InputError
 
+_SYNONYMS = {"single_label_classification": "multiclass", "multi_label_classification": "multilabel"}
+_CHOICES: dict[str, tuple[str | None, ...]] = {
+    "problem_type": ("regression", "binary", "multiclass", "multilabel", *_SYNONYMS, None),
+    "pooling": ("cls", "mean"),
+    "loss_region": ("upper", "full"),
+    "token_logits": ("all", "nucleotides", None),
+}
+
 
 class RiNALMoConfig(PreTrainedConfig):
     """Sizes, regularisation and head of a RiNALMo; the defaults are those of giga.
 
-    `num_labels`, `problem_type` (regression, binary, multiclass, multilabel or None: inferred from the labels at each
-    call) and the optional dict `head` (num_labels, problem_type, dropout, transform, transform_act, bias, act,
-    layer_norm_eps) describe the prediction head; values in `head` win. `threshold` is the pairing probability above
-    which a structure decoder accepts a pair. `loss_region` is "upper" (each pair once, as in the paper) or "full".
-    `pooling` is what stands for a whole sequence: "cls" or "mean", over all of its tokens.
+    `num_labels`, `problem_type` (regression, binary, multiclass, multilabel, transformers' names for the latter two,
+    single_label_classification and multi_label_classification, or None: inferred from the labels at each call) and the
+    optional dict `head` (num_labels, problem_type, dropout, transform, transform_act, bias, act, layer_norm_eps)
+    describe the prediction head; values in `head` win when a config is made. `token_logits` says which tokens have
+    logits in token classification: "all", "nucleotides" (without CLS and EOS, as multimolecule has it), or None: those
+    that the labels are for, and all without labels. `threshold` is the pairing probability above which a structure
+    decoder accepts a pair. `loss_region` is "upper" (each pair once, as in the paper) or "full". `pooling` is what
+    stands for a whole sequence: "cls" or "mean", over all of its tokens. Values are checked whenever they are set.
     """
 
     model_type: ClassVar[str] = "rinalmo"
@@ -44,6 +55,7 @@ class RiNALMoConfig(PreTrainedConfig):
     threshold: float | None = None
     loss_region: str = "upper"
     pooling: str = "cls"
+    token_logits: str | None = None
     problem_type: str | None = None  # type: ignore[assignment]
     tie_word_embeddings: bool = False
     pad_token_id: int | None = 0
@@ -64,26 +76,28 @@ class RiNALMoConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if head.get("num_labels") not in (None, self.num_labels):
             self.num_labels = head["num_labels"]  # makes new label names as well
-        self._check_head(head)
-        if self.pooling not in ("cls", "mean"):
-            raise InputError(f"pooling {self.pooling!r} is unknown; use 'cls' or 'mean'")
-        if self.loss_region not in ("upper", "full"):
-            raise InputError(f"loss_region {self.loss_region!r} is unknown; use 'upper' or 'full'")
 
-    def _check_head(self, head: dict[str, Any]) -> None:
-        kinds = ("regression", "binary", "multiclass", "multilabel", None)
-        for name in (self.problem_type, head.get("problem_type")):
-            if name not in kinds:
-                raise InputError(f"problem_type {name!r} is unknown; use one of {', '.join(map(str, kinds))}")
+    def __setattr__(self, key: str, value: Any) -> None:
+        """Checked here, since `from_pretrained` sets what its caller gives after the config has been made."""
+        if key in _CHOICES and value not in _CHOICES[key]:
+            raise InputError(f"{key} {value!r} is unknown; use one of {', '.join(map(str, _CHOICES[key]))}")
+        if key == "head" and isinstance(value, dict) and value.get("problem_type") not in _CHOICES["problem_type"]:
+            kinds = ", ".join(map(str, _CHOICES["problem_type"]))
+            raise InputError(f"problem_type {value['problem_type']!r} of the head is unknown; use one of {kinds}")
+        super().__setattr__(key, value)
 
     def to_dict(self) -> dict[str, Any]:
         """As the base class, with `num_labels`, which the port reads and the base class leaves to `id2label`."""
-        return {**super().to_dict(), "num_labels": self.num_labels}
+        values = {**super().to_dict(), "num_labels": self.num_labels}
+        if self.head and self.head.get("num_labels") is not None:
+            values["head"] = {**self.head, "num_labels": self.num_labels}
+        return values
 
     @property
     def effective_problem_type(self) -> str | None:
-        """The declared kind of problem, the head's before the model's; None if it is to be inferred."""
-        return (self.head or {}).get("problem_type") or self.problem_type
+        """The declared kind of problem in our names, the head's before the model's; None if it is to be inferred."""
+        kind = (self.head or {}).get("problem_type") or self.problem_type
+        return _SYNONYMS.get(kind, kind) if kind else None
 
     def head_options(self) -> dict[str, Any]:
         """The arguments of `HeadConfig` that this config stands for."""
@@ -91,4 +105,4 @@ class RiNALMoConfig(PreTrainedConfig):
 
         names = {field.name for field in fields(HeadConfig)}
         given = {name: value for name, value in (self.head or {}).items() if name in names and value is not None}
-        return {"num_labels": self.num_labels, **given}
+        return {**given, "num_labels": self.num_labels}

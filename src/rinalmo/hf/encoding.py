@@ -34,7 +34,7 @@ class _OfModel(Engine):
     @torch.inference_mode()
     def hidden_states(self, ids: Tensor, layout: Layout, layers: Sequence[int]) -> list[Tensor]:
         last = len(self.owner.encoder.blocks)
-        out = self.owner._states(ids, layout, any(layer != last for layer in layers), False)
+        out = self.owner._states(ids, layout, any(layer != last for layer in layers))
         states = out.hidden_states or ()
         return [(out.last_hidden_state if layer == last else states[layer]).float() for layer in layers]
 

@@ -22,11 +22,14 @@ from rinalmo.weights.files import PICKLE, SHARDS, WEIGHTS, shard_names
 from rinalmo.weights.layouts import listed
 
 if TYPE_CHECKING:
-    from rinalmo.hf.modeling import RiNALMoPreTrainedModel
+    from rinalmo.hf.pretrained import RiNALMoPreTrainedModel
 
 logger = logging.getLogger(__name__)
 
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# Heads that PEFT's task types train and save stand under `classifier`, which is what PEFT looks for.
+CLASSIFIER_PARTS = ("pooler", "sequence_head", "token_head")
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def read_for(
@@ -37,7 +40,7 @@ def read_for(
     options: dict[str, Any],
 ) -> tuple[RiNALMoConfig, dict[str, Tensor], dict[str, Any]]:
     """The config, the tensors for `model_class`, and the options that remain for the base class."""
-    hub = {name: options.pop(name) for name in _HUB_OPTIONS if name in options}
+    hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
     checkpoint = read(_local(source, hub, options.pop("variant", None)))
     if not isinstance(config, RiNALMoConfig):
         # "auto" is no dtype that a config could hold; the base class resolves it.
@@ -46,13 +49,15 @@ def read_for(
         options |= dtypes
     _agree(config, checkpoint)
     with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in model_class(config).state_dict().items()}
+        shell = model_class(config).state_dict()
+    own = {our_name(name): name for name in shell}
+    expected = {ours: tuple(shell[name].shape) for ours, name in own.items()}
     fresh = _fresh_heads(checkpoint, expected, ignore_mismatched_sizes)
     unused = {_head(name) for name in checkpoint.shapes} - {_head(name) for name in expected}
     _report(model_class.__name__, source, fresh, unused)
     # Copied out of the mapped file one by one: matrix kernels round differently on unaligned memory, and a model that
     # has been saved and loaded is to give the same bits.
-    state = {n: t.clone() for n, t in checkpoint.tensors() if n in expected and _head(n) not in fresh}
+    state = {own[n]: t.clone() for n, t in checkpoint.tensors() if n in expected and _head(n) not in fresh}
     return config, state, options
 
 
@@ -111,6 +116,11 @@ def _fresh_heads(checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]], f
             raise CheckpointError(f"{checkpoint.files.path}: {name} is {said}; the model needs {shape}")
         fresh.add(_head(name))
     return fresh
+
+
+def our_name(name: str) -> str:
+    """The name of a tensor in `rinalmo.load`'s model, from its name in a Hugging Face class."""
+    return name.removeprefix("classifier.")
 
 
 def _head(name: str) -> str:

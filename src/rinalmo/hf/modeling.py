@@ -6,14 +6,12 @@ padding changes no number. Files are written in the port's layout, which multimo
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     MaskedLMOutput,
@@ -25,131 +23,15 @@ from transformers.utils import ModelOutput, can_return_tuple
 from rinalmo.errors import InputError
 from rinalmo.hf.configuration import RiNALMoConfig
 from rinalmo.hf.encoding import encode
-from rinalmo.hf.fast_path import FastPath
-from rinalmo.hf.loading import quiet_report, read_for
-from rinalmo.hf.model_folder import complete
+from rinalmo.hf.loading import CLASSIFIER_PARTS
 from rinalmo.hf.outputs import ContactPredictionOutput, Encoded
-from rinalmo.hf.padded import Grid, inner, unpad
+from rinalmo.hf.padded import Grid, inner
+from rinalmo.hf.pretrained import RiNALMoPreTrainedModel, refuse
 from rinalmo.inference.inputs import Sequences
-from rinalmo.model.backends import Backend
-from rinalmo.model.block import SwiGLU
-from rinalmo.model.config import ModelConfig
-from rinalmo.model.embedding import Embedding
-from rinalmo.model.encoder import Encoder, EncoderOutput
 from rinalmo.model.heads import ContactHead, HeadConfig, MaskedLMHead, Pooler, SequenceHead, TokenHead
 from rinalmo.model.losses import IGNORE, infer_problem_type, label_loss, structure_loss
 from rinalmo.model.packing import Layout
 from rinalmo.model.task_heads import StructureHead
-from rinalmo.weights.checkpoint import translate
-from rinalmo.weights.layouts import detect, plan_reading
-
-_BACKENDS: dict[str, Backend] = {"eager": "eager", "sdpa": "auto", "flash_attention_2": "flash"}
-
-
-class RiNALMoPreTrainedModel(PreTrainedModel):
-    """Loading, saving and encoding, shared by all."""
-
-    config_class = RiNALMoConfig
-    config: RiNALMoConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _no_split_modules = ["EncoderBlock"]  # noqa: RUF012  (the base class declares it so)
-
-    encoder: Encoder
-
-    def __init__(self, config: RiNALMoConfig) -> None:
-        super().__init__(config)
-        self.encoder = Encoder(ModelConfig.from_dict(config.to_dict()))
-        self._fast_path = FastPath()
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls,
-        pretrained_model_name_or_path: str | Path | None,
-        *model_args: Any,
-        config: Any = None,
-        state_dict: dict[str, Tensor] | None = None,
-        ignore_mismatched_sizes: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """Load from a folder or hub id in our layout or the port's, the authors' `.pt` file, or a catalog name.
-
-        A head that the file lacks starts fresh, and a warning names it; anything else missing or unexpected raises.
-        """
-        if pretrained_model_name_or_path is not None and state_dict is None:
-            config, state_dict, kwargs = read_for(
-                cls, pretrained_model_name_or_path, config, ignore_mismatched_sizes, kwargs
-            )
-        with quiet_report():
-            loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if pretrained_model_name_or_path is not None:
-            model.config.name_or_path = str(pretrained_model_name_or_path)
-            model.name_or_path = str(pretrained_model_name_or_path)
-        return loaded
-
-    def save_pretrained(  # type: ignore[override]
-        self, save_directory: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
-    ) -> None:
-        """Write config and weights in the port's layout, and tokenizer and card where they are missing."""
-        if kwargs.get("is_main_process", True) and not Path(save_directory).is_file():
-            complete(Path(save_directory), self.config, type(self).__name__)
-        if not getattr(self, "_hf_peft_config_loaded", False):
-            state_dict = translate(self.state_dict() if state_dict is None else state_dict, "multimolecule")
-        super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
-
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """As torch's, and understands the port's names, which is what a Trainer's checkpoint holds."""
-        if any("encoder.layer." in name for name in state_dict):
-            shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
-            plan = plan_reading(detect(shapes), shapes)
-            state_dict = {ours: torch.cat([state_dict[part] for part in parts]) for ours, parts in plan.items()}
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.encoder.embedding
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
-        raise InputError("RiNALMo's vocabulary is fixed; it cannot be resized")
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | Embedding):
-            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-        elif isinstance(module, SwiGLU):
-            init.ones_(module.beta)
-        if isinstance(bias := getattr(module, "bias", None), nn.Parameter):
-            init.zeros_(bias)
-
-    def _encode(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        output_attentions: bool | None,
-        output_hidden_states: bool | None,
-    ) -> Encoded:
-        want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        ids, grid = unpad(input_ids, attention_mask, self.config.pad_token_id)
-        out = self._states(ids, grid.layout, bool(want_states), bool(want_attentions))
-        states = tuple(map(grid.scatter, out.hidden_states)) if out.hidden_states is not None else None
-        attentions = tuple(_square(layer, grid) for layer in out.attentions) if out.attentions is not None else None
-        return Encoded(ids, out.last_hidden_state, grid, states, attentions)
-
-    def _states(self, ids: Tensor, layout: Layout, all_layers: bool, attentions: bool) -> EncoderOutput:
-        """From the engine's encoder where it can stand in, else from the plain one."""
-        backend = _BACKENDS.get(self.config._attn_implementation or "sdpa", "auto")
-        fast = self._fast_path.of(self.encoder) if backend == "auto" and not attentions else None
-        if fast is None:
-            self.encoder.set_attention_backend(backend)
-            return self.encoder(ids, layout, output_hidden_states=all_layers, output_attentions=attentions)
-        last = len(fast.blocks)
-        found = [states.to(self.dtype) for states in fast(ids, layout, range(last + 1) if all_layers else [last])]
-        return EncoderOutput(found[-1], tuple(found) if all_layers else None, None)
 
 
 class RiNALMoModel(RiNALMoPreTrainedModel):
@@ -163,17 +45,40 @@ class RiNALMoModel(RiNALMoPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> BaseModelOutputWithPooling:
-        """`last_hidden_state (batch, length, hidden)`, zeros at padding; `pooler_output (batch, hidden)`."""
-        encoded = self._encode(input_ids, attention_mask, output_attentions, output_hidden_states)
-        pooled = self.pooler(encoded.states, encoded.grid.layout) if self.pooler is not None else None
-        return BaseModelOutputWithPooling(
-            last_hidden_state=encoded.grid.scatter(encoded.states), pooler_output=pooled, **encoded.extras
+        """Encode a padded batch.
+
+        Args:
+            input_ids: Token ids `(batch, length)`.
+            attention_mask: 1 for a token, 0 for padding; without it, pad tokens are padding.
+            position_ids: Rotary positions `(batch, length)`; only differences within a row count. Default: columns.
+            inputs_embeds: What `get_input_embeddings()` gives, `(batch, length, hidden)`, in place of `input_ids`.
+                Vectors of zeros are masked tokens.
+            token_type_ids: None or zeros: there is one type of token.
+            head_mask: None or ones: attention heads cannot be masked.
+            output_attentions: Whether to return attention weights, `(batch, heads, length, length)` per block.
+            output_hidden_states: Whether to return the states of all layers.
+
+        Returns:
+            `last_hidden_state (batch, length, hidden)`, zeros at padding; `pooler_output (batch, hidden)`.
+
+        Raises:
+            InputError: If arguments do not fit each other or the model.
+        """
+        refuse(token_type_ids, head_mask)
+        encoded = self._encode(
+            input_ids, attention_mask, position_ids, inputs_embeds, output_attentions, output_hidden_states
         )
+        pooled = self.pooler(encoded.states, encoded.grid.layout) if self.pooler is not None else None
+        return BaseModelOutputWithPooling(last_hidden_state=encoded.padded, pooler_output=pooled, **encoded.extras)
 
     def encode(self, sequences: Sequences, **options: Any) -> np.ndarray | list[np.ndarray]:
         """Embeddings of sequences, `(sequences, hidden)` in fp32, or of one text `(hidden,)`; takes what `embed` takes.
@@ -194,14 +99,25 @@ class RiNALMoHeadModel(RiNALMoPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> ModelOutput:
-        """Logits and, with labels, the loss; their shapes are those that the class names."""
-        encoded = self._encode(input_ids, attention_mask, output_attentions, output_hidden_states)
+        """Logits and, with labels, the loss; their shapes are those that the class names.
+
+        Other arguments are those of `RiNALMoModel`. With `inputs_embeds`, heads on nucleotides take the first and the
+        last token of each row for CLS and EOS.
+        """
+        refuse(token_type_ids, head_mask)
+        encoded = self._encode(
+            input_ids, attention_mask, position_ids, inputs_embeds, output_attentions, output_hidden_states
+        )
         loss, logits = self.answer(encoded, labels)
         return self.output_class(loss=loss, logits=logits, **encoded.extras)
 
@@ -227,9 +143,6 @@ class RiNALMoForMaskedLM(RiNALMoHeadModel):
         self.lm_head = MaskedLMHead(self.encoder.config)
         self.post_init()
 
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head.decoder
-
     def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
         logits, grid = self.lm_head(encoded.states), encoded.grid
         loss = None
@@ -243,47 +156,108 @@ class RiNALMoForPreTraining(RiNALMoForMaskedLM):
     """Masked-LM is all of RiNALMo's pre-training; this is `RiNALMoForMaskedLM` under the card's other name."""
 
 
-class RiNALMoForSequencePrediction(RiNALMoHeadModel):
+class SequenceClassifier(nn.Module):
+    """Pooler and head on whole sequences, under the name by which PEFT finds what to train and save."""
+
+    def __init__(self, model: RiNALMoPreTrainedModel) -> None:
+        super().__init__()
+        self.pooler = Pooler(model.encoder.config, model.config.pooling)
+        self.sequence_head = SequenceHead(model.config.hidden_size, HeadConfig(**model.config.head_options()))
+
+    def forward(self, states: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, "sequences labels"]:
+        return self.sequence_head(self.pooler(states, layout))
+
+
+class TokenClassifier(nn.Module):
+    """Head on tokens, under the name by which PEFT finds what to train and save."""
+
+    def __init__(self, model: RiNALMoPreTrainedModel) -> None:
+        super().__init__()
+        self.token_head = TokenHead(model.config.hidden_size, HeadConfig(**model.config.head_options()))
+
+    def forward(self, states: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens labels"]:
+        return self.token_head(states)
+
+
+class _WithClassifier(RiNALMoHeadModel):
+    """The parts of `classifier` can be read and set as parts of the model."""
+
+    classifier: nn.Module
+
+    def __getattr__(self, name: str) -> Any:
+        if name in CLASSIFIER_PARTS and "classifier" in self._modules:
+            return getattr(self.classifier, name)
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in CLASSIFIER_PARTS:
+            setattr(self.classifier, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
+class RiNALMoForSequencePrediction(_WithClassifier):
     """Labels per sequence: logits `(batch, labels)`; labels `(batch,)` or `(batch, labels)`."""
 
     output_class = SequenceClassifierOutput
 
     def __init__(self, config: RiNALMoConfig) -> None:
         super().__init__(config)
-        self.pooler = Pooler(self.encoder.config, config.pooling)
-        self.sequence_head = SequenceHead(config.hidden_size, HeadConfig(**config.head_options()))
+        self.classifier = SequenceClassifier(self)
         self.post_init()
 
     def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        logits = self.sequence_head(self.pooler(encoded.states, encoded.grid.layout))
+        logits = self.classifier(encoded.states, encoded.grid.layout)
         return None if labels is None else self._label_loss(logits, labels), logits
 
 
-class RiNALMoForTokenPrediction(RiNALMoHeadModel):
-    """Labels per nucleotide: logits `(batch, length - 2, labels)`, without CLS and EOS.
+class RiNALMoForTokenPrediction(_WithClassifier):
+    """Labels per nucleotide; logits and labels always line up.
 
-    Labels are `(batch, length - 2[, labels])`; for a batch of one the batch axis may be left out. Labels aligned with
-    `input_ids`, as `DataCollatorForTokenClassification` pads them, are taken too if CLS and EOS have -100.
+    Without labels, and with labels `(batch, length[, labels])` as `DataCollatorForTokenClassification` pads them,
+    logits are `(batch, length, labels)`, in the columns of `input_ids`; labels at CLS and EOS must be -100. With labels
+    for nucleotides only, `(batch, length - 2[, labels])`, logits are `(batch, length - 2, labels)`.
+    `config.token_logits` fixes one of the two: "all", or "nucleotides", which is multimolecule's; other labels then
+    raise. For a batch of one labels may leave the batch axis out.
     """
 
     output_class = TokenClassifierOutput
 
     def __init__(self, config: RiNALMoConfig) -> None:
         super().__init__(config)
-        self.token_head = TokenHead(config.hidden_size, HeadConfig(**config.head_options()))
+        self.classifier = TokenClassifier(self)
         self.post_init()
 
     def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        keep, grid = inner(encoded.ids, encoded.grid, self.encoder.config)
-        logits = self.token_head(encoded.states[keep])
-        loss = None
-        if labels is not None:
-            aligned = labels.shape[:2] == encoded.grid.shape != grid.shape
-            found = (
-                _inner_labels(labels, encoded.grid, keep) if aligned else grid.gather(_unbatched(labels, grid.shape))
+        grid, switch = encoded.grid, self.config.token_logits
+        keep, narrow = inner(encoded.ids, grid, self.encoder.config)
+        fits = labels is None or _fits(labels, grid.shape) or not _fits(labels, narrow.shape)
+        if switch == "all" or (switch is None and fits):
+            logits = self.classifier(encoded.states)
+            loss = None if labels is None else self._label_loss(logits[keep], self._inner_labels(labels, grid, keep))
+            return loss, grid.scatter(logits)
+        logits = self.classifier(encoded.states[keep])
+        if labels is None:
+            return None, narrow.scatter(logits)
+        labels = _unbatched(labels, narrow.shape, "config.token_logits='all' takes labels for all tokens")
+        return self._label_loss(logits, narrow.gather(labels)), narrow.scatter(logits)
+
+    def _last_head(self) -> nn.Module | None:
+        return self.token_head  # type: ignore[no-any-return]
+
+    def _inner_labels(self, labels: Tensor, grid: Grid, keep: Tensor) -> Tensor:
+        """The nucleotides' labels out of labels for every token."""
+        only = self.config.token_logits == "all"
+        hint = "config.token_logits='nucleotides' takes labels" if only else "or labels for the nucleotides only"
+        every = grid.gather(_unbatched(labels, grid.shape, hint))
+        keep = keep.to(every.device)
+        outer = every[~keep]
+        if not bool(((outer == IGNORE) | outer.isnan()).all()):
+            raise InputError(
+                f"labels have shape {tuple(labels.shape)}, one for each token: CLS and EOS must have {IGNORE}; "
+                "or give labels for the nucleotides only"
             )
-            loss = self._label_loss(logits, found)
-        return loss, grid.scatter(logits)
+        return every[keep]
 
 
 class RiNALMoForContactPrediction(RiNALMoHeadModel):
@@ -351,33 +325,21 @@ class RiNALMoForSecondaryStructurePrediction(RiNALMoHeadModel):
         return torch.stack(per_label).mean()
 
 
-def _unbatched(labels: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
-    """Labels with the leading axes `shape`; a batch of one may leave its first axis out. Anything else raises."""
-    shape = tuple(shape)
-    if labels.shape[: len(shape)] == shape and labels.dim() <= len(shape) + 1:
-        return labels
+def _fits(labels: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether labels have the leading axes `shape`; a batch of one may leave its first axis out."""
     inner_axes = len(shape) - 1
-    if shape[0] == 1 and labels.shape[:inner_axes] == shape[1:] and labels.dim() <= inner_axes + 1:
-        return labels.unsqueeze(0)
-    raise InputError(f"labels have shape {tuple(labels.shape)}; the logits need {shape}")
+    if labels.shape[: len(shape)] == shape and labels.dim() <= len(shape) + 1:
+        return True
+    return shape[0] == 1 and labels.shape[:inner_axes] == shape[1:] and labels.dim() <= inner_axes + 1
 
 
-def _inner_labels(labels: Tensor, grid: Grid, keep: Tensor) -> Tensor:
-    """The nucleotides' labels out of labels for every token."""
-    found = grid.gather(labels)
-    outer = found[~keep.to(found.device)]
-    if not bool(((outer == IGNORE) | outer.isnan()).all()):
-        raise InputError(
-            f"labels have shape {tuple(labels.shape)}, one for each token: CLS and EOS must have {IGNORE}; "
-            "or give labels for the nucleotides only"
-        )
-    return found[keep.to(found.device)]
-
-
-def _square(layer: list[Tensor], grid: Grid) -> Tensor:
-    """Per-sequence attention `(heads, length, length)` as `(batch, heads, width, width)`."""
-    maps = [weights.permute(1, 2, 0) for weights in layer]
-    return grid.scatter_pairs(maps).permute(0, 3, 1, 2)
+def _unbatched(labels: Tensor, shape: tuple[int, ...], hint: str = "") -> Tensor:
+    """Labels with the leading axes `shape`; anything else raises."""
+    if not _fits(labels, shape):
+        more = f"; {hint}" if hint else ""
+        raise InputError(f"labels have shape {tuple(labels.shape)}; the logits need {tuple(shape)}{more}")
+    batched = labels.shape[: len(shape)] == shape and labels.dim() <= len(shape) + 1
+    return labels if batched else labels.unsqueeze(0)
 
 
 __all__ = [

@@ -25,11 +25,16 @@ class ContactPredictionOutput(ModelOutput):
 class Encoded:
     """What the encoder made of a padded batch: packed states, where they stand, padded extras."""
 
-    ids: Tensor
+    ids: Tensor | None
     states: Tensor
     grid: Grid
     hidden_states: tuple[Tensor, ...] | None
     attentions: tuple[Tensor, ...] | None
+
+    @property
+    def padded(self) -> Tensor:
+        """The last states as `(batch, length, hidden)`; with all layers, the last of them."""
+        return self.grid.scatter(self.states) if self.hidden_states is None else self.hidden_states[-1]
 
     @property
     def extras(self) -> dict[str, Any]:

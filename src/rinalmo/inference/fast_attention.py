@@ -65,7 +65,7 @@ def plan(layout: Layout, attention: ChannelsFirst | TokensFirst) -> Plan:
     filled = tuple(bool(fill[run.start : run.stop].any()) for run in inner.runs)
     hidden = torch.nonzero(fill)[:, 0]
     positions = F.pad(inner.positions, (0, total - inner.total))
-    index = starts[layout.sequence_ids] + layout.positions
+    index = starts[layout.sequence_ids] + layout.indices
     return Plan(inner.runs, filled, total, index, hidden, *attention.tables(positions))
 
 

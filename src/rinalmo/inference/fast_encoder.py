@@ -27,6 +27,7 @@ from rinalmo.inference.packed_linear import (
     quantise,
 )
 from rinalmo.model.block import EncoderBlock
+from rinalmo.model.embedding import drop_tokens
 from rinalmo.model.encoder import Encoder
 from rinalmo.model.packing import Layout
 
@@ -133,7 +134,7 @@ class FastEncoder:
         first = self.blocks[0]
         by = plan(layout, first.attention)
         x = torch.zeros(by.total, self.config.hidden_size, dtype=first.dtype)
-        x[by.index] = self.embedding(ids, layout).to(first.dtype)
+        x[by.index] = self._embed(ids, layout).to(first.dtype)
         found = {0: x[by.index].float()} if 0 in layers else {}
         for number, block in enumerate(self.blocks, start=1):
             x = block(x, by)
@@ -142,3 +143,7 @@ class FastEncoder:
         if (last := len(self.blocks)) in found:
             found[last] = self.final_norm(found[last])
         return [found[layer] for layer in layers]
+
+    def _embed(self, ids: Tensor, layout: Layout) -> Tensor:
+        x = self.embedding(ids)
+        return drop_tokens(x, ids == self.config.mask_token_id, layout) if self.config.token_dropout else x

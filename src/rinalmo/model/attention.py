@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rinalmo.model import cpu_training
-from rinalmo.model.backends import Backend, attend, attend_with_weights
+from rinalmo.model.backends import Backend, WeightsHook, attend, attend_with_weights
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import Layout
 from rinalmo.model.rotary import Rotation, rotate
@@ -28,9 +28,9 @@ class Attention(nn.Module):
         self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "tokens hidden"], layout: Layout, by: Rotation, weights: list[list[Tensor]] | None = None
+        self, x: Float[Tensor, "tokens hidden"], layout: Layout, by: Rotation, weights: WeightsHook | None = None
     ) -> Float[Tensor, "tokens hidden"]:
-        """With a list given as `weights`, the written-out path runs and appends this layer's attention to it."""
+        """With `weights` given, the written-out path runs and passes this layer's attention through it."""
         qkv = self.qkv(x)
         dropout = self.dropout if self.training else 0.0
         if weights is None and self.backend == "auto" and layout.real is None and trains_on_cpu(qkv):
@@ -38,8 +38,7 @@ class Attention(nn.Module):
         q, k, v = self.heads(qkv, by)
         if weights is None:
             return self.output(self.attend(q, k, v, layout))
-        y, layer = attend_with_weights(q, k, v, layout, dropout=dropout)
-        weights.append(layer)
+        y, _ = attend_with_weights(q, k, v, layout, dropout=dropout, hook=weights)
         return self.output(y.flatten(1))
 
     def heads(self, qkv: Float[Tensor, "tokens three_hidden"], by: Rotation) -> tuple[Tensor, Tensor, Tensor]:

@@ -31,6 +31,8 @@ from rinalmo.model.packing import Layout, Run
 
 Backend = Literal["auto", "sdpa", "nested", "varlen", "flash", "eager"]
 Packed = Float[Tensor, "tokens heads head"]
+WeightsHook = Callable[[list[Tensor]], list[Tensor]]
+"""Takes one layer's attention weights, per sequence `(heads, length, length)`; returns those to compute with."""
 
 
 def attend(
@@ -112,13 +114,16 @@ def attend_with_weights(
     layout: Layout,
     *,
     dropout: float = 0.0,
+    hook: WeightsHook | None = None,
 ) -> tuple[Float[Tensor, "tokens heads head"], list[Tensor]]:
     """As `attend`, written out, and for each sequence its attention weights `(heads, length, length)`."""
-    outputs, weights = [], []
+    outputs, weights, values = [], [], []
     for qs, ks, vs in _sequences(q, k, v, layout):
         scores = torch.einsum("ihd,jhd->hij", qs, ks) * q.shape[-1] ** -0.5
-        probabilities = scores.softmax(dim=-1)
-        weights.append(probabilities)
+        weights.append(scores.softmax(dim=-1))
+        values.append(vs)
+    weights = hook(weights) if hook is not None else weights
+    for probabilities, vs in zip(weights, values, strict=True):
         outputs.append(torch.einsum("hij,jhd->ihd", F.dropout(probabilities, dropout, training=dropout > 0), vs))
     return (torch.cat(outputs) if outputs else torch.zeros_like(q)), weights
 

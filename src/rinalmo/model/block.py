@@ -16,9 +16,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rinalmo.model.attention import Attention, trains_on_cpu
+from rinalmo.model.backends import WeightsHook
 from rinalmo.model.compiling import Region
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.cpu_training import gated_swish
+from rinalmo.model.hooks import is_hooked
 from rinalmo.model.packing import Layout
 from rinalmo.model.rotary import Rotation
 
@@ -31,13 +33,14 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.eager = False  # written out, so that it can be differentiated twice
         self.beta = nn.Parameter(torch.ones(1))
         self.gate_up = nn.Linear(config.hidden_size, 2 * config.ffn_size)
         self.down = nn.Linear(config.ffn_size, config.hidden_size)
 
     def forward(self, x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        if trains_on_cpu(gate):
+        if not self.eager and trains_on_cpu(gate):
             return self.down(gated_swish(gate, up, self.beta))
         return self.down(gate * torch.sigmoid(self.beta * gate) * up)
 
@@ -62,23 +65,22 @@ class EncoderBlock(nn.Module):
         x: Float[Tensor, "tokens hidden"],
         layout: Layout,
         by: Rotation,
-        weights: list[list[Tensor]] | None = None,
+        weights: WeightsHook | None = None,
         compiled: bool = False,
     ) -> Float[Tensor, "tokens hidden"]:
         """The block's output; `compiled` fuses what is not attention (`rinalmo.model.compiling`)."""
-        if compiled and weights is None and not _is_hooked(self.attention):
+        if compiled and weights is None and not self._is_changed():
             x, q, k, v = _before_attention.compiled(self, x, *by)
             return _after_attention.compiled(self, x, self.attention.attend(q, k, v, layout))
         x = self.attention_norm(x)
         return self._feed_forward(x + self.dropout(self.attention(x, layout, by, weights)))
 
+    def _is_changed(self) -> bool:
+        """Whether regions would pass by what somebody has hooked or replaced. The block's own hooks are honoured."""
+        return type(self.attention) is not Attention or any(map(is_hooked, self.children()))
+
     def _feed_forward(self, x: Tensor) -> Tensor:
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    """Whether somebody has hooked or replaced the attention, which regions would pass by."""
-    return type(module) is not Attention or bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 # Without annotations: the tests' checker of shapes would be traced along.

@@ -19,22 +19,35 @@ from rinalmo.model.packing import Layout
 EXPECTED_MASKED = 0.15 * 0.8
 
 
-class Embedding(nn.Module):
-    """Ids to vectors."""
+class Embedding(nn.Embedding):
+    """Ids of any shape to vectors; `<mask>` is zero under token dropout. `drop_tokens` does the scaling."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        size = (config.vocab_size, config.hidden_size)
+        super().__init__(*size, _weight=torch.empty(size))  # weights are loaded or initialised by the caller
         self.mask_token_id = config.mask_token_id
         self.token_dropout = config.token_dropout
 
-    def forward(self, ids: Int[Tensor, " tokens"], layout: Layout) -> Float[Tensor, "tokens hidden"]:
-        x = nn.functional.embedding(ids, self.weight)
-        if not self.token_dropout:
-            return x
-        masked = ids == self.mask_token_id
-        scale = (1 - EXPECTED_MASKED) / kept_ratio(masked, layout)
-        return x * (~masked * scale[layout.sequence_ids]).to(x.dtype)[:, None]
+    def forward(self, input: Int[Tensor, "*any"]) -> Float[Tensor, "*any hidden"]:
+        x = super().forward(input)
+        return x.masked_fill((input == self.mask_token_id)[..., None], 0.0) if self.token_dropout else x
+
+
+def drop_tokens(
+    x: Float[Tensor, "tokens hidden"], masked: Bool[Tensor, " tokens"], layout: Layout
+) -> Float[Tensor, "tokens hidden"]:
+    """Token dropout on packed embeddings: zero where masked, the rest of each sequence scaled up.
+
+    Args:
+        x: Packed embeddings.
+        masked: Which tokens are `<mask>`.
+        layout: Where each sequence lies.
+
+    Returns:
+        The input of the first block.
+    """
+    scale = (1 - EXPECTED_MASKED) / kept_ratio(masked, layout)
+    return x * (~masked * scale[layout.sequence_ids]).to(x.dtype)[:, None]
 
 
 def kept_ratio(masked: Bool[Tensor, " tokens"], layout: Layout) -> Float[Tensor, " sequences"]:

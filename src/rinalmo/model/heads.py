@@ -64,21 +64,38 @@ class Transform(nn.Module):
         return self.norm(self.activation(x) if self.activation else x)
 
 
+class Fp32Linear(nn.Linear):
+    """Computes in fp32 whatever the type of its weights."""
+
+    def forward(self, input: Float[Tensor, "*any into"]) -> Float[Tensor, "*any out"]:
+        with torch.autocast(input.device.type, enabled=False):
+            return F.linear(input.float(), _fp32(self.weight), None if self.bias is None else _fp32(self.bias))
+
+
+class Fp32LayerNorm(nn.LayerNorm):
+    """Computes in fp32 whatever the type of its weights."""
+
+    def forward(self, input: Float[Tensor, "*any hidden"]) -> Float[Tensor, "*any hidden"]:
+        with torch.autocast(input.device.type, enabled=False):
+            return F.layer_norm(input.float(), self.normalized_shape, _fp32(self.weight), _fp32(self.bias), self.eps)
+
+
+def _fp32(weight: Tensor) -> Tensor:
+    return weight if weight.dtype == torch.float32 else weight.float()
+
+
 class MaskedLMHead(nn.Module):
     """Logits over the vocabulary, in fp32. The decoder is not tied to the embedding."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.dense = Fp32Linear(config.hidden_size, config.hidden_size)
+        self.norm = Fp32LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = Fp32Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, x: Float[Tensor, "*any hidden"]) -> Float[Tensor, "*any vocabulary"]:
         with torch.autocast(x.device.type, enabled=False):
-            y = F.gelu(F.linear(x.float(), self.dense.weight.float(), self.dense.bias.float()))
-            norm = self.norm
-            y = F.layer_norm(y, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
-            return F.linear(y, self.decoder.weight.float(), self.decoder.bias.float())
+            return self.decoder(self.norm(F.gelu(self.dense(x.float()))))
 
 
 class Pooler(nn.Module):
@@ -122,7 +139,11 @@ class ContactHead(LabelHead):
     """Labels per pair of nucleotides of one sequence, from the product of their hidden states."""
 
     def forward(self, x: Float[Tensor, "length hidden"]) -> Float[Tensor, "length length labels"]:
-        """Without a transform the product is folded into a bilinear form: no length² × hidden tensor."""
+        """Without a transform the product is folded into a bilinear form: no length² × hidden tensor.
+
+        The decoder is affine, so that its values at the unit vectors say what it does to any product. It is called
+        for these, not read, so that whatever wraps it (LoRA, offloading, quantisation) takes part.
+        """
         if self.transform is None:
             return self._bilinear(self.dropout(x))
         rows = max(1, _PAIR_BLOCK // max(1, x.numel()))
@@ -130,9 +151,11 @@ class ContactHead(LabelHead):
         return (scores + scores.transpose(0, 1)) / 2
 
     def _bilinear(self, x: Tensor) -> Tensor:
-        scores = torch.stack([(x * weight) @ x.T for weight in self.decoder.weight], dim=-1)
-        if self.decoder.bias is not None:
-            scores = scores + self.decoder.bias
+        points = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        with torch.autocast(x.device.type, enabled=False):
+            bias, values = self.decoder(torch.cat([torch.zeros_like(points[:1]), points])).split([1, len(points)])
+            weights = (values - bias).T
+        scores = torch.stack([(x * weight) @ x.T for weight in weights], dim=-1) + bias[0]
         # Floating-point sums need not be symmetric to the last bit; averaging makes them so.
         scores = (scores + scores.transpose(0, 1)) / 2
         return ACTIVATIONS[self.config.act](scores) if self.config.act else scores
@@ -161,5 +184,5 @@ def ends(
 ) -> tuple[Bool[Tensor, " tokens"], Bool[Tensor, " tokens"]]:
     """Where each sequence's leading CLS and trailing EOS are, if it has them; heads on nucleotides leave them out."""
     last = layout.cu_seqlens.long().diff()[layout.sequence_ids] - 1
-    leading = (layout.positions == 0) & (ids == config.cls_token_id)
-    return leading, (layout.positions == last) & (ids == config.eos_token_id)
+    leading = (layout.indices == 0) & (ids == config.cls_token_id)
+    return leading, (layout.indices == last) & (ids == config.eos_token_id)

@@ -40,11 +40,14 @@ class Layout:
     `real` is None but for one quirk: the published ribosome-load model was trained on sequences filled up with pad
     tokens whose states its head sees. There `real[i]` is how many leading tokens of sequence i are its own; the rest
     attend to them, nothing attends to the rest, and token dropout does not count it (`pack_padded`).
+
+    `position_ids` overrides the rotary position of each token; None counts from 0 in each sequence.
     """
 
     lengths: tuple[int, ...]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     real: tuple[int, ...] | None = None
+    position_ids: Tensor | None = field(default=None, compare=False)
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
@@ -95,9 +98,14 @@ class Layout:
         # The size is given because it would be fetched from the device otherwise.
         return torch.repeat_interleave(numbers, self.cu_seqlens.long().diff(), output_size=self.total)
 
-    @cached_property
+    @property
     def positions(self) -> Int[Tensor, " tokens"]:
-        """For each token its position in its sequence, from 0."""
+        """For each token its rotary position: its index, unless `position_ids` are given."""
+        return self.indices if self.position_ids is None else self.position_ids
+
+    @cached_property
+    def indices(self) -> Int[Tensor, " tokens"]:
+        """For each token its place in its sequence, from 0."""
         return torch.arange(self.total, device=self.device) - self.cu_seqlens.long()[self.sequence_ids]
 
     @property

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rinalmo.model.heads import POOLINGS
+from rinalmo.model.hooks import is_hooked
 from rinalmo.model.packing import Layout
 
 
@@ -103,11 +104,22 @@ class StructureHead(nn.Module):
         """Symmetric logits; only the map's upper triangle is used, the diagonal is 0."""
         if len(x) == 0:  # convolutions refuse it
             return x.new_zeros(0, 0, self.prediction.out_channels)
-        left, right = self.projection.weight.chunk(2, dim=1)
-        first, second = (x @ left.T).T, (x @ right.T + self.projection.bias).T
-        plain = torch.is_grad_enabled() or len(x) * first.numel() <= _block_size(first)
+        first, second = self._ends(x)
+        plain = torch.is_grad_enabled() or len(x) * first.numel() <= _block_size(first) or self._is_changed()
         upper = (self._plain if plain else self._by_rows)(first, second).triu(1)
         return (upper + upper.transpose(1, 2)).permute(1, 2, 0)
+
+    def _ends(self, x: Tensor) -> tuple[Float[Tensor, "channels length"], Float[Tensor, "channels length"]]:
+        """`W_a h` and `W_b h + b`, by calls of the projection, so that whatever wraps it takes part."""
+        nothing = torch.zeros_like(x)
+        pairs = torch.cat([torch.cat([x, nothing], dim=1), torch.cat([nothing, x], dim=1)])
+        first, second, bias = self.projection(F.pad(pairs, (0, 0, 0, 1))).split([len(x), len(x), 1])
+        return (first - bias).T, second.T
+
+    def _is_changed(self) -> bool:
+        """Whether somebody has hooked or replaced a convolution, whose weights are read in blocks of rows."""
+        layers = [layer for block in self.blocks for layer in block.children()] + [self.prediction]
+        return is_hooked(self) or any(type(layer) is not nn.Conv2d for layer in layers)
 
     def _plain(
         self, first: Float[Tensor, "channels length"], second: Float[Tensor, "channels length"]

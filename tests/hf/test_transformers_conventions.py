@@ -1,0 +1,348 @@
+"""What every model of transformers does, our classes do: arguments, embeddings, hooks, adapters, labels."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    DataCollatorForTokenClassification,
+    pipeline,
+)
+
+import rinalmo
+from rinalmo.errors import InputError
+from rinalmo.model import task_heads
+
+HEADS = ["MaskedLM", "SequencePrediction", "TokenPrediction", "ContactPrediction", "SecondaryStructurePrediction"]
+CLASSES = ["RiNALMoModel", *(f"RiNALMoFor{kind}" for kind in HEADS)]
+
+
+@pytest.fixture(scope="module")
+def name():
+    return str(rinalmo.resolve("nano"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(name):
+    return rinalmo.RnaTokenizer.from_pretrained(name)
+
+
+@pytest.fixture(scope="module")
+def batch(tokenizer):
+    return tokenizer(["ACGU<mask>CGU", "GGGA"], padding=True, return_tensors="pt")
+
+
+def load(name, cls, **options):
+    torch.manual_seed(0)
+    return getattr(rinalmo, cls).from_pretrained(name, **options).eval()
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_inputs_embeds_are_the_ids(name, batch, cls):
+    """`<mask>`, token dropout and padding included; the model's own embeddings are `(batch, length, hidden)`."""
+    model = load(name, cls)
+    embedded = model.get_input_embeddings()(batch["input_ids"])
+    assert embedded.shape == (2, 10, 320)
+    straight = model(**batch)[0]
+    through = model(inputs_embeds=embedded, attention_mask=batch["attention_mask"])[0]
+    torch.testing.assert_close(through, straight, atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match="either input_ids or inputs_embeds"):
+        model()
+    with pytest.raises(InputError, match=r"inputs_embeds has shape \(2, 10, 7\)"):
+        model(inputs_embeds=embedded[..., :7])
+
+
+def test_integrated_gradients_are_complete(name, tokenizer):
+    model = load(name, "RiNALMoForSequencePrediction", num_labels=2)
+    ids = tokenizer(["ACGUACGU"], return_tensors="pt")["input_ids"]
+    other = ids.clone()
+    other[:, 1:-1] = tokenizer.convert_tokens_to_ids("N")
+    ends = [model.get_input_embeddings()(x).detach() for x in (other, ids)]
+    total, steps = 0.0, 64
+    for step in range(steps):
+        point = torch.lerp(*ends, (step + 0.5) / steps).requires_grad_()
+        model(inputs_embeds=point).logits[0, 1].backward()
+        total += (point.grad * (ends[1] - ends[0])).sum() / steps
+    torch.testing.assert_close(total, (model(ids).logits - model(other).logits)[0, 1].detach(), atol=1e-3, rtol=0)
+
+
+def test_positions_are_relative_and_arguments_of_other_models_have_defaults(name, batch):
+    model = load(name, "RiNALMoModel")
+    mask = batch["attention_mask"]
+    plain = model(**batch).last_hidden_state
+    same = model(
+        **batch,
+        position_ids=torch.arange(10)[None] + 5,
+        token_type_ids=torch.zeros_like(mask),
+        head_mask=torch.ones(6, 20),
+    ).last_hidden_state
+    torch.testing.assert_close(same, plain, atol=1e-5, rtol=0)
+    assert not torch.allclose(model(**batch, position_ids=torch.arange(10) * 2).last_hidden_state, plain, atol=1e-2)
+    for wrong in ({"token_type_ids": mask}, {"head_mask": torch.zeros(6, 20)}, {"position_ids": torch.arange(3)}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            model(**batch, **wrong)
+
+
+def test_embeddings_are_given_back(name, batch):
+    model = load(name, "RiNALMoForMaskedLM")
+    assert isinstance(model.get_input_embeddings(), torch.nn.Embedding)
+    assert isinstance(model.get_output_embeddings(), torch.nn.Linear)
+    before = model(**batch).logits
+    for kind, new in (("input", torch.nn.Embedding(28, 320)), ("output", torch.nn.Linear(320, 28))):
+        getattr(model, f"set_{kind}_embeddings")(new)
+        assert getattr(model, f"get_{kind}_embeddings")() is new
+        assert not torch.allclose(model(**batch).logits, before)
+        before = model(**batch).logits
+    assert model.resize_token_embeddings(28) is model.resize_token_embeddings() is model.get_input_embeddings()
+    with pytest.raises(InputError, match="28 tokens is fixed; it cannot become 30"):
+        model.resize_token_embeddings(30)
+    with pytest.raises(InputError, match="no output embeddings"):
+        load(name, "RiNALMoModel").set_output_embeddings(torch.nn.Linear(3, 3))
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_layer_is_called(name, batch, cls, monkeypatch):
+    """Also where the structure head would read its convolutions in blocks of rows."""
+    monkeypatch.setattr(task_heads, "BLOCK", 1)
+    model, called = load(name, cls), set()
+    layers = {key: layer for key, layer in model.named_modules() if [*layer.parameters(recurse=False)]}
+    for key, layer in layers.items():
+        layer.register_forward_hook(lambda *_, key=key: called.add(key))
+    with torch.no_grad():
+        model(**batch)
+    beside = {key for key in layers if "Structure" in cls and key.startswith("lm_head")}  # kept for filling masks
+    assert layers.keys() - called == beside
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@torch.no_grad()
+def test_weights_on_disk(name, batch, cls, tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    expected = load(name, cls)(**batch)[0]
+    away = accelerate.disk_offload(load(name, cls), tmp_path, execution_device="cpu")
+    torch.testing.assert_close(away(**batch)[0], expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_an_adapter_on_convolutions_acts_without_gradients(name, batch, monkeypatch):
+    peft = pytest.importorskip("peft")
+    monkeypatch.setattr(task_heads, "BLOCK", 1)
+    model = load(name, "RiNALMoForSecondaryStructurePrediction")
+    before = model(**batch).logits
+    config = peft.LoraConfig(r=2, target_modules=["conv1", "conv2", "conv3", "projection"], init_lora_weights=False)
+    tuned = peft.get_peft_model(model, config).eval()
+    after = tuned(**batch).logits
+    assert not torch.allclose(after, before, atol=1e-3)
+    with torch.enable_grad():
+        torch.testing.assert_close(tuned(**batch).logits, after, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(tuned.merge_and_unload()(**batch).logits, after, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("auto", "task", "own"),
+    [
+        (AutoModelForSequenceClassification, "SEQ_CLS", "RiNALMoForSequencePrediction"),
+        (AutoModelForTokenClassification, "TOKEN_CLS", "RiNALMoForTokenPrediction"),
+    ],
+)
+@pytest.mark.parametrize("targets", ["all-linear", ["qkv"]])
+def test_peft_trains_and_saves_the_fresh_head(name, batch, tmp_path, auto, task, own, targets):
+    """The base is loaded with another random head each time: what comes back is what was saved."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(task_type=task, r=2, target_modules=targets, init_lora_weights=False)
+    tuned = peft.get_peft_model(auto.from_pretrained(name, num_labels=3), config)
+    trained = {key for key, parameter in tuned.named_parameters() if parameter.requires_grad}
+    assert any("_head.decoder.weight" in key for key in trained)
+    assert task == "TOKEN_CLS" or any("pooler.dense.weight" in key for key in trained)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.01)
+    expected = tuned.eval()(**batch).logits
+    tuned.save_pretrained(tmp_path)
+    loaders = [
+        lambda: peft.PeftModel.from_pretrained(auto.from_pretrained(name, num_labels=3), tmp_path),
+        lambda: auto.from_pretrained(tmp_path),
+        lambda: getattr(rinalmo, own).from_pretrained(tmp_path),
+    ]
+    for load_again in loaders:
+        torch.testing.assert_close(load_again().eval()(**batch).logits, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_folder_with_an_adapter_is_never_its_base(name, batch, tmp_path):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["qkv"], init_lora_weights=False)
+    tuned = peft.get_peft_model(AutoModelForMaskedLM.from_pretrained(name), config).eval()
+    expected = tuned(**batch).logits
+    tuned.save_pretrained(tmp_path / "adapter")
+    tuned.config.save_pretrained(tmp_path / "adapter")  # as if the base were there
+    for loader in (AutoModelForMaskedLM, rinalmo.RiNALMoForMaskedLM):
+        found = loader.from_pretrained(tmp_path / "adapter")
+        torch.testing.assert_close(found(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": null}')
+    with pytest.raises(ValueError, match="names no base model"):
+        rinalmo.RiNALMoForMaskedLM.from_pretrained(tmp_path / "adapter")
+
+
+def test_predictions_of_tokens_line_up_with_their_labels(name, tokenizer):
+    model = load(name, "RiNALMoForTokenPrediction", num_labels=4)
+    rows = [dict(tokenizer(text)) | {"labels": [-100, *range(len(text)), -100]} for text in ("ACGU", "AC")]
+    batch = DataCollatorForTokenClassification(tokenizer)(rows)
+    out = model(**batch)
+    expected = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1), batch["labels"].flatten())
+    torch.testing.assert_close(out.loss, expected)
+    labels = batch.pop("labels")
+    assert torch.equal(model(**batch).logits, out.logits)  # as for label smoothing, which computes the loss itself
+    port = load(name, "RiNALMoForTokenPrediction", num_labels=4, token_logits="nucleotides")
+    torch.testing.assert_close(port(**batch).logits[0], out.logits[0, 1:-1])
+    inner = labels[:, 1:-1].where(labels[:, 1:-1] >= 0, -100)
+    torch.testing.assert_close(port(**batch, labels=inner).loss, out.loss)
+    with pytest.raises(InputError, match=r"shape \(2, 6\); the logits need \(2, 4\)"):
+        port(**batch, labels=labels)
+    port.config.token_logits = "all"
+    with pytest.raises(InputError, match=r"shape \(2, 4\); the logits need \(2, 6\)"):
+        port(**batch, labels=inner)
+
+
+def test_token_classification_pipeline(name, tokenizer, tmp_path):
+    model = load(name, "RiNALMoForTokenPrediction", num_labels=4, problem_type="single_label_classification")
+    found = pipeline("token-classification", model=model, tokenizer=tokenizer)("ACGUAC")
+    logits = model(**tokenizer("ACGUAC", return_tensors="pt")).logits[0, 1:-1]
+    assert [entry["word"] for entry in found] == list("ACGUAC")
+    np.testing.assert_allclose(
+        [entry["score"] for entry in found], logits.softmax(-1).max(-1).values.detach(), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        ("single_label_classification", torch.tensor([0, 2])),
+        ("multi_label_classification", torch.eye(3)[[0, 2]]),
+        ("regression", torch.tensor([[0.1, 0.2, 0.3], [1.0, 2.0, 3.0]])),
+    ],
+)
+def test_problem_types_of_transformers(name, batch, tmp_path, kind, labels):
+    """The loss is the one that BERT has for these logits, and what was saved loads."""
+    model = load(name, "RiNALMoForSequencePrediction", num_labels=3, problem_type=kind)
+    out = model(**batch, labels=labels)
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    bert = BertForSequenceClassification(BertConfig(num_labels=3, problem_type=kind, **size))
+    bert.classifier.register_forward_hook(lambda *_: out.logits)
+    torch.testing.assert_close(out.loss, bert(torch.tensor([[1, 2], [1, 2]]), labels=labels).loss)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert again.config.problem_type == kind
+    torch.testing.assert_close(again(**batch, labels=labels).loss, out.loss)
+
+
+@pytest.mark.parametrize("change", [{"problem_type": "no_such"}, {"pooling": "no_such"}, {"token_logits": "no_such"}])
+def test_unknown_choices_raise_at_once(name, change):
+    for make in (
+        lambda: AutoModelForSequenceClassification.from_pretrained(name, **change),
+        lambda: load(name, "RiNALMoForTokenPrediction", **change),
+        lambda: rinalmo.RiNALMoConfig(**change),
+        lambda: setattr(rinalmo.RiNALMoConfig(), *next(iter(change.items()))),
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(change))} 'no_such' is unknown"):
+            make()
+
+
+@pytest.mark.parametrize("kind", ["TokenPrediction", "ContactPrediction", "SecondaryStructurePrediction"])
+@torch.no_grad()
+def test_rows_with_and_without_ends_are_as_alone(name, kind):
+    model = load(name, f"RiNALMoFor{kind}", **({"token_logits": "nucleotides"} if "Token" in kind else {}))
+    rows = [[1, 6, 7, 8, 9, 2], [6, 7, 8, 9, 6, 7], [1, 6, 7, 8, 9, 6], [6, 7, 8, 9, 6, 2]]
+    together = model(torch.tensor(rows)).logits
+    assert together.shape[1] == 6
+    for number, row in enumerate(rows):
+        alone = model(torch.tensor([row])).logits[0]
+        n = len(alone)
+        assert n == 6 - (row[0] == 1) - (row[-1] == 2)
+        mine = together[number, :n] if "Token" in kind else together[number, :n, :n]
+        torch.testing.assert_close(mine, alone, atol=1e-4, rtol=1e-4)
+        assert not together[number, n:].any()
+
+
+@torch.no_grad()
+def test_masks_with_holes_keep_columns_and_positions(name):
+    """As in BERT: a masked token is not seen, its neighbours stay where they are."""
+    model = load(name, "RiNALMoModel", attn_implementation="eager")
+    ids, mask = torch.tensor([[1, 6, 7, 8, 9, 2]]), torch.tensor([[1, 1, 0, 1, 1, 1]])
+    out = model(ids, attention_mask=mask, output_attentions=True)
+    first = out.attentions[0][0]
+    assert not first[:, 2].any()
+    assert not first[:, :, 2].any()
+    torch.testing.assert_close(first[:, 5].sum(-1), torch.ones(20))
+    assert not out.last_hidden_state[0, 2].any()
+    keep = [0, 1, 3, 4, 5]
+    alone = model(ids[:, keep], position_ids=torch.tensor([keep])).last_hidden_state
+    torch.testing.assert_close(out.last_hidden_state[:, keep], alone, atol=1e-5, rtol=0)
+    other = model(torch.where(mask.bool(), ids, 9), attention_mask=mask).last_hidden_state
+    assert torch.equal(other, out.last_hidden_state)
+
+
+def test_states_and_attentions_lie_on_the_graph(name, batch):
+    model = load(name, "RiNALMoForTokenPrediction")
+    out = model(**batch, output_hidden_states=True, output_attentions=True)
+    for tensor in (*out.hidden_states, *out.attentions):
+        tensor.retain_grad()
+    out.logits.sum().backward()
+    for tensor in (*out.hidden_states, *out.attentions):
+        assert tensor.grad is not None
+        assert tensor.grad.any()
+
+
+@pytest.mark.parametrize("options", [{"use_reentrant": False}, {"use_reentrant": True}])
+def test_options_of_gradient_checkpointing_are_honoured(name, batch, options):
+    model = load(name, "RiNALMoForMaskedLM", hidden_dropout=0.0, attention_dropout=0.0).train()
+    plain = torch.autograd.grad(model(**batch).logits.sum(), model.encoder.blocks[0].ffn.down.weight)[0]
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    assert model.encoder.checkpointing_function.keywords["use_reentrant"] is options["use_reentrant"]
+    model(**batch).logits.sum().backward()
+    torch.testing.assert_close(model.encoder.blocks[0].ffn.down.weight.grad, plain, atol=1e-3, rtol=1e-3)
+
+
+def test_double_backward_with_eager(name, batch):
+    model = load(name, "RiNALMoModel", attn_implementation="eager")
+    weight = model.encoder.blocks[0].ffn.gate_up.weight
+    (first,) = torch.autograd.grad(model(**batch).pooler_output.sum(), weight, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), weight)
+    assert second.isfinite().all()
+    assert second.any()
+
+
+def test_neftune_and_dynamic_quantisation(name, batch):
+    model = load(name, "RiNALMoForMaskedLM")
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda module, _, out: out + torch.rand(out.size(0), out.size(1), out.size(2))
+    )
+    assert not torch.allclose(model(**batch).logits, load(name, "RiNALMoForMaskedLM")(**batch).logits)
+    hook.remove()
+    small = torch.ao.quantization.quantize_dynamic(AutoModel.from_pretrained(name), {torch.nn.Linear})
+    with torch.no_grad():
+        exact, rough = AutoModel.from_pretrained(name)(**batch)[0], small(**batch)[0]
+    assert torch.nn.functional.cosine_similarity(exact[0], rough[0], dim=-1).min() > 0.95
+
+
+def test_exporting_is_refused_in_one_line(name, batch):
+    model = load(name, "RiNALMoForMaskedLM")
+    inputs = (batch["input_ids"], batch["attention_mask"])
+    with pytest.raises(InputError, match="cannot be exported"):
+        torch.jit.trace(model, inputs, strict=False)
+    with pytest.raises(InputError, match="cannot be exported"):
+        torch.export.export(model, inputs, strict=False)
+
+
+def test_the_tokenizers_hash_does_not_change_with_use(name):
+    fingerprint = pytest.importorskip("datasets.fingerprint")
+    tokenizer = rinalmo.RnaTokenizer.from_pretrained(name)
+    before = fingerprint.Hasher.hash(tokenizer)
+    tokenizer(["ACGU", "AC"], padding=True, truncation=True, max_length=5, return_tensors="pt")
+    tokenizer("AC", "GU")
+    assert fingerprint.Hasher.hash(tokenizer) == before
