@@ -103,7 +103,7 @@ def activation_bytes(
     inside = {"cpu": _cpu_block_bytes, "sdpa": _sdpa_block_bytes}[path]
     block = 4 * tokens * d if checkpointing else inside(config, layout)
     angles = 4 * config.head_size * tokens if checkpointing or path == "sdpa" else 0
-    ends = tokens * (4 * d + 8) + 20 * tokens  # final norm; positions, sequence numbers, token dropout's factors
+    ends = tokens * (4 * d + 8) + 21 * tokens  # final norm; positions, sequence numbers, masks, factors
     head = predicted * (16 * d + 8 + 4 * config.vocab_size)
     return config.num_hidden_layers * block + angles + ends + head
 
