@@ -69,6 +69,7 @@ def test_errors_about_names(tmp_path):
     assert b"'J'" in done.stderr
 
 
+@pytest.mark.slow
 def test_files_are_utf8_whatever_the_console_is(tmp_path):
     (tmp_path / "in.fa").write_bytes(NAMES)
     done = run("fold", "in.fa", "-o", "out.dbn", folder=tmp_path, LC_ALL="C", PYTHONCOERCECLOCALE="0")

@@ -91,6 +91,7 @@ rinalmo.RiNALMoModel.from_pretrained(str(rinalmo.resolve("nano")))
 """
 
 
+@pytest.mark.slow
 def test_without_onednn_operators(nano, tmp_path, cap):
     """As with torch on a Mac: there is no such operator, and importing must not look for one."""
     path = os.pathsep.join([str(NO_ONEDNN), os.environ.get("PYTHONPATH", "")])

@@ -69,6 +69,7 @@ def test_the_wheel_is_the_package_and_nothing_else(unpacked):
     assert {path for path in packaged if path.suffix not in kinds} == set()
 
 
+@pytest.mark.slow
 def test_metadata_lead_to_one_repository(unpacked):
     _, wheel = unpacked
     metadata = message_from_bytes((wheel / f"rinalmo-{rinalmo.__version__}.dist-info" / "METADATA").read_bytes())

@@ -236,6 +236,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_without_viennarna_the_model_folds_alone_and_says_so_once(engine, tmp_path):
     fasta = tmp_path / "in.fa"
     fasta.write_text("".join(f">{n}\n{TRNA.sequence}\n" for n in range(3)))

@@ -15,7 +15,8 @@ import rinalmo
 from rinalmo.inference.variants import saturation
 from rinalmo.tasks.fold_file import Decoding
 
-pytestmark = pytest.mark.posix_only  # the server of these tests hears SIGUSR1
+# The server of these tests hears SIGUSR1, and takes ten seconds to start.
+pytestmark = [pytest.mark.posix_only, pytest.mark.slow]
 
 TRNA = "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA"
 ROOT = Path(__file__).parents[2]

@@ -26,7 +26,6 @@ class _OfModel(Engine):
 
     def __init__(self, model: RiNALMoModel, batch_tokens: int | None) -> None:
         self.owner, self.device, self.precision, self._threads = model, model.device, "auto", None
-        self.announce = None
         self.batch_tokens = default_batch_tokens(model.device) if batch_tokens is None else batch_tokens
         with torch.device("meta"):  # sizes and alphabet, no weights
             self.head_model = RiNALMo(ModelSpec(model.encoder.config, alphabet_of(model.config)))

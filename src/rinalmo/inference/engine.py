@@ -81,6 +81,9 @@ class Engine:
         (1, 320)
     """
 
+    announce: Callable[[str], Any] | None = None  # called once, with `describe()`, before the first batch
+    _told_of_full_memory = False
+
     def __init__(
         self,
         model: str | Path | RiNALMo = "nano",
@@ -100,7 +103,6 @@ class Engine:
             )
         given = isinstance(model, RiNALMo)
         self._source, self._threads = model, threads
-        self.announce: Callable[[str], Any] | None = None  # called once, with `describe()`, before the first batch
         self.device = _device_of(model) if given and device is None else choose_device(device)  # type: ignore[arg-type]
         self.precision: Precision = choose_precision(precision, self.device)
         self.batch_tokens = default_batch_tokens(self.device) if batch_tokens is None else batch_tokens
@@ -230,13 +232,13 @@ class Engine:
             )
         smaller = max(1, min(self.batch_tokens, layout.total) // 2)
         if smaller < self.batch_tokens:
-            if not getattr(self, "_warned", False):
+            if not self._told_of_full_memory:
                 logger.warning(
                     "%s is out of memory: going on with batches of %s tokens and fewer (--batch-tokens)",
                     device_name(self.device),
                     f"{smaller:,}",
                 )
-            self._warned, self.batch_tokens = True, smaller
+            self._told_of_full_memory, self.batch_tokens = True, smaller
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
