@@ -311,9 +311,9 @@ def test_trainer_state_dict_in_the_ports_names(name):
 
 def test_gradient_checkpointing_is_switched_on(name):
     model = rinalmo.RiNALMoForMaskedLM.from_pretrained(name)
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     assert model.encoder.gradient_checkpointing
-    model.activation_checkpointing_disable()
+    model.gradient_checkpointing_disable()
     assert not model.encoder.gradient_checkpointing
 
 

@@ -100,9 +100,17 @@ def test_a_full_memory_halves_the_batches_and_says_so_once(nano, caplog):
     engine = rinalmo.Engine(nano, "fp32", batch_tokens=1000)
     chooser = np.random.default_rng(0)
     ids = [chooser.integers(6, 10, size) for size in chooser.integers(1, 60, 300)]
-    results = list(engine.map(full_above(130), ids))
+    totals = []
+
+    def compute(ids, layout):
+        totals.append(layout.total)
+        return full_above(130)(ids, layout)
+
+    results = list(engine.map(compute, ids))
     assert results == [int(each.sum()) for each in ids]
-    assert engine.batch_tokens <= 130
+    assert totals[0] > 500
+    assert max(totals[-5:]) <= 130
+    assert engine.batch_tokens == 1000  # what was asked for: an interrupted run is recognised by it
     warnings = [record.getMessage() for record in caplog.records if "out of memory" in record.getMessage()]
     assert len(warnings) == 1
     assert "--batch-tokens" in warnings[0]
@@ -112,6 +120,18 @@ def test_a_sequence_that_never_fits_is_one_clear_error(nano):
     engine = rinalmo.Engine(nano, "fp32")
     with pytest.raises(InputError, match=r"a sequence of 200 tokens does not fit into the memory of cpu"):
         list(engine.map(full_above(130), [np.full(200, 6)]))
+
+
+@pytest.mark.parametrize(
+    "message", ["MPS backend out of memory (MPS allocated: …)", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling …"]
+)
+def test_other_words_for_a_full_memory(nano, message):
+    def compute(ids, layout):
+        if layout.total > 130:
+            raise RuntimeError(message)
+        return list(layout.lengths)
+
+    assert list(rinalmo.Engine(nano, "fp32").map(compute, [np.full(20, 6)] * 50)) == [20] * 50
 
 
 def test_other_errors_of_a_batch_are_not_taken_for_a_full_memory(nano):
@@ -187,6 +207,13 @@ def test_a_model_in_memory_is_not_cached(nano):
     from rinalmo.inference.engine import as_engine
 
     assert as_engine(nano) is not as_engine(nano)
+
+
+def test_the_report_of_the_system_reports_what_is_wrong(monkeypatch):
+    monkeypatch.setenv("RINALMO_CPU", "foo")
+    report = system_report()
+    assert ("rinalmo", rinalmo.__version__) in report
+    assert any("RINALMO_CPU is 'foo'" in value for _, value in report)
 
 
 def test_the_report_of_the_system_names_what_auto_takes():

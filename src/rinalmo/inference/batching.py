@@ -10,10 +10,10 @@ other keeps the GPU busy. The next window is then begun before the results of th
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from threading import local
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -29,6 +29,8 @@ Compute = Callable[[Tensor, Layout], Sequence[R]]
 _WINDOW_BATCHES = 8
 _WINDOW_SEQUENCES = 4096
 _CUDA_BATCHES = 2  # in flight at once
+# Streams are used again: torch keeps the memory that was freed in one for that one.
+_idle_streams: defaultdict[torch.device, deque[torch.cuda.Stream]] = defaultdict(deque)
 
 
 def map_packed(
@@ -117,10 +119,10 @@ def _finished(batches: list[_Started[R]], worker: _Worker[R], later: list[_Start
 
 
 class _Worker(Generic[R]):
-    """Computes a batch; on CUDA in the stream of the calling thread."""
+    """Computes a batch; on CUDA in a stream of its own."""
 
     def __init__(self, compute: Compute[R], device: torch.device) -> None:
-        self.compute, self.device, self._threads = compute, device, local()
+        self.compute, self.device = compute, device
 
     def __call__(self, sequences: Sequence[Ids]) -> Sequence[R]:
         with self._stream():
@@ -132,12 +134,17 @@ class _Worker(Generic[R]):
         if self.device.type != "cuda":
             yield
             return
-        if not hasattr(self._threads, "stream"):
-            self._threads.stream = torch.cuda.Stream(self.device)
-        stream: torch.cuda.Stream = self._threads.stream
+        idle = _idle_streams[self.device]
+        try:
+            stream = idle.pop()
+        except IndexError:
+            stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.default_stream(self.device))  # where weights may still be on their way
-        with torch.cuda.stream(stream):
-            yield
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            idle.append(stream)
 
 
 def to_host(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -23,6 +23,7 @@ DeviceLike = torch.device | str | None
 
 CPU_BATCH_TOKENS = 4096
 MAX_BATCH_TOKENS = 65_536
+_FULL = ("MPS backend out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _BYTES_PER_TOKEN = 256 * 1024  # of device memory for each token of a batch; giga's widest layer takes about 80 kB
 
 
@@ -32,12 +33,15 @@ def choose_device(device: DeviceLike = None) -> torch.device:
     Args:
         device: "auto" or None, "cpu", "cuda", "cuda:N", "mps", or a `torch.device`.
 
+    Returns:
+        The device; a CUDA one always has its number, since the current device is each thread's own.
+
     Raises:
         InputError: no such device on this machine, or this build of torch cannot use it.
     """
     name = str(device or "auto")
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
     try:
         chosen = torch.device(name)
     except RuntimeError:
@@ -52,7 +56,9 @@ def choose_device(device: DeviceLike = None) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(f"device {name!r} is not there, or this torch cannot use it; use cpu") from None
-    return chosen
+    if chosen.type == "cuda" and chosen.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps") if chosen.type == "mps" else chosen
 
 
 def _require_cuda(device: torch.device) -> None:
@@ -94,7 +100,8 @@ def choose_precision(precision: str, device: torch.device) -> Literal["fp32", "b
 def native_precision(device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
     """The fastest floating-point precision that the device multiplies natively."""
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        native = torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
+        return "bf16" if native else "fp16"
     return "bf16" if device.type == "cpu" and is_native("bf16") else "fp32"
 
 
@@ -123,9 +130,9 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device's memory is full; MPS raises a plain RuntimeError for it."""
+    """Whether an error says that a device's memory is full; MPS and CUDA's libraries raise a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "MPS backend out of memory" in str(error)
+        isinstance(error, RuntimeError) and any(message in str(error) for message in _FULL)
     )
 
 

@@ -82,7 +82,7 @@ class Engine:
     """
 
     announce: Callable[[str], Any] | None = None  # called once, with `describe()`, before the first batch
-    _told_of_full_memory = False
+    _fitting_tokens: int | None = None  # the most that a full memory has left; `batch_tokens` stays what was asked for
 
     def __init__(
         self,
@@ -108,7 +108,14 @@ class Engine:
         self.batch_tokens = default_batch_tokens(self.device) if batch_tokens is None else batch_tokens
         self.head_model: RiNALMo
         self._encoder: GpuEncoder | FastEncoder | None
-        self.head_model, self._encoder = self._on_cpu(model) if self.device.type == "cpu" else self._on_gpu(model)
+        try:
+            self.head_model, self._encoder = self._on_cpu(model) if self.device.type == "cpu" else self._on_gpu(model)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError(
+                f"the model does not fit into the memory of {device_name(self.device)}; use --device cpu"
+            ) from None
 
     def _on_cpu(self, model: str | Path | RiNALMo) -> tuple[RiNALMo, FastEncoder | None]:
         """The model, and its encoder with weights packed for this processor where that can be done."""
@@ -221,7 +228,10 @@ class Engine:
             self._require_smaller(layout)
             return [result for part in _halves(ids, layout) for result in compute_batch(*part)]
 
-        return map_packed(compute_batch, sequences, batch_tokens=lambda: self.batch_tokens, device=self.device)
+        return map_packed(compute_batch, sequences, batch_tokens=self._budget, device=self.device)
+
+    def _budget(self) -> int:
+        return self.batch_tokens if self._fitting_tokens is None else min(self.batch_tokens, self._fitting_tokens)
 
     def _require_smaller(self, layout: Layout) -> None:
         """Halve the token budget to below the size of a batch that was too large."""
@@ -230,15 +240,15 @@ class Engine:
                 f"a sequence of {layout.total:,} tokens does not fit into the memory of {device_name(self.device)}; "
                 "use --device cpu, or leave it out"
             )
-        smaller = max(1, min(self.batch_tokens, layout.total) // 2)
-        if smaller < self.batch_tokens:
-            if not self._told_of_full_memory:
+        smaller = max(1, min(self._budget(), layout.total) // 2)
+        if smaller < self._budget():
+            if self._fitting_tokens is None:
                 logger.warning(
                     "%s is out of memory: going on with batches of %s tokens and fewer (--batch-tokens)",
                     device_name(self.device),
                     f"{smaller:,}",
                 )
-            self._told_of_full_memory, self.batch_tokens = True, smaller
+            self._fitting_tokens = smaller
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
@@ -331,7 +341,7 @@ def as_engine(model: str | Path | RiNALMo | Engine, device: DeviceLike = None) -
         InputError: An `Engine` together with another device than its own.
     """
     if isinstance(model, Engine):
-        if device is not None and choose_device(device) != choose_device(model.device):
+        if str(device or "auto") != "auto" and choose_device(device) != choose_device(model.device):
             raise InputError(f"the engine computes on {model.device}; make another Engine for {device}")
         return model
     if isinstance(model, RiNALMo) or not isinstance(model, str | Path):

@@ -263,9 +263,8 @@ class _Worker:
     def about(self) -> _About:
         if self._engine is None:
             self._engine = Engine(**self._settings)
-            self._batch_tokens = self._engine.batch_tokens  # before a full memory makes it smaller
         engine = self._engine
-        return _About(engine.fingerprint, engine.precision, engine.spec, self._batch_tokens, engine.device.type)
+        return _About(engine.fingerprint, engine.precision, engine.spec, engine.batch_tokens, engine.device.type)
 
     def start(self, job: Job[Any, Any]) -> _About:
         about = self.about()

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -49,7 +49,15 @@ def system_report() -> list[tuple[str, str]]:
         >>> dict(system_report())["rinalmo"]
         '0.1.0'
     """
-    return [*_versions(), *_processor(), *_devices(), *_kernels(), *_surroundings()]
+    return [row for part in (_versions, _processor, _devices, _kernels, _surroundings) for row in _readable(part)]
+
+
+def _readable(part: Callable[[], Iterator[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
+    """The rows of a part of the report; what goes wrong is a row, too, for that is what the report is wanted for."""
+    try:
+        yield from part()
+    except (RinalmoError, RuntimeError) as error:
+        yield "not readable", " ".join(str(error).split())
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -147,7 +147,7 @@ def start_name(store: dist.Store, rank: int, world: int, deadline: float) -> str
 def _device(given: DeviceLike, local_rank: int, world: int) -> torch.device:
     """The device of this process: of several on GPUs each takes the one of its own number."""
     device = choose_device(given)
-    if device.type == "cuda" and world > 1 and device.index is None:
+    if world > 1 and device.type == "cuda" and str(given or "auto") in ("auto", "cuda"):
         device = choose_device(f"cuda:{local_rank}")
     if device.type == "mps" and world > 1:
         if given is None or str(given) == "auto":

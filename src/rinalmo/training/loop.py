@@ -119,7 +119,8 @@ class Trainer:
         self.task, self.recipe, self.ranks, self.checkpoints, self.tell = task, recipe, ranks, checkpoints, tell
         self.progress = Progress()
         staged = any(part.start for part in task.trained())
-        self.spread = Spread(task.module, task.model, recipe.train, ranks, staged=staged)
+        with _one_line_for_full_memory(ranks.device):
+            self.spread = Spread(task.module, task.model, recipe.train, ranks, staged=staged)
         self.trained = task.trained()
         self.optimizer = make_optimizer(self.trained, recipe.optimizer)
         # Does nothing in other precisions than fp16.
@@ -143,7 +144,7 @@ class Trainer:
 
     def run(self) -> bool:
         """Train to the end; False if a signal stopped it before, after a checkpoint was written."""
-        with _signals() as self.signals, company():
+        with _signals() as self.signals, company(), _one_line_for_full_memory(self.ranks.device):
             while self.progress.step < self.task.steps:
                 stop = self.step()
                 last = self.progress.step >= self.task.steps
@@ -182,15 +183,7 @@ class Trainer:
         flops = sum(training_flops(self.task.model.config, *pair) for pair in zip(lengths, counts, strict=True))
         shares = self.ranks.gather([sum(counts), sum(map(sum, lengths)), flops])
         targets, tokens, flops = shares.sum(dim=0).tolist()
-        try:
-            mine = self._backward(batches, self.ranks.world / max(1.0, targets))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            raise TrainingError(
-                f"step {self.progress.step + 1}: out of memory on {self.ranks.device}; halve data.micro_tokens (--set "
-                "data.micro_tokens=N, which changes no result) or set train.activation_checkpointing=true, and --resume"
-            ) from None
+        mine = self._backward(batches, self.ranks.world / max(1.0, targets))
         total, stop = self.ranks.gather([mine, len(self.signals)]).sum(dim=0).tolist()
         self.scaler.unscale_(self.optimizer)
         loss, norm = total / max(1.0, targets), self.spread.clip(self.recipe.train.clip)
@@ -286,6 +279,20 @@ class Trainer:
         trained = {name: p for name, p in self.task.model.named_parameters() if id(p) in means}
         named = {f"{m}.{name}": means[id(p)][m] for m in MOMENTS for name, p in trained.items()}
         return {**{f"{_WEIGHTS}{name}": t for name, t in self.task.model.state_dict().items()}, **named}
+
+
+@contextmanager
+def _one_line_for_full_memory(device: torch.device) -> Iterator[None]:
+    """A TrainingError that says what to change, in place of torch's error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            f"{device} is out of memory; halve data.micro_tokens (--set data.micro_tokens=N, which changes no result), "
+            "or --set train.activation_checkpointing=true, and go on with --resume"
+        ) from None
 
 
 @contextmanager
