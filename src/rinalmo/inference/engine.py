@@ -119,7 +119,7 @@ class Engine:
 
     def _on_cpu(self, model: str | Path | RiNALMo) -> tuple[RiNALMo, FastEncoder | None]:
         """The model, and its encoder with weights packed for this processor where that can be done."""
-        packs, blocks = self._packs(), list[FastBlock]()
+        packs, blocks = packs_weights(self.precision), list[FastBlock]()
         if isinstance(model, RiNALMo):
             heads = model.to(self.device)
         else:
@@ -202,10 +202,6 @@ class Engine:
                 out = self.head_model.encoder(ids, layout, output_hidden_states=intermediate)
             states = out.hidden_states or ()
             return [(out.last_hidden_state if layer == last else states[layer]).float() for layer in layers]
-
-    def _packs(self) -> bool:
-        """Whether the encoder's weights are packed for this processor; elsewhere the plain one has to do."""
-        return self.device.type == "cpu" and packs_weights(self.precision)
 
     def map(self, compute: Callable[[Tensor, Layout], Sequence[R]], sequences: Iterable[np.ndarray]) -> Iterator[R]:
         """`compute` over all sequences of ids, packed into batches; results one by one, in the order of the input.

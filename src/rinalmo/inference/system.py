@@ -16,6 +16,7 @@ import rinalmo
 from rinalmo.errors import RinalmoError
 from rinalmo.inference.cpu import VARIABLE, has_onednn, packs_weights
 from rinalmo.inference.devices import choose_device, default_batch_tokens, device_name, native_precision
+from rinalmo.model.backends import candidates
 from rinalmo.weights.catalog import cache_folder
 
 _CORE = ("numpy", "safetensors", "transformers", "pyarrow", "pydantic", "click", "rich")
@@ -118,17 +119,9 @@ def _kernels() -> Iterator[tuple[str, str]]:
         yield "CPU kernels", "packed weights (oneDNN)" if has_onednn() else "plain torch (no oneDNN operators in it)"
     else:
         yield "CPU kernels", f"plain torch ({VARIABLE}=plain)"
-    names = {"flash-attn": "flash_attn", "torch varlen": "torch.nn.attention.varlen"}
-    there = [name for name, module in names.items() if _importable(module)]
-    yield "GPU attention", ", ".join([*there, "scaled_dot_product_attention"])
-    yield "torch.compile", "Triton" if _importable("triton") else "no Triton: GPU kernels are not fused"
-
-
-def _importable(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
+    yield "GPU attention", ", ".join([*candidates(torch.bfloat16, 64, dropout=False), "sdpa"])
+    has_triton = importlib.util.find_spec("triton") is not None
+    yield "torch.compile", "Triton" if has_triton else "no Triton: GPU kernels are not fused"
 
 
 def _surroundings() -> Iterator[tuple[str, str]]:
