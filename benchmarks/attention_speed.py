@@ -10,7 +10,7 @@
 
 All four turn the same queries and keys by the rotary angles, ten heads of them; sizes 16, 24, 32 and 64 are those of
 nano, micro, mega and giga. "Difference" is the largest between their results, means of values of deviation 1. The
-choices of `rinalmo.inference.fast_attention` are what this shows.
+choices of `rinalmo.engine.cpu_attention` are what this shows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def prepared(size: int, length: int, precision: str) -> list[tuple[Any, Any, Any
     """Each way's attention, its queries, keys and values, and its plan of a batch."""
     import torch
 
-    from rinalmo.inference.fast_attention import ChannelsFirst, TokensFirst, plan
+    from rinalmo.engine.cpu_attention import ChannelsFirst, TokensFirst, plan
     from rinalmo.model.packing import Layout
 
     hidden, layout = HEADS * size, Layout((length,) * max(1, TOKENS // length))
@@ -75,7 +75,7 @@ def main() -> None:
     )
     import torch
 
-    from rinalmo.inference.devices import native_precision
+    from rinalmo.engine.devices import native_precision
 
     torch.set_num_threads(chosen.threads)
     torch.set_grad_enabled(False)

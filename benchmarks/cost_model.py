@@ -3,7 +3,7 @@
     python benchmarks/cost_model.py                            # print them
     python benchmarks/cost_model.py --write docs/scaling.md    # put them where they belong on the page
 
-The formulas are those of `rinalmo.model.cost` and `rinalmo.training.throughput`. What is measured or published stands
+The formulas are those of `rinalmo.model.cost` and `rinalmo.training.trainer`. What is measured or published stands
 below as a constant with its source; all else follows. Nothing is timed here.
 """
 
@@ -22,7 +22,7 @@ import sides
 from embed_speed import REAL
 from rinalmo.model.config import PRESETS, ModelConfig
 from rinalmo.model.cost import activation_bytes, matrix_parameters, pretraining_parameters
-from rinalmo.training.throughput import training_flops
+from rinalmo.training.trainer import training_flops
 
 Rows = list[tuple[str, ...]]  # the head first
 

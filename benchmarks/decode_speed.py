@@ -1,4 +1,4 @@
-"""Time `rinalmo.rna.folding.decode_greedy` beside the authors' `prob_mat_to_sec_struct`: probabilities to pairs.
+"""Time `rinalmo.rna.decoding.decode_greedy` beside the authors' `prob_mat_to_sec_struct`: probabilities to pairs.
 
     python benchmarks/decode_speed.py --official path/to/RiNALMo
 
@@ -47,7 +47,7 @@ def _matrix(draw: Any, length: int, share: float) -> tuple[Any, str]:
 
 
 def rinalmo(length: int, kind: str) -> Run:
-    from rinalmo.rna.folding import decode_greedy
+    from rinalmo.rna.decoding import decode_greedy
 
     given = matrices(length, kind)
     return lambda: [decode_greedy(probabilities, sequence, THRESHOLD) for probabilities, sequence in given]
@@ -55,6 +55,7 @@ def rinalmo(length: int, kind: str) -> Run:
 
 def official(length: int, kind: str, checkout: str) -> Run:
     sides.use_official(checkout)
+
     from rinalmo.utils.sec_struct import prob_mat_to_sec_struct
 
     given = matrices(length, kind)

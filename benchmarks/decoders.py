@@ -1,4 +1,4 @@
-"""Time the decoders of `rinalmo.rna.folding` beside each other, and the matching of rustworkx beside networkx'.
+"""Time the decoders of `rinalmo.rna.decoding` beside each other, and the matching of rustworkx beside networkx'.
 
     python benchmarks/decoders.py
 
@@ -19,7 +19,7 @@ MOST_FOR_NETWORKX = 500
 
 
 def rinalmo(length: int, kind: str, method: str) -> Run:
-    from rinalmo.rna.folding import decode
+    from rinalmo.rna.decoding import decode
 
     ((probabilities, sequence),) = matrices(length, kind, 1)
     return lambda: decode(probabilities, sequence, method, threshold=THRESHOLD)
@@ -29,7 +29,7 @@ def networkx(length: int, kind: str) -> Run:
     import networkx as nx
     import numpy as np
 
-    from rinalmo.rna.pairing import canonical_mask
+    from rinalmo.rna.structure import canonical_mask
 
     ((probabilities, sequence),) = matrices(length, kind, 1)
 

@@ -60,7 +60,7 @@ def sequences(workload: str) -> list[str]:
 
 
 def rinalmo(folder: str, workload: str, width: str, precision: str) -> Run:
-    from rinalmo.inference.engine import Engine
+    from rinalmo.engine.engine import Engine
 
     engine = Engine(folder, precision)  # type: ignore[arg-type]
     ids = [engine.alphabet.encode(text) for text in sequences(workload)]
@@ -79,7 +79,7 @@ def rinalmo(folder: str, workload: str, width: str, precision: str) -> Run:
 def plain(folder: str, workload: str, width: str, precision: str) -> Run:
     import torch
 
-    from rinalmo.inference.batching import map_packed
+    from rinalmo.engine.engine import map_packed
     from rinalmo.weights.checkpoint import load
 
     model = load(folder).eval().to(getattr(torch, DTYPES[precision]))

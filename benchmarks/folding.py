@@ -5,7 +5,7 @@
     python benchmarks/folding.py archiveII.csv.gz --max-length 512            # per family, if there is such a column
     python benchmarks/folding.py TS0.csv.gz --most 200 --times                # a random part; time per sequence
 
-    rinalmo             `rinalmo.tasks.fold_file` as `rinalmo fold` uses it, by default
+    rinalmo             `rinalmo.inference.fold` as `rinalmo fold` uses it, by default
     … thermodynamics W  the same with ViennaRNA's probabilities in the mean, for each weight of --thermodynamics; 0 is
                         the model alone
     RNAfold MFE         ViennaRNA, the structure of least free energy
@@ -85,10 +85,10 @@ def answer(fold: Fold) -> None:
 
 
 def rinalmo(model: str, thermodynamics: float | None) -> None:
-    from rinalmo.inference.engine import Engine
-    from rinalmo.rna.fasta import Record
-    from rinalmo.rna.pair_list import PairList
-    from rinalmo.tasks.fold_file import Decoding, fold_records
+    from rinalmo.engine.engine import Engine
+    from rinalmo.inference.fold import Decoding, fold_records
+    from rinalmo.io.fasta import Record
+    from rinalmo.rna.structure import PairList
 
     engine, decoding = Engine(model, threads=1), Decoding(thermodynamics=thermodynamics)
 

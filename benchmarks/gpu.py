@@ -56,17 +56,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rinalmo.inference.batching import to_host
-from rinalmo.inference.devices import native_precision
-from rinalmo.inference.embeddings import mean_of_nucleotides
-from rinalmo.inference.engine import Engine
-from rinalmo.inference.gpu_encoder import GpuEncoder
-from rinalmo.model import backends, compiling
+from rinalmo.engine.devices import native_precision
+from rinalmo.engine.engine import Engine, to_host
+from rinalmo.engine.gpu_encoder import GpuEncoder
+from rinalmo.inference.embed import mean_of_nucleotides
+from rinalmo.model import kernels
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.cost import activation_bytes, count_macs
 from rinalmo.model.packing import Layout, pack
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, initialise
-from rinalmo.training.throughput import training_flops
+from rinalmo.training.trainer import training_flops
 
 # Every 5 %, then 96 to 100 %, of the lengths of the ncRNA set.
 QUANTILES = (16, 54, 66, 72, 74, 78, 84, 92, 101, 112, 120, 135, 154, 157, 200, 253, 377, 771, 1408, 2161)
@@ -277,7 +276,7 @@ def _states(setting: Setting, report: Report, name: str, model: RiNALMo, sequenc
         if setting.fuses(name, precision):
             fused = GpuEncoder(model.encoder, precision, compile=True)
             error = token_error(fused(*on_device, layers)[-1], out.hidden_states[-1])
-            report.add(f"{name}: states in {precision}, compiled", error, "", aim, compiling.problem() or "")
+            report.add(f"{name}: states in {precision}, compiled", error, "", aim, kernels.problem() or "")
         alone = [encoder(*packed([sequence], setting.torch_device), [layers[-1]])[0] for sequence in sequences]
         backwards = encoder(*packed(sequences[::-1], setting.torch_device), [layers[-1]])[0]
         error = max(
@@ -348,14 +347,14 @@ def _attention(setting: Setting, report: Report) -> None:
         for head_size in (16, 64):
             q, k, v = torch.randn(3, layout.total, 4, head_size, device=device).to(dtype)
             exact = [x.cpu().double().requires_grad_() for x in (q, k, v)]
-            expected = backends.attend_with_weights(*exact, Layout(layout.lengths))[0]
+            expected = kernels.attend_with_weights(*exact, Layout(layout.lengths))[0]
             expected.square().sum().backward()
-            on_cuda = backends.candidates(dtype, head_size, False) if device.type == "cuda" else ["nested"]
+            on_cuda = kernels.candidates(dtype, head_size, False) if device.type == "cuda" else ["nested"]
             for backend in ("sdpa", *on_cuda):
                 what = f"attention by {backend}, {precision}, heads of {head_size}"
                 with report.trying(what):
                     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-                    found = backends.attend(*leaves, layout, backend=backend)
+                    found = kernels.attend(*leaves, layout, backend=backend)
                     found.float().square().sum().backward()
                     aim = "<= 1e-4" if precision == "fp32" else "<= 2e-2"
                     report.add(what, whole_error([found], [expected.detach()]), "", aim)
@@ -367,7 +366,7 @@ def _attention(setting: Setting, report: Report) -> None:
 
 
 def _chosen(device: torch.device, dtype: torch.dtype, head_size: int, dropout: float) -> str:
-    return backends.best_backend(torch.zeros(1, 1, head_size, device=device, dtype=dtype), dropout)
+    return kernels.best_backend(torch.zeros(1, 1, head_size, device=device, dtype=dtype), dropout)
 
 
 def _heads(setting: Setting, report: Report, model: RiNALMo) -> None:
@@ -405,7 +404,7 @@ def speed(setting: Setting, report: Report) -> None:
     device, half = setting.torch_device, setting.half
     peak = matrix_peak(setting, half)
     report.add(f"matrix peak in {half}", peak / 1e12, "TFLOP/s")
-    os.environ[compiling.VARIABLE] = "1"
+    os.environ[kernels.VARIABLE] = "1"
     for name in ("giga", "nano"):
         with report.trying(name):
             config = setting.config(name)
@@ -470,7 +469,7 @@ def _bare_speed(setting: Setting, report: Report, name: str, model: RiNALMo, pea
             report.add(f"{name}: encoder alone, {how}", layout.total / seconds, "tokens/s")
             share = inference_flops(model.config, lengths) / seconds / peak
             report.add(f"{name}: encoder alone, {how}, share of the matrix peak", share)
-    if problem := compiling.problem():
+    if problem := kernels.problem():
         report.add(f"{name}: torch.compile", 0, "", "", problem)
 
 
@@ -532,9 +531,9 @@ def _training_step(
 
 
 def folding(setting: Setting, report: Report) -> None:
-    from rinalmo.rna.fasta import Record
-    from rinalmo.tasks.decoding import Decoder
-    from rinalmo.tasks.fold_file import fold_records
+    from rinalmo.inference.fold import fold_records
+    from rinalmo.io.fasta import Record
+    from rinalmo.rna.decoding import Decoder
 
     draw = random.Random(0)
     count, length = setting.sized(600, 4), setting.sized(500, 60)
@@ -565,7 +564,7 @@ print(vector.shape)
 
 def cold(setting: Setting, report: Report) -> None:
     for switch in ("", "1") if not setting.tiny else ("",):
-        environment = {**os.environ, compiling.VARIABLE: switch}
+        environment = {**os.environ, kernels.VARIABLE: switch}
         start = time.perf_counter()
         command = [sys.executable, "-W", "ignore", "-c", _COLD, setting.device]
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
@@ -602,7 +601,7 @@ def peer(setting: Setting, report: Report) -> None:
                 report.add(what, tokens / seconds, "tokens/s", "", f"giga, {setting.half}, sorted by length")
                 best, note = max((best, note), (tokens / seconds, what))
             model = None
-    os.environ[compiling.VARIABLE] = "1"
+    os.environ[kernels.VARIABLE] = "1"
     engine = Engine(random_model(config, setting.torch_device, {}), "fp32" if setting.device == "cpu" else setting.half)
     engine_rows: dict[str, float] = {}
     ours = Report(lambda row: engine_rows.setdefault(row["name"], row.get("value", 0.0)), math.inf)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from precision import logits, masked
-from rinalmo.rna.fasta import read_fasta
+from rinalmo.io.fasta import read_fasta
 from rinalmo.weights.checkpoint import load
 
 SHAPES = {"Markov, order 5": (5, 0), "counted, 3 + 3": (3, 3), "counted, 5 + 5": (5, 5)}

@@ -27,7 +27,7 @@ SEQUENCE = "GGGGAUGUAGCUCAGUGGUAGAGCGCAUGCUUCGCAUGUAUGAGGCCCCGGGUUCGAUCCCCGGCAUC
 def rinalmo(folder: str, precision: str) -> Run:
     def run() -> None:
         from rinalmo import embed
-        from rinalmo.inference.engine import Engine
+        from rinalmo.engine.engine import Engine
 
         embed([SEQUENCE], Engine(folder, precision))  # type: ignore[arg-type]
 

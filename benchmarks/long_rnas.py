@@ -39,10 +39,10 @@ def pairs_model() -> Any:
     import torch
 
     import rinalmo
-    from rinalmo.inference.engine import Engine
+    from rinalmo.engine.engine import Engine
     from rinalmo.model.rinalmo import create
     from rinalmo.tasks.base import Example
-    from rinalmo.tasks.predicting import outputs
+    from rinalmo.tasks.evaluate import outputs
     from rinalmo.tasks.secondary_structure import SecondaryStructure
 
     trunk = rinalmo.load("nano")
@@ -62,10 +62,10 @@ def random_rna(length: int) -> str:
 
 
 def memory(chosen: argparse.Namespace) -> None:
-    from rinalmo.inference.engine import Engine
-    from rinalmo.rna.fasta import Record, read_fasta
-    from rinalmo.rna.folding import METHODS, decode
-    from rinalmo.tasks.fold_file import fold_records, folding_task
+    from rinalmo.engine.engine import Engine
+    from rinalmo.inference.fold import fold_records, folding_task
+    from rinalmo.io.fasta import Record, read_fasta
+    from rinalmo.rna.decoding import METHODS, decode
 
     letters = "".join(r.sequence for r in read_fasta(chosen.fasta)) if chosen.fasta else random_rna(chosen.length)
     rna = letters[: chosen.length]
@@ -87,10 +87,10 @@ def memory(chosen: argparse.Namespace) -> None:
 def accuracy(chosen: argparse.Namespace) -> None:
     import numpy as np
 
-    from rinalmo.inference.engine import Engine
+    from rinalmo.engine.engine import Engine
+    from rinalmo.inference.fold import fold
     from rinalmo.metrics import pair_scores
     from rinalmo.rna.formats import read_structures
-    from rinalmo.tasks.fold_file import fold
 
     taken = (rna for rna in read_structures(chosen.table) if chosen.at_most is None or len(rna) <= chosen.at_most)
     longest = sorted(taken, key=len, reverse=True)[: chosen.count]

@@ -14,8 +14,8 @@ import random
 import numpy as np
 import torch
 
-from rinalmo.inference.engine import Engine
-from rinalmo.rna.fasta import read_fasta
+from rinalmo.engine.engine import Engine
+from rinalmo.io.fasta import read_fasta
 from rinalmo.weights.checkpoint import load
 
 

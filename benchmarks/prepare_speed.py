@@ -23,9 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from rinalmo.data.prepare import prepare
-from rinalmo.data.reading import Tell
-from rinalmo.data.recipe import load_recipe
-from rinalmo.rna.fasta import read_fasta
+from rinalmo.data.sources import Tell, load_recipe
+from rinalmo.io.fasta import read_fasta
 
 LETTERS = np.frombuffer(b"ACGU", dtype=np.uint8)
 SOURCES = ("rnacentral", "rfam", "ensembl")

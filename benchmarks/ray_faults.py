@@ -27,12 +27,12 @@ TOLERANCE = 1e-5
 
 def main() -> None:
     chosen = _options()
-    from rinalmo.inference import runs
-    from rinalmo.inference.embed_file import embed_file
-    from rinalmo.inference.engine import Engine
-    from rinalmo.inference.ray_engine import RayEngine
+    from rinalmo.engine import jobs
+    from rinalmo.engine.engine import Engine
+    from rinalmo.engine.ray import RayEngine
+    from rinalmo.inference.embed import embed_file
 
-    runs.CHUNK_RECORDS = chosen.chunk
+    jobs.CHUNK_RECORDS = chosen.chunk
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fasta, local, many = folder / "in.fa", folder / "local.parquet", folder / "ray.parquet"
@@ -65,7 +65,7 @@ def _options() -> argparse.Namespace:
 
 
 def _select(chosen: argparse.Namespace, path: Path) -> None:
-    from rinalmo.rna.fasta import read_fasta
+    from rinalmo.io.fasta import read_fasta
 
     short = (record for record in read_fasta(chosen.fasta) if len(record.sequence) < chosen.below)
     taken = list(islice(short, chosen.number))

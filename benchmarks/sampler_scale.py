@@ -19,9 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from rinalmo.data.batches import BatchOptions, MaskedBatches, Place
-from rinalmo.data.sampler import ClusterSampler, Weights
-from rinalmo.data.store import COLUMNS, TokenStore
-from rinalmo.data.store_writer import StoreWriter
+from rinalmo.data.sampling import ClusterSampler, Weights
+from rinalmo.data.store import COLUMNS, StoreWriter, TokenStore
 
 BATCH = 1344
 
@@ -68,7 +67,7 @@ def timed(what: str, work, repeat: int = 1):  # type: ignore[no-untyped-def]
 
 def measure(path: Path) -> None:
     """Open the store and draw from it."""
-    from rinalmo.alphabet import Alphabet
+    from rinalmo.rna.alphabet import Alphabet
 
     print("\n| what | ms | own MB | mapped MB |\n|---|---|---|---|")
     store = timed("open the store", lambda: TokenStore.open(path))

@@ -28,7 +28,7 @@ AXES: dict[str, list[dict[str, int]]] = {
 
 def engine(folder: str, precision: str, length: int, number: int = 0, batch_tokens: int = 0) -> Run:
     """`number` sequences of `length`, or as many as make up `TOKENS`."""
-    from rinalmo.inference.engine import Engine
+    from rinalmo.engine.engine import Engine
 
     given = {"batch_tokens": batch_tokens} if batch_tokens else {}
     prepared = Engine(folder, precision, **given)  # type: ignore[arg-type]

@@ -48,7 +48,7 @@ def sampled(logits: Any, length: int) -> Any:
 def rinalmo(length: int) -> Run:
     import torch
 
-    from rinalmo.model.task_heads import StructureHead
+    from rinalmo.model.heads import StructureHead
 
     head, x = fill(StructureHead(HIDDEN)), states(length)
 
@@ -60,7 +60,7 @@ def rinalmo(length: int) -> Run:
 
 
 def rinalmo_train(length: int) -> Run:
-    from rinalmo.model.task_heads import StructureHead
+    from rinalmo.model.heads import StructureHead
 
     head, x = fill(StructureHead(HIDDEN)).train(), states(length)
 

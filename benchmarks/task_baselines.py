@@ -45,8 +45,8 @@ from rinalmo.tasks.base import Example, Task
 from rinalmo.tasks.classification import NcrnaFamily, SpliceSite
 from rinalmo.tasks.registry import TASKS
 from rinalmo.tasks.table import Table
-from rinalmo.training.examples import Sets, columns_of, crop_of, read_sets
-from rinalmo.training.finetune_config import ExamplesRecipe
+from rinalmo.training.finetune import Sets, columns_of, crop_of, read_sets
+from rinalmo.training.recipes import ExamplesRecipe
 
 WORDS, NEAR_WORDS, REACH = (1, 2, 3, 4), (1, 2, 3), 5
 STRENGTHS = (1.0, 1e1, 1e2, 1e3, 1e4)  # of regularisation

@@ -64,10 +64,9 @@ class Rounds:
 
 
 def rinalmo(store: str, output: str, recipe: str, changes: list[str], steps: int) -> None:
-    from rinalmo.training.config import load_recipe
-    from rinalmo.training.loop import Event
     from rinalmo.training.pretrain import pretrain
-    from rinalmo.training.run import Listener
+    from rinalmo.training.recipes import load_recipe
+    from rinalmo.training.trainer import Event, Listener
 
     whole = {"data.store": store, "train.max_steps": NEVER, "train.checkpoint_every": NEVER, "logging.every": 1}
     whole |= {"validation.every": NEVER, "logging.plots": False, "train.deadline": NEVER}
@@ -124,7 +123,7 @@ def peak(precision: str) -> None:
     """FLOP/s of the machine in a large matrix product."""
     import torch
 
-    from rinalmo.training.throughput import measure_peak
+    from rinalmo.training.trainer import measure_peak
 
     rounds = Rounds(1)
     while rounds.step(measure_peak(torch.device("cpu"), precision), 1.0):
@@ -136,7 +135,7 @@ def peak(precision: str) -> None:
 
 def mix(fasta: str | None, crop: int) -> list[int]:
     """Lengths to draw from, cropped."""
-    from rinalmo.rna.fasta import read_fasta
+    from rinalmo.io.fasta import read_fasta
 
     lengths = [len(record.sequence) for record in read_fasta(fasta)] if fasta else list(REAL)
     return [min(length, crop) for length in lengths]
@@ -144,7 +143,7 @@ def mix(fasta: str | None, crop: int) -> list[int]:
 
 def write_store(path: Path, lengths: list[int]) -> None:
     """Random sequences, each a cluster of its own."""
-    from rinalmo.data.store_writer import StoreWriter
+    from rinalmo.data.store import StoreWriter
 
     draw = random.Random(0)
     with StoreWriter(path, sources=["mix"]) as writer:
@@ -172,7 +171,7 @@ def native() -> str:
     """The precision that this processor multiplies fastest, which all sides then have."""
     import torch
 
-    from rinalmo.inference.devices import native_precision
+    from rinalmo.engine.devices import native_precision
 
     return native_precision(torch.device("cpu"))
 
@@ -217,7 +216,7 @@ def rate(side: Side) -> tuple[float, float]:
 
 
 def report(found: dict[str, Side], lengths: list[int], chosen: Any) -> None:
-    from rinalmo.training.throughput import training_flops
+    from rinalmo.training.trainer import training_flops
 
     whole = [length + 2 for length in lengths]
     flops = training_flops(chosen.config, whole, round(0.15 * sum(lengths))) / sum(whole)
@@ -238,7 +237,7 @@ def report(found: dict[str, Side], lengths: list[int], chosen: Any) -> None:
 
 
 def main() -> None:
-    from rinalmo.training.config import load_recipe
+    from rinalmo.training.recipes import load_recipe
 
     chosen = sides.options(
         __doc__,

@@ -23,11 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rinalmo.delimited import column_index, opened_table
-from rinalmo.inference.engine import Engine
-from rinalmo.inference.mutations import Variant, compare
-from rinalmo.inference.nucleotides import Nucleotides
-from rinalmo.inference.variants import Method, score_variants
+from rinalmo.engine.engine import Engine
+from rinalmo.inference.fill_mask import Nucleotides
+from rinalmo.inference.variants import Method, Variant, compare, score_variants
+from rinalmo.io.tables import column_index, opened_table
 from rinalmo.metrics import spearman
 
 MEASUREMENTS = ("fitness", "activity")

@@ -27,8 +27,8 @@ def pytest_collection_modifyitems(items) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what names a precision that `RINALMO_CPU` forbids; what it does not forbid is computed, fast or not."""
+    from rinalmo.engine.devices import check_precision
     from rinalmo.errors import InputError
-    from rinalmo.inference.cpu import check_precision
 
     for mark in item.iter_markers("precision"):
         try:

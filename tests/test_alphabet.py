@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rinalmo.alphabet import (
+from rinalmo.errors import InputError, SequenceError
+from rinalmo.rna.alphabet import (
     CARD_TOKENS,
     OFFICIAL_TOKENS,
     SPECIAL_TOKENS,
@@ -17,7 +18,6 @@ from rinalmo.alphabet import (
     tokens_for,
     vocabulary_map,
 )
-from rinalmo.errors import InputError, SequenceError
 
 STANDARD = Alphabet()
 OFFICIAL = Alphabet(OFFICIAL_TOKENS)

@@ -1,9 +1,10 @@
-"""Who may import whom, and what importing costs, as drawn in docs/architecture.md."""
+"""What importing costs and leaves behind, and which names there are. `lint-imports` checks who may import whom."""
 
 import ast
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,89 +13,21 @@ import rinalmo
 
 SOURCE = Path(rinalmo.__file__).parent
 
-# room → rooms it may import besides itself
-ALLOWED = {
-    "errors": set(),
-    "alphabet": {"errors"},
-    "durable": {"errors"},
-    "delimited": {"errors"},
-    "recipe_files": {"errors"},
-    "rna": {"errors", "alphabet", "durable", "delimited"},
-    "model": {"errors", "alphabet"},
-    "metrics": {"errors", "rna"},
-    "plots": {"errors", "durable", "rna", "metrics"},
-    "weights": {"errors", "alphabet", "durable", "rna", "model"},
-    "data": {"errors", "alphabet", "durable", "delimited", "recipe_files", "rna", "model", "plots", "weights"},
-    "inference": {"errors", "alphabet", "durable", "delimited", "rna", "model", "plots", "weights"},
-    "tasks": {"errors", "alphabet", "durable", "delimited", "rna", "model", "metrics", "plots", "weights", "inference"},
-    "training": {
-        "errors",
-        "alphabet",
-        "durable",
-        "recipe_files",
-        "rna",
-        "model",
-        "metrics",
-        "plots",
-        "weights",
-        "data",
-        "inference",
-        "tasks",
-    },
-}
-SKINS = {"hf", "cli", "web", "__init__", "__main__"}
-FORBIDDEN_PACKAGES = {
-    "model": {"transformers", "safetensors", "needletail"},
-    "rna": {"torch", "transformers"},
-    "metrics": {"torch", "transformers"},
-    "plots": {"torch", "transformers"},
-    "alphabet": {"torch", "transformers"},
-    "inference": {"transformers"},
-    "tasks": {"transformers"},
-    "training": {"transformers"},
-    "data": {"transformers"},
-    "weights": {"transformers"},
-}
+
+def test_no_file_is_called_by_what_it_is_not_about():
+    stems = {path.stem for path in SOURCE.rglob("*.py")}
+    assert not stems & {"utils", "helpers", "common", "misc"}
 
 
-def modules():
-    return sorted(path for path in SOURCE.rglob("*.py"))
+def test_no_two_rooms_have_a_file_of_the_same_name():
+    stems = Counter(path.stem for path in SOURCE.rglob("*.py"))
+    assert {stem for stem, count in stems.items() if count > 1} <= {"__init__", "base", "checkpoint"}
 
 
-def room(path):
-    relative = path.relative_to(SOURCE)
-    return relative.parts[0].removesuffix(".py")
-
-
-def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))
-def test_layers(path):
-    here = room(path)
-    if here in SKINS:
-        return
-    for name in imported(path):
-        if name.startswith("rinalmo."):
-            target = name.split(".")[1]
-            assert target == here or target in ALLOWED[here], name
-        assert name.split(".")[0] not in FORBIDDEN_PACKAGES.get(here, set()), name
-
-
-def test_the_page_is_imported_by_its_command_alone():
-    others = [path for path in modules() if room(path) != "web" and path != SOURCE / "cli" / "web.py"]
-    assert [path for path in others for name in imported(path) if name.startswith("rinalmo.web")] == []
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SOURCE)))
-def test_no_file_outgrows_its_room(path):
-    assert len(path.read_text().splitlines()) <= 400
-    assert path.stem not in {"utils", "helpers", "common", "misc"}
+def test_no_class_name_stands_twice():
+    trees = (ast.parse(path.read_text()) for path in SOURCE.rglob("*.py"))
+    names = Counter(node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef))
+    assert {name for name, count in names.items() if count > 1} == set()
 
 
 def in_fresh_python(code):
@@ -166,7 +99,7 @@ def state():
     filters, limit = warnings.filters[:], csv.field_size_limit()
     return dict(os.environ), handlers, hooks, level, filters, locale.setlocale(locale.LC_ALL), limit
 before = state()
-import rinalmo, rinalmo.cli, rinalmo.durable, rinalmo.delimited
+import rinalmo, rinalmo.cli, rinalmo.io.files, rinalmo.io.tables
 assert state() == before
 print("unchanged")
 """

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from rinalmo.delimited import column_index, opened_table
 from rinalmo.errors import InputError
+from rinalmo.io.tables import column_index, opened_table
 
 
 def read(path):

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from rinalmo import durable
-from rinalmo.durable import (
+from rinalmo.errors import InputError
+from rinalmo.io import files
+from rinalmo.io.files import (
     check_place,
     destination,
     file_lock,
@@ -24,7 +25,6 @@ from rinalmo.durable import (
     replacing_path,
     temporary_folder,
 )
-from rinalmo.errors import InputError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
 UNSUPPORTED = [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.EBADF]
@@ -32,7 +32,7 @@ UNSUPPORTED = [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EACCES, errno
 
 @pytest.fixture(autouse=True)
 def _fresh_warnings(monkeypatch):
-    monkeypatch.setattr(durable, "_warned", set())
+    monkeypatch.setattr(files, "_warned", set())
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_what_a_killed_writer_left_is_no_obstacle(tmp_path, way):
     left.write_bytes(b"half")
     way(tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == b"new"
-    durable.clear_temporaries(tmp_path)
+    files.clear_temporaries(tmp_path)
     assert names(tmp_path) == ["out"]
 
 
@@ -201,7 +201,7 @@ def test_a_device_is_written_to(tmp_path, way):
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="this system has no /dev/stdout")
 def test_standard_output_by_its_name(tmp_path):
     """A file that a shell has opened goes on to be that file."""
-    code = "from pathlib import Path; from rinalmo.durable import replacing\n"
+    code = "from pathlib import Path; from rinalmo.io.files import replacing\n"
     code += "with replacing(Path('/dev/stdout')) as file: file.write(b'x')"
     with (tmp_path / "log").open("ab") as log:
         log.write(b"before ")
@@ -325,7 +325,7 @@ def test_without_locks_there_is_one_warning(tmp_path, monkeypatch, caplog, code)
 
 def test_a_held_folder_is_refused_and_reclaimed(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from rinalmo.durable import held\n"
+        "import sys; from pathlib import Path; from rinalmo.io.files import held\n"
         f"with held(Path({str(tmp_path / 'work')!r}), Path('out')): print(flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

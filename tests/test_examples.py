@@ -8,8 +8,8 @@ import pytest
 
 import rinalmo
 from rinalmo.cli import main
-from rinalmo.inference.embed_file import embed_file
-from rinalmo.inference.engine import Engine
+from rinalmo.engine.engine import Engine
+from rinalmo.inference.embed import embed_file
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

@@ -6,9 +6,9 @@ import stat
 import pytest
 
 import rinalmo
-from rinalmo.data.store_writer import StoreWriter
-from rinalmo.inference.embed_file import embed_file
-from rinalmo.inference.engine import Engine
+from rinalmo.data.store import StoreWriter
+from rinalmo.engine.engine import Engine
+from rinalmo.inference.embed import embed_file
 from rinalmo.rna.formats import write_structures
 from rinalmo.rna.structure import Structure
 from rinalmo.weights.checkpoint import load, save

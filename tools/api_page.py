@@ -24,11 +24,11 @@ What stands under *rinalmo* is imported as `from rinalmo import …`, and loads 
 Written by `tools/api_page.py` from the docstrings.
 """
 MODULES = {
-    "rinalmo.inference.engine": ("Engine",),
+    "rinalmo.engine.engine": ("Engine",),
     "rinalmo.inference.variants": ("saturation",),
     "rinalmo.rna.structure": ("Structure",),
     "rinalmo.rna.formats": ("read_structures", "read_rows", "write_structures"),
-    "rinalmo.rna.folding": ("decode",),
+    "rinalmo.rna.decoding": ("decode",),
     "rinalmo.metrics": (),
     "rinalmo.plots": (),
     "rinalmo.data.store": ("TokenStore",),

@@ -171,15 +171,15 @@ def _printed(command: str, folder: Path) -> str:
 
 
 def _load() -> None:
-    import rinalmo.inference.engine
-    import rinalmo.training.run  # noqa: F401
+    import rinalmo.engine.engine
+    import rinalmo.training.trainer  # noqa: F401
 
 
 def _become_rinalmo(words: list[str], folder: Path, output: int) -> None:
     import torch
 
     from rinalmo import cli
-    from rinalmo.cli import progress
+    from rinalmo.cli import options
 
     try:
         os.dup2(output, 1)
@@ -188,7 +188,7 @@ def _become_rinalmo(words: list[str], folder: Path, output: int) -> None:
         os.environ.update(_environment())
         sys.argv = words
         torch.set_num_threads(1)
-        progress._SECONDS = float("inf")  # lines that come every ten seconds would depend on the clock
+        options._SECONDS = float("inf")  # lines that come every ten seconds would depend on the clock
         cli.main()
     except SystemExit:
         pass  # the line that says what is wrong has been printed

@@ -1,4 +1,4 @@
-"""Train the combiner of a folding model (`rinalmo.model.combiner`): one command, given the folder of the data.
+"""Train the combiner of a folding model (`rinalmo.model.structure_heads`): one command, given the folder of the data.
 
     python tools/train_combiner.py DATA WORK --output nano-fold
 
@@ -36,16 +36,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from rinalmo.data.mmseqs import MMseqs
-from rinalmo.inference.engine import Engine
+from rinalmo.data.cluster import MMseqs
+from rinalmo.engine.engine import Engine
 from rinalmo.metrics import pair_scores
-from rinalmo.model.combiner import Combiner, Evidence
 from rinalmo.model.rinalmo import RiNALMo
-from rinalmo.rna.folding import decode
+from rinalmo.model.structure_heads import Combiner, Evidence
+from rinalmo.rna.decoding import decode
 from rinalmo.rna.structure import pairs_of
 from rinalmo.rna.thermodynamics import Ensemble, ensemble
 from rinalmo.tasks.base import Example
-from rinalmo.tasks.predicting import outputs
+from rinalmo.tasks.evaluate import outputs
 from rinalmo.tasks.registry import task_of
 from rinalmo.weights.checkpoint import convert, load, save
 

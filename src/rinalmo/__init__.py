@@ -21,7 +21,7 @@ from rinalmo.hf.registration import install as _install
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from rinalmo.alphabet import Alphabet
+    from rinalmo.engine.engine import Engine, clear_engine_cache
     from rinalmo.errors import (
         CheckpointError,
         DownloadError,
@@ -41,25 +41,23 @@ if TYPE_CHECKING:
         RiNALMoModel,
     )
     from rinalmo.hf.tokenization import RnaTokenizer
-    from rinalmo.inference.embeddings import embed
-    from rinalmo.inference.engine import Engine, clear_engine_cache
+    from rinalmo.inference.embed import embed
     from rinalmo.inference.fill_mask import fill_mask
+    from rinalmo.inference.fold import fold
     from rinalmo.inference.variants import score
+    from rinalmo.io.fasta import read_fasta
     from rinalmo.model.config import ModelConfig
-    from rinalmo.rna.fasta import read_fasta
-    from rinalmo.tasks.evaluation import evaluate
-    from rinalmo.tasks.fold_file import fold
-    from rinalmo.tasks.predicting import predict
-    from rinalmo.training.labelled import finetune
+    from rinalmo.rna.alphabet import Alphabet
+    from rinalmo.tasks.evaluate import evaluate, predict
+    from rinalmo.training.finetune import finetune
     from rinalmo.weights.catalog import models, resolve
-    from rinalmo.weights.checkpoint import convert, load, save
-    from rinalmo.weights.info import info
+    from rinalmo.weights.checkpoint import convert, info, load, save
 
 _WHERE = {
-    "Alphabet": "alphabet",
+    "Alphabet": "rna.alphabet",
     "CheckpointError": "errors",
     "DownloadError": "errors",
-    "Engine": "inference.engine",
+    "Engine": "engine.engine",
     "InputError": "errors",
     "MissingExtraError": "errors",
     "ModelConfig": "model.config",
@@ -74,18 +72,18 @@ _WHERE = {
     "RinalmoError": "errors",
     "RnaTokenizer": "hf.tokenization",
     "SequenceError": "errors",
-    "clear_engine_cache": "inference.engine",
+    "clear_engine_cache": "engine.engine",
     "convert": "weights.checkpoint",
-    "embed": "inference.embeddings",
-    "evaluate": "tasks.evaluation",
+    "embed": "inference.embed",
+    "evaluate": "tasks.evaluate",
     "fill_mask": "inference.fill_mask",
-    "finetune": "training.labelled",
-    "fold": "tasks.fold_file",
-    "info": "weights.info",
+    "finetune": "training.finetune",
+    "fold": "inference.fold",
+    "info": "weights.checkpoint",
     "load": "weights.checkpoint",
     "models": "weights.catalog",
-    "predict": "tasks.predicting",
-    "read_fasta": "rna.fasta",
+    "predict": "tasks.evaluate",
+    "read_fasta": "io.fasta",
     "resolve": "weights.catalog",
     "save": "weights.checkpoint",
     "score": "inference.variants",

@@ -355,15 +355,15 @@ def test_reader_that_never_came(backbone):
 INTERRUPTED = """
 import os, signal, sys
 from rinalmo.cli import main
-from rinalmo.inference import runs
+from rinalmo.engine import jobs
 
-class Stopping(runs.Run):
+class Stopping(jobs.Job):
     def write(self, number, chunk):
         super().write(number, chunk)
         if number == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
-runs.Run = Stopping
+jobs.Job = Stopping
 sys.argv = ["rinalmo", *sys.argv[1:]]
 main()
 """
@@ -388,7 +388,7 @@ def test_interrupted_run_is_resumed_to_the_same_bytes(rinalmo_command, backbone,
 
 
 def test_going_on_is_said_once_it_is_so(rinalmo_command, backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr("rinalmo.inference.runs.CHUNK_RECORDS", 1)
+    monkeypatch.setattr("rinalmo.engine.jobs.CHUNK_RECORDS", 1)
     (tmp_path / "two.fa").write_text(">a\nACGU\n>b\nACJU\n")
     command = ["embed", tmp_path / "two.fa", "--model", backbone, "-o", tmp_path / "out.npz"]
     assert rinalmo_command(*command).code == 2

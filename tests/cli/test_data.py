@@ -44,7 +44,7 @@ def test_help_loads_nothing_heavy():
 def test_preparing_needs_no_torch(tmp_path, fasta):
     code = (
         "import sys; from pathlib import Path; from rinalmo.data.prepare import prepare\n"
-        "from rinalmo.data.recipe import load_recipe\n"
+        "from rinalmo.data.sources import load_recipe\n"
         f"prepare({str(tmp_path / 'out')!r}, [('x', Path({str(fasta)!r}))], "
         "recipe=load_recipe(None, ['clustering.method=none']))\n"
         "print({'torch', 'transformers'} & set(sys.modules))"

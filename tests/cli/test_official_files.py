@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import rinalmo
-from rinalmo.inference.engine import Engine
+from rinalmo.engine.engine import Engine
+from rinalmo.inference.fold import fold_records
+from rinalmo.io.fasta import Record
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.rinalmo import ModelSpec, create
-from rinalmo.rna.fasta import Record
 from rinalmo.rna.formats import read_structures
-from rinalmo.tasks.fold_file import fold_records
 
 TOLERANCE = 1e-5
 WITHOUT_GAPS = [0, 1, 2, 4]

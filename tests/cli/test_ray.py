@@ -13,18 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 
 import rinalmo
+from rinalmo.engine import jobs, ray
+from rinalmo.engine.engine import Engine
+from rinalmo.engine.jobs import Job
+from rinalmo.engine.ray import RayEngine
 from rinalmo.errors import InputError, MissingExtraError, ToolError
-from rinalmo.inference import ray_engine, runs
-from rinalmo.inference.embed_file import embed_file
-from rinalmo.inference.engine import Engine
-from rinalmo.inference.ray_engine import RayEngine
-from rinalmo.inference.runs import Run
-from rinalmo.inference.score_file import score_file
-from rinalmo.inference.variant_sources import all_single
+from rinalmo.inference.embed import embed_file
+from rinalmo.inference.fold import Decoding, fold_file
+from rinalmo.inference.variants import all_single, score_file
+from rinalmo.io.fasta import make_record, read_fasta
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.rinalmo import ModelSpec, create
-from rinalmo.rna.fasta import make_record, read_fasta
-from rinalmo.tasks.fold_file import Decoding, fold_file
 
 CHUNK = 4
 
@@ -66,7 +65,7 @@ def one(folder):
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(runs, "CHUNK_RECORDS", CHUNK)
+    monkeypatch.setattr(jobs, "CHUNK_RECORDS", CHUNK)
 
 
 def ray_processes(title=b"ray"):
@@ -129,7 +128,7 @@ def test_workers_killed_in_the_middle(many, one, folder, tmp_path):
 DRIVER = """
 import os, signal, sys
 from rinalmo.cli import main
-from rinalmo.inference import ray_engine, runs
+from rinalmo.engine import ray_engine, runs
 
 class Stopping(runs.Run):
     def write(self, number, chunk):
@@ -152,7 +151,7 @@ def test_resume_after_the_command_was_killed(address, many, one, folder, tmp_pat
     given = (sys.executable, "-c", DRIVER, "embed", folder / "in.fa", "-o", output, "--precision", "fp32", *where)
     done = subprocess.run(given, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert Run(output).finished() == 20
+    assert Job(output).finished() == 20
     computed = []
     embed_file(folder / "in.fa", output, many, resume=True, tell=computed.append)
     assert computed == list(range(24, 61, CHUNK))
@@ -171,7 +170,7 @@ def test_what_a_worker_raises(many, folder, tmp_path):
 @pytest.mark.slow
 def test_a_poison_sequence_is_set_apart_and_named(many, monkeypatch):
     """Whoever computes it dies; all the rest is computed before the error."""
-    monkeypatch.setattr(ray_engine, "ATTEMPTS", 2)
+    monkeypatch.setattr(ray, "ATTEMPTS", 2)
 
     def job(engine, advance):
         def compute(records):
@@ -233,8 +232,8 @@ GPUS = """
 import sys
 import ray
 from rinalmo.errors import InputError
-from rinalmo.inference.embed_file import embed_file
-from rinalmo.inference.ray_engine import RayEngine
+from rinalmo.inference.embed import embed_file
+from rinalmo.engine.ray import RayEngine
 
 ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 folder, output = sys.argv[1:]

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 import rinalmo
-from rinalmo.training.finetune import finetune
-from rinalmo.training.finetune_config import recipe_for
+from rinalmo.training.finetune import finetune_from_recipe
+from rinalmo.training.recipes import recipe_for
 
 COLUMNS = {"id": ["a", "b", None], "sequence": ["ACGU", "ggtt", "ACGUA"], "y": [0.5, None, 2.0]}
 EXPECTED = [("a", "ACGU"), ("b", "GGUU"), ("3", "ACGUA")]
@@ -20,7 +20,7 @@ def tuned(backbone, tmp_path):
     lines = [f"{'ACGU' * 3}{'ACGU'[n % 4]},{n / 7}\n" for n in range(16)]
     (folder / "t.csv").write_text("sequence,y\n" + "".join(lines))
     changes = ["train.epochs=1", "train.precision=fp32", "logging.plots=false", "logging.peak_flops=1e12"]
-    finetune(recipe_for("table", folder / "t.csv", model=backbone, overrides=changes), folder / "run")
+    finetune_from_recipe(recipe_for("table", folder / "t.csv", model=backbone, overrides=changes), folder / "run")
     return folder / "run" / "model"
 
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import rinalmo
-from rinalmo.data.store_writer import StoreWriter
+from rinalmo.data.store import StoreWriter
 
 EXAMPLES = {"HIV-1": "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU", "microRNA-21": "UAGC<mask>UAUCAGACUGAUGUUGA"}
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from rinalmo.data.store import TokenStore
-from rinalmo.data.store_writer import StoreWriter
+from rinalmo.data.store import StoreWriter, TokenStore
 
 SOURCES = ["rfam", "rnacentral", "ensembl"]
 FAMILIES = ["", "RF00001", "RF00005"]

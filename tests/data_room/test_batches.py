@@ -9,12 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rinalmo.alphabet import Alphabet
-from rinalmo.data.batches import BatchOptions, MaskedBatches, Place
-from rinalmo.data.micro_batches import divided
-from rinalmo.data.sampler import Item, Weights
-from rinalmo.data.validation import FixedMasked
+from rinalmo.data.batches import BatchOptions, FixedMasked, MaskedBatches, Place, divided
+from rinalmo.data.sampling import Item, Weights
 from rinalmo.errors import InputError
+from rinalmo.rna.alphabet import Alphabet
 
 ALPHABET = Alphabet()
 MODES = {

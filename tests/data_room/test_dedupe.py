@@ -5,9 +5,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rinalmo.data import dedupe
-from rinalmo.data.dedupe import first_of_equals
-from rinalmo.data.staged import Staged
+from rinalmo.data import prepare
+from rinalmo.data.prepare import first_of_equals
+from rinalmo.data.sources import Staged
 
 
 def by_dictionary(letters):
@@ -22,7 +22,7 @@ def by_dictionary(letters):
 )
 def test_the_first_of_equals_is_found(make_store, tmp_path_factory, monkeypatch, parts, chunk):
     """Across sources, whatever the size of chunks and the number of buckets."""
-    monkeypatch.setattr(dedupe, "_CHUNK", chunk)
+    monkeypatch.setattr(prepare, "_CHUNK", chunk)
     names = [tmp_path_factory.mktemp("staged") / "store" for _ in parts]
     stores = [make_store([one.encode() for one in part], name=name) for part, name in zip(parts, names, strict=True)]
     staged = Staged([store.path for store in stores])
@@ -32,7 +32,7 @@ def test_the_first_of_equals_is_found(make_store, tmp_path_factory, monkeypatch,
 
 @pytest.mark.parametrize("chunk", [64, 100_000])
 def test_nothing_is_left_behind(make_store, tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr(dedupe, "_CHUNK", chunk)
+    monkeypatch.setattr(prepare, "_CHUNK", chunk)
     rng = np.random.default_rng(0)
     letters = [bytes(rng.choice(np.frombuffer(b"ACGU", np.uint8), 4)) for _ in range(1000)]
     (tmp_path / "work").mkdir()

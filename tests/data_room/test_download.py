@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rinalmo.data.download import bsd_sum, download
+from rinalmo.data.databases import bsd_sum, download
 from rinalmo.data.prepare import prepare
-from rinalmo.data.recipe import load_recipe
+from rinalmo.data.sources import load_recipe
 from rinalmo.errors import DownloadError, InputError
 
 TRNA = b"GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA"

@@ -5,27 +5,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rinalmo.data import draws
+from rinalmo.data import sampling
 
 
 def test_the_numbers_are_splitmix64():
     """The first outputs of the published generator from seed 1234567 (prng.di.unimi.it/splitmix64.c)."""
     key = np.asarray(1234567, dtype=np.uint64)
-    assert draws.bits(key, np.arange(3)).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert sampling.random_bits(key, np.arange(3)).tolist() == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+    ]
 
 
 def test_keys_differ_in_every_counter():
-    keys = {int(draws.key(seed, a, b)) for seed in (0, 1, -1) for a in range(5) for b in range(5)}
+    keys = {int(sampling.random_key(seed, a, b)) for seed in (0, 1, -1) for a in range(5) for b in range(5)}
     assert len(keys) == 75
 
 
 def test_arrays_give_what_single_counters_give():
-    together = draws.key(3, 2, np.arange(10))
-    assert together.tolist() == [int(draws.key(3, 2, i)) for i in range(10)]
+    together = sampling.random_key(3, 2, np.arange(10))
+    assert together.tolist() == [int(sampling.random_key(3, 2, i)) for i in range(10)]
 
 
 def test_uniform_numbers_are_uniform():
-    values = draws.uniform(draws.key(0, np.arange(200_000)), 3)
+    values = sampling.random_uniform(sampling.random_key(0, np.arange(200_000)), 3)
     assert values.min() >= 0
     assert values.max() < 1
     counts = np.histogram(values, 20, (0, 1))[0]
@@ -35,7 +39,7 @@ def test_uniform_numbers_are_uniform():
 
 @given(st.integers(1, 3000), st.integers(0, 2**64 - 1))
 def test_permute_is_a_permutation(size, seed):
-    values = draws.permute(np.arange(size), size, draws.key(seed))
+    values = sampling.random_permutation(np.arange(size), size, sampling.random_key(seed))
     assert sorted(values.tolist()) == list(range(size))
 
 
@@ -44,7 +48,7 @@ def test_every_place_is_as_likely_for_every_value(size):
     rounds = 2000
     counts = np.zeros((size, size))
     for epoch in range(rounds):
-        counts[np.arange(size), draws.permute(np.arange(size), size, draws.key(1, epoch))] += 1
+        counts[np.arange(size), sampling.random_permutation(np.arange(size), size, sampling.random_key(1, epoch))] += 1
     expected = rounds / size
     freedom = (size - 1) ** 2
     # The cells of a permutation matrix exclude each other, which widens their spread by size / (size - 1).
@@ -54,5 +58,5 @@ def test_every_place_is_as_likely_for_every_value(size):
 
 def test_permute_does_not_change_its_argument():
     places = np.arange(10)
-    draws.permute(places, 10, draws.key(0))
+    sampling.random_permutation(places, 10, sampling.random_key(0))
     assert places.tolist() == list(range(10))

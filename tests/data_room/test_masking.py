@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rinalmo.alphabet import OFFICIAL_TOKENS, Alphabet
-from rinalmo.data import draws
-from rinalmo.data.masking import Masking, mask
+from rinalmo.data import sampling
+from rinalmo.data.sampling import Masking, mask
 from rinalmo.errors import InputError
+from rinalmo.rna.alphabet import OFFICIAL_TOKENS, Alphabet
 
 ALPHABET = Alphabet()
 A_TO_U = np.array(ALPHABET.nucleotide_ids)
@@ -16,7 +16,7 @@ A_TO_U = np.array(ALPHABET.nucleotide_ids)
 
 def packed(sequences, alphabet=ALPHABET, seed=0):
     ids, lengths = alphabet.encode_batch(sequences)
-    return ids, lengths, draws.key(seed, np.arange(len(lengths)))
+    return ids, lengths, sampling.random_key(seed, np.arange(len(lengths)))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def million():
     ids[rng.random(len(ids)) < 0.01] = ALPHABET.index["N"]
     ends = np.cumsum(lengths)
     ids[ends - lengths], ids[ends - 1] = ALPHABET.cls_id, ALPHABET.eos_id
-    return ids, lengths, mask(ids, lengths, draws.key(5, np.arange(2000)), ALPHABET)
+    return ids, lengths, mask(ids, lengths, sampling.random_key(5, np.arange(2000)), ALPHABET)
 
 
 def test_shares_over_a_million_tokens(million):
@@ -119,5 +119,5 @@ def test_impossible_shares_are_refused(shares):
 
 def test_nothing_at_all():
     empty = np.empty(0, dtype=np.int64)
-    masked = mask(empty, empty, draws.key(0, empty), ALPHABET)
+    masked = mask(empty, empty, sampling.random_key(0, empty), ALPHABET)
     assert [len(part) for part in masked] == [0, 0, 0]

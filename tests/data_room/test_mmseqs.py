@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from rinalmo.data.mmseqs import MMseqs
-from rinalmo.data.recipe import ClusteringRecipe
+from rinalmo.data.cluster import MMseqs
+from rinalmo.data.sources import ClusteringRecipe
 from rinalmo.errors import MissingExtraError, ToolError
 
 RECIPE = ClusteringRecipe()

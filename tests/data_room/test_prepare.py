@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rinalmo.data.card import write_card
+from rinalmo.data.data_card import write_card
 from rinalmo.data.prepare import prepare, quiet
-from rinalmo.data.recipe import load_recipe
+from rinalmo.data.sources import load_recipe
 from rinalmo.data.store import TokenStore
 from rinalmo.errors import InputError, MissingExtraError
 
@@ -319,7 +319,7 @@ MEASURED = """
 import sys
 from pathlib import Path
 from rinalmo.data.prepare import prepare, quiet
-from rinalmo.data.recipe import load_recipe
+from rinalmo.data.sources import load_recipe
 prepare(sys.argv[2], [("x", Path(sys.argv[1]))], recipe=load_recipe(None, ["clustering.method=none"]))
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
@@ -439,7 +439,7 @@ def test_a_changed_input_or_recipe_is_refused(tmp_path):
 
 
 def test_a_second_process_is_refused(tmp_path):
-    from rinalmo.durable import held
+    from rinalmo.io.files import held
 
     path = fasta(tmp_path / "in.fa", TRNA)
     with held(tmp_path / ".store.partial", tmp_path / "store"), pytest.raises(InputError, match="another process"):
@@ -486,7 +486,7 @@ sys.modules["matplotlib"] = None
 import pandas  # which pyarrow would import in each fork
 from pathlib import Path
 from rinalmo.data.prepare import prepare
-from rinalmo.data.recipe import load_recipe
+from rinalmo.data.sources import load_recipe
 root = Path(sys.argv[1])
 sys.path.insert(0, sys.argv[2])
 from killing import killing_at

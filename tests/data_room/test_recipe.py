@@ -2,9 +2,9 @@
 
 import pytest
 
-from rinalmo.data.recipe import PrepareRecipe, load_recipe
+from rinalmo.data.sources import PrepareRecipe, load_recipe
 from rinalmo.errors import InputError
-from rinalmo.recipe_files import RECIPES, names
+from rinalmo.io.recipe_files import RECIPES, names
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rinalmo.data.sampler import ClusterSampler, Weights
+from rinalmo.data.sampling import ClusterSampler, Weights
 from rinalmo.errors import InputError
 
 

@@ -10,8 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from rinalmo.data.store import COLUMNS, MANIFEST, ROWS, SEQUENCES, TokenStore, manifest_sum
-from rinalmo.data.store_writer import StoreWriter
+from rinalmo.data.store import COLUMNS, MANIFEST, ROWS, SEQUENCES, StoreWriter, TokenStore, manifest_sum
 from rinalmo.errors import InputError
 
 TRNA = b"GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA"
@@ -216,7 +215,7 @@ def test_train_after_validation_is_a_mistake(tmp_path):
 
 WRITE = """
 import sys
-from rinalmo.data.store_writer import StoreWriter
+from rinalmo.data.store import StoreWriter
 with StoreWriter(sys.argv[1], sources=["a"]) as writer:
     for i in range(20_000):
         writer.start_cluster()

@@ -4,9 +4,7 @@ import gzip
 
 import pytest
 
-from rinalmo.data.filters import Filters
-from rinalmo.data.recipe import FilterRecipe, SourceRecipe, TableRecipe
-from rinalmo.data.tables import Table, known, refused
+from rinalmo.data.sources import FilterRecipe, Filters, MetadataTable, SourceRecipe, TableRecipe, known, refused
 from rinalmo.errors import InputError
 from rinalmo.rna.headers import Header
 
@@ -21,7 +19,7 @@ def table(request, tmp_path):
     path = tmp_path / f"facts.{request.param}"
     text = CSV if "csv" in request.param else CSV.replace('"RF00001|X, 1"', "RF00001|X").replace(",", "\t")
     path.write_bytes(gzip.compress(text.encode()) if request.param.endswith("gz") else text.encode())
-    return Table(path, RECIPE, ["sid"])
+    return MetadataTable(path, RECIPE, ["sid"])
 
 
 def test_columns_and_patterns(table):
@@ -72,7 +70,7 @@ def test_rules(rules, expected):
 def test_faulty_tables(tmp_path, content, words):
     (tmp_path / "facts.csv").write_bytes(content)
     with pytest.raises(InputError, match=words) as caught:
-        Table(tmp_path / "facts.csv", RECIPE)
+        MetadataTable(tmp_path / "facts.csv", RECIPE)
     assert "facts.csv" in str(caught.value)
 
 
@@ -80,12 +78,12 @@ def test_a_table_cut_off_is_refused(tmp_path):
     packed = gzip.compress(("id,source,sid,kind\n" + "".join(f"{i},a,b,c\n" for i in range(3000))).encode())
     (tmp_path / "facts.csv.gz").write_bytes(packed[: len(packed) // 2])
     with pytest.raises(InputError, match="cannot be read as a table"):
-        Table(tmp_path / "facts.csv.gz", RECIPE)
+        MetadataTable(tmp_path / "facts.csv.gz", RECIPE)
 
 
 def test_a_missing_table(tmp_path):
     with pytest.raises(InputError, match="No such file"):
-        Table(tmp_path / "none.csv", RECIPE)
+        MetadataTable(tmp_path / "none.csv", RECIPE)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import rinalmo
+from rinalmo.engine.devices import packs_weights
 from rinalmo.hf.fast_path import FastPath, sample
-from rinalmo.inference.cpu import packs_weights
 
 pytestmark = pytest.mark.skipif(not packs_weights("fp32"), reason="RINALMO_CPU=plain")
 

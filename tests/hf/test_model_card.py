@@ -89,8 +89,8 @@ def test_contact_prediction(name):
 
 def test_card_scores_of_x_are_the_geometric_mean():
     """In the published weights X's rows are the means of A, C, G and U, so its probability is their geometric mean."""
-    from rinalmo.alphabet import OFFICIAL_TOKENS, STANDARD_TOKENS, Alphabet
-    from rinalmo.weights.vocabulary import move_rows
+    from rinalmo.rna.alphabet import OFFICIAL_TOKENS, STANDARD_TOKENS, Alphabet
+    from rinalmo.weights.layouts import move_rows
 
     official, standard = Alphabet(OFFICIAL_TOKENS), Alphabet(STANDARD_TOKENS)
     torch.manual_seed(0)

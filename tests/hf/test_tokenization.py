@@ -17,9 +17,9 @@ from transformers import (
     tokenization_utils_base,
 )
 
-from rinalmo.alphabet import CARD_TOKENS, SPECIAL_TOKENS, STANDARD_TOKENS
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.hf.tokenization import RnaTokenizer
+from rinalmo.rna.alphabet import CARD_TOKENS, SPECIAL_TOKENS, STANDARD_TOKENS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "multimolecule"
 INFO = json.loads((GOLDEN / "info.json").read_text())

@@ -16,7 +16,7 @@ from transformers import (
 
 import rinalmo
 from rinalmo.errors import InputError
-from rinalmo.model import task_heads
+from rinalmo.model import heads
 
 HEADS = ["MaskedLM", "SequencePrediction", "TokenPrediction", "ContactPrediction", "SecondaryStructurePrediction"]
 CLASSES = ["RiNALMoModel", *(f"RiNALMoFor{kind}" for kind in HEADS)]
@@ -108,7 +108,7 @@ def test_embeddings_are_given_back(name, batch):
 @pytest.mark.parametrize("cls", CLASSES)
 def test_every_layer_is_called(name, batch, cls, monkeypatch):
     """Also where the structure head would read its convolutions in blocks of rows."""
-    monkeypatch.setattr(task_heads, "BLOCK", 1)
+    monkeypatch.setattr(heads, "BLOCK", 1)
     model, called = load(name, cls), set()
     layers = {key: layer for key, layer in model.named_modules() if [*layer.parameters(recurse=False)]}
     for key, layer in layers.items():
@@ -131,7 +131,7 @@ def test_weights_on_disk(name, batch, cls, tmp_path):
 @torch.no_grad()
 def test_an_adapter_on_convolutions_acts_without_gradients(name, batch, monkeypatch):
     peft = pytest.importorskip("peft")
-    monkeypatch.setattr(task_heads, "BLOCK", 1)
+    monkeypatch.setattr(heads, "BLOCK", 1)
     model = load(name, "RiNALMoForSecondaryStructurePrediction")
     before = model(**batch).logits
     config = peft.LoraConfig(r=2, target_modules=["conv1", "conv2", "conv3", "projection"], init_lora_weights=False)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from rinalmo.engine.engine import map_packed
 from rinalmo.errors import InputError
-from rinalmo.inference.batching import map_packed
 
 LENGTHS = [3, 50, 7, 7, 1, 20, 4, 90, 2, 2, 31] * 8
 
@@ -116,7 +116,7 @@ def test_an_abandoned_run_computes_no_further():
 
 
 def test_embeddings_of_an_engine_are_the_same(nano):
-    from rinalmo.inference.engine import Engine
+    from rinalmo.engine.engine import Engine
 
     engine = Engine(nano, "fp32", batch_tokens=64)
     last = nano.config.num_hidden_layers

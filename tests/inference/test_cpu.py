@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import rinalmo
+from rinalmo.engine.devices import is_native, packs_weights
+from rinalmo.engine.engine import Engine
 from rinalmo.errors import InputError
-from rinalmo.inference.cpu import is_native, packs_weights
-from rinalmo.inference.engine import Engine
 
 NO_ONEDNN = Path(__file__).parents[1] / "emulation" / "no_onednn"
 RNAS = ["GGGAAAUCCC", "ACGU" * 20]
@@ -83,7 +83,7 @@ _WITHOUT_ONEDNN = """
 import sys
 import numpy as np
 import rinalmo
-from rinalmo.inference.cpu import has_onednn, is_native
+from rinalmo.engine.devices import has_onednn, is_native
 assert not has_onednn() and not is_native("bf16") and not is_native("int8")
 np.save(sys.argv[1], rinalmo.embed(sys.argv[2:]))
 print(rinalmo.fill_mask("GG<mask>CC")[0][0][0].token_str in "ACGU", len(rinalmo.score("GGGAAAUCCC", ["G1A"])))

@@ -8,9 +8,14 @@ import pytest
 import torch
 
 import rinalmo
+from rinalmo.engine.devices import (
+    choose_device,
+    choose_precision,
+    default_batch_tokens,
+    native_precision,
+    system_report,
+)
 from rinalmo.errors import InputError
-from rinalmo.inference.devices import choose_device, choose_precision, default_batch_tokens, native_precision
-from rinalmo.inference.system import system_report
 
 SEQUENCES = ["GGGAAAUCCC", "ACGU" * 20, "GGGAAAUCCCA", "U" * 33, "GCGCUUCGGCGC"]
 FOLDING = "nano-fold"
@@ -180,7 +185,7 @@ def test_the_model_of_an_engine_whose_file_has_changed_is_refused(nano, tmp_path
 
 
 def test_a_second_call_loads_nothing_and_a_changed_file_is_loaded(nano, tmp_path):
-    from rinalmo.inference.engine import CACHED_ENGINES, as_engine
+    from rinalmo.engine.engine import CACHED_ENGINES, as_engine
 
     rinalmo.clear_engine_cache()
     folder = rinalmo.save(nano, tmp_path / "model")
@@ -204,7 +209,7 @@ def test_a_second_call_loads_nothing_and_a_changed_file_is_loaded(nano, tmp_path
 
 def test_a_model_in_memory_is_not_cached(nano):
     """Its weights may change without a trace."""
-    from rinalmo.inference.engine import as_engine
+    from rinalmo.engine.engine import as_engine
 
     assert as_engine(nano) is not as_engine(nano)
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import rinalmo
+from rinalmo.engine import jobs
+from rinalmo.engine.engine import Engine
+from rinalmo.engine.jobs import Job
 from rinalmo.errors import InputError, SequenceError
-from rinalmo.inference import runs
-from rinalmo.inference.embed_file import embed_file
-from rinalmo.inference.engine import Engine
-from rinalmo.inference.runs import Run
+from rinalmo.inference.embed import embed_file
 
 from ..killing import killing_at
 
@@ -28,7 +28,7 @@ def engine(backbone):
 @pytest.fixture
 def fasta(tmp_path, monkeypatch):
     """60 records of 1 to 90 nt, in chunks of four."""
-    monkeypatch.setattr(runs, "CHUNK_RECORDS", 4)
+    monkeypatch.setattr(jobs, "CHUNK_RECORDS", 4)
     path = tmp_path / "in.fa"
     chooser = random.Random(0)
     sequences = ["".join(chooser.choices("ACGU", k=chooser.randint(1, 90))) for _ in range(60)]
@@ -66,7 +66,7 @@ def test_a_wrong_shard_clears_nothing(engine, fasta, tmp_path):
         embed_file(fasta, tmp_path / "out.npz", engine, tell=stop_at(30))
     with pytest.raises(InputError, match="--shard"):
         embed_file(fasta, tmp_path / "out.npz", engine, part="4/3")
-    assert Run(tmp_path / "out.npz").finished() == 28
+    assert Job(tmp_path / "out.npz").finished() == 28
 
 
 def test_empty_shard(engine, fasta, tmp_path):
@@ -92,7 +92,7 @@ def test_what_is_kept_is_not_computed_again(engine, fasta, tmp_path, monkeypatch
     output = tmp_path / "out.npz"
     with pytest.raises(StoppedError):
         embed_file(fasta, output, engine, tell=stop_at(30))
-    assert len(Run(output).chunk_files()) == 7
+    assert len(Job(output).chunk_files()) == 7
     computed = 0
     original = engine.hidden_states
 
@@ -128,7 +128,7 @@ def test_changed_run_is_not_resumed(engine, backbone, fasta, tmp_path, what):
     for resume in (True, False):
         with pytest.raises(InputError, match=f"cannot be resumed: {what} changed .*--restart"):
             embed_file(fasta, output, engine, resume=resume, **options)
-        assert Run(output).finished() == 28
+        assert Job(output).finished() == 28
     assert embed_file(fasta, output, engine, restart=True, **options) == 60
 
 
@@ -148,7 +148,7 @@ def test_what_was_kept_is_damaged(engine, fasta, tmp_path, name, content):
     output = tmp_path / "out.npz"
     with pytest.raises(StoppedError):
         embed_file(fasta, output, engine, tell=stop_at(30))
-    damaged = Run(output).folder / name
+    damaged = Job(output).folder / name
     if content == "foreign":
         np.savez(damaged, other=np.zeros(3))
     else:
@@ -165,7 +165,7 @@ def test_resume_of_nothing_is_a_start(engine, fasta, tmp_path):
 def test_a_run_of_another_version_is_not_continued(engine, fasta, tmp_path, monkeypatch):
     with pytest.raises(StoppedError):
         embed_file(fasta, tmp_path / "out.npz", engine, tell=stop_at(30))
-    monkeypatch.setattr(runs, "__version__", "another")
+    monkeypatch.setattr(jobs, "__version__", "another")
     with pytest.raises(InputError, match="version changed"):
         embed_file(fasta, tmp_path / "out.npz", engine)
 
@@ -267,7 +267,7 @@ def test_chunks_finished_in_another_order_are_kept(engine, fasta, tmp_path):
     embed_file(fasta, whole, engine)
     with pytest.raises(StoppedError):
         embed_file(fasta, output, engine, tell=stop_at(50))
-    run = Run(output)
+    run = Job(output)
     (run.folder / "000003.npz").unlink()
     assert run.finished() == 44
     told = []

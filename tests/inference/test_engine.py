@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 import rinalmo
+from rinalmo.engine import cpu_encoder
+from rinalmo.engine.cpu_attention import ChannelsFirst, TokensFirst
+from rinalmo.engine.cpu_encoder import FastEncoder
+from rinalmo.engine.devices import is_native, packs_weights
+from rinalmo.engine.engine import Engine
 from rinalmo.errors import InputError
-from rinalmo.inference import fast_encoder
-from rinalmo.inference.cpu import is_native, packs_weights
-from rinalmo.inference.engine import Engine
-from rinalmo.inference.fast_attention import ChannelsFirst, TokensFirst
-from rinalmo.inference.fast_encoder import FastEncoder
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import pack, pack_padded
 from rinalmo.model.rinalmo import ModelSpec, create
@@ -36,7 +36,7 @@ BF16_BY_NAME = pytest.param("bf16", 0.02, marks=pytest.mark.precision("bf16"))
 @pytest.fixture(params=[ChannelsFirst, TokensFirst], autouse=True)
 def attention(request, monkeypatch):
     """Both forms of attention, whichever this processor would take."""
-    monkeypatch.setattr(fast_encoder, "best_attention", request.param)
+    monkeypatch.setattr(cpu_encoder, "best_attention", request.param)
 
 
 def batch(lengths, seed=0, masks=True):
@@ -84,7 +84,7 @@ def test_official_numbers(golden):
     expected = np.load(golden / "official" / "official_tiny.npz")
     model = rinalmo.load(golden / "official" / "official_tiny_pretrained.pt")
     index = {token: i for i, token in enumerate(model.alphabet.tokens)}
-    from rinalmo.alphabet import OFFICIAL_TOKENS
+    from rinalmo.rna.alphabet import OFFICIAL_TOKENS
 
     rows = [[index[OFFICIAL_TOKENS[i].replace("T", "U")] for i in row if i != 1] for row in expected["tokens_masked"]]
     found = fast(model, "fp32", rows, [model.config.num_hidden_layers])[0]

@@ -10,9 +10,9 @@ import sys
 import pytest
 import torch
 
+from rinalmo.engine.gpu_encoder import GpuEncoder
 from rinalmo.errors import InputError
-from rinalmo.inference.gpu_encoder import GpuEncoder
-from rinalmo.model import compiling
+from rinalmo.model import kernels
 from rinalmo.model.packing import pack
 
 # Largest relative error of a token's state against the plain encoder in fp32.
@@ -93,12 +93,12 @@ def test_unknown_precision(nano):
     ("variable", "explicit", "device", "training", "tokens", "expected"),
     [
         ("", None, "cuda", False, 0, False),
-        ("", None, "cuda", False, compiling.WORTHWHILE_TOKENS, True),
+        ("", None, "cuda", False, kernels.WORTHWHILE_TOKENS, True),
         ("", None, "cuda", True, 0, True),
-        ("", None, "cpu", True, compiling.WORTHWHILE_TOKENS, False),
-        ("", None, "mps", True, compiling.WORTHWHILE_TOKENS, False),
+        ("", None, "cpu", True, kernels.WORTHWHILE_TOKENS, False),
+        ("", None, "mps", True, kernels.WORTHWHILE_TOKENS, False),
         ("1", None, "cpu", False, 0, True),
-        ("0", None, "cuda", True, compiling.WORTHWHILE_TOKENS, False),
+        ("0", None, "cuda", True, kernels.WORTHWHILE_TOKENS, False),
         ("0", True, "cpu", False, 0, True),
         ("1", False, "cuda", True, 0, False),
     ],
@@ -106,13 +106,13 @@ def test_unknown_precision(nano):
 def test_when_to_compile(monkeypatch, variable, explicit, device, training, tokens, expected):
     monkeypatch.setenv("RINALMO_COMPILE", variable)
     device = torch.device(device)
-    assert compiling.wanted(device, explicit=explicit, training=training, tokens=tokens) is expected
+    assert kernels.wanted(device, explicit=explicit, training=training, tokens=tokens) is expected
 
 
 def test_a_wrong_switch_is_named(monkeypatch):
     monkeypatch.setenv("RINALMO_COMPILE", "yes")
     with pytest.raises(InputError, match="RINALMO_COMPILE is 'yes'"):
-        compiling.wanted(torch.device("cpu"))
+        kernels.wanted(torch.device("cpu"))
 
 
 # In a process of its own: the checker of shapes in this one would be compiled along.
@@ -120,8 +120,8 @@ _COMPILED = """
 import json, random, sys, torch
 import numpy as np
 from torch._dynamo.utils import counters
-from rinalmo.inference.batching import map_packed
-from rinalmo.inference.gpu_encoder import GpuEncoder
+from rinalmo.engine.engine import map_packed
+from rinalmo.engine.gpu_encoder import GpuEncoder
 from rinalmo.model import compiling
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import pack
@@ -192,7 +192,7 @@ def test_compiled_numbers_and_one_compilation_for_any_batch(backend):
 
 _WITHOUT_COMPILER = """
 import torch, warnings
-from rinalmo.inference.gpu_encoder import GpuEncoder
+from rinalmo.engine.gpu_encoder import GpuEncoder
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import pack
 from rinalmo.model.rinalmo import ModelSpec, create

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rinalmo.errors import InputError
-from rinalmo.inference.heat_map import check_plot, draw, line_width
+from rinalmo.plots.heat_map import check_plot, draw, line_width
 
 pytest.importorskip("matplotlib")
 

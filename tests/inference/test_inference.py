@@ -5,11 +5,10 @@ import pytest
 import torch
 
 import rinalmo
+from rinalmo.engine.engine import Engine, cut, map_packed, windows
 from rinalmo.errors import CheckpointError, InputError, SequenceError
-from rinalmo.inference.batching import cut, map_packed, windows
-from rinalmo.inference.engine import Engine
+from rinalmo.io.fasta import Record
 from rinalmo.model.rinalmo import ModelSpec, create
-from rinalmo.rna.fasta import Record
 
 CARD = "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"
 

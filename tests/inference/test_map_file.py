@@ -6,13 +6,9 @@ import numpy as np
 import pytest
 
 from rinalmo import read_fasta
+from rinalmo.engine.engine import Engine
 from rinalmo.errors import InputError
-from rinalmo.inference.embed_file import embed_file
-from rinalmo.inference.engine import Engine
-from rinalmo.inference.header_fields import common_fields, values_of
-from rinalmo.inference.map_file import MapPlot
-from rinalmo.inference.readers import read_embeddings
-from rinalmo.inference.writers import _FaultKeeper
+from rinalmo.inference.embed import MapPlot, _FaultKeeper, common_fields, embed_file, read_embeddings, values_of
 
 FASTA = """>a type=tRNA species="E. coli"
 ACGUAC

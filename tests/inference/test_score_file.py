@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 import rinalmo
+from rinalmo.engine.engine import Engine
+from rinalmo.engine.jobs import Job
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.inference import variants
-from rinalmo.inference.engine import Engine
-from rinalmo.inference.runs import Run
-from rinalmo.inference.score_file import score_file
-from rinalmo.inference.variant_sources import all_single, from_fasta, from_table
-from rinalmo.rna.fasta import Record
+from rinalmo.inference.variants import all_single, from_fasta, from_table, score_file
+from rinalmo.io.fasta import Record
 
 ONE = [Record("one", "", "GCGGAUUUAGC")]
 TWO = [*ONE, Record("two", "", "ACNGU")]
@@ -166,7 +165,7 @@ def test_an_interrupted_run_ends_the_same(engine, tmp_path, method, monkeypatch)
     with pytest.raises(StoppedError):
         score_file(source, output, engine, method=method, tell=stop)
     assert not output.exists()
-    assert 0 < Run(output).finished() < 33
+    assert 0 < Job(output).finished() < 33
     if method == "pll":
         with pytest.raises(InputError, match="cannot be resumed: method changed"):
             score_file(source, output, engine, resume=True)

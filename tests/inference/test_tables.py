@@ -10,11 +10,11 @@ import pytest
 from pyarrow import parquet
 
 import rinalmo
+from rinalmo.engine.inputs import as_records
 from rinalmo.errors import InputError
-from rinalmo.inference.inputs import as_records
-from rinalmo.rna.fasta import Record
-from rinalmo.tasks.evaluation import evaluate
-from rinalmo.training.run import Listener
+from rinalmo.io.fasta import Record
+from rinalmo.tasks.evaluate import evaluate
+from rinalmo.training.trainer import Listener
 
 COLUMNS = {"id": ["a", "b", None], "sequence": ["ACGU", "ggtt", "ACGUA"], "y": [0.5, None, 2.0]}
 EXPECTED = [("a", "ACGU"), ("b", "GGUU"), ("3", "ACGUA")]

@@ -5,12 +5,11 @@ import pytest
 import torch
 
 import rinalmo
+from rinalmo.engine.engine import Engine
 from rinalmo.errors import CheckpointError, InputError, SequenceError
 from rinalmo.inference import variants as variants_module
-from rinalmo.inference.engine import Engine
-from rinalmo.inference.mutations import Variant, compare, parse, single
-from rinalmo.inference.nucleotides import Nucleotides
-from rinalmo.inference.variants import blocks, saturation, score_variants
+from rinalmo.inference.fill_mask import Nucleotides
+from rinalmo.inference.variants import Variant, blocks, compare, parse, saturation, score_variants, single
 from rinalmo.model.packing import pack
 from rinalmo.model.rinalmo import ModelSpec, create
 

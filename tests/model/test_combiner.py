@@ -3,8 +3,16 @@
 import pytest
 import torch
 
-from rinalmo.model.combiner import MIN_PROBABILITY, NUCLEOTIDE_FEATURES, PAIR_FEATURES, Combiner, Evidence
-from rinalmo.model.partner_head import MIN_DISTANCE, NEIGHBOURS, PartnerHead
+from rinalmo.model.structure_heads import (
+    MIN_DISTANCE,
+    MIN_PROBABILITY,
+    NEIGHBOURS,
+    NUCLEOTIDE_FEATURES,
+    PAIR_FEATURES,
+    Combiner,
+    Evidence,
+    PartnerHead,
+)
 
 SEQUENCES = ["GGGCAAAAGCCC", "GGGAAACCCGGGAAACCC", "ACGUNACGUUGCAGGCUA" * 3, "GGGGCCCC", "AAAA", ""]
 

@@ -4,12 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rinalmo.model import attention, block
+from rinalmo.model import encoder
 from rinalmo.model.config import ModelConfig
-from rinalmo.model.cpu_training import attend, gated_swish
+from rinalmo.model.kernels import attend_in_training, gated_swish, rotation
 from rinalmo.model.packing import Layout, pack
 from rinalmo.model.rinalmo import ModelSpec, create
-from rinalmo.model.rotary import rotation
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -19,7 +18,7 @@ def test_attention_by_finite_differences(dropout):
 
     def forward(qkv):
         torch.manual_seed(1)
-        return attend(qkv, layout, by, heads, dropout)
+        return attend_in_training(qkv, layout, by, heads, dropout)
 
     qkv = torch.randn(layout.total, 3 * heads * size, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(forward, (qkv,))
@@ -55,7 +54,7 @@ def test_whole_model(monkeypatch, autocast, tolerance):
         encoder_block.attention.qkv.weight.data.mul_(5)
     sequences = [[1, *[6, 7, 8, 9] * n, 2] for n in (3, 5, 5, 9)]
     found = gradients(model, sequences, **autocast)
-    for module in (attention, block):
+    for module in (encoder, encoder):
         monkeypatch.setattr(module, "trains_on_cpu", lambda x: False)
     for name, expected in gradients(model, sequences, **autocast).items():
         assert F.cosine_similarity(found[name].flatten(), expected.flatten(), dim=0) > 1 - tolerance, name

@@ -6,11 +6,18 @@ import torch.nn.functional as F
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from rinalmo.errors import InputError
-from rinalmo.model import task_heads
-from rinalmo.model.heads import POOLINGS, ContactHead, HeadConfig, MaskedLMHead
-from rinalmo.model.losses import infer_problem_type, label_loss, structure_loss
+from rinalmo.model import heads
+from rinalmo.model.heads import (
+    POOLINGS,
+    ContactHead,
+    HeadConfig,
+    MaskedLMHead,
+    StructureHead,
+    infer_problem_type,
+    label_loss,
+    structure_loss,
+)
 from rinalmo.model.packing import Layout
-from rinalmo.model.task_heads import StructureHead
 
 
 @torch.no_grad()
@@ -29,7 +36,7 @@ def test_split_projection_equals_the_concatenated_one():
 @pytest.mark.parametrize(("length", "block"), [(1, 1), (2, 1), (3, 10**6), (23, 1), (23, 4 * 23 * 5), (40, 4 * 40 * 8)])
 def test_structure_by_rows_equals_the_plain_network(num_blocks, length, block, monkeypatch):
     """Inference works through the map in blocks of rows: of one row, of several with a shorter last one, of all."""
-    monkeypatch.setattr(task_heads, "BLOCK", block)
+    monkeypatch.setattr(heads, "BLOCK", block)
     torch.manual_seed(0)
     head, x = StructureHead(12, channels=4, num_blocks=num_blocks, num_labels=2), 2 + torch.randn(length, 12)
     expected = head(x)
@@ -41,7 +48,7 @@ def test_structure_by_rows_equals_the_plain_network(num_blocks, length, block, m
 
 @torch.no_grad()
 def test_structure_head_in_bfloat16(monkeypatch):
-    monkeypatch.setattr(task_heads, "BLOCK", 8 * 30 * 4)
+    monkeypatch.setattr(heads, "BLOCK", 8 * 30 * 4)
     torch.manual_seed(0)
     head, x = StructureHead(12, channels=8), torch.randn(30, 12)
     expected = head(x)
@@ -67,7 +74,7 @@ def test_structure_head_holds_one_and_a_half_maps(monkeypatch):
             most = max(most, sum(sizes.values()))
             return out
 
-    monkeypatch.setattr(task_heads, "BLOCK", 4 * channels * length)
+    monkeypatch.setattr(heads, "BLOCK", 4 * channels * length)
     with torch.inference_mode(), Watch():
         head(x)
     assert 1.5 * 4 * channels * length**2 < most < 1.7 * 4 * channels * length**2

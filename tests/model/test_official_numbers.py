@@ -22,7 +22,7 @@ def official(golden, kind):
 
 def our_ids(model, official_ids):
     """Official ids as ours, by token; T is U."""
-    from rinalmo.alphabet import OFFICIAL_TOKENS
+    from rinalmo.rna.alphabet import OFFICIAL_TOKENS
 
     index = {token: i for i, token in enumerate(model.alphabet.tokens)}
     return [index[OFFICIAL_TOKENS[i].replace("T", "U")] for i in official_ids]
@@ -42,7 +42,7 @@ def test_representation_and_logits(golden, expected, tokens, prefix):
         logits = model.lm_head(states)
     real = rows != OFFICIAL_PAD
     np.testing.assert_allclose(states, expected[f"{prefix}_representation"][real], atol=TOLERANCE, rtol=0)
-    from rinalmo.alphabet import OFFICIAL_TOKENS
+    from rinalmo.rna.alphabet import OFFICIAL_TOKENS
 
     columns = our_ids(model, range(len(OFFICIAL_TOKENS)))
     np.testing.assert_allclose(logits[:, columns], expected[f"{prefix}_logits"][real], atol=TOLERANCE, rtol=0)

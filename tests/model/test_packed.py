@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rinalmo.errors import InputError
-from rinalmo.model.backends import attend, attend_with_weights, best_backend, candidates
 from rinalmo.model.config import PRESETS, ModelConfig
+from rinalmo.model.kernels import attend, attend_with_weights, best_backend, candidates
 from rinalmo.model.packing import Layout, pack
 from rinalmo.model.rinalmo import ModelSpec, create
 
@@ -161,8 +161,8 @@ def test_layout():
 )
 def test_published_parameter_counts(name, total, trunk):
     """With the official vocabulary of 22 tokens; the total includes the masked-LM head."""
-    from rinalmo.alphabet import OFFICIAL_TOKENS, Alphabet
     from rinalmo.model.rinalmo import RiNALMo
+    from rinalmo.rna.alphabet import OFFICIAL_TOKENS, Alphabet
 
     spec = ModelSpec(ModelConfig.preset(name, vocab_size=22), Alphabet(OFFICIAL_TOKENS), {"lm_head": {}})
     with torch.device("meta"):
@@ -178,7 +178,7 @@ def test_ffn_width_is_truncated(name):
 
 
 def test_giga_row_of_the_model_card():
-    from rinalmo.weights.info import info
+    from rinalmo.weights.checkpoint import info
 
     row = info("giga")[0]
     assert (row.num_layers, row.hidden_size, row.num_heads, row.intermediate_size) == (33, 1280, 20, 5120)
@@ -211,7 +211,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 
 def test_rotary_tables_survive_bfloat16():
     """Angles come from positions in fp32, so far positions stay apart in bf16 too."""
-    from rinalmo.model.rotary import rotate, rotation
+    from rinalmo.model.kernels import rotate, rotation
 
     by = rotation(torch.tensor([1000, 1001]), 32)
     x = torch.randn(1, 2, 32).expand(2, 2, 32)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from rinalmo.model import partner_head
-from rinalmo.model.partner_head import KINDS, NEIGHBOURS, Candidates, PartnerHead
+from rinalmo.model import structure_heads
+from rinalmo.model.structure_heads import KINDS, NEIGHBOURS, Candidates, PartnerHead
 
 
 def coded(sequence):
@@ -61,16 +61,16 @@ def test_gradients_of_what_is_gathered():
     of = Candidates.of(drawn(40))
     x = torch.randn(len(of), 2, dtype=torch.float64, requires_grad=True)
     assert len(of) > 10
-    assert gradcheck(lambda x: partner_head._Neighbours.apply(x, of.neighbours), x)
+    assert gradcheck(lambda x: structure_heads._Neighbours.apply(x, of.neighbours), x)
     pairs = torch.randn(2, 40, 40, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(lambda pairs: partner_head._Picked.apply(pairs, of.i, of.j), pairs)
+    assert gradcheck(lambda pairs: structure_heads._Picked.apply(pairs, of.i, of.j), pairs)
 
 
 def test_in_parts_the_numbers_are_the_same(head, monkeypatch):
     states, sequence = torch.randn(50, 12), drawn(50)
     whole = head(states, sequence)
-    monkeypatch.setattr(partner_head, "_CHUNK", 7)
-    monkeypatch.setattr(partner_head, "_MAP", 6 * 50 * 8)
+    monkeypatch.setattr(structure_heads, "_CHUNK", 7)
+    monkeypatch.setattr(structure_heads, "_MAP", 6 * 50 * 8)
     torch.testing.assert_close(head(states, sequence), whole)
     with torch.no_grad():
         torch.testing.assert_close(head(states, sequence), whole)
@@ -80,7 +80,7 @@ def test_in_parts_the_numbers_are_the_same(head, monkeypatch):
 
 
 def test_far_pairs_share_buckets():
-    buckets = partner_head._bucket(torch.arange(4, 5000))
+    buckets = structure_heads._bucket(torch.arange(4, 5000))
     assert buckets[:20].tolist() == list(range(4, 24))
     assert (buckets.diff() >= 0).all()
-    assert buckets.max() == partner_head.DISTANCES - 1
+    assert buckets.max() == structure_heads.DISTANCES - 1

@@ -7,7 +7,7 @@ import pytest
 
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.plots import draw_arcs, draw_pair_map
-from rinalmo.plots.arcs import LONGEST, tick_step
+from rinalmo.plots.pairs import LONGEST, tick_step
 from rinalmo.plots.style import BLUE, shade
 from rinalmo.rna.structure import Structure
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from rinalmo.errors import InputError, MissingExtraError
-from rinalmo.plots import draw_structure, layout
-from rinalmo.plots.drawing import LONGEST, structure_svg
-from rinalmo.plots.labels import placed_labels
+from rinalmo.plots import draw_structure, drawing
+from rinalmo.plots.drawing import LONGEST, placed_labels, structure_svg
 from rinalmo.rna.structure import Structure
 
 pytest.importorskip("RNA")
@@ -52,18 +51,18 @@ def test_everything_is_drawn_once_and_nothing_overlaps(structure):
     assert "".join(each.find(f"{SVG}text").text for each in nucleotides) == structure.sequence
     pairs = [tuple(int(end) - 1 for end in each.get("data-pair").split("-")) for each in elements(svg, "pair")]
     assert sorted(pairs) == list(structure.pairs)
-    assert layout.nearest(centres(svg)) > layout.CLOSEST - 0.2  # circles are 18 wide, coordinates rounded
+    assert drawing.nearest(centres(svg)) > drawing.CLOSEST - 0.2  # circles are 18 wide, coordinates rounded
     labels = [each.find(f"{SVG}text").text for each in elements(svg, "label")]
     assert labels == ["5′", "3′", *(str(n) for n in range(10, len(structure) + 1, 10))]
 
 
 @pytest.mark.parametrize("structure", [TRNA, hairpins(400)], ids=lambda s: s.name)
 def test_labels_stand_clear(structure):
-    points, _ = layout.positions(structure.nested().pairs, len(structure))
+    points, _ = drawing.positions(structure.nested().pairs, len(structure))
     places = np.array([at for _, at, _ in placed_labels(points, structure.pairs)])
     distances = np.hypot(*(places[:, None] - points[None]).transpose(2, 0, 1))
     assert distances.min() > 15  # from the middle of a number to that of a circle of radius 9
-    assert layout.nearest(places) > 15
+    assert drawing.nearest(places) > 15
 
 
 def test_all_lies_on_the_paper():
@@ -106,17 +105,17 @@ def test_small_and_odd_structures(text):
     structure = Structure.from_dot_bracket("odd", "A" * len(text), text)
     svg = structure_svg(structure)
     assert len(elements(svg, "pair")) == len(structure.pairs)
-    assert layout.nearest(centres(svg)) > layout.CLOSEST - 0.2
+    assert drawing.nearest(centres(svg)) > drawing.CLOSEST - 0.2
 
 
 def test_a_layout_that_fails_becomes_a_circle(monkeypatch):
-    monkeypatch.setattr(layout, "_PUZZLER", "import os; os.abort()")
+    monkeypatch.setattr(drawing, "_PUZZLER", "import os; os.abort()")
     svg = structure_svg(TRNA)
     assert len(elements(svg, "pair")) == len(TRNA.pairs)
     assert "dash" not in svg
     points = centres(svg)
-    assert np.ptp(np.hypot(*(points - layout.circle(76).mean(axis=0)).T)) < 10
-    assert layout.nearest(points) > layout.CLOSEST
+    assert np.ptp(np.hypot(*(points - drawing.circle(76).mean(axis=0)).T)) < 10
+    assert drawing.nearest(points) > drawing.CLOSEST
 
 
 def test_names_are_escaped(tmp_path):
@@ -148,6 +147,6 @@ def test_what_cannot_be_drawn(tmp_path):
 
 
 def test_without_viennarna(monkeypatch, tmp_path):
-    monkeypatch.setattr(layout, "find_spec", lambda name: None)
+    monkeypatch.setattr(drawing, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"rinalmo\[draw\]"):
         draw_structure(TRNA, tmp_path / "x.svg")

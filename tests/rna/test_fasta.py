@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rinalmo.io.fasta import IUPAC_LETTERS
 from rinalmo.rna import Record, read_fasta
-from rinalmo.rna.fasta import IUPAC_LETTERS
 
 
 def zstd(data: bytes) -> bytes:
@@ -124,7 +124,7 @@ def test_length(fasta: Path, length: int, width: int) -> None:
 
 @pytest.mark.parametrize("size", range(1, 60))
 def test_blocks_may_end_anywhere(fasta: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr("rinalmo.rna.reading._BLOCK", size)
+    monkeypatch.setattr("rinalmo.io.files._BLOCK", size)
     text = b"\xef\xbb\xbf\r\n>a first one\r\nAC<mask>\r\nGU\r\n>b\r\nGU\r\n>c\r\n" + b"AC\r\n" * 20
     expected = [("a", "AC<mask>GU"), ("b", "GU"), ("c", "AC" * 20)]
     for data in (text, gzip.compress(text), zstd(text)):

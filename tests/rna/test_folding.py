@@ -9,11 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rinalmo.errors import InputError, MissingExtraError
-from rinalmo.rna.folding import METHODS, THRESHOLDS, decode, decode_greedy, expected_f1
-from rinalmo.rna.nested import heaviest_nested
-from rinalmo.rna.pair_list import PairList
-from rinalmo.rna.pairing import CANONICAL_PAIRS, can_pair, canonical_mask
-from rinalmo.rna.structure import Structure
+from rinalmo.rna.decoding import METHODS, THRESHOLDS, decode, decode_greedy, expected_f1
+from rinalmo.rna.structure import CANONICAL_PAIRS, PairList, Structure, can_pair, canonical_mask, heaviest_nested
 
 
 def symmetric(length, seed, levels=0):

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rinalmo.errors import InputError
-from rinalmo.rna.formats import format_of, read_structures, write_structures
-from rinalmo.rna.formats.files import FORMATS
+from rinalmo.rna.formats import FORMATS, format_of, read_structures, write_structures
 from rinalmo.rna.structure import Structure
 
 ROWS = ["4 ends", "1 G 0 2 4 1", "2 A 1 3 0 2", "3 A 2 4 0 3", "4 C 3 0 1 4"]

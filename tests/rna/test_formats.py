@@ -11,10 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rinalmo.errors import InputError
-from rinalmo.rna.formats import format_of, read_rows, read_structures, write_structures
-from rinalmo.rna.formats.files import FORMATS, structure_text
-from rinalmo.rna.formats.st import loops
-from rinalmo.rna.reading import read_lines
+from rinalmo.io.files import read_lines
+from rinalmo.rna.formats import FORMATS, format_of, loops, read_rows, read_structures, structure_text, write_structures
 from rinalmo.rna.structure import Structure
 
 ENDINGS = [*FORMATS, *(f"{text}.{packed}" for text in FORMATS if text != "parquet" for packed in ("gz", "zst"))]
@@ -79,7 +77,7 @@ def test_dbn_as_others_write_it(tmp_path, text):
 @pytest.mark.parametrize("size", range(1, 20))
 def test_blocks_may_end_anywhere(tmp_path, monkeypatch, size):
     """Also between the CR and the LF of a line end."""
-    monkeypatch.setattr("rinalmo.rna.reading._BLOCK", size)
+    monkeypatch.setattr("rinalmo.io.files._BLOCK", size)
     path = tmp_path / "x.dbn"
     path.write_bytes(b">hairpin\r\nGGGAaaTCCC\r\n\r\n(((....)))\r\n>other one\racgu\r\r....\r")
     assert list(read_structures(path)) == [HAIRPIN, OTHER]

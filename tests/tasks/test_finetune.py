@@ -8,17 +8,15 @@ import pytest
 import torch
 
 import rinalmo
+from rinalmo.engine.engine import Engine
 from rinalmo.errors import CheckpointError, InputError
-from rinalmo.inference.engine import Engine
-from rinalmo.tasks.evaluation import evaluate
-from rinalmo.tasks.fold_file import fold
-from rinalmo.tasks.predicting import predict
+from rinalmo.inference.fold import fold
+from rinalmo.tasks.evaluate import evaluate, predict
 from rinalmo.training.checkpoint import listed
-from rinalmo.training.cross_validation import finetune_and_test
-from rinalmo.training.finetune import finetune
-from rinalmo.training.finetune_config import load_finetune_recipe
-from rinalmo.training.log import read_log
-from rinalmo.training.run import Listener
+from rinalmo.training.finetune import finetune_and_test, finetune_from_recipe
+from rinalmo.training.recipes import load_finetune_recipe
+from rinalmo.training.run_folder import read_log
+from rinalmo.training.trainer import Listener
 from rinalmo.weights.checkpoint import convert, load
 
 from .conftest import gc
@@ -66,7 +64,9 @@ def test_it_learns_and_its_model_says_the_same_later(make_recipe, make_table, se
     data = make_table(sequence=sequences, label=[round(gc(s), 4) for s in sequences])
     notes = []
     listener = Listener(note=notes.append)
-    assert finetune(make_recipe("table", data, train__epochs=12), tmp_path / "run", listener=listener).finished
+    assert finetune_from_recipe(
+        make_recipe("table", data, train__epochs=12), tmp_path / "run", listener=listener
+    ).finished
     assert "label: regression, for each sequence" in notes
     lines = [line for line in read_log(tmp_path / "run") if "validation/r2" in line]
     assert lines[-1]["validation/loss"] < lines[0]["validation/loss"]
@@ -103,10 +103,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(backbone_mode, make_recipe
         pytest.importorskip("peft")
     data = make_table(sequence=sequences, mrl=[gc(s) for s in sequences])
     recipe = make_recipe("ribosome-load", data, **backbone_mode)
-    assert finetune(recipe, tmp_path / "whole").finished
-    outcome = finetune(recipe, tmp_path / "parts", listener=stopping(12))
+    assert finetune_from_recipe(recipe, tmp_path / "whole").finished
+    outcome = finetune_from_recipe(recipe, tmp_path / "parts", listener=stopping(12))
     assert (outcome.step, outcome.finished) == (13, False)  # the signal comes while the next step is made
-    assert finetune(recipe, tmp_path / "parts", resume=True).finished
+    assert finetune_from_recipe(recipe, tmp_path / "parts", resume=True).finished
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -119,7 +119,7 @@ def test_gradual_thawing_leaves_what_is_frozen(make_recipe, make_table, sequence
     data = make_table(sequence=sequences, mrl=[gc(s) for s in sequences])
     stages = "[{epoch: 1, blocks: 1}]"
     changes = {"backbone__mode": "gradual", "backbone__stages": stages, "checkpoint__keep_best": "false"}
-    finetune(make_recipe("ribosome-load", data, train__max_steps=14, **changes), tmp_path / "run")
+    finetune_from_recipe(make_recipe("ribosome-load", data, train__max_steps=14, **changes), tmp_path / "run")
     before, after = dict(load(backbone).state_dict()), weights(tmp_path / "run")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert any(name.startswith("encoder.blocks.1.") for name in changed)
@@ -132,7 +132,7 @@ def test_the_best_state_is_written_with_its_threshold(make_recipe, make_table, t
     structures = ["((((....))))" + "." * (n % 5) for n in range(30)]
     data = make_table(sequence=hairpins, structure=structures)
     recipe = make_recipe("secondary-structure", data, backbone__mode="full", train__epochs=4)
-    finetune(recipe, tmp_path / "run")
+    finetune_from_recipe(recipe, tmp_path / "run")
     lines = [line for line in read_log(tmp_path / "run") if "validation/f1_relaxed" in line]
     best = max(lines, key=lambda line: line["validation/f1_relaxed"])
     assert load(tmp_path / "run" / "model").spec.threshold == best["validation/threshold"]
@@ -150,7 +150,7 @@ def test_partners_are_learnt_and_survive_half_precision(half, make_recipe, make_
     structures = ["(((((....)))))" + "." * (n % 3) for n in range(40)]
     data = make_table(sequence=sequences, structure=structures)
     options = {"options__head": "partners", "options__channels": 12, "options__num_blocks": 2}
-    finetune(
+    finetune_from_recipe(
         make_recipe("secondary-structure", data, backbone__mode="full", train__epochs=3, **options), tmp_path / "run"
     )
     folder = tmp_path / "run" / "model"
@@ -196,7 +196,7 @@ def test_a_value_for_each_nucleotide(make_recipe, make_table, sequences, tmp_pat
     tracks = [";".join("1.0" if letter in "GC" else "0.0" for letter in s) for s in sequences]
     data = make_table(sequence=sequences, label=tracks)
     recipe = make_recipe("table", data, options__per="nucleotide", options__kind="regression", train__epochs=6)
-    finetune(recipe, tmp_path / "run")
+    finetune_from_recipe(recipe, tmp_path / "run")
     rows = predict([sequences[0]], tmp_path / "run" / "model")
     assert [row["nucleotide"] for row in rows] == list(sequences[0])
     assert [row["label"] > 0.5 for row in rows] == [letter in "GC" for letter in sequences[0]]
@@ -254,14 +254,14 @@ def test_the_crop_is_remembered(make_recipe, make_table, sequences, tmp_path):
         ("secondary-structure", make_table("s.csv", sequence=["GGAAAACC"], structure=["((....))"])),
     ):
         with pytest.raises(InputError, match=r"data\.crop is for tasks with one answer a sequence"):
-            finetune(make_recipe(task, path, data__crop=9, data__validation_fraction=0), tmp_path / "no")
+            finetune_from_recipe(make_recipe(task, path, data__crop=9, data__validation_fraction=0), tmp_path / "no")
 
 
 @pytest.mark.parametrize("task", ["splice-site", "ncrna-family", "table"])
 def test_mean_pooling_is_remembered(task, make_recipe, make_table, sequences, tmp_path):
     labels = [int(gc(s) > 0.5) for s in sequences]
     data = make_table(sequence=sequences, label=labels)
-    finetune(make_recipe(task, data, options__pooling="mean", train__max_steps=10), tmp_path / "run")
+    finetune_from_recipe(make_recipe(task, data, options__pooling="mean", train__max_steps=10), tmp_path / "run")
     folder = tmp_path / "run" / "model"
     model = load(folder)
     assert (model.spec.pooling, model.spec.task["pooling"]) == ("mean", "mean")
@@ -287,18 +287,18 @@ def test_mean_pooling_is_remembered(task, make_recipe, make_table, sequences, tm
 def test_options_of_other_tasks_are_refused(make_recipe, make_table, sequences, tmp_path):
     data = make_table(sequence=sequences, mrl=[gc(s) for s in sequences])
     with pytest.raises(InputError, match=r"options\.pooling is not for ribosome-load; it has no options"):
-        finetune(make_recipe("ribosome-load", data, options__pooling="mean"), tmp_path / "run")
+        finetune_from_recipe(make_recipe("ribosome-load", data, options__pooling="mean"), tmp_path / "run")
     tracks = make_table("tracks.csv", sequence=sequences, label=[";".join("1.5" for _ in s) for s in sequences])
     with pytest.raises(InputError, match=r"options\.pooling is for one answer a sequence"):
-        finetune(make_recipe("table", tracks, options__pooling="mean"), tmp_path / "run")
+        finetune_from_recipe(make_recipe("table", tracks, options__pooling="mean"), tmp_path / "run")
 
 
 def test_a_model_goes_on_learning_its_task(make_recipe, make_table, sequences, tmp_path):
     data = make_table(sequence=sequences, mrl=[gc(s) for s in sequences])
-    finetune(make_recipe("ribosome-load", data), tmp_path / "first")
+    finetune_from_recipe(make_recipe("ribosome-load", data), tmp_path / "first")
     notes = []
     recipe = make_recipe("ribosome-load", data, init=tmp_path / "first" / "model", train__max_steps=1)
-    finetune(recipe, tmp_path / "second", listener=Listener(note=notes.append))
+    finetune_from_recipe(recipe, tmp_path / "second", listener=Listener(note=notes.append))
     assert any("its head is trained further" in note for note in notes)
     first, second = ({line["step"]: line for line in read_log(tmp_path / n)} for n in ("first", "second"))
     assert second[1]["validation/loss"] < first[7]["validation/loss"] * 1.5
@@ -307,19 +307,19 @@ def test_a_model_goes_on_learning_its_task(make_recipe, make_table, sequences, t
 def test_what_a_run_refuses(make_recipe, make_table, sequences, tmp_path):
     data = make_table(sequence=sequences, mrl=[gc(s) for s in sequences])
     recipe = make_recipe("ribosome-load", data, train__max_steps=1)
-    finetune(recipe, tmp_path / "run")
+    finetune_from_recipe(recipe, tmp_path / "run")
     with pytest.raises(InputError, match="holds a run"):
-        finetune(recipe, tmp_path / "run")
+        finetune_from_recipe(recipe, tmp_path / "run")
     other = make_recipe("ribosome-load", data, train__max_steps=1, data__sequences_per_batch=4)
     with pytest.raises(InputError, match=r"data.sequences_per_batch was 8 and is 4"):
-        finetune(other, tmp_path / "run", resume=True)
+        finetune_from_recipe(other, tmp_path / "run", resume=True)
     data.write_text(data.read_text() + "ACGU,1\n")
     with pytest.raises(InputError, match=r"cannot be resumed: .*table\.csv is not the file that it was started with"):
-        finetune(recipe, tmp_path / "run", resume=True)
+        finetune_from_recipe(recipe, tmp_path / "run", resume=True)
     with pytest.raises(InputError, match="was fine-tuned for ribosome-load, not for splice-site"):
         evaluate(data, tmp_path / "run" / "model", task="splice-site")
     with pytest.raises(InputError, match=r"gradual needs backbone\.stages"):
-        finetune(
+        finetune_from_recipe(
             make_recipe("ribosome-load", data, backbone__mode="gradual", backbone__stages="[]"), tmp_path / "third"
         )
 
@@ -329,7 +329,7 @@ def test_examples_in_two_sets_and_long_ones_are_told(make_recipe, make_table, se
     test = make_table("test.csv", sequence=sequences[:7], mrl=[1.0] * 7)
     notes = []
     recipe = make_recipe("ribosome-load", data, data__max_length=100, data__validation=test, train__max_steps=1)
-    finetune(recipe, tmp_path / "run", listener=Listener(note=notes.append))
+    finetune_from_recipe(recipe, tmp_path / "run", listener=Listener(note=notes.append))
     assert any("1 examples longer than 100 nt are left out" in note for note in notes)
     assert any("7 of 7 validation sequences are in the training set too" in note for note in notes)
     assert len(listed(tmp_path / "run" / "checkpoints")) >= 1
@@ -338,7 +338,7 @@ def test_examples_in_two_sets_and_long_ones_are_told(make_recipe, make_table, se
 @pytest.mark.precision("bf16")
 def test_engine_precisions_agree_on_predictions(make_recipe, make_table, sequences, tmp_path):
     data = make_table(sequence=sequences, mrl=[gc(s) for s in sequences])
-    finetune(make_recipe("ribosome-load", data), tmp_path / "run")
+    finetune_from_recipe(make_recipe("ribosome-load", data), tmp_path / "run")
     exact, half = (
         [row["prediction"] for row in predict(sequences, Engine(tmp_path / "run" / "model", precision))]
         for precision in ("fp32", "bf16")

@@ -5,13 +5,13 @@ import random
 import numpy as np
 import pytest
 
+from rinalmo.engine import jobs
+from rinalmo.engine.engine import Engine
+from rinalmo.engine.jobs import Job
 from rinalmo.errors import InputError
-from rinalmo.inference import runs
-from rinalmo.inference.engine import Engine
-from rinalmo.inference.runs import Run
+from rinalmo.inference.fold import Decoding, fold_file, fold_records
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.rinalmo import ModelSpec, create
-from rinalmo.tasks.fold_file import Decoding, fold_file, fold_records
 
 
 class StoppedError(Exception):
@@ -31,7 +31,7 @@ def model():
 @pytest.fixture
 def fasta(tmp_path, monkeypatch):
     """12 records of 1 to 40 nt, in chunks of two."""
-    monkeypatch.setattr(runs, "CHUNK_RECORDS", 2)
+    monkeypatch.setattr(jobs, "CHUNK_RECORDS", 2)
     chooser = random.Random(0)
     sequences = ["".join(chooser.choices("ACGU", k=chooser.randint(1, 40))) for _ in range(12)]
     (tmp_path / "in.fa").write_text("".join(f">s\n{sequence}\n" for sequence in sequences))
@@ -44,7 +44,7 @@ def test_resume(model, fasta, tmp_path):
     output, matrices = tmp_path / "out.dbn", tmp_path / "out.npz"
     with pytest.raises(StoppedError):
         fold_file(fasta, output, engine, probabilities=matrices, tell=stop)
-    assert (Run(output).finished(), output.exists(), matrices.exists()) == (8, False, False)
+    assert (Job(output).finished(), output.exists(), matrices.exists()) == (8, False, False)
     for resume in (True, False):
         with pytest.raises(InputError, match="cannot be resumed: decoding, probabilities changed"):
             fold_file(fasta, output, engine, Decoding("nested"), resume=resume)
@@ -53,7 +53,7 @@ def test_resume(model, fasta, tmp_path):
     assert told == [9, 10, 11, 12]
     assert output.read_bytes() == (tmp_path / "whole.dbn").read_bytes()
     assert matrices.read_bytes() == (tmp_path / "whole.npz").read_bytes()
-    assert not Run(output).folder.exists()
+    assert not Job(output).folder.exists()
 
 
 def test_another_head_is_another_model(model, fasta, tmp_path):
@@ -66,7 +66,7 @@ def test_another_head_is_another_model(model, fasta, tmp_path):
 
 
 def test_chunks_hold_what_folding_gives(model, fasta, tmp_path):
-    from rinalmo.rna.fasta import read_fasta
+    from rinalmo.io.fasta import read_fasta
     from rinalmo.rna.formats import read_structures
 
     engine = Engine(model, "fp32", threads=1)

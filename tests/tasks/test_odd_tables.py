@@ -8,13 +8,12 @@ import torch
 from rinalmo.errors import InputError
 from rinalmo.tasks.base import Columns
 from rinalmo.tasks.classification import NcrnaFamily
-from rinalmo.tasks.evaluation import evaluate
+from rinalmo.tasks.evaluate import evaluate
 from rinalmo.tasks.secondary_structure import SecondaryStructure
 from rinalmo.tasks.table import Table
-from rinalmo.training.cross_validation import finetune_and_test
-from rinalmo.training.finetune import finetune
-from rinalmo.training.finetune_config import recipe_for
-from rinalmo.training.log import read_log
+from rinalmo.training.finetune import finetune_and_test, finetune_from_recipe
+from rinalmo.training.recipes import recipe_for
+from rinalmo.training.run_folder import read_log
 
 SHORT = ("train.epochs=1", "train.precision=fp32", "logging.plots=false", "logging.peak_flops=1e12", "logging.every=1")
 
@@ -24,7 +23,9 @@ def trained(backbone, tmp_path):
     """Train on a file for an epoch; the folder of the run."""
 
     def train(task, data, run="run", *overrides, **given):
-        finetune(recipe_for(task, data, model=backbone, overrides=[*SHORT, *overrides], **given), tmp_path / run)
+        finetune_from_recipe(
+            recipe_for(task, data, model=backbone, overrides=[*SHORT, *overrides], **given), tmp_path / run
+        )
         return tmp_path / run
 
     return train
@@ -156,7 +157,7 @@ def test_a_field_as_long_as_a_long_rna(tmp_path):
 
 
 def test_weights_do_not_move_by_what_has_no_candidates():
-    from rinalmo.model.partner_head import PartnerHead
+    from rinalmo.model.structure_heads import PartnerHead
 
     head = PartnerHead(12, channels=6, num_blocks=2, rank=3)
     states = torch.randn(8, 12, requires_grad=True)

@@ -3,8 +3,8 @@
 import pytest
 
 from rinalmo.errors import InputError, SequenceError
-from rinalmo.rna.fasta import Record
-from rinalmo.tasks.pictures import Plot
+from rinalmo.inference.fold import Plot
+from rinalmo.io.fasta import Record
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("RNA")

@@ -10,10 +10,10 @@ from pyarrow import parquet
 from rinalmo.errors import InputError
 from rinalmo.tasks.base import Columns
 from rinalmo.tasks.classification import NcrnaFamily, SpliceSite
+from rinalmo.tasks.examples import read_table
 from rinalmo.tasks.regression import RibosomeLoad
 from rinalmo.tasks.secondary_structure import SecondaryStructure
 from rinalmo.tasks.table import Table
-from rinalmo.tasks.tables import read_table
 
 ROWS = [("a", "GGGAAACCC", "1.5", "x"), ("b", "acgt", "2", "y")]
 

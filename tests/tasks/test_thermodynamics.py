@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from rinalmo.engine import jobs
+from rinalmo.engine.engine import Engine
 from rinalmo.errors import CheckpointError, InputError, MissingExtraError
-from rinalmo.inference import runs
-from rinalmo.inference.engine import Engine
+from rinalmo.inference.fold import Decoding, fold_file, fold_records
+from rinalmo.io.fasta import Record
 from rinalmo.metrics import pair_scores
-from rinalmo.rna.fasta import Record
 from rinalmo.rna.formats import write_structures
 from rinalmo.rna.structure import Structure
 from rinalmo.rna.thermodynamics import ensemble, pair_probabilities
 from rinalmo.tasks.base import Example
-from rinalmo.tasks.evaluation import evaluate
-from rinalmo.tasks.fold_file import Decoding, fold_file, fold_records
-from rinalmo.tasks.predicting import outputs, predict
+from rinalmo.tasks.evaluate import evaluate, outputs, predict
 from rinalmo.tasks.registry import task_of
 from rinalmo.tasks.secondary_structure import (
     DEFAULT_WEIGHT,
@@ -165,7 +164,7 @@ class StoppedError(Exception):
 
 
 def test_a_run_is_resumed_with_what_it_was_started_with(engine, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "CHUNK_RECORDS", 1)
+    monkeypatch.setattr(jobs, "CHUNK_RECORDS", 1)
     (tmp_path / "in.fa").write_text(f">a\n{TRNA.sequence}\n>b\n{TRNA.sequence}\n")
 
     def stop(done):

@@ -6,17 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from rinalmo.engine.engine import Engine
 from rinalmo.errors import InputError
-from rinalmo.inference.engine import Engine
-from rinalmo.rna.fasta import Record
-from rinalmo.rna.folding import METHODS, decode
-from rinalmo.rna.pair_list import PairList
-from rinalmo.tasks.evaluation import evaluate
-from rinalmo.tasks.fold_file import Decoding, fold, fold_file, fold_records
-from rinalmo.tasks.pictures import Plot
+from rinalmo.inference.fold import Decoding, Plot, fold, fold_file, fold_records
+from rinalmo.io.fasta import Record
+from rinalmo.rna.decoding import METHODS, decode
+from rinalmo.rna.structure import PairList
+from rinalmo.tasks.evaluate import evaluate
 from rinalmo.tasks.registry import settings_of, task_of
-from rinalmo.tasks.secondary_structure import SecondaryStructure
-from rinalmo.tasks.windows import joined, windows_of
+from rinalmo.tasks.secondary_structure import SecondaryStructure, joined, windows_of
 from rinalmo.weights.checkpoint import load
 
 STEMS = ("GGGCCGCGCC", "GCGUGCGGCC", "GUUGUCGUGC", "GCACGUUCGC", "GCGGAGCGGC", "GACGCCGCGC", "GCUGCACGUC", "GAGGGGGUGC")

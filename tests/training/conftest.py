@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from rinalmo.data.store_writer import StoreWriter
-from rinalmo.training.config import parse_recipe
+from rinalmo.data.store import StoreWriter
+from rinalmo.training.recipes import parse_recipe
 
 
 def _mutated(sequence, draw, share):

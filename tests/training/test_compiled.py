@@ -15,9 +15,9 @@ from rinalmo.model import compiling
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import pack
 from rinalmo.model.rinalmo import ModelSpec, create
-from rinalmo.training.config import TrainRecipe
+from rinalmo.training.recipes import TrainRecipe
 from rinalmo.training.distributed import Ranks, Spread
-from rinalmo.training.masked_lm import MaskedLM
+from rinalmo.training.pretrain import MaskedLM
 
 compiling.BACKEND = "aot_eager"  # all of torch.compile but the compiler itself, which takes half a minute
 dist.init_process_group("gloo")

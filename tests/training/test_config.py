@@ -7,17 +7,17 @@ import torch
 import yaml
 
 from rinalmo.errors import CheckpointError, InputError
+from rinalmo.io.recipe_files import RECIPES, names
 from rinalmo.model.config import ModelConfig
-from rinalmo.recipe_files import RECIPES, names
-from rinalmo.training.config import PREFIX, ModelRecipe, load_recipe, parse_recipe
-from rinalmo.training.masked_lm import batch_options
-from rinalmo.training.run import with_precision
+from rinalmo.training.pretrain import batch_options
+from rinalmo.training.recipes import PRETRAIN_PREFIX, ModelRecipe, load_recipe, parse_recipe
+from rinalmo.training.trainer import with_precision
 
 NAMES = ["giga", "mega", "micro", "nano", "nano-cpu", "tiny"]
 
 
 def test_the_package_brings_these_recipes():
-    assert names(PREFIX) == [f"pretrain-{name}" for name in NAMES]
+    assert names(PRETRAIN_PREFIX) == [f"pretrain-{name}" for name in NAMES]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,9 +9,9 @@ import pytest
 import torch.distributed as dist
 
 from rinalmo.training.distributed import start_name
-from rinalmo.training.log import read_log
 from rinalmo.training.pretrain import pretrain
-from rinalmo.training.run import Listener
+from rinalmo.training.run_folder import read_log
+from rinalmo.training.trainer import Listener
 
 from ..killing import killing_at
 from .processes import start_ranks, stopping, train, weights

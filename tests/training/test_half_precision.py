@@ -28,8 +28,8 @@ def test_losses_of_fp16_are_those_of_fp32(backbone, tmp_path):
 
 
 def test_fp16_does_not_go_with_shards():
-    from rinalmo.training.config import TrainRecipe
     from rinalmo.training.distributed import Ranks, Spread
+    from rinalmo.training.recipes import TrainRecipe
 
     model = rinalmo.load("nano")
     with pytest.raises(rinalmo.errors.InputError, match=r"fp16 scales the loss, which train\.sharding fsdp cannot"):

@@ -10,9 +10,8 @@ from rinalmo.data.store import TokenStore
 from rinalmo.errors import InputError
 from rinalmo.model.packing import pack
 from rinalmo.training.distributed import Ranks
-from rinalmo.training.loop import Trainer
-from rinalmo.training.masked_lm import MaskedLMTask, build_model
-from rinalmo.training.throughput import training_flops
+from rinalmo.training.pretrain import MaskedLMTask, build_model
+from rinalmo.training.trainer import Trainer, training_flops
 from rinalmo.weights.checkpoint import load, save
 
 

@@ -7,8 +7,8 @@ import torch
 
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.rinalmo import ModelSpec, create
-from rinalmo.training.config import OptimizerRecipe, ScheduleRecipe, load_recipe
-from rinalmo.training.optim import Trained, learning_rate, make_optimizer, moments, set_steps
+from rinalmo.training.recipes import OptimizerRecipe, ScheduleRecipe, load_recipe
+from rinalmo.training.trainer import Trained, learning_rate, make_optimizer, moments, set_steps
 
 
 def test_the_papers_schedule():

@@ -15,10 +15,10 @@ import torch
 import rinalmo
 from rinalmo.errors import InputError, TrainingError
 from rinalmo.training.checkpoint import listed, step_of
-from rinalmo.training.config import load_recipe
-from rinalmo.training.log import read_log
 from rinalmo.training.pretrain import pretrain
-from rinalmo.training.run import Listener
+from rinalmo.training.recipes import load_recipe
+from rinalmo.training.run_folder import read_log
+from rinalmo.training.trainer import Listener
 
 from ..killing import killing_at
 from .processes import start, start_command, stopping, train, weights

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import rinalmo
+from rinalmo.inference.fold import Decoding
 from rinalmo.inference.variants import saturation
-from rinalmo.tasks.fold_file import Decoding
 
 # The server of these tests hears SIGUSR1, and takes ten seconds to start.
 pytestmark = [pytest.mark.posix_only, pytest.mark.slow]

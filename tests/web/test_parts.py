@@ -7,15 +7,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from rinalmo.inference import heat_map
+from rinalmo.inference.embed import Embeddings
 from rinalmo.inference.fill_mask import Prediction
-from rinalmo.inference.readers import Embeddings
-from rinalmo.plots import draw_arcs, draw_embedding_map, draw_logo
+from rinalmo.plots import draw_arcs, draw_embedding_map, draw_logo, heat_map
 from rinalmo.plots.drawing import structure_svg
 from rinalmo.rna.structure import Structure
-from rinalmo.web import tables
-from rinalmo.web.pictures import bars, image
-from rinalmo.web.turns import GoneError, Turns
+from rinalmo.web import page
+from rinalmo.web.page import bars, image
+from rinalmo.web.service import GoneError, Turns
 
 EVIL = "\"'><script>alert(1)</script>$x_1"
 
@@ -87,19 +86,19 @@ def embeddings(ids, descriptions=None):
 
 
 def test_fields_that_may_colour_a_map():
-    found = tables.fields(embeddings(["tRNA-1", "tRNA-2", "U6"], ["kind=x of=a", "kind=x of=b", "kind=y of=c"]))
+    found = page.fields(embeddings(["tRNA-1", "tRNA-2", "U6"], ["kind=x of=a", "kind=x of=b", "kind=y of=c"]))
     assert found["kind"] == ["x", "x", "y"]
     assert found["start of the name"] == ["tRNA", "tRNA", "U6"]
     assert "of" not in found  # every sequence has its own
-    assert list(found)[-2:] == ["length", tables.NOTHING]
-    assert list(tables.fields(embeddings(["a"]))) == ["length", tables.NOTHING]
+    assert list(found)[-2:] == ["length", page.NOTHING]
+    assert list(page.fields(embeddings(["a"]))) == ["length", page.NOTHING]
 
 
 def test_nearest():
-    place, cosine = tables.nearest(np.array([[1, 0.1], [1, 0], [-3, 0]]))
+    place, cosine = page.nearest(np.array([[1, 0.1], [1, 0], [-3, 0]]))
     assert place.tolist()[:2] == [1, 0]
     assert cosine[0] == cosine[1] > 0.9
-    assert [each.tolist() for each in tables.nearest(np.ones((1, 4)))] == [[0], [1.0]]
+    assert [each.tolist() for each in page.nearest(np.ones((1, 4)))] == [[0], [1.0]]
 
 
 class Attributes(HTMLParser):

@@ -81,7 +81,7 @@ def test_old_prefix_and_old_vocabulary(golden, tmp_path):
     """Hub files of the model card's time: `rinalmo.` before the encoder, 26 tokens, eps 1e-12."""
     from safetensors.torch import save_file
 
-    from rinalmo.alphabet import CARD_TOKENS
+    from rinalmo.rna.alphabet import CARD_TOKENS
 
     source = golden / "multimolecule" / "masked-lm"
     tensors = load_file(source / "model.safetensors")

@@ -27,20 +27,20 @@ from rinalmo.errors import RinalmoError
 
 # command → (module, one line for the overview); the line stands here so that the overview imports nothing
 COMMANDS = {
-    "card": ("card", "Write the model card of a run or a model."),
-    "convert": ("convert", "Write a model in another layout."),
+    "card": ("training", "Write the model card of a run or a model."),
+    "convert": ("models", "Write a model in another layout."),
     "data": ("data", "Make token stores from sequence databases."),
-    "embed": ("embed", "Embed the sequences of a FASTA file."),
-    "evaluate": ("evaluate", "Measure a fine-tuned model on labelled examples."),
-    "fold": ("fold", "Predict secondary structures."),
-    "fill-mask": ("fill_mask", "Predict the nucleotides at <mask>."),
-    "finetune": ("finetune", "Train a model for a task on labelled examples."),
-    "info": ("info", "Sizes and costs of a model, as on its card."),
+    "embed": ("inference", "Embed the sequences of a FASTA file."),
+    "evaluate": ("inference", "Measure a fine-tuned model on labelled examples."),
+    "fold": ("inference", "Predict secondary structures."),
+    "fill-mask": ("inference", "Predict the nucleotides at <mask>."),
+    "finetune": ("training", "Train a model for a task on labelled examples."),
+    "info": ("models", "Sizes and costs of a model, as on its card."),
     "models": ("models", "List the models that can be named."),
     "plot": ("plot", "Draw embeddings or training curves."),
-    "predict": ("predict", "Predict with a fine-tuned model."),
-    "pretrain": ("pretrain", "Train a model on a token store."),
-    "score": ("score", "Score mutations without training."),
+    "predict": ("inference", "Predict with a fine-tuned model."),
+    "pretrain": ("training", "Train a model on a token store."),
+    "score": ("inference", "Score mutations without training."),
     "web": ("web", "Serve a page with all of it in a browser."),
 }
 
@@ -66,7 +66,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"rinalmo.cli.{COMMANDS[cmd_name][0]}").command
+        module = import_module(f"rinalmo.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return _examples_last(command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

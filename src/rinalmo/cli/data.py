@@ -13,7 +13,7 @@ from rinalmo.errors import InputError
 
 
 @click.group("data")
-def command() -> None:
+def data_command() -> None:
     """Make token stores from sequence databases, for `rinalmo pretrain`.
 
     \b
@@ -23,7 +23,7 @@ def command() -> None:
     """
 
 
-@command.command("prepare")
+@data_command.command("prepare")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("sources", nargs=-1, required=True, metavar="LABEL=PATH…")
 @click.option(
@@ -75,7 +75,7 @@ def prepare_command(
     rinalmo data prepare store mine=my.fa --no-cluster --validation-fraction 0.05
     """
     from rinalmo.data.prepare import prepare
-    from rinalmo.data.recipe import load_recipe
+    from rinalmo.data.sources import load_recipe
 
     given = {"split.validation_fraction": validation_fraction, "split.seed": seed}
     changes = [*overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]
@@ -98,7 +98,7 @@ def prepare_command(
     click.echo(f"{out}: {len(store):,} sequences in {store.manifest['clusters']:,} clusters ({parts})", err=True)
 
 
-@command.command("check")
+@data_command.command("check")
 @click.argument("store", type=click.Path(path_type=Path))
 def check_command(store: Path) -> None:
     """Read all of STORE and compare its sums with those it was written with.
@@ -113,7 +113,7 @@ def check_command(store: Path) -> None:
     print(f"{store}: whole: {len(opened):,} sequences, fingerprint {opened.fingerprint}")
 
 
-@command.command("card")
+@data_command.command("card")
 @click.argument("store", type=click.Path(path_type=Path))
 def card_command(store: Path) -> None:
     """Write STORE/card.md and its plots again.
@@ -121,15 +121,15 @@ def card_command(store: Path) -> None:
     \b
     rinalmo data card store
     """
-    from rinalmo.cli.progress import counter
-    from rinalmo.data.card import write_card
+    from rinalmo.cli.options import counter
+    from rinalmo.data.data_card import write_card
 
     with counter("counting") as tell:
         path = write_card(store, tell)
     click.echo(f"{path}: written", err=True)
 
 
-@command.command("download")
+@data_command.command("download")
 @click.argument("database", metavar="DATABASE")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--mirror", metavar="URL", help="Another address that has the same files in the same places.")
@@ -142,8 +142,8 @@ def download_command(database: str, folder: Path, mirror: str | None) -> None:
     rinalmo data download rfam databases/rfam
     rinalmo data prepare store rfam=databases/rfam
     """
-    from rinalmo.cli.progress import counter
-    from rinalmo.data.download import download
+    from rinalmo.cli.options import counter
+    from rinalmo.data.databases import download
 
     with counter(f"downloading {database}", "files") as tell:
         files = download(database, folder, mirror=mirror, tell=tell)
@@ -153,7 +153,7 @@ def download_command(database: str, folder: Path, mirror: str | None) -> None:
 @contextmanager
 def _step(what: str) -> Iterator[Callable[[int], None]]:
     """Progress of one step, and a line when it is done."""
-    from rinalmo.cli.progress import counter
+    from rinalmo.cli.options import counter
 
     start, last = time.monotonic(), 0
     with counter(what) as tell:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 
 @click.command("models")
-def command() -> None:
+def models_command() -> None:
     """List the models that can be named, and whether they are here.
 
     \b
@@ -17,3 +19,93 @@ def command() -> None:
     for entry in models():
         where = "bundled" if entry.bundled else f"in {entry.folder}" if entry.present else "fetched on first use"
         print(f"{entry.name:8} {entry.parameters:6.1f} M  {entry.license:11} {where:22} {entry.summary}")
+
+
+@click.command("info")
+@click.argument("model", required=False)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Sequence length for FLOPs and MACs; the published figures hold for 128.",
+)
+@click.option(
+    "--system", is_flag=True, help="Versions, processor, devices and kernels instead: what a bug report needs."
+)
+def info_command(model: str | None, tokens: int, system: bool) -> None:
+    """Sizes and costs of MODEL (a preset, a name, a folder or a file), or of all presets.
+
+    Parameters are those of encoder and pooler, in millions. FLOPs and MACs are for one sequence of --tokens tokens
+    through both. Max tokens is the length seen in pre-training, where known; the model itself takes any.
+
+    \b
+    rinalmo info giga
+    rinalmo info --system
+    """
+    if system:
+        if model is not None:
+            raise click.UsageError("--system describes this machine; leave MODEL out")
+        from rinalmo.engine.devices import system_report
+
+        for name, value in system_report():
+            click.echo(f"{name:18} {value}")
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from rinalmo.weights.checkpoint import info
+
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
+    headers = "Model", "Layers", "Hidden size", "Heads", "Intermediate size", "Parameters (M)", "FLOPs (G)", "MACs (G)"
+    for header in (*headers, "Max tokens"):
+        table.add_column(header, justify="left" if header == "Model" else "right", overflow="fold")
+    for row in info(model, tokens=tokens):
+        sizes = (row.num_layers, row.hidden_size, row.num_heads, row.intermediate_size)
+        costs = (row.parameters / 1e6, row.flops / 1e9, row.macs / 1e9)
+        table.add_row(row.name, *map(str, sizes), *(f"{cost:.2f}" for cost in costs), str(row.max_tokens or "–"))
+    # A pipe has no width; a table there is not to be folded to some default.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(table)
+    print(f"FLOPs and MACs for one sequence of {tokens} tokens.")
+
+
+@click.command("convert")
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@click.option(
+    "--layout",
+    type=click.Choice(["rinalmo", "official", "multimolecule"]),
+    default="rinalmo",
+    show_default=True,
+    help="rinalmo and multimolecule are folders, official is one .pt file.",
+)
+@click.option("--heads", type=click.IntRange(min=1), help="Attention heads, for a file that does not say.")
+@click.option("--half", is_flag=True, help="Write matrices in fp16: half the size, weights rounded to 11 bits.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+def convert_command(source: str, target: str, layout: str, heads: int | None, half: bool, overwrite: bool) -> None:
+    """Write a model in another layout.
+
+    IN is a name from `rinalmo models`, a folder or a file; its layout is recognised. Weights are copied bit by bit
+    unless --half is given; only the token rows change between the authors' 22 tokens (with T) and the 28 of the others
+    (with U).
+
+    \b
+    rinalmo convert rinalmo_giga_pretrained.pt giga
+    rinalmo convert giga giga.pt --layout official
+    rinalmo convert run/model small --half
+    """
+    from rinalmo.weights.checkpoint import convert
+
+    checkpoint = convert(
+        source,
+        target,
+        layout,  # type: ignore[arg-type]
+        num_attention_heads=heads,
+        half=half,
+        overwrite=overwrite,
+    )
+    for note in checkpoint.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(f"{target}: {layout} layout, from {checkpoint.layout}", err=True)

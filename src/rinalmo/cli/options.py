@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +15,12 @@ import click
 from rinalmo.errors import InputError
 
 if TYPE_CHECKING:
-    from rinalmo.inference.engine import Engine
-    from rinalmo.inference.ray_engine import RayEngine
+    from pathlib import Path
+
+    from rinalmo.engine.engine import Engine
+    from rinalmo.engine.ray import RayEngine
+    from rinalmo.tasks.evaluate import Evaluation, Figure
+    from rinalmo.training.trainer import Event
 
 
 FOLD_MODEL = "nano-fold"
@@ -139,7 +146,7 @@ def opened_engine(
 ) -> Iterator[Engine | RayEngine]:
     """The engine that `ray_options` and `engine_options` describe."""
     if engine == "ray":
-        from rinalmo.inference.ray_engine import RayEngine
+        from rinalmo.engine.ray import RayEngine
 
         with RayEngine(address=address, workers=workers, gpus_per_worker=gpus_per_worker, **settings) as many:
             click.echo(f"device: {many.describe()}", err=True)
@@ -155,7 +162,7 @@ def make_engine(**settings: Any) -> Engine:
 
     When it begins to compute, and not before, so that bad input stays one line, it says on standard error on what.
     """
-    from rinalmo.inference.engine import Engine
+    from rinalmo.engine.engine import Engine
 
     engine = Engine(**settings)
     engine.announce = lambda device: click.echo(f"device: {device}", err=True)
@@ -191,3 +198,154 @@ def parse_layers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"--layers {text!r}: give whole numbers such as -1 or 0,3,6") from None
+
+
+_SECONDS = 10.0
+
+
+@contextmanager
+def counter(what: str, noun: str = "sequences") -> Iterator[Callable[[int], None]]:
+    """A function to call with the number of things done so far."""
+    if not sys.stderr.isatty():
+        yield _lines(what, noun)
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn("line"),
+        TextColumn("{task.description} {task.completed:,.0f} " + noun),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda count: bar.update(task, completed=count)
+
+
+def noted(text: str) -> None:
+    """A line about what is computed; a bar makes room for it."""
+    _say(f"note: {text}")
+
+
+@contextmanager
+def resumable(output: Path, noun: str) -> Iterator[None]:
+    """Tell what an interrupted run of embeddings, scores or structures has kept: when it goes on, and on Ctrl-C."""
+    from rinalmo.engine import jobs
+
+    try:
+        with _told(jobs.logger):
+            yield
+    except KeyboardInterrupt:
+        if kept := jobs.Job(output).finished():
+            _say(f"rinalmo: {kept:,} {noun} are kept; the same command goes on")
+        raise
+
+
+@contextmanager
+def _told(logger: logging.Logger) -> Iterator[None]:
+    """What this logger has to say of its work, as lines."""
+    handler, level = logging.Handler(), logger.level
+    handler.emit = lambda record: _say(record.getMessage())  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _lines(what: str, noun: str) -> Callable[[int], None]:
+    last = time.monotonic()
+
+    def tell(count: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _SECONDS:
+            last = time.monotonic()
+            _say(f"{what}: {count:,} {noun}")
+
+    return tell
+
+
+@contextmanager
+def training() -> Iterator[tuple[Callable[[Event], None], Callable[[str], None]]]:
+    """Two functions to call: with each line of a run's log, and with each note."""
+    if not sys.stderr.isatty():
+        yield _training_lines(), noted
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(bar_width=20), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None)
+
+        def tell(event: Event) -> None:
+            if "loss" in event.values:
+                bar.update(task, completed=event.step, total=event.steps, description=_described(event))
+            else:
+                bar.console.print(_described(event), highlight=False)
+
+        yield tell, lambda text: bar.console.print(f"note: {text}", highlight=False)
+
+
+def _training_lines() -> Callable[[Event], None]:
+    last = -_SECONDS
+
+    def tell(event: Event) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _SECONDS or "loss" not in event.values or event.step == event.steps:
+            last = now
+            _say(_described(event))
+
+    return tell
+
+
+def _described(event: Event) -> str:
+    """One line: `step 1,200/75,900  loss 1.2345  lr 5.0e-05  12,345 tokens/s  MFU 41 %`."""
+    values: dict[str, Any] = dict(event.values)
+    parts = [f"step {event.step:,}/{event.steps:,}"]
+    if "loss" in values:
+        parts += [
+            f"loss {values['loss']:.4f}",
+            f"lr {values['lr']:.1e}",
+            f"{values['tokens_per_second']:,.0f} tokens/s",
+        ]
+        parts += [f"MFU {100 * values['mfu']:.0f} %"] if "mfu" in values else []
+    else:
+        names = ("loss", "accuracy", "perplexity")
+        parts += [f"validation {name} {values[key]:.4f}" for name in names if (key := f"validation/{name}") in values]
+    return "  ".join(parts)
+
+
+def print_evaluation(evaluation: Evaluation, what: str) -> None:
+    """All figures with their intervals, then each group's main ones."""
+    threshold = "" if evaluation.threshold is None else f", threshold {evaluation.threshold:.2f}"
+    print(f"{what}: {evaluation.count:,} examples, {evaluation.task}{threshold}; {evaluation.interval}")
+    _print(["figure", "value", "interval"], ([name, *_cells(f)] for name, f in evaluation.figures.items()))
+    if evaluation.groups:
+        names = [name for name in evaluation.figures if "/" not in name][:6]
+        rows = (
+            [group, f"{of.count:,}", *(f"{of.figures[n].value:.3f}" if n in of.figures else "" for n in names)]
+            for group, of in evaluation.groups.items()
+        )
+        print()
+        _print(["group", "examples", *names], rows)
+
+
+def _cells(figure: Figure) -> list[str]:
+    return [f"{figure.value:.4f}", f"{figure.low:.4f} – {figure.high:.4f}"]
+
+
+def _print(header: list[str], rows: Iterable[list[str]]) -> None:
+    """Columns as wide as their longest cell; the first to the left, the others to the right."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    for line in lines:
+        cells = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        print("  ".join(["  " + line[0].ljust(widths[0]), *cells]).rstrip())

@@ -15,7 +15,7 @@ _OUTPUT = click.option(
 
 
 @click.group("plot")
-def command() -> None:
+def plot_command() -> None:
     """Draw what is computed already: embeddings, training curves.
 
     Other pictures are drawn where their numbers are made: `fold --plot`, `score --plot`, `embed --plot`.
@@ -26,7 +26,7 @@ def command() -> None:
     """
 
 
-@command.command("map")
+@plot_command.command("map")
 @click.argument("embeddings", type=click.Path(path_type=Path), metavar="FILE")
 @_OUTPUT
 @click.option(
@@ -40,7 +40,7 @@ def map_(embeddings: Path, output: Path, method: Any, colour_by: str | None) -> 
     rinalmo plot map embeddings.parquet -o map.svg --colour-by family
     rinalmo plot map embeddings.npz -o map.png --method umap --colour-by facts.csv:species
     """
-    from rinalmo.inference.map_file import MapPlot
+    from rinalmo.inference.embed import MapPlot
 
     plot = MapPlot(output, method, colour_by)
     plot.check(embeddings)
@@ -48,7 +48,7 @@ def map_(embeddings: Path, output: Path, method: Any, colour_by: str | None) -> 
     click.echo(f"{output}: drawn", err=True)
 
 
-@command.command("curves")
+@plot_command.command("curves")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN…")
 @_OUTPUT
 @click.option(
@@ -65,7 +65,7 @@ def curves(runs: tuple[Path, ...], output: Path, figures: tuple[str, ...]) -> No
     rinalmo plot curves first second -o both.png --figure loss --figure accuracy
     """
     from rinalmo.plots.curves import draw_curves
-    from rinalmo.training.log import logs_of
+    from rinalmo.training.run_folder import logs_of
 
     draw_curves(logs_of(runs), output, figures or ("loss",), rates=True)
     click.echo(f"{output}: drawn", err=True)

@@ -22,7 +22,7 @@ from rinalmo.cli.options import FOLD_MODEL, device_option, model_option, threads
 )
 @threads_option
 @device_option
-def command(host: str, port: int, model: str, fold_model: str, threads: int | None, device: str) -> None:
+def web_command(host: str, port: int, model: str, fold_model: str, threads: int | None, device: str) -> None:
     """Serve a page to fill masks, fold, embed and score variants in a browser.
 
     It is for this machine, unless --host says otherwise; then everybody who reaches the address can use it, without a

@@ -1,30 +1,190 @@
-"""Global batches: the same for any number of ranks and workers, and to be had again from their place in the stream.
+"""From the items of a step to packed, masked tensors: cut into micro-batches, encoded by table, masked by key.
 
-    sampler ─► items of a step (`plan`) ─► micro-batches (`divided`) ─► every world-th is this rank's ─► encoded, masked
-
-A step takes items in the stream's order until the batch is full, and passes over an item whose cluster it already
-has. What is left at the end of an epoch fills no batch and is left out, so that every step is of the same size.
-
-The surprise is `fixed_tokens`: every micro-batch then has exactly `micro_tokens` tokens, because its last sequence is
-cropped to fit. On a CPU each new number of tokens costs new kernels, so that training with varying numbers is 2–3
-times slower and its memory grows.
+Micro-batches do not depend on the rank that computes them, only their number is rounded up to a multiple of the
+ranks, since under FSDP every rank must take part in every forward pass. Where items run out, a *silent* batch fills
+the gap: a copy with no selected position, which adds nothing to loss or gradient.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from rinalmo.alphabet import Alphabet
-from rinalmo.data import draws
-from rinalmo.data.masking import Masking
-from rinalmo.data.micro_batches import Batch, divided, divided_exactly, make_batches
-from rinalmo.data.sampler import MAX_LENGTH, ClusterSampler, Item, Weights
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rinalmo.data import sampling
+from rinalmo.data.sampling import MAX_LENGTH, ClusterSampler, Item, Masking, Weights, mask
 from rinalmo.data.store import TokenStore
 from rinalmo.errors import InputError
+from rinalmo.model.packing import Layout
+from rinalmo.rna.alphabet import Alphabet
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A packed micro-batch, masked.
+
+    `positions` are the selected tokens on the packed axis and `targets` their true ids; `source_ids` has the source of
+    each sequence. A batch may have no position at all: its loss is then zero, not undefined.
+    """
+
+    ids: Int[Tensor, " tokens"]
+    layout: Layout
+    positions: Int[Tensor, " selected"]
+    targets: Int[Tensor, " selected"]
+    source_ids: Int[Tensor, " sequences"]
+
+    @property
+    def target_sources(self) -> Int[Tensor, " selected"]:
+        """For each target the source of its sequence."""
+        return self.source_ids[self.layout.sequence_ids[self.positions]]
+
+    def silent(self) -> Batch:
+        """The same tokens with nothing selected."""
+        return replace(self, positions=self.positions[:0], targets=self.targets[:0])
+
+
+def make_batches(
+    store: TokenStore, alphabet: Alphabet, parts: Sequence[list[Item]], masking: Masking, rank: int, world: int
+) -> list[Batch]:
+    """One rank's share of the micro-batches, silent ones included: the same number on every rank."""
+    own = list(parts[rank::world])
+    batches = [encoded(store, alphabet, part, masking) for part in own]
+    missing = -(-len(parts) // world) - len(own)
+    return batches + [encoded(store, alphabet, parts[-1], masking).silent()] * missing
+
+
+def divided(items: Sequence[Item], micro_tokens: int, world: int = 1) -> list[list[Item]]:
+    """Cut a step, sorted by length, into micro-batches of at most `micro_tokens` and as equal as can be.
+
+    Their number is a multiple of `world` unless there are fewer items than that; an oversized item goes alone.
+    """
+    ordered = sorted(items, key=lambda item: item.tokens)
+    lengths = [item.tokens for item in ordered]
+    limit = max(micro_tokens, lengths[-1])
+    count = world * -(-sum(lengths) // (limit * world))
+    while len(_cuts(lengths, limit)) > count:
+        count += world
+    low, high = sum(lengths) // count, limit
+    while low < high:  # the smallest limit that still gives at most `count` parts
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(_cuts(lengths, middle)) <= count else (middle + 1, high)
+    cuts = _cuts(lengths, max(high, lengths[-1]))
+    return [ordered[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(ordered)], strict=True)]
+
+
+def divided_exactly(items: Sequence[Item], micro_tokens: int) -> list[list[Item]]:
+    """Cut a step whose items fill micro-batches of exactly `micro_tokens`; each is sorted by length."""
+    cuts = _cuts([item.tokens for item in items], micro_tokens)
+    return [
+        sorted(items[start:stop], key=lambda item: item.tokens)
+        for start, stop in zip(cuts, [*cuts[1:], len(items)], strict=True)
+    ]
+
+
+def _cuts(lengths: Sequence[int], limit: int) -> list[int]:
+    """Where parts begin if each takes what fits; an oversized item goes alone."""
+    cuts, total = [0], 0
+    for i, length in enumerate(lengths):
+        if total and total + length > limit:
+            cuts.append(i)
+            total = 0
+        total += length
+    return cuts
+
+
+def encoded(store: TokenStore, alphabet: Alphabet, items: Sequence[Item], masking: Masking) -> Batch:
+    """Encode, pack and mask items."""
+    lengths = np.array([item.tokens for item in items])
+    ids = _ids(store, alphabet, items, lengths)
+    keys = np.array([item.key for item in items], dtype=np.uint64)
+    masked = mask(ids, lengths, keys, alphabet, masking)
+    sources = store.source_ids[[item.sequence for item in items]].astype(np.int64)
+    return Batch(
+        torch.from_numpy(masked.ids),
+        Layout(tuple(lengths.tolist())),
+        torch.from_numpy(masked.positions),
+        torch.from_numpy(masked.targets),
+        torch.from_numpy(sources),
+    )
+
+
+def _ids(store: TokenStore, alphabet: Alphabet, items: Sequence[Item], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Letters through the vocabulary's table, with `<cls>` and `<eos>` around the whole sequences."""
+    border = np.zeros(1, dtype=np.uint8)
+    pieces: list[NDArray[np.uint8]] = []
+    for item in items:
+        letters = store[item.sequence][item.start : item.start + item.length]
+        pieces += (border, letters, border) if item.whole else (letters,)
+    ids = alphabet.table[np.concatenate(pieces)]
+    whole = np.array([item.whole for item in items])
+    ends = np.cumsum(lengths)
+    ids[(ends - lengths)[whole]], ids[ends[whole] - 1] = alphabet.cls_id, alphabet.eos_id
+    return ids
+
+
+_CHOICE, _CROP, _MASK = 0, 1, 2  # which number of a sequence's key
+_VALIDATION = 3  # what a key is for; 1 and 2 are the sampler's
+
+
+class FixedMasked:
+    """At most `per_source` sequences of each source from a split, with masks and crops fixed by the seed.
+
+    Choice, crop and mask of a sequence depend on the seed and its index in the store alone.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        alphabet: Alphabet,
+        *,
+        seed: int = 0,
+        per_source: int = 256,
+        micro_tokens: int = 4096,
+        max_length: int = MAX_LENGTH,
+        masking: Masking | None = None,
+        split: str = "validation",
+    ) -> None:
+        self.store, self.alphabet = store, alphabet
+        self.micro_tokens, self.masking = micro_tokens, masking or Masking()
+        self.items = _items(store, split, seed, per_source, max_length)
+
+    def batches(self, rank: int = 0, world: int = 1) -> list[Batch]:
+        """This rank's micro-batches, the same number on every rank; none if the split is empty."""
+        if not self.items:
+            return []
+        parts = divided(self.items, self.micro_tokens, world)
+        return make_batches(self.store, self.alphabet, parts, self.masking, rank, world)
+
+
+def _items(store: TokenStore, split: str, seed: int, per_source: int, max_length: int) -> list[Item]:
+    span = store.sequence_range(split)
+    indices = np.arange(span.start, span.stop)
+    keys = sampling.random_key(seed, _VALIDATION, indices)
+    sources = store.source_ids[span.start : span.stop]
+    chosen: list[int] = []
+    for source in np.unique(sources).tolist():
+        own = np.flatnonzero(sources == source)
+        first = np.argsort(sampling.random_bits(keys[own], _CHOICE), kind="stable")[:per_source]
+        chosen += np.sort(own[first]).tolist()
+    return [_item(store, int(indices[i]), keys[i], max_length) for i in chosen]
+
+
+def _item(store: TokenStore, sequence: int, key: np.uint64, max_length: int) -> Item:
+    length = int(store.lengths[sequence])
+    shown = min(length, max_length)
+    keys = np.asarray(key)
+    start = int(sampling.random_uniform(keys, _CROP) * (length - shown + 1))
+    cluster = int(store.clusters_of(np.array([sequence]))[0])
+    return Item(sequence, cluster, start, shown, shown == length, int(sampling.random_bits(keys, _MASK)))
+
 
 _CHUNK = 512  # items drawn at once
 _FIT = 1  # what a key derived from an item's is for
@@ -207,6 +367,6 @@ def _fitted(item: Item, room: int) -> Item:
     if item.tokens <= room:
         return item
     length = room if room <= item.length else 0
-    place = draws.uniform(draws.key(item.key, _FIT))
+    place = sampling.random_uniform(sampling.random_key(item.key, _FIT))
     start = item.start + int(place * (item.length - length + 1))
     return item._replace(start=start, length=length, whole=False)

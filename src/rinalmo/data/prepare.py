@@ -1,11 +1,8 @@
-"""`rinalmo data prepare`: from database files to a token store, step by step, and on from the step it was in.
+"""Equal sequences, whatever they are called and wherever they come from: the first of them stays.
 
-    read (each source) ─► equals ─► clusters ─► split ─► store ─► card
-
-Each step leaves one file or folder in the work folder beside the output, which appears when the step is done; a run
-that was stopped does over what is not there. At the end the store is moved to its place in one step.
-
-    .OUT.partial/  settings.json · lock · excluded/ · read-LABEL/ · equals.npy · clusters.npy · store/
+Each sequence is known by 128 bits of BLAKE2. The digests go to bucket files by their first byte, and each bucket is
+sorted by itself, so that memory is one bucket and the result: 8 bytes a sequence. Two different sequences of a
+billion share a digest with probability 1.5e-21.
 """
 
 from __future__ import annotations
@@ -13,27 +10,183 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from rinalmo import __version__
-from rinalmo.data.assembling import Selection, assemble, duplicate_pairs, split
-from rinalmo.data.card import PLOTS, write_card
-from rinalmo.data.clustering import Distinct, cluster
-from rinalmo.data.dedupe import first_of_equals
-from rinalmo.data.filters import Filters
-from rinalmo.data.mmseqs import MMseqs
-from rinalmo.data.reading import Source, Tell, read_counts, stage
-from rinalmo.data.recipe import PrepareRecipe, SourceRecipe, TableRecipe
-from rinalmo.data.staged import Numbers, Staged
-from rinalmo.data.store import TokenStore
-from rinalmo.durable import clear_temporaries, destination, empty_folder, file_sha256, held, publish_folder, replacing
+from rinalmo.data import sampling
+from rinalmo.data.cluster import DUPLICATE, Distinct, MMseqs, cluster
+from rinalmo.data.data_card import PLOTS, write_card
+from rinalmo.data.sources import (
+    Filters,
+    Numbers,
+    PrepareRecipe,
+    SequenceSource,
+    SourceRecipe,
+    SplitRecipe,
+    Staged,
+    TableRecipe,
+    Tell,
+    read_counts,
+    stage,
+)
+from rinalmo.data.store import SPLITS, StoreWriter, TokenStore
 from rinalmo.errors import InputError
+from rinalmo.io.files import clear_temporaries, destination, empty_folder, file_sha256, held, publish_folder, replacing
+
+_BUCKETS = 256
+_DEDUPE_CHUNK = 1 << 16
+_ENTRY = np.dtype([("high", ">u8"), ("low", ">u8"), ("index", "<i8")])
+
+
+def first_of_equals(staged: Staged, folder: Path, tell: Tell) -> Numbers:
+    """For each sequence the index of the first one with the same letters, itself if there is none before it.
+
+    Needs 24 bytes a sequence of disk in `folder`, for the time being.
+    """
+    first = np.arange(len(staged))
+    buckets = min(_BUCKETS, 1 + len(staged) // _DEDUPE_CHUNK)
+    with tempfile.TemporaryDirectory(prefix="buckets.", dir=folder) as name:
+        paths = [Path(name) / str(number) for number in range(buckets)]
+        _distribute(staged, paths, tell)
+        for path in paths:
+            if path.exists():
+                _mark(np.fromfile(path, dtype=_ENTRY), first)
+    return first
+
+
+def _distribute(staged: Staged, paths: list[Path], tell: Tell) -> None:
+    """Append each sequence's digest to its bucket."""
+    for start in range(0, len(staged), _DEDUPE_CHUNK):
+        indices = range(start, min(start + _DEDUPE_CHUNK, len(staged)))
+        digests = b"".join(blake2b(staged.letters(index), digest_size=16).digest() for index in indices)
+        entries = np.empty(len(indices), dtype=_ENTRY)
+        words = np.frombuffer(digests, dtype=">u8").reshape(-1, 2)
+        entries["high"], entries["low"], entries["index"] = words[:, 0], words[:, 1], indices
+        bucket = (entries["high"] >> np.uint64(56)).astype(np.int64) * len(paths) >> 8
+        order = np.argsort(bucket, kind="stable")
+        cuts = np.searchsorted(bucket[order], np.arange(1, len(paths)))
+        for path, part in zip(paths, np.split(entries[order], cuts), strict=True):
+            if len(part):
+                with path.open("ab") as file:
+                    file.write(part.tobytes())
+        tell(indices.stop)
+
+
+def _mark(entries: NDArray[Any], first: Numbers) -> None:
+    """Note the first of each group of equals in one bucket, whose entries are in the order of their index."""
+    order = np.lexsort((entries["low"], entries["high"]))  # stable, so that the first stays first
+    ordered = entries[order]
+    starts = np.ones(len(ordered), dtype=bool)
+    starts[1:] = (ordered["high"][1:] != ordered["high"][:-1]) | (ordered["low"][1:] != ordered["low"][:-1])
+    group = np.cumsum(starts) - 1
+    first[ordered["index"]] = ordered["index"][starts][group]
+
+
+DUPLICATES = "duplicates.parquet"
+_SCHEMA = pa.schema([("sequence", pa.int64()), ("source", pa.string()), ("name", pa.string())])
+_CHUNK = 1 << 16
+_EVERY = 10_000
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The staged sequences, the first equal of each, and the cluster of each that is to be stored."""
+
+    staged: Staged
+    first: Numbers
+    clusters: Numbers
+
+
+def split(chosen: Selection, recipe: SplitRecipe) -> NDArray[np.bool_]:
+    """For each cluster whether it validates: the recipe's share of them, at least one of several if not zero."""
+    kept = np.flatnonzero(chosen.clusters >= 0)
+    # Clusters are numbered as they come, so that each begins where the largest number so far grows.
+    firsts = kept[np.diff(np.maximum.accumulate(chosen.clusters[kept]), prepend=-1) > 0]
+    keys = np.empty(len(firsts), dtype=np.uint64)
+    for number, index in enumerate(firsts):
+        keys[number] = int.from_bytes(blake2b(chosen.staged.letters(int(index)), digest_size=8).digest())
+    keys = sampling.random_key(recipe.seed, keys)
+    count = round(recipe.validation_fraction * len(keys))
+    if recipe.validation_fraction > 0 and len(keys) > 1:
+        count = max(count, 1)
+    validates = np.zeros(len(keys), dtype=bool)
+    validates[np.argsort(keys, kind="stable")[:count]] = True
+    return validates
+
+
+def assemble(
+    chosen: Selection,
+    validates: NDArray[np.bool_],
+    target: Path,
+    provenance: dict[str, Any],
+    tell: Tell,
+) -> None:
+    """Write the store, and beside it which sequences of which sources were equal to those that stayed."""
+    staged, clusters = chosen.staged, chosen.clusters
+    order = _order(clusters, validates)
+    sources, source_tables = staged.labels("sources", clusters >= 0)
+    families, family_tables = staged.labels("families", clusters >= 0)
+    with StoreWriter(target, sources=sources, families=families, provenance=provenance) as writer:
+        last = -1
+        for done, index in enumerate(order):  # not as a list, which would take five times the memory
+            if (number := int(clusters[index])) != last:
+                writer.start_cluster(SPLITS[int(validates[number])])
+                last = number
+            which, place = staged.find(int(index))
+            store = staged.stores[which]
+            source = int(source_tables[which][store.source_ids[place]])
+            family = int(family_tables[which][store.family_ids[place]])
+            writer.add(store.name(place), store[place].tobytes(), source, family)
+            if done % _EVERY == 0:
+                tell(done)
+        _write_duplicates(chosen, order, writer.folder / DUPLICATES)
+    tell(len(order))
+
+
+def _order(clusters: Numbers, validates: NDArray[np.bool_]) -> Numbers:
+    """The sequences to store: train first, by cluster, and within a cluster as they came."""
+    kept = np.flatnonzero(clusters >= 0)
+    numbers = clusters[kept]
+    numbers += validates[numbers] * len(validates)
+    return kept[np.argsort(numbers, kind="stable")]
+
+
+def duplicate_pairs(staged: Staged, first: Numbers, excluded: int) -> list[list[Any]]:
+    """How many sequences equal an earlier one: [source of the one kept, source of the others, number], most first."""
+    pairs: Counter[tuple[str, str]] = Counter()
+    for index in np.flatnonzero(first != np.arange(len(first))):
+        if index >= excluded:
+            pairs[staged.source(int(first[index])), staged.source(int(index))] += 1
+    return [[kept, other, count] for (kept, other), count in pairs.most_common()]
+
+
+def _write_duplicates(chosen: Selection, order: Numbers, path: Path) -> None:
+    staged = chosen.staged
+    place = np.full(len(chosen.first), -1, dtype=np.int64)
+    place[order] = np.arange(len(order))
+    others = np.flatnonzero((chosen.clusters == DUPLICATE) & (place[chosen.first] >= 0))
+    others = others[np.argsort(place[chosen.first[others]], kind="stable")]
+    with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
+        for start in range(0, len(others), _CHUNK):
+            part = others[start : start + _CHUNK]
+            names = [staged.name(int(index)) for index in part]
+            sources = [staged.source(int(index)) for index in part]
+            columns = [place[chosen.first[part]], sources, names]
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA))
+
 
 REPORT = "report.json"
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -74,7 +227,7 @@ def prepare(
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out}: exists; choose another place or remove it")
     mmseqs = MMseqs.find() if recipe.clustering.method == "mmseqs" else None
-    banned = Source(_EXCLUDED, tuple(exclude)) if exclude else None
+    banned = SequenceSource(_EXCLUDED, tuple(exclude)) if exclude else None
     with progress("checking the files"):
         settings = _settings(recipe, given, banned, mmseqs)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -99,8 +252,8 @@ class _Run:
     name: str
     folder: Path
     recipe: PrepareRecipe
-    sources: list[Source]
-    banned: Source | None
+    sources: list[SequenceSource]
+    banned: SequenceSource | None
     mmseqs: MMseqs | None
     settings: dict[str, Any]
     threads: int
@@ -148,7 +301,7 @@ class _Run:
                     stage(source, filters, self._place(source), tell)
         return Staged([self._place(source) for source in everything])
 
-    def _place(self, source: Source) -> Path:
+    def _place(self, source: SequenceSource) -> Path:
         return self.folder / (_EXCLUDED if source is self.banned else f"read-{source.label}")
 
     def _equals(self, staged: Staged, excluded: int) -> tuple[Numbers, dict[str, Any]]:
@@ -184,7 +337,9 @@ class _Run:
         return np.load(array), json.loads(counts.read_text(encoding="utf-8"))
 
 
-def _sources(given: Sequence[tuple[str, Path]], tables: Mapping[str, Path], recipe: PrepareRecipe) -> list[Source]:
+def _sources(
+    given: Sequence[tuple[str, Path]], tables: Mapping[str, Path], recipe: PrepareRecipe
+) -> list[SequenceSource]:
     paths: dict[str, list[Path]] = {}
     for label, path in given:
         if not _LABEL.fullmatch(label):
@@ -198,17 +353,17 @@ def _sources(given: Sequence[tuple[str, Path]], tables: Mapping[str, Path], reci
     return [_source(label, tuple(files), tables.get(label), recipe) for label, files in paths.items()]
 
 
-def _source(label: str, paths: tuple[Path, ...], table: Path | None, recipe: PrepareRecipe) -> Source:
+def _source(label: str, paths: tuple[Path, ...], table: Path | None, recipe: PrepareRecipe) -> SequenceSource:
     how = recipe.sources.get(label, SourceRecipe())
     if how.table is not None and table is None:
         raise InputError(f"the recipe wants a table for {label}; give it with --table {label}=FILE")
     if table is not None and how.table is None:
         how = how.model_copy(update={"table": TableRecipe()})
-    return Source(label, paths, how, table)
+    return SequenceSource(label, paths, how, table)
 
 
 def _settings(
-    recipe: PrepareRecipe, sources: list[Source], banned: Source | None, mmseqs: MMseqs | None
+    recipe: PrepareRecipe, sources: list[SequenceSource], banned: SequenceSource | None, mmseqs: MMseqs | None
 ) -> dict[str, Any]:
     """Everything that decides what is in the store. File names without their folders, since a store is passed on."""
     return {

@@ -16,18 +16,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rinalmo.durable import file_sha256
 from rinalmo.errors import InputError
+from rinalmo.io.files import destination, file_sha256, publish_folder, temporary_folder
 
 FORMAT, VERSION = "rinalmo token store", 1
 MANIFEST, SEQUENCES = "manifest.json", "sequences.arrow"
@@ -38,7 +40,7 @@ SPLITS = ("train", "validation")
 SCHEMA = pa.schema([pa.field("name", pa.large_string(), False), pa.field("letters", pa.large_string(), False)])
 
 
-class _Rows(NamedTuple):
+class _RowGroup(NamedTuple):
     """One record batch as arrays: row r of a column is values[offsets[r] : offsets[r + 1]]."""
 
     name_offsets: NDArray[np.int64]
@@ -62,7 +64,7 @@ class TokenStore:
         self.source_ids = self._column("sources")
         self.family_ids = self._column("families")
         self.cluster_starts = self._column("clusters")
-        self._rows: dict[int, _Rows] = {}
+        self._rows: dict[int, _RowGroup] = {}
         self._lock = threading.Lock()
         self._reader = self._open_sequences()
 
@@ -148,17 +150,17 @@ class TokenStore:
         parts: dict[str, list[int]] = self.manifest["splits"][split]
         return parts
 
-    def _find(self, index: int) -> tuple[_Rows, int]:
+    def _find(self, index: int) -> tuple[_RowGroup, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path}: there is no sequence {index} among {len(self)}")
         number, row = divmod(int(index), ROWS)
         return self._rows.get(number) or self._load(number), row
 
-    def _load(self, number: int) -> _Rows:
+    def _load(self, number: int) -> _RowGroup:
         """Views of a record batch, checked and kept: a kilobyte for `ROWS` sequences, not their letters."""
         with self._lock, _readable(self.path):
             names, letters = self._reader.get_batch(number).columns
-            rows = _Rows(*_views(names), *_views(letters))
+            rows = _RowGroup(*_views(names), *_views(letters))
         lengths = self.lengths[number * ROWS : (number + 1) * ROWS]
         whole = rows.letter_offsets[0] == 0 and rows.letter_offsets[-1] <= len(rows.letters)
         if not (whole and np.array_equal(np.diff(rows.letter_offsets), lengths)):
@@ -228,3 +230,120 @@ def _readable(path: Path) -> Iterator[None]:
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(f"{path}: damaged, or no token store ({reason})") from None
+
+
+class StoreWriter:
+    """A context manager that makes the store `path` from calls of `start_cluster` and `add`.
+
+    All train clusters come before the validation clusters. `sources`, `families` and `provenance` become part of the
+    manifest as they are when the block ends. Until it ends without an error everything is in `folder`, beside `path`;
+    other files put there become part of the folder. Memory: `ROWS` sequences.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        sources: Sequence[str],
+        families: Sequence[str] = ("",),
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
+            raise InputError(f"{self.path}: exists; choose another place or remove it")
+        self.manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "sequences": 0,
+            "clusters": 0,
+            "nucleotides": 0,
+            "splits": {split: {"sequences": [0, 0], "clusters": [0, 0]} for split in SPLITS},
+        }
+        self.labels = {"sources": sources, "families": families}
+        self.provenance = provenance or {}
+        self._split = SPLITS[0]
+        self._rows: dict[str, list[Any]] = {}
+        self._starts: list[int] = []
+
+    def __enter__(self) -> StoreWriter:
+        destination(self.path).parent.mkdir(parents=True, exist_ok=True)
+        self.folder = temporary_folder(self.path)
+        self._columns: dict[str, BinaryIO] = {name: (self.folder / f"{name}.bin").open("wb") for name in COLUMNS}
+        self._file = (self.folder / SEQUENCES).open("wb")
+        self._arrow = pa.ipc.new_file(self._file, SCHEMA)
+        self._clear_rows()
+        return self
+
+    def start_cluster(self, split: str = "train") -> None:
+        """The sequences added next are a cluster of this split."""
+        if SPLITS.index(split) < SPLITS.index(self._split):
+            raise ValueError(f"a cluster of {split} after those of {self._split}")
+        if split != self._split:
+            self._end_split()
+            self._split = split
+        self._starts.append(self.manifest["sequences"])
+        self.manifest["clusters"] += 1
+
+    def add(self, name: str, letters: bytes, source: int = 0, family: int = 0) -> None:
+        """Add a sequence to the cluster: its letters as ASCII, and its places in `sources` and `families`."""
+        for column, value in zip(self._rows.values(), (name, letters, source, family), strict=True):
+            column.append(value)
+        self.manifest["sequences"] += 1
+        self.manifest["nucleotides"] += len(letters)
+        if len(self._rows["letters"]) == ROWS:
+            self._flush()
+
+    def _clear_rows(self) -> None:
+        self._rows = {"name": [], "letters": [], "sources": [], "families": []}
+
+    def _flush(self) -> None:
+        rows = self._rows
+        if rows["letters"]:
+            arrays = [pa.array(rows[field.name], field.type) for field in SCHEMA]
+            self._arrow.write_batch(pa.record_batch(arrays, schema=SCHEMA))
+        numbers = {"lengths": [len(letters) for letters in rows["letters"]], "clusters": self._starts}
+        for name, values in (numbers | {name: rows[name] for name in ("sources", "families")}).items():
+            self._columns[name].write(np.array(values, dtype=COLUMNS[name]).tobytes())
+        self._starts = []
+        self._clear_rows()
+
+    def _end_split(self) -> None:
+        at = {"sequences": self.manifest["sequences"], "clusters": self.manifest["clusters"]}
+        for split in SPLITS[SPLITS.index(self._split) :]:
+            for kind, count in at.items():
+                ends = self.manifest["splits"][split][kind]
+                ends[1] = count
+                if split != self._split:
+                    ends[0] = count
+
+    def _finish(self) -> None:
+        if not self.manifest["sequences"]:
+            raise InputError(f"{self.path}: no sequence is left to store")
+        self._end_split()
+        self._starts.append(self.manifest["sequences"])
+        self._flush()
+        self.manifest |= {name: list(labels) for name, labels in self.labels.items()}
+        self.manifest["provenance"] = dict(self.provenance)
+        self._arrow.close()
+        names = [SEQUENCES, *(f"{name}.bin" for name in COLUMNS)]
+        for file in (self._file, *self._columns.values()):
+            file.close()
+        self.manifest["files"] = {
+            name: {"bytes": (self.folder / name).stat().st_size, "sha256": file_sha256(self.folder / name)}
+            for name in names
+        }
+        self.manifest["sha256"] = manifest_sum(self.manifest)
+        text = json.dumps(self.manifest, indent=1, sort_keys=True) + "\n"
+        (self.folder / MANIFEST).write_text(text, encoding="utf-8", newline="\n")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+                publish_folder(self.folder, self.path)
+        finally:
+            for file in (self._file, *self._columns.values()):
+                file.close()
+            shutil.rmtree(self.folder, ignore_errors=True)

@@ -15,12 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
-from rinalmo.inference.cpu import packs_weights
-from rinalmo.inference.fast_encoder import FastEncoder, Precision
-from rinalmo.model.attention import Attention
-from rinalmo.model.block import EncoderBlock, SwiGLU
-from rinalmo.model.embedding import Embedding
-from rinalmo.model.encoder import Encoder
+from rinalmo.engine.cpu_encoder import FastEncoder, Precision
+from rinalmo.engine.devices import packs_weights
+from rinalmo.model.encoder import Attention, Embedding, Encoder, EncoderBlock, SwiGLU
 
 _OURS = {Encoder, Embedding, EncoderBlock, Attention, SwiGLU, nn.ModuleList, nn.LayerNorm, nn.Linear, nn.Dropout}
 _PRECISIONS: dict[torch.dtype, Precision] = {torch.float32: "fp32", torch.bfloat16: "bf16"}

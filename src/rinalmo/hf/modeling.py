@@ -1,17 +1,18 @@
-"""The Hugging Face classes of the published model card.
-
-Input is padded, as everywhere in transformers; it is unpacked once on the way in and padded once on the way out, so
-padding changes no number. Files are written in the port's layout, which multimolecule reads too, and read in any.
-"""
+"""What the Hugging Face classes hand on: their own output type, and the encoder's answer between border and head."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import (
     BaseModelOutputWithPooling,
     MaskedLMOutput,
@@ -20,18 +21,496 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import ModelOutput, can_return_tuple
 
+from rinalmo.engine.cpu_encoder import FastEncoder
+from rinalmo.engine.devices import default_batch_tokens
+from rinalmo.engine.engine import Engine
+from rinalmo.engine.inputs import Sequences, as_records, peeked
 from rinalmo.errors import InputError
 from rinalmo.hf.configuration import RiNALMoConfig
-from rinalmo.hf.encoding import encode
-from rinalmo.hf.loading import CLASSIFIER_PARTS
-from rinalmo.hf.outputs import ContactPredictionOutput, Encoded
-from rinalmo.hf.padded import Grid, inner
-from rinalmo.hf.pretrained import RiNALMoPreTrainedModel, refuse
-from rinalmo.inference.inputs import Sequences
-from rinalmo.model.heads import ContactHead, HeadConfig, MaskedLMHead, Pooler, SequenceHead, TokenHead
-from rinalmo.model.losses import IGNORE, infer_problem_type, label_loss, structure_loss
+from rinalmo.hf.fast_path import FastPath
+from rinalmo.hf.loading import (
+    CLASSIFIER_PARTS,
+    HUB_OPTIONS,
+    alphabet_of,
+    complete,
+    find_adapter,
+    our_name,
+    quiet_report,
+    read_for,
+)
+from rinalmo.inference.embed import Pooling, embed_records
+from rinalmo.model.config import ModelConfig
+from rinalmo.model.encoder import Embedding, Encoder, EncoderOutput, SwiGLU
+from rinalmo.model.heads import (
+    IGNORE,
+    ContactHead,
+    HeadConfig,
+    MaskedLMHead,
+    Pooler,
+    SequenceHead,
+    StructureHead,
+    TokenHead,
+    ends,
+    infer_problem_type,
+    label_loss,
+    structure_loss,
+)
+from rinalmo.model.kernels import Backend
 from rinalmo.model.packing import Layout
-from rinalmo.model.task_heads import StructureHead
+from rinalmo.model.rinalmo import ModelSpec, RiNALMo
+from rinalmo.weights.checkpoint import translate
+from rinalmo.weights.layouts import detect, plan_reading
+
+
+@dataclass
+class ContactPredictionOutput(ModelOutput):
+    """loss `()`, logits `(batch, length, length, labels)` without CLS and EOS, hidden states, attentions."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class Encoded:
+    """What the encoder made of a padded batch: packed states, where they stand, padded extras."""
+
+    ids: Tensor | None
+    states: Tensor
+    grid: Grid
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+    @property
+    def padded(self) -> Tensor:
+        """The last states as `(batch, length, hidden)`; with all layers, the last of them."""
+        return self.grid.scatter(self.states) if self.hidden_states is None else self.hidden_states[-1]
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        return {"hidden_states": self.hidden_states, "attentions": self.attentions}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where each packed token stands in a `(batch, width)` tensor."""
+
+    layout: Layout
+    rows: Int[Tensor, " tokens"]
+    columns: Int[Tensor, " tokens"]
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(batch, width)`."""
+        return len(self.layout.lengths), self.width
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """A packed `(tokens, …)` tensor as `(batch, width, …)`, zeros elsewhere."""
+        padded = x.new_zeros((*self.shape, *x.shape[1:]))
+        padded[self.rows, self.columns] = x
+        return padded
+
+    def gather(self, padded: Tensor) -> Tensor:
+        """The entries of a `(batch, width, …)` tensor at the packed tokens' places."""
+        return padded[self.rows.to(padded.device), self.columns.to(padded.device)]
+
+    def scatter_pairs(self, maps: list[Tensor]) -> Tensor:
+        """Per-sequence `(length, length, …)` maps as one `(batch, width, width, …)` tensor."""
+        padded = maps[0].new_zeros((len(maps), self.width, self.width, *maps[0].shape[2:]))
+        for row, (columns, pairs) in enumerate(zip(self._columns(), maps, strict=True)):
+            if len(pairs):
+                padded[(row, *_square_of(columns))] = pairs
+        return padded
+
+    def gather_pairs(self, padded: Tensor) -> list[Tensor]:
+        """The per-sequence squares of a `(batch, width, width, …)` tensor."""
+        squares = (_square_of(columns.to(padded.device)) for columns in self._columns())
+        return [padded[(row, *square)] for row, square in enumerate(squares)]
+
+    def padder(self, padded: list[Tensor]) -> Callable[[Tensor], Tensor]:
+        """A hook that keeps packed states in padded form, and goes on with what it kept: it lies on the graph."""
+
+        def hook(x: Tensor) -> Tensor:
+            padded.append(self.scatter(x))
+            return self.gather(padded[-1])
+
+        return hook
+
+    def pair_padder(self, padded: list[Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
+        """As `padder`, for attention weights: per sequence `(heads, length, length)`."""
+
+        def hook(layer: list[Tensor]) -> list[Tensor]:
+            maps = self.scatter_pairs([weights.permute(1, 2, 0) for weights in layer])
+            padded.append(maps.permute(0, 3, 1, 2))
+            return [square.permute(2, 0, 1) for square in self.gather_pairs(padded[-1].permute(0, 2, 3, 1))]
+
+        return hook
+
+    def _columns(self) -> tuple[Tensor, ...]:
+        return self.layout.split(self.columns)
+
+
+def _square_of(columns: Tensor) -> tuple[slice, slice] | tuple[Tensor, Tensor]:
+    """Index of the pairs of these columns; slices where there is no gap between them."""
+    if len(columns) == 0:
+        return slice(0, 0), slice(0, 0)
+    first, last = int(columns[0]), int(columns[-1])
+    if last - first + 1 == len(columns):
+        return slice(first, last + 1), slice(first, last + 1)
+    return columns[:, None], columns
+
+
+def grid_of(
+    name: str,
+    shape: tuple[int, int],
+    device: torch.device,
+    real: Bool[Tensor, "batch width"] | None,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+) -> Grid:
+    """Where the real tokens of a padded batch are.
+
+    Args:
+        name: Of the tensor that the batch came in, for errors.
+        shape: `(batch, width)`.
+        device: Where the batch is.
+        real: Which tokens are real if there is no mask; None for all.
+        attention_mask: 1 for a token, 0 for padding. Holes keep their places: rotary positions count them.
+        position_ids: `(width,)`, `(1, width)` or `(batch, width)`; None counts columns.
+
+    Raises:
+        InputError: If shapes disagree or the mask is not one of 0 and 1.
+    """
+    if shape[0] == 0:
+        raise InputError(f"{name} has no rows")
+    if attention_mask is not None:
+        real = _checked(attention_mask, name, shape)
+    if real is None:
+        real = torch.ones(shape, dtype=torch.bool, device=device)
+    rows, columns = real.to(device).nonzero(as_tuple=True)
+    layout = Layout(tuple(real.sum(dim=1).tolist()), device)
+    return Grid(_positioned(layout, rows, columns, shape, position_ids), rows, columns, shape[1])
+
+
+def _positioned(layout: Layout, rows: Tensor, columns: Tensor, shape: tuple[int, int], given: Tensor | None) -> Layout:
+    """The layout with rotary positions of its own where tokens are not simply counted.
+
+    Rotary attention depends on differences alone, so positions that are off by a constant in each row are counted.
+    """
+    positions = columns
+    if given is not None:
+        if given.shape not in ((shape[1],), (1, shape[1]), shape) or given.is_floating_point():
+            raise InputError(f"position_ids have shape {tuple(given.shape)}; expected whole numbers of shape {shape}")
+        positions = given.to(columns.device).expand(shape)[rows, columns]
+    offset = positions - layout.indices
+    first = layout.cu_seqlens.long()[layout.sequence_ids]
+    if layout.total == 0 or bool((offset == offset[first]).all()):
+        return layout
+    return replace(layout, position_ids=positions)
+
+
+def _checked(attention_mask: Tensor, name: str, shape: tuple[int, int]) -> Bool[Tensor, "batch width"]:
+    if attention_mask.shape != shape:
+        raise InputError(f"attention_mask has shape {tuple(attention_mask.shape)}, {name} has {shape}; they must agree")
+    if bool((attention_mask < 0).any()):
+        raise InputError("attention_mask has negative values; give 1 for a token and 0 for padding, not what is added")
+    return attention_mask.bool()
+
+
+def inner(ids: Tensor | None, grid: Grid, config: ModelConfig) -> tuple[Bool[Tensor, " tokens"], Grid]:
+    """Which tokens are neither a leading CLS nor a trailing EOS, and the grid, narrower by these, that they fill.
+
+    A row without CLS is not moved. Where ids are unknown, the first and the last token of each row are CLS and EOS.
+    """
+    layout = grid.layout
+    if ids is None:
+        last = layout.cu_seqlens.long().diff()[layout.sequence_ids] - 1
+        leading, trailing = layout.indices == 0, (layout.indices == last) & (last > 0)
+    else:
+        leading, trailing = ends(ids, layout, config)
+    keep = ~(leading | trailing)
+    counts = torch.zeros(2, len(layout.lengths), dtype=torch.long, device=keep.device)
+    for count, where in zip(counts, (leading, trailing), strict=True):
+        count[layout.sequence_ids[where]] = 1
+    columns = grid.columns[keep] - counts[0][layout.sequence_ids[keep]]
+    width = max(grid.width - int(counts.sum(dim=0).max()), int(columns.max()) + 1 if len(columns) else 0)
+    return keep, Grid(layout.select(keep), grid.rows[keep], columns, width)
+
+
+class _OfModel(Engine):
+    """An engine that computes with a Hugging Face model's weights as they are at the moment, and copies none."""
+
+    def __init__(self, model: RiNALMoModel, batch_tokens: int | None) -> None:
+        self.owner, self.device, self.precision, self._threads = model, model.device, "auto", None
+        self.batch_tokens = default_batch_tokens(model.device) if batch_tokens is None else batch_tokens
+        with torch.device("meta"):  # sizes and alphabet, no weights
+            self.head_model = RiNALMo(ModelSpec(model.encoder.config, alphabet_of(model.config)))
+
+    @torch.inference_mode()
+    def hidden_states(self, ids: Tensor, layout: Layout, layers: Sequence[int]) -> list[Tensor]:
+        last = len(self.owner.encoder.blocks)
+        out = self.owner._states(ids, layout, any(layer != last for layer in layers))
+        states = out.hidden_states or ()
+        return [(out.last_hidden_state if layer == last else states[layer]).float() for layer in layers]
+
+
+def encode(
+    model: RiNALMoModel,
+    sequences: Sequences,
+    *,
+    pooling: Pooling = "mean",
+    layer: int = -1,
+    normalize: bool = False,
+    batch_tokens: int | None = None,
+) -> np.ndarray | list[np.ndarray]:
+    """See `RiNALMoModel.encode`."""
+    was_training = model.training
+    model.eval()
+    try:
+        engine = _OfModel(model, batch_tokens)
+        pairs = embed_records(peeked(as_records(sequences)), engine, pooling=pooling, layers=[layer])
+        found = [_of_length_one(values) if normalize else values for _, values in pairs]
+    finally:
+        model.train(was_training)
+    if isinstance(sequences, str):
+        return found[0]
+    return found if pooling == "none" else np.stack(found)
+
+
+def _of_length_one(values: np.ndarray) -> np.ndarray:
+    """Vectors along the last axis, each of length 1; one of zeros stays as it is."""
+    return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12)
+
+
+_BACKENDS: dict[str, Backend] = {"eager": "eager", "sdpa": "auto", "flash_attention_2": "flash"}
+
+
+class RiNALMoPreTrainedModel(PreTrainedModel):
+    """Loading, saving and encoding, shared by all."""
+
+    config_class = RiNALMoConfig
+    config: RiNALMoConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _no_split_modules = ["EncoderBlock"]  # noqa: RUF012  (the base class declares it so)
+
+    encoder: Encoder
+
+    def __init__(self, config: RiNALMoConfig) -> None:
+        super().__init__(config)
+        self.encoder = Encoder(ModelConfig.from_dict(config.to_dict()))
+        self._fast_path = FastPath()
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path | None,
+        *model_args: Any,
+        config: Any = None,
+        state_dict: dict[str, Tensor] | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load from a folder or hub id in our layout or the port's, the authors' `.pt` file, or a catalog name.
+
+        A head that the file lacks starts fresh, and a warning names it; anything else missing or unexpected raises.
+        From a folder or hub id with a PEFT adapter, the adapter is loaded onto its base.
+        """
+        adapter_options = dict(kwargs.pop("adapter_kwargs", None) or {})
+        adapter_name = kwargs.pop("adapter_name", None) or "default"
+        adapter_path = adapter_options.pop("_adapter_model_path", None)
+        adapter = None
+        if pretrained_model_name_or_path is not None and state_dict is None:
+            hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs} | adapter_options
+            adapter = find_adapter(pretrained_model_name_or_path, adapter_path, hub)
+            if adapter is not None:
+                pretrained_model_name_or_path = adapter.base
+                labels = adapter.num_labels()
+                if labels is not None and isinstance(config, RiNALMoConfig) and config.num_labels != labels:
+                    config.num_labels = labels
+                elif labels is not None and config is None:
+                    kwargs.setdefault("num_labels", labels)
+            config, state_dict, kwargs = read_for(
+                cls, pretrained_model_name_or_path, config, ignore_mismatched_sizes, kwargs
+            )
+        with quiet_report():
+            loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if pretrained_model_name_or_path is not None:
+            model.config.name_or_path = str(pretrained_model_name_or_path)
+            model.name_or_path = str(pretrained_model_name_or_path)
+        if adapter is not None:
+            adapter.apply(model, adapter_name)
+        return loaded
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """Write config and weights in the port's layout, and tokenizer and card where they are missing."""
+        if kwargs.get("is_main_process", True) and not Path(save_directory).is_file():
+            complete(Path(save_directory), self.config, type(self).__name__)
+        if not getattr(self, "_hf_peft_config_loaded", False):
+            state = self.state_dict() if state_dict is None else state_dict
+            state_dict = translate({our_name(name): tensor for name, tensor in state.items()}, "multimolecule")
+        super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As torch's, and understands the port's names, which is what a Trainer's checkpoint holds, and all of ours."""
+        if any("encoder.layer." in name for name in state_dict):
+            shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
+            plan = plan_reading(detect(shapes), shapes)
+            state_dict = {ours: torch.cat([state_dict[part] for part in parts]) for ours, parts in plan.items()}
+        own = {our_name(name): name for name in self.state_dict()}
+        state_dict = {own.get(name, name): tensor for name, tensor in state_dict.items()}
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The module from ids `(batch, length)` to what `inputs_embeds` takes, `(batch, length, hidden)`."""
+        return self.encoder.embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.encoder.embedding = value  # type: ignore[assignment]  # any module from ids to vectors will do
+
+    def get_output_embeddings(self) -> nn.Module | None:  # type: ignore[override]
+        """The last layer of the masked-LM or token head; None for classes without one.
+
+        PEFT leaves it out of "all-linear". For token classification it has to, since it trains the classifier as well.
+        """
+        head = self._last_head()
+        return None if head is None else head.decoder  # type: ignore[return-value]
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        head = self._last_head()
+        if head is None:
+            raise InputError(f"{type(self).__name__} has no output embeddings")
+        head.decoder = value
+
+    def _last_head(self) -> nn.Module | None:
+        return getattr(self, "lm_head", None)
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> Any:
+        """The embeddings, if that is their size already; the vocabulary is fixed."""
+        if new_num_tokens not in (None, self.config.vocab_size):
+            raise InputError(
+                f"RiNALMo's vocabulary of {self.config.vocab_size} tokens is fixed; it cannot become {new_num_tokens}"
+            )
+        return self.get_input_embeddings()
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
+    ) -> None:
+        self.encoder.gradient_checkpointing = enable
+        self.encoder.checkpointed_every = every_n_layers
+        if gradient_checkpointing_func is not None:
+            self.encoder.checkpointing_function = gradient_checkpointing_func
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | Embedding):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+        elif isinstance(module, SwiGLU):
+            init.ones_(module.beta)
+        if isinstance(bias := getattr(module, "bias", None), nn.Parameter):
+            init.zeros_(bias)
+
+    def _encode(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+    ) -> Encoded:
+        want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        grid = self._grid(input_ids, attention_mask, position_ids, inputs_embeds)
+        ids = None if input_ids is None else grid.gather(input_ids)
+        counted = ids is not None and grid.layout.position_ids is None
+        fast = self._fast(self._backend) if counted and not want_attentions else None
+        if fast is not None and ids is not None:
+            out = self._from_fast(fast, ids, grid.layout, bool(want_states))
+            states = tuple(map(grid.scatter, out.hidden_states)) if out.hidden_states is not None else None
+            return Encoded(ids, out.last_hidden_state, grid, states, None)
+        layers: list[Tensor] | None = [] if want_states else None
+        maps: list[Tensor] | None = [] if want_attentions else None
+        self.encoder.set_attention_backend(self._backend)
+        # The embedding is called within the encoder, whose hooks may have to fetch its weights first.
+        out = self.encoder(
+            ids,
+            grid.layout,
+            inputs_embeds=lambda: grid.gather(self._embedded(input_ids, inputs_embeds)),
+            states_hook=None if layers is None else grid.padder(layers),
+            weights_hook=None if maps is None else grid.pair_padder(maps),
+        )
+        return Encoded(ids, out.last_hidden_state, grid, _tuple(layers), _tuple(maps))
+
+    def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        return self.encoder.embedding(input_ids) if inputs_embeds is None else inputs_embeds.to(self.dtype)
+
+    def _grid(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+    ) -> Grid:
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            raise InputError(
+                "RiNALMo cannot be exported (torch.export, ONNX, torch.jit.trace): its batches are unpacked by their "
+                "values, which a trace would fix"
+            )
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("give either input_ids or inputs_embeds")
+        name, given, axes = "input_ids", input_ids, "(batch, length)"
+        if inputs_embeds is not None:
+            name, given, axes = "inputs_embeds", inputs_embeds, f"(batch, length, {self.config.hidden_size})"
+        assert given is not None
+        if given.dim() != axes.count(",") + 1 or (given is inputs_embeds and given.shape[2] != self.config.hidden_size):
+            raise InputError(f"{name} has shape {tuple(given.shape)}; expected {axes}")
+        pad = self.config.pad_token_id
+        real = None if input_ids is None or pad is None else input_ids != pad
+        return grid_of(name, (given.shape[0], given.shape[1]), given.device, real, attention_mask, position_ids)
+
+    @property
+    def _backend(self) -> Backend:
+        return _BACKENDS.get(self.config._attn_implementation or "sdpa", "auto")
+
+    def _fast(self, backend: Backend) -> FastEncoder | None:
+        """The engine's encoder where it can stand in."""
+        return self._fast_path.of(self.encoder) if backend == "auto" else None
+
+    def _from_fast(self, fast: FastEncoder, ids: Tensor, layout: Layout, all_layers: bool) -> EncoderOutput:
+        last = len(fast.blocks)
+        states = [layer.to(self.dtype) for layer in fast(ids, layout, range(last + 1) if all_layers else [last])]
+        return EncoderOutput(states[-1], tuple(states) if all_layers else None, None)
+
+    def _states(self, ids: Tensor, layout: Layout, all_layers: bool) -> EncoderOutput:
+        """States of a packed batch, from the engine's encoder where it can stand in, else from the plain one."""
+        fast = self._fast(self._backend)
+        if fast is not None:
+            return self._from_fast(fast, ids, layout, all_layers)
+        self.encoder.set_attention_backend(self._backend)
+        return self.encoder(ids, layout, output_hidden_states=all_layers)
+
+
+def refuse(token_type_ids: Tensor | None, head_mask: Any) -> None:
+    """Raise for arguments of other models that ask for what RiNALMo does not have."""
+    if token_type_ids is not None and bool((token_type_ids != 0).any()):
+        raise InputError("token_type_ids are not all 0: RiNALMo has one type of token; leave them out")
+    masks = head_mask if isinstance(head_mask, list | tuple) else [head_mask]
+    if any(mask is not None and bool((mask != 1).any()) for mask in masks):
+        raise InputError("head_mask is not all 1: RiNALMo's attention heads cannot be masked; leave it out")
+
+
+def _tuple(layers: list[Tensor] | None) -> tuple[Tensor, ...] | None:
+    return None if layers is None else tuple(layers)
 
 
 class RiNALMoModel(RiNALMoPreTrainedModel):
@@ -340,15 +819,3 @@ def _unbatched(labels: Tensor, shape: tuple[int, ...], hint: str = "") -> Tensor
         raise InputError(f"labels have shape {tuple(labels.shape)}; the logits need {tuple(shape)}{more}")
     batched = labels.shape[: len(shape)] == shape and labels.dim() <= len(shape) + 1
     return labels if batched else labels.unsqueeze(0)
-
-
-__all__ = [
-    "ContactPredictionOutput",
-    "RiNALMoForContactPrediction",
-    "RiNALMoForMaskedLM",
-    "RiNALMoForPreTraining",
-    "RiNALMoForSecondaryStructurePrediction",
-    "RiNALMoForSequencePrediction",
-    "RiNALMoForTokenPrediction",
-    "RiNALMoModel",
-]

@@ -1,4 +1,4 @@
-"""The tokenizer for `transformers`, on top of `rinalmo.alphabet`.
+"""The tokenizer for `transformers`, on top of `rinalmo.rna.alphabet`.
 
 The base class walks through Python lists, one character at a time. A plain batch of strings does not take that
 way: `Alphabet.encode_batch` turns it into one array of ids, and the padded tensors are cut from that. Whatever is
@@ -17,8 +17,8 @@ from transformers import BatchEncoding, PreTrainedTokenizer
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.generic import PaddingStrategy
 
-from rinalmo.alphabet import Alphabet, Ids, tokens_for, word_length
 from rinalmo.errors import InputError
+from rinalmo.rna.alphabet import Alphabet, Ids, tokens_for, word_length
 from rinalmo.weights.catalog import find, resolve
 
 _NAMED_TOKENS = {
@@ -48,7 +48,7 @@ _PLAIN_OPTIONS = {
 class RnaTokenizer(PreTrainedTokenizer):
     """One token per nucleotide, `<cls>` in front and `<eos>` behind; a pair is `<cls> a <eos> b <eos>`.
 
-    `alphabet` names a vocabulary of `rinalmo.alphabet.tokens_for` or lists its letters; a saved tokenizer's
+    `alphabet` names a vocabulary of `rinalmo.rna.alphabet.tokens_for` or lists its letters; a saved tokenizer's
     `vocab.txt` takes its place. The default is `standard`, and `streamline` where tokens have several letters:
     overlapping words of `nmers` letters, or with `codon` triplets side by side, for which the length must be a
     multiple of three. `strict` raises `SequenceError` for a character that the vocabulary lacks, instead of `<unk>`.

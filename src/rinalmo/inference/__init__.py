@@ -1,1 +1,1 @@
-"""From sequences to answers: batching, fill-mask, embeddings, files."""
+"""What each command computes, and what it writes: embeddings, masked nucleotides, variant scores, structures."""

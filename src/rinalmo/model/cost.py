@@ -6,7 +6,7 @@ as follows (found by solving for the length, exact to the last printed digit):
     MACs    every matrix product: linear layers, query × key, probabilities × value
     FLOPs   2 × MACs + 5 per element of each layer norm + 1 per attention probability
 
-The FLOPs of training are those of `rinalmo.training.throughput`, which count matrix products only.
+The FLOPs of training are those of `rinalmo.training.trainer`, which count matrix products only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The encoder: embedding, blocks, final layer norm.
+"""Whether modules compute what their class says, or somebody listens to them or has changed them.
 
-Whole model at a glance, for giga: 33 × (attention + SwiGLU) at width 1280, rotary positions, no length limit.
+Code that reads a layer's weight instead of calling the layer asks here first.
 """
 
 from __future__ import annotations
@@ -10,18 +10,199 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.modules import module as global_hooks
 from torch.utils.checkpoint import checkpoint
 
-from rinalmo.model import compiling
-from rinalmo.model.attention import Attention
-from rinalmo.model.backends import Backend, WeightsHook
-from rinalmo.model.block import EncoderBlock, SwiGLU
+from rinalmo.model import kernels
 from rinalmo.model.config import ModelConfig
-from rinalmo.model.embedding import Embedding, drop_tokens
+from rinalmo.model.kernels import (
+    Backend,
+    Region,
+    Rotation,
+    WeightsHook,
+    attend,
+    attend_with_weights,
+    gated_swish,
+    rotate,
+    rotation,
+)
 from rinalmo.model.packing import Layout
-from rinalmo.model.rotary import rotation
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a module or one within it has a hook on its forward pass, or a `forward` of its own (accelerate's)."""
+    if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
+        return True
+    return any(_is_hooked_itself(part) for part in module.modules())
+
+
+def _is_hooked_itself(module: nn.Module) -> bool:
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks) or "forward" in vars(module)
+
+
+EXPECTED_MASKED = 0.15 * 0.8
+
+
+class Embedding(nn.Embedding):
+    """Ids of any shape to vectors; `<mask>` is zero under token dropout. `drop_tokens` does the scaling."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        size = (config.vocab_size, config.hidden_size)
+        super().__init__(*size, _weight=torch.empty(size))  # weights are loaded or initialised by the caller
+        self.mask_token_id = config.mask_token_id
+        self.token_dropout = config.token_dropout
+
+    def forward(self, input: Int[Tensor, "*any"]) -> Float[Tensor, "*any hidden"]:
+        x = super().forward(input)
+        return x.masked_fill((input == self.mask_token_id)[..., None], 0.0) if self.token_dropout else x
+
+
+def drop_tokens(
+    x: Float[Tensor, "tokens hidden"], masked: Bool[Tensor, " tokens"], layout: Layout
+) -> Float[Tensor, "tokens hidden"]:
+    """Token dropout on packed embeddings: zero where masked, the rest of each sequence scaled up.
+
+    Args:
+        x: Packed embeddings.
+        masked: Which tokens are `<mask>`.
+        layout: Where each sequence lies.
+
+    Returns:
+        The input of the first block.
+    """
+    scale = (1 - EXPECTED_MASKED) / kept_ratio(masked, layout)
+    return x * (~masked * scale[layout.sequence_ids]).to(x.dtype)[:, None]
+
+
+def kept_ratio(masked: Bool[Tensor, " tokens"], layout: Layout) -> Float[Tensor, " sequences"]:
+    """Share of the tokens of each sequence that are not masked, fp32; never 0, so that all masks stay finite."""
+    counts = torch.zeros(len(layout.lengths), dtype=torch.float32, device=masked.device)
+    counts.index_add_(0, layout.sequence_ids, masked.float())
+    lengths = layout.real_counts.float().clamp(min=1)
+    return (lengths - counts).clamp(min=1) / lengths
+
+
+class Attention(nn.Module):
+    """Self-attention within each sequence of a packed batch."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_size = config.head_size
+        self.dropout = config.attention_dropout
+        self.backend: Backend = "auto"
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "tokens hidden"], layout: Layout, by: Rotation, weights: WeightsHook | None = None
+    ) -> Float[Tensor, "tokens hidden"]:
+        """With `weights` given, the written-out path runs and passes this layer's attention through it."""
+        qkv = self.qkv(x)
+        dropout = self.dropout if self.training else 0.0
+        if weights is None and self.backend == "auto" and layout.real is None and trains_on_cpu(qkv):
+            return self.output(kernels.attend_in_training(qkv, layout, by, x.shape[-1] // self.head_size, dropout))
+        q, k, v = self.heads(qkv, by)
+        if weights is None:
+            return self.output(self.attend(q, k, v, layout))
+        y, _ = attend_with_weights(q, k, v, layout, dropout=dropout, hook=weights)
+        return self.output(y.flatten(1))
+
+    def heads(self, qkv: Float[Tensor, "tokens three_hidden"], by: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (both rotated) and values, each `(tokens, heads, head)`."""
+        q, k, v = qkv.unflatten(-1, (3, -1, self.head_size)).unbind(1)
+        return rotate(q, by), rotate(k, by), v
+
+    def attend(
+        self,
+        q: Float[Tensor, "tokens heads head"],
+        k: Float[Tensor, "tokens heads head"],
+        v: Float[Tensor, "tokens heads head"],
+        layout: Layout,
+    ) -> Float[Tensor, "tokens hidden"]:
+        """What the heads say of each token, before the output projection."""
+        dropout = self.dropout if self.training else 0.0
+        return attend(q, k, v, layout, dropout=dropout, backend=self.backend).flatten(1)
+
+
+def trains_on_cpu(x: Tensor) -> bool:
+    """Whether `cpu_training` serves best: gradients are wanted, on a CPU."""
+    return x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward network whose swish has a learned slope, `beta`.
+
+    `gate_up` is one matrix: the gate's rows (which go through the swish), then those it multiplies.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.eager = False  # written out, so that it can be differentiated twice
+        self.beta = nn.Parameter(torch.ones(1))
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.ffn_size)
+        self.down = nn.Linear(config.ffn_size, config.hidden_size)
+
+    def forward(self, x: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        if not self.eager and trains_on_cpu(gate):
+            return self.down(gated_swish(gate, up, self.beta))
+        return self.down(gate * torch.sigmoid(self.beta * gate) * up)
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention and feed-forward network, each with a residual connection.
+
+    This is not quite pre-norm. The first residual starts from the *normalised* input, and the
+    published weights were trained that way, so the textbook form would give other outputs.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = Attention(config)
+        self.ffn_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.ffn = SwiGLU(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "tokens hidden"],
+        layout: Layout,
+        by: Rotation,
+        weights: WeightsHook | None = None,
+        compiled: bool = False,
+    ) -> Float[Tensor, "tokens hidden"]:
+        """The block's output; `compiled` fuses what is not attention (`rinalmo.model.kernels`)."""
+        if compiled and weights is None and not self._is_changed():
+            x, q, k, v = _before_attention.compiled(self, x, *by)
+            return _after_attention.compiled(self, x, self.attention.attend(q, k, v, layout))
+        x = self.attention_norm(x)
+        return self._feed_forward(x + self.dropout(self.attention(x, layout, by, weights)))
+
+    def _is_changed(self) -> bool:
+        """Whether regions would pass by what somebody has hooked or replaced. The block's own hooks are honoured."""
+        return type(self.attention) is not Attention or any(map(is_hooked, self.children()))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return x + self.dropout(self.ffn(self.ffn_norm(x)))
+
+
+# Without annotations: the tests' checker of shapes would be traced along.
+
+
+@Region
+def _before_attention(block, x, cos, sin):  # type: ignore[no-untyped-def]
+    """The normed input, on which the residual starts, and queries, keys and values."""
+    x = block.attention_norm(x)
+    return x, *block.attention.heads(block.attention.qkv(x), Rotation(cos, sin))
+
+
+@Region
+def _after_attention(block, x, y):  # type: ignore[no-untyped-def]
+    return block._feed_forward(x + block.dropout(block.attention.output(y)))
 
 
 class EncoderOutput(NamedTuple):
@@ -46,14 +227,14 @@ class Encoder(nn.Module):
         self.gradient_checkpointing = False
         self.checkpointing_function: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
         self.checkpointed_every = 1  # gradient checkpointing of every n-th block
-        self.fuse: bool | None = None  # what `rinalmo.model.compiling.wanted` is asked for
+        self.fuse: bool | None = None  # what `rinalmo.model.kernels.wanted` is asked for
         self._tokens_seen = 0
         self.embedding = Embedding(config)
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_hidden_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def set_attention_backend(self, backend: Backend) -> None:
-        """Use this backend in every block; see `rinalmo.model.backends`."""
+        """Use this backend in every block; see `rinalmo.model.kernels`."""
         for module in self.modules():
             if isinstance(module, Attention):
                 module.backend = backend
@@ -147,10 +328,10 @@ class Encoder(nn.Module):
         return drop_tokens(x, masked, layout)
 
     def _compiles(self, x: Tensor) -> bool:
-        """Whether blocks are to be compiled for these tokens (`rinalmo.model.compiling`)."""
+        """Whether blocks are to be compiled for these tokens (`rinalmo.model.kernels`)."""
         if torch.compiler.is_compiling():  # by the caller, as a whole
             return False
         training = self.training and torch.is_grad_enabled()
         if not training:
             self._tokens_seen += len(x)
-        return compiling.wanted(x.device, explicit=self.fuse, training=training, tokens=self._tokens_seen)
+        return kernels.wanted(x.device, explicit=self.fuse, training=training, tokens=self._tokens_seen)

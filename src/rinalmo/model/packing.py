@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Run:
+class EqualLengthGroup:
     """`count` neighbouring sequences of the same `length`, from token `start` on."""
 
     start: int
@@ -65,13 +65,13 @@ class Layout:
         return max(self.lengths, default=0)
 
     @cached_property
-    def runs(self) -> tuple[Run, ...]:
+    def runs(self) -> tuple[EqualLengthGroup, ...]:
         """Maximal stretches of neighbouring sequences of equal, positive length."""
         runs, start = [], 0
         for length, group in groupby(self.lengths):
             count = len(list(group))
             if length:
-                runs.append(Run(start, count, length))
+                runs.append(EqualLengthGroup(start, count, length))
             start += count * length
         return tuple(runs)
 
@@ -160,14 +160,16 @@ def pack_padded(
     return ids, Layout(layout.lengths, layout.device, tuple(len(part) for part in parts))
 
 
-def planes(x: Float[Tensor, "heads rows tokens"], run: Run) -> Float[Tensor, "planes rows length"]:
+def planes(x: Float[Tensor, "heads rows tokens"], run: EqualLengthGroup) -> Float[Tensor, "planes rows length"]:
     """A run's part of a tensor with the tokens last: one matrix per sequence and head, for batched products."""
     heads, rows, _ = x.shape
     block = x[..., run.start : run.stop].view(heads, rows, run.count, run.length)
     return block.permute(2, 0, 1, 3).reshape(-1, rows, run.length)
 
 
-def put_planes(out: Float[Tensor, "heads rows tokens"], run: Run, found: Float[Tensor, "planes rows length"]) -> None:
+def put_planes(
+    out: Float[Tensor, "heads rows tokens"], run: EqualLengthGroup, found: Float[Tensor, "planes rows length"]
+) -> None:
     """The reverse of `planes`: write them into the run's part of `out`."""
     heads, rows, _ = out.shape
     block = out[..., run.start : run.stop].view(heads, rows, run.count, run.length)

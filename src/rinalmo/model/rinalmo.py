@@ -13,15 +13,24 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from rinalmo.alphabet import Alphabet
 from rinalmo.errors import CheckpointError
-from rinalmo.model.combiner import Combiner
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.encoder import Encoder, EncoderOutput
-from rinalmo.model.heads import ContactHead, HeadConfig, MaskedLMHead, Pooler, SequenceHead, TokenHead
+from rinalmo.model.heads import (
+    ContactHead,
+    HeadConfig,
+    MaskedLMHead,
+    NcrnaFamilyHead,
+    Pooler,
+    RibosomeLoadHead,
+    SequenceHead,
+    SpliceSiteHead,
+    StructureHead,
+    TokenHead,
+)
 from rinalmo.model.packing import Layout
-from rinalmo.model.partner_head import PartnerHead
-from rinalmo.model.task_heads import NcrnaFamilyHead, RibosomeLoadHead, SpliceSiteHead, StructureHead
+from rinalmo.model.structure_heads import Combiner, PartnerHead
+from rinalmo.rna.alphabet import Alphabet
 
 Shapes = Mapping[str, tuple[int, ...]]
 

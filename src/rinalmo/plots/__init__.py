@@ -11,11 +11,10 @@ No torch: a `Structure`, a numpy matrix or a log are enough. The drawing needs V
 matplotlib (extra `plots`).
 """
 
-from rinalmo.plots.arcs import draw_arcs
 from rinalmo.plots.curves import draw_curves
 from rinalmo.plots.drawing import draw_structure
 from rinalmo.plots.embedding_map import draw_embedding_map
 from rinalmo.plots.logo import draw_logo
-from rinalmo.plots.pair_map import draw_pair_map
+from rinalmo.plots.pairs import draw_arcs, draw_pair_map
 
 __all__ = ["draw_arcs", "draw_curves", "draw_embedding_map", "draw_logo", "draw_pair_map", "draw_structure"]

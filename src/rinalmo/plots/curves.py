@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rinalmo.durable import check_path
 from rinalmo.errors import InputError
+from rinalmo.io.files import check_path
 from rinalmo.plots.style import BLUE, COLOURS, ENDINGS, GREY, MARKS, VERMILION, figure_in, need_matplotlib, title_of
 
 Log = Sequence[Mapping[str, Any]]
@@ -25,7 +25,7 @@ _MARKED = 12  # marks along a line
 _NAMES = {"loss": "loss (nats)", "lr": "learning rate", "mfu": "share of the peak", "tokens_per_second": "tokens/s"}
 
 
-class _Line(NamedTuple):
+class _Curve(NamedTuple):
     run: str
     part: str
     steps: list[int]
@@ -64,7 +64,7 @@ def draw_curves(
     size = (_WIDTH, _PANEL * len(figures) + _AROUND + _KEY_ROW * len(logs))
     with figure_in(path, _PURPOSE, figsize=size, layout="constrained") as figure:
         panels = figure.subplots(len(figures), 1, squeeze=False, sharex=True)[:, 0]
-        drawn: list[_Line] = []
+        drawn: list[_Curve] = []
         for axes, name in zip(panels, figures, strict=True):
             drawn += (lines := _lines(logs, name))
             for line in lines:
@@ -77,7 +77,7 @@ def draw_curves(
         _legend(figure, drawn, len(logs) == 1)
 
 
-def _lines(logs: Mapping[str, Log], name: str) -> list[_Line]:
+def _lines(logs: Mapping[str, Log], name: str) -> list[_Curve]:
     """Training and validation of each run, as far as they have the figure."""
     found = []
     for number, (run, log) in enumerate(logs.items()):
@@ -86,11 +86,11 @@ def _lines(logs: Mapping[str, Log], name: str) -> list[_Line]:
             if points:
                 steps, values = zip(*points, strict=True)
                 style = _style_of_one(part) if len(logs) == 1 else _style_of_many(part, number)
-                found.append(_Line(run, part, list(steps), list(values), style))
+                found.append(_Curve(run, part, list(steps), list(values), style))
     return found
 
 
-def _legend(figure: Any, lines: list[_Line], single: bool) -> None:
+def _legend(figure: Any, lines: list[_Curve], single: bool) -> None:
     """The parts of one run, or each run once, with a line that tells the parts apart."""
     from matplotlib.lines import Line2D
 

@@ -1,27 +1,131 @@
-"""A secondary structure as people draw it: letters along a backbone, helices as ladders, loops as circles. SVG.
-
-    AU, GC      a line              GU      a line with a dot           others  a line with an open circle
-    pseudoknots, and pairs around fewer than two nucleotides            a dashed curve: the layout leaves them out
-
-The colour of a nucleotide is the probability of its likeliest pair, if probabilities are given. Units are pixels; a
-nucleotide's circle is 18 wide. Every nucleotide and pair is one element with `data-position` or `data-pair`, from 1.
-"""
+"""Where the labels of a drawing stand: each 10th number, 5′ and 3′, in the clearest place around their nucleotide."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from rinalmo.durable import check_path, replacing
-from rinalmo.errors import InputError
+from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.io.files import check_path, replacing
 from rinalmo.plots import svg
-from rinalmo.plots.labels import placed_labels
-from rinalmo.plots.layout import SMALLEST_LOOP, need_vienna, positions
 from rinalmo.plots.style import BLACK, FONTS, GREY, SKY, VERMILION, WHITE, shade, title_of
 from rinalmo.rna.structure import Structure
+
+_EVERY = 10
+_REACHES = (22.0, 30.0, 40.0)
+_DIRECTIONS = 16
+_CLEAR = 19.0  # of a label's middle from whatever else is drawn
+_ALONG = 8.0  # lines are kept clear of by points along them
+
+Label = tuple[int, np.ndarray, str]
+
+
+def placed_labels(points: np.ndarray, pairs: Iterable[tuple[int, int]]) -> list[Label]:
+    """Nucleotide, place and text of each label."""
+    taken = np.vstack([points, *_lines(points, pairs)])
+    labels: list[Label] = []
+    for n, content in _wanted(len(points)):
+        at = _place(points[n], taken)
+        taken = np.vstack([taken, at])
+        labels.append((n, at, content))
+    return labels
+
+
+def _wanted(length: int) -> list[tuple[int, str]]:
+    numbers = [(n, str(n + 1)) for n in range(_EVERY - 1, length, _EVERY)]
+    return [(0, "5′"), (length - 1, "3′"), *numbers]
+
+
+def _lines(points: np.ndarray, pairs: Iterable[tuple[int, int]]) -> Iterator[np.ndarray]:
+    """Points along the backbone and the pairs, without their ends."""
+    for i, j in [*zip(range(len(points)), range(1, len(points)), strict=False), *pairs]:
+        steps = int(np.hypot(*(points[j] - points[i])) // _ALONG)
+        yield points[i] + np.linspace(0, 1, steps + 2)[1:-1, None] * (points[j] - points[i])
+
+
+def _place(nucleotide: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    """The nearest clear place; the clearest, if none is. Its own nucleotide is no obstacle."""
+    near = taken[np.abs(taken - nucleotide).max(axis=1) < _REACHES[-1] + 2 * _CLEAR]
+    near = near[np.hypot(*(near - nucleotide).T) > _ALONG / 2]
+    angles = 2 * np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS
+    around = np.column_stack([np.cos(angles), np.sin(angles)])
+    best, most = nucleotide, -1.0
+    for reach in _REACHES:
+        places = nucleotide + reach * around
+        clear = np.hypot(*(places[:, None] - near[None]).transpose(2, 0, 1)).min(axis=1, initial=1e3)
+        if clear.max() > most:
+            best, most = places[clear.argmax()], float(clear.max())
+        if most >= _CLEAR:
+            break
+    return best
+
+
+STEP = 25.0
+"""From one nucleotide to the next."""
+
+CLOSEST = 20.0
+"""No two nucleotides are nearer. RNApuzzler's may be, by a little: then everything is drawn larger."""
+
+SMALLEST_LOOP = 2
+_SECONDS = 5  # others take less than one
+_PUZZLER = """
+import json, sys, RNA
+RNA.cvar.rna_plot_type = RNA.PLOT_TYPE_PUZZLER
+text = sys.stdin.read()
+found = RNA.get_xy_coordinates(text)
+print(json.dumps([(found.get(n).X, found.get(n).Y) for n in range(len(text))]))
+"""
+
+
+def need_vienna() -> None:
+    """Raise MissingExtraError if ViennaRNA is not installed."""
+    if find_spec("RNA") is None:
+        raise MissingExtraError("ViennaRNA", "draw", "drawing a structure")
+
+
+def positions(pairs: Iterable[tuple[int, int]], length: int) -> tuple[np.ndarray, bool]:
+    """Coordinates `(length, 2)`, y downward, and whether they follow the pairs, which are nested and have loops."""
+    need_vienna()
+    text = ["."] * length
+    for i, j in pairs:
+        text[i], text[j] = "(", ")"
+    found = _puzzled("".join(text))
+    if found is None or (room := nearest(found)) < CLOSEST / 2:
+        return circle(length), False
+    return found * (1, -1) * max(1.0, CLOSEST / room), True
+
+
+def circle(length: int) -> np.ndarray:
+    """Nucleotides on a circle, clockwise from the lower left, with a gap between the ends."""
+    angles = np.pi / 2 + 2 * np.pi * (np.arange(length) + 1) / (length + 1)
+    radius = STEP / 2 / np.sin(np.pi / (length + 1))
+    return radius * np.column_stack([np.cos(angles), np.sin(angles)])
+
+
+def nearest(points: np.ndarray) -> float:
+    """The smallest distance of two points; infinite for one."""
+    smallest = np.inf
+    for n in range(1, len(points)):
+        smallest = min(smallest, float(np.hypot(*(points[:n] - points[n]).T).min()))
+    return smallest
+
+
+def _puzzled(text: str) -> np.ndarray | None:
+    command = [sys.executable, "-c", _PUZZLER]
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", timeout=_SECONDS, check=True)
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
+        return None
+    found = np.array(json.loads(done.stdout), dtype=np.float64).reshape(-1, 2)
+    return found if np.isfinite(found).all() else None
+
 
 LONGEST = 2000
 _RADIUS, _MARGIN, _LETTER = 9.0, 45.0, 12
@@ -30,7 +134,7 @@ _DASHES = "5 3"
 _BEND = 0.22  # of a curve, as a share of its length
 
 
-class _Line(NamedTuple):
+class _Stroke(NamedTuple):
     """How a pair is drawn: straight in the ladder or as a dashed curve, with the place of its middle."""
 
     pair: tuple[int, int]
@@ -89,7 +193,7 @@ def structure_svg(structure: Structure, probabilities: np.ndarray | None = None)
     return _page(width, height + 22 * len(legend), [heading, moved, *legend])
 
 
-def _laid_out(structure: Structure) -> tuple[list[_Line], np.ndarray]:
+def _laid_out(structure: Structure) -> tuple[list[_Stroke], np.ndarray]:
     """How each pair is drawn, and where the nucleotides lie."""
     nested = structure.nested().pairs
     straight = tuple((i, j) for i, j in nested if j - i > SMALLEST_LOOP)
@@ -99,7 +203,7 @@ def _laid_out(structure: Structure) -> tuple[list[_Line], np.ndarray]:
     for pair in structure.pairs:
         start, end = points[pair[0]], points[pair[1]]
         bend = _bend(start, end, centre) if is_ladder and pair not in plain else np.zeros(2)
-        lines.append(_Line(pair, kind_of(structure, pair), pair in plain, (start + end) / 2 + bend))
+        lines.append(_Stroke(pair, kind_of(structure, pair), pair in plain, (start + end) / 2 + bend))
     return lines, points
 
 
@@ -115,7 +219,7 @@ def _backbone(points: np.ndarray) -> Iterator[str]:
         yield svg.polyline(points, class_="backbone", stroke=GREY, stroke_width=1.5)
 
 
-def _pair(line: _Line, points: np.ndarray) -> str:
+def _pair(line: _Stroke, points: np.ndarray) -> str:
     (i, j), colour = line.pair, BLACK if line.is_plain else VERMILION
     control = 2 * line.top - (points[i] + points[j]) / 2
     dashes = {} if line.is_plain else {"stroke_dasharray": _DASHES}
@@ -161,7 +265,7 @@ def _label(nucleotide: np.ndarray, at: np.ndarray, content: str) -> str:
     return svg.element("g", tick + svg.text(content, at, fill="#404040", font_size=11), class_="label")
 
 
-def _legend(lines: list[_Line], is_shaded: bool) -> Iterator[str]:
+def _legend(lines: list[_Stroke], is_shaded: bool) -> Iterator[str]:
     """One row each for what is drawn and does not explain itself."""
     left, middle, right = np.array([0.0, 0.0]), np.array([15.0, 0.0]), np.array([30.0, 0.0])
     kinds = {line.kind for line in lines}

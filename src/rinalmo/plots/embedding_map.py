@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from rinalmo.durable import check_path
 from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.io.files import check_path
 from rinalmo.plots.style import BLACK, COLOURS, ENDINGS, GREY, MARKS, PALE, figure_in, need_matplotlib, title_of
 
 Method = Literal["pca", "umap"]

@@ -17,15 +17,15 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from rinalmo.durable import check_path
 from rinalmo.errors import InputError
-from rinalmo.plots.arcs import tick_step
+from rinalmo.io.files import check_path
+from rinalmo.plots.pairs import tick_step
 from rinalmo.plots.style import BLACK, BLUE, ENDINGS, VERMILION, figure_in, need_matplotlib, title_of
+from rinalmo.rna.alphabet import NUCLEOTIDES
 
 Heights = Literal["information", "probability"]
 
-LETTERS = "ACGU"
-COLOURS = dict(zip(LETTERS, ("#009E73", BLUE, "#E69F00", VERMILION), strict=True))
+COLOURS = dict(zip(NUCLEOTIDES, ("#009E73", BLUE, "#E69F00", VERMILION), strict=True))
 LONGEST = 1000
 _PURPOSE = "drawing a logo"
 _COLUMN, _HEIGHT, _GAP = 0.13, 0.95, 0.55  # inches
@@ -89,7 +89,7 @@ def _top(heights: Heights) -> float:
 
 
 def _check(probabilities: np.ndarray, sequence: str) -> None:
-    if probabilities.shape != (len(sequence), len(LETTERS)):
+    if probabilities.shape != (len(sequence), len(NUCLEOTIDES)):
         raise InputError(f"probabilities of shape {probabilities.shape} do not fit {len(sequence)} nt of four letters")
     known = probabilities[~np.isnan(probabilities).any(axis=1)]
     if (known < 0).any() or not np.allclose(known.sum(axis=1), 1, atol=1e-3):
@@ -105,7 +105,7 @@ def _line(axes: Any, tall: np.ndarray, letters: str, start: int, width: int) -> 
     axes.spines["left"].set_visible(True)
     axes.plot([-0.5, len(letters) - 0.5], [0, 0], color=BLACK, linewidth=0.8, clip_on=False)
     for n, letter in enumerate(letters):
-        _own(axes, n, letter, is_expected=best[n] >= 0 and LETTERS[best[n]] == letter.upper().replace("T", "U"))
+        _own(axes, n, letter, is_expected=best[n] >= 0 and NUCLEOTIDES[best[n]] == letter.upper().replace("T", "U"))
     labelled = [n for n in range(len(letters)) if (start + n + 1) % tick_step(width) == 0 or start + n == 0]
     axes.set_xticks(labelled, [str(start + n + 1) for n in labelled], fontsize=7)
     axes.tick_params(axis="x", length=0, pad=10)
@@ -128,7 +128,7 @@ def _stacked(tall: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray, np.nda
     order = tall.argsort(axis=1, kind="stable")
     ends = np.take_along_axis(tall, order, axis=1).cumsum(axis=1)
     found = {}
-    for column, letter in enumerate(LETTERS):
+    for column, letter in enumerate(NUCLEOTIDES):
         where = order == column
         high, own = ends[where], tall[:, column]
         seen = own > _LEAST

@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rinalmo.durable import replacing
 from rinalmo.errors import MissingExtraError
-from rinalmo.rna.reading import one_line
+from rinalmo.io.files import one_line, replacing
 
 BLACK, GREY, PALE, WHITE = "#000000", "#808080", "#d9d9d9", "#ffffff"
 BLUE, VERMILION, SKY = "#0072B2", "#D55E00", "#56B4E9"

@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rinalmo import metrics
-from rinalmo.delimited import is_missing
 from rinalmo.errors import InputError
+from rinalmo.io.tables import is_missing
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.tasks.base import Columns, Example, Figures, Task, require
-from rinalmo.tasks.tables import read_single
+from rinalmo.tasks.examples import read_single
 
 _YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
 

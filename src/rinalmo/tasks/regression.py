@@ -23,14 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rinalmo import metrics
-from rinalmo.delimited import is_missing
 from rinalmo.errors import InputError
+from rinalmo.io.tables import is_missing
+from rinalmo.model.heads import RibosomeLoadHead
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
-from rinalmo.model.task_heads import RibosomeLoadHead
 from rinalmo.tasks.base import Columns, Example, Figures, Task
-from rinalmo.tasks.cells import number_format
-from rinalmo.tasks.tables import number, read_single
+from rinalmo.tasks.examples import number, number_format, read_single
 
 
 class _Regression(Task):

@@ -1,53 +1,105 @@
-"""Secondary structure: which nucleotides pair.
+"""Long RNAs in windows: what is computed of each window, put together into one list of pair probabilities.
 
-The paper's head gives a logit for every pair, ours a distribution over partners for every nucleotide
-(`rinalmo.model.partner_head`). How pairs are chosen (`rinalmo.rna.folding`) belongs to the head: greedily for the
-paper's, the heaviest nested set for ours, whose probabilities are spread over rivals. The threshold above which pairs
-are taken is tuned on validation data and lies in the model's config.
+    |------- window 0 -------|                     Windows overlap by half. Each pair is taken from the window whose
+                |------- window 1 -------|         middle its own middle is nearest to: there both ends see as much
+                           |------- window 2 -------|          of their surroundings as they can.
 
-Answers also take thermodynamics (`rinalmo.rna.thermodynamics`) into account, which needs no family to be known: by
-default as `default_thermodynamics` says, otherwise as the mean of both probabilities with a weight that the user gives.
+A pair whose ends are farther apart than a window is in none; one that spans more than half of a window may be in none.
+Memory grows with the length times the window, and with the pairs that are likely at all.
 
-RNAs longer than `window` are folded in windows (`rinalmo.tasks.windows`); their probabilities are a `PairList` instead
-of a square.
-
-The surprise: one greedy decoding serves every threshold. Its choices with p > t are the first choices of a lower
-threshold, so each structure is decoded once at the lowest and scored at all of them.
-
-Reference: Penić et al. 2025 (arXiv:2403.00043).
+RNAplfold, whose windows are one nucleotide apart, takes the mean over all that hold a pair (Bernhart, Hofacker &
+Stadler 2006, Bioinformatics 22:614).
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rinalmo.alphabet import Alphabet
-from rinalmo.delimited import is_table
 from rinalmo.errors import CheckpointError, InputError
+from rinalmo.io.files import one_line
+from rinalmo.io.tables import is_table
 from rinalmo.metrics import pair_scores
-from rinalmo.model.combiner import Combiner, Evidence
 from rinalmo.model.packing import Layout
-from rinalmo.model.partner_head import UNKNOWN
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
-from rinalmo.rna.folding import Pairs, decode
+from rinalmo.model.structure_heads import UNKNOWN, Combiner, Evidence
+from rinalmo.rna.alphabet import Alphabet
+from rinalmo.rna.decoding import Pairs, blended, decode
 from rinalmo.rna.formats import read_structures
-from rinalmo.rna.pair_list import PairList
-from rinalmo.rna.structure import Structure, pairs_of
+from rinalmo.rna.structure import PairList, Structure, pairs_of
 from rinalmo.rna.thermodynamics import Ensemble, ensemble, has_vienna, need_vienna
-from rinalmo.tasks import windows
 from rinalmo.tasks.base import Columns, Example, Figures, Task, inner, require
-from rinalmo.tasks.decoding import blended
-from rinalmo.tasks.tables import read_single
+from rinalmo.tasks.examples import read_single
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+WINDOW = 4096
+"""Nucleotides that a model without a window of its own folds as a whole; longer RNAs it folds in windows of so many."""
+
+SMALLEST = 32
+LEAST = 0.001
+"""Pairs of long RNAs that are less probable are not kept."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Nucleotides `start:stop` of an RNA, and which pairs are taken from there: `first <= i + j < last`."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+    def pairs(self, probabilities: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The pairs of its own above `least`: `i`, `j`, values, with positions in the whole RNA."""
+        i, j = np.divmod(np.flatnonzero(probabilities > least), len(probabilities))
+        own = (i < j) & (i + j >= self.first - 2 * self.start) & (i + j < self.last - 2 * self.start)
+        i, j = i[own], j[own]
+        return (i + self.start).astype(np.int32), (j + self.start).astype(np.int32), probabilities[i, j]
+
+
+def check_size(size: int) -> None:
+    """Raise InputError for windows too small to hold a hairpin and what is around it."""
+    if size < SMALLEST:
+        raise InputError(f"a window of {size} nt is too small to fold; use {SMALLEST} or more")
+
+
+def windows_of(length: int, size: int) -> list[Window]:
+    """The windows of an RNA: one, if it is not longer than `size`."""
+    count = 1 + -(-max(0, length - size) // max(1, size // 2))
+    starts = [n * (length - size) // max(1, count - 1) for n in range(count)] if count > 1 else [0]
+    stops = [min(length, start + size) for start in starts]
+    middles = [start + stop - 1 for start, stop in zip(starts, stops, strict=True)]  # twice, as i + j is
+    borders = [0, *(-(-(a + b) // 2) for a, b in itertools.pairwise(middles)), 2 * length]
+    return [Window(*each) for each in zip(starts, stops, borders[:-1], borders[1:], strict=True)]
+
+
+def joined(length: int, windows: Iterable[Window], found: Iterator[np.ndarray], least: float = LEAST) -> PairList:
+    """The pairs of all windows, from the probabilities `(size, size)` of each, taken one after the other."""
+    return PairList.of(length, [window.pairs(next(found), least) for window in windows])
+
+
+def remark(name: str, length: int, window: int) -> str:
+    """What a reader of the structure of an RNA has to know; nothing if it was folded as a whole."""
+    if length <= window:
+        return ""
+    return (
+        f"record {one_line(name)} of {length:,} nt is folded in windows of {window:,}: pairs farther apart are not "
+        f"found, and those more than {window // 2:,} apart may be missed"
+    )
+
 
 DEFAULT_THRESHOLD = 0.15  # where no validation data has chosen one
 WITH_THERMODYNAMICS = 0.22
@@ -55,7 +107,7 @@ WITH_THERMODYNAMICS = 0.22
 Weight = float | str
 """Of thermodynamics: a number from 0 to 1, or `LEARNED`."""
 LEARNED = "learned"
-"""Both are combined by the model's `rinalmo.model.combiner`."""
+"""Both are combined by the model's `rinalmo.model.structure_heads`."""
 DEFAULT_WEIGHT = 0.3
 """Weight of thermodynamics for models with the head `partners`: close to the best on known families and on new ones."""
 WITHOUT_VIENNA = (
@@ -102,7 +154,7 @@ class SecondaryStructure(Task):
         head: str = "pairs",
         channels: int | None = None,
         num_blocks: int | None = None,
-        window: int = windows.WINDOW,
+        window: int = WINDOW,
     ) -> None:
         """Which head, its width and depth; those of `pairs` are the paper's if not given. `window`: see above."""
         if head not in _HEADS:
@@ -112,15 +164,15 @@ class SecondaryStructure(Task):
         self.thresholds: tuple[float, ...] = ()  # to choose from; only while a model learns, later there is its own
         given = {"channels": channels, "num_blocks": num_blocks}
         self.shape = chosen.shape | {name: value for name, value in given.items() if value is not None}
-        windows.check_size(window)
-        self.window, self.least = window, windows.LEAST
+        check_size(window)
+        self.window, self.least = window, LEAST
         self.thermodynamics: Weight = 0.0  # while a model learns to fold, it folds alone
         self.combiner: Combiner | None = None  # the model's, once it has computed
 
     def settings(self) -> dict[str, Any]:
         # The paper's head goes without its name, as before there was another.
         named = {} if self.head == "pairs" else {"head": self.head}
-        return named | self.shape | ({} if self.window == windows.WINDOW else {"window": self.window})
+        return named | self.shape | ({} if self.window == WINDOW else {"window": self.window})
 
     @classmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:
@@ -152,20 +204,20 @@ class SecondaryStructure(Task):
         return [head(part, sequence) for part, sequence in zip(parts, sequences, strict=True)]
 
     def parts(self, example: Example) -> list[Example]:
-        cut = windows.windows_of(len(example.sequence), self.window)
+        cut = windows_of(len(example.sequence), self.window)
         return [replace(example, sequence=example.sequence[part.start : part.stop], target=None) for part in cut]
 
     def joined(self, example: Example, outputs: Iterator[Tensor]) -> Tensor | PairList:
         length = len(example.sequence)
         if length <= self.window:
             return next(outputs)
-        cut = windows.windows_of(length, self.window)
+        cut = windows_of(length, self.window)
         parts = zip(cut, outputs, strict=True)
         squares = (self._square(output, example.sequence[part.start : part.stop]) for part, output in parts)
-        return windows.joined(length, cut, squares, self.least)
+        return joined(length, cut, squares, self.least)
 
     def remark(self, name: str, length: int) -> str:
-        return windows.remark(name, length, self.window)
+        return remark(name, length, self.window)
 
     def probabilities(self, output: Tensor | PairList, sequence: str) -> np.ndarray | PairList:
         """The probability of each pair, `(length, length)`, from what the head says; a list of them as it is."""
@@ -198,8 +250,8 @@ class SecondaryStructure(Task):
     def threshold(self, model: RiNALMo) -> float | None:
         """The least probability of a pair: what this model's validation data chose, or with thermodynamics its own.
 
-        None where each RNA has its own (`rinalmo.rna.folding.decode`): a combiner's probabilities are right as often as
-        they say, which is what that takes.
+        None where each RNA has its own (`rinalmo.rna.decoding.decode`): a combiner's probabilities are right as often
+        as they say, which is what that takes.
         """
         if self.thermodynamics == LEARNED:
             return None
@@ -332,7 +384,7 @@ def as_asked(
     """
     if isinstance(task, SecondaryStructure):
         task.window = task.window if window is None else window
-        windows.check_size(task.window)
+        check_size(task.window)
         task.thermodynamics = resolve_thermodynamics(spec, thermodynamics, note)
     elif window is not None or thermodynamics is not None:
         option, what = ("--window", "windows") if window is not None else ("--thermodynamics", "thermodynamics")

@@ -27,8 +27,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from rinalmo.durable import file_sha256, publish_folder, replacing, temporary_folder
 from rinalmo.errors import CheckpointError, TrainingError
+from rinalmo.io.files import file_sha256, publish_folder, replacing, temporary_folder
 from rinalmo.training.distributed import Ranks
 
 SUMS, STATE = "SHA256SUMS", "state.json"

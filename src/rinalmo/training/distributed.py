@@ -27,10 +27,10 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from rinalmo.engine.devices import DeviceLike, choose_device
 from rinalmo.errors import InputError, RinalmoError, TrainingError
-from rinalmo.inference.devices import DeviceLike, choose_device
 from rinalmo.model.rinalmo import RiNALMo
-from rinalmo.training.config import TrainRecipe
+from rinalmo.training.recipes import TrainRecipe
 
 T = TypeVar("T")
 

