@@ -192,6 +192,7 @@ def test_a_second_call_loads_nothing_and_a_changed_file_is_loaded(nano, tmp_path
     first = as_engine(folder)
     assert as_engine(folder) is first
     assert as_engine(str(folder), "cpu") is first or torch.cuda.is_available() or torch.backends.mps.is_available()
+    assert as_engine(folder, precision="fp32", batch_tokens=100) is as_engine(folder, batch_tokens=100) is not first
     before = rinalmo.embed("GGGAAAUCCC", folder)
     other = copy.deepcopy(nano)
     other.encoder.final_norm.bias.data.add_(1)

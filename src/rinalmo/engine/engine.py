@@ -517,25 +517,36 @@ _cache: OrderedDict[tuple[Any, ...], Engine] = OrderedDict()
 _cache_lock = Lock()
 
 
-def as_engine(model: str | Path | RiNALMo | Engine, device: DeviceLike = None) -> Engine:
-    """The engine for whatever stands for a model; fp32 unless an `Engine` is given.
+def as_engine(
+    model: str | Path | RiNALMo | Engine,
+    device: DeviceLike = None,
+    precision: Precision = "fp32",
+    *,
+    threads: int | None = None,
+    batch_tokens: int | None = None,
+) -> Engine:
+    """An `Engine` for a model; an `Engine` is returned as it is, whatever the other settings.
 
-    The engines of the last two models that were given by name or path are kept, so that a second call neither loads
-    nor packs the model again. A file that has changed is loaded anew. `clear_engine_cache` empties the cache.
+    The last two engines of models given by name or path are cached, so that a second call with the same settings
+    neither loads nor packs the model again. A changed file is loaded anew. `clear_engine_cache` empties the cache.
 
     Raises:
-        InputError: An `Engine` together with another device than its own.
+        InputError: An `Engine` together with a device other than its own; for other models, as `Engine`.
     """
     if isinstance(model, Engine):
         if str(device or "auto") != "auto" and choose_device(device) != choose_device(model.device):
             raise InputError(f"the engine computes on {model.device}; make another Engine for {device}")
         return model
+    build = partial(Engine, model, precision, threads=threads, batch_tokens=batch_tokens, device=device)
     if isinstance(model, RiNALMo) or not isinstance(model, str | Path):
-        return Engine(model, "fp32", device=device)
+        return build()
     path = resolve(model)
-    key = (path.absolute(), _file_states(path), choose_device(device), os.environ.get("RINALMO_CPU"))
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    states = tuple((file.name, state.st_size, state.st_mtime_ns) for file in files if (state := file.stat()))
+    settings = (choose_device(device), precision, threads, batch_tokens, os.environ.get("RINALMO_CPU"))
+    key = (path.absolute(), states, settings)
     with _cache_lock:
-        engine = _cache.pop(key, None) or Engine(model, "fp32", device=device)
+        engine = _cache.pop(key, None) or build()
         _cache[key] = engine
         while len(_cache) > CACHED_ENGINES:
             _cache.popitem(last=False)
@@ -552,9 +563,3 @@ def clear_engine_cache() -> None:
     with _cache_lock:
         _cache.clear()
     _trim_heap()
-
-
-def _file_states(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, size and time of change of a model's files."""
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-    return tuple((file.name, state.st_size, state.st_mtime_ns) for file in files if (state := file.stat()))
