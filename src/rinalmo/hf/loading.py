@@ -22,7 +22,7 @@ from rinalmo.hf.configuration import RiNALMoConfig
 from rinalmo.model.rinalmo import HEADS
 from rinalmo.rna.alphabet import CARD_TOKENS, STANDARD_TOKENS, Alphabet
 from rinalmo.weights.catalog import find
-from rinalmo.weights.checkpoint import Checkpoint, config_of, read, tokenizer_config_of
+from rinalmo.weights.checkpoint import TOKENIZER_CONFIG, Checkpoint, config_of, read
 from rinalmo.weights.layouts import listed
 from rinalmo.weights.model_files import PICKLE, SHARDS, WEIGHTS, shard_names
 
@@ -140,7 +140,7 @@ def complete(folder: Path, config: RiNALMoConfig, class_name: str) -> None:
     files = {"README.md": _card(folder.resolve().name, config, class_name)}
     if config.vocab_size in (len(STANDARD_TOKENS), len(CARD_TOKENS)):
         files["vocab.txt"] = "\n".join(alphabet_of(config).tokens) + "\n"
-        files["tokenizer_config.json"] = json.dumps(tokenizer_config_of(), indent=2) + "\n"
+        files["tokenizer_config.json"] = json.dumps(TOKENIZER_CONFIG, indent=2) + "\n"
     for name, text in files.items():
         if not (folder / name).exists():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")

@@ -1,4 +1,4 @@
-"""What stands in a model's `config.json` and `tokenizer_config.json`."""
+"""Models on disk in any layout: what is in a file, the `RiNALMo` made from it, and writing one."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.rna.alphabet import CARD_TOKENS, OFFICIAL_TOKENS, STANDARD_TOKENS, Alphabet
 from rinalmo.weights.catalog import find, resolve
 from rinalmo.weights.layouts import (
-    ROW_TENSORS,
+    TOKEN_TENSORS,
     LayoutName,
+    added_tokens,
     detect,
-    invented,
     listed,
     move_rows,
     plan_reading,
@@ -31,70 +31,51 @@ from rinalmo.weights.layouts import (
 )
 from rinalmo.weights.model_files import PICKLES, ModelFiles, open_model, require_replaceable, write_folder, write_pickle
 
-
-def config_of(spec: ModelSpec) -> dict[str, Any]:
-    """The `config.json` of a model, in the terms that the Hugging Face classes and the port share."""
-    alphabet = spec.alphabet
-    values: dict[str, Any] = {field.name: getattr(spec.config, field.name) for field in fields(ModelConfig)}
-    del values["cls_token_id"]
-    ids = {"bos": alphabet.cls_id, "eos": alphabet.eos_id, "pad": alphabet.pad_id, "unk": alphabet.unk_id}
-    values.update({f"{name}_token_id": index for name, index in ids.items()})
-    labels = next((dict(head) for name, head in spec.heads.items() if name in _LABEL_HEADS), None)
-    if labels:
-        values.update(head=labels, num_labels=labels["num_labels"])
-    if spec.pooling != "cls":
-        values["pooling"] = spec.pooling
-    if spec.threshold is not None:
-        values["threshold"] = spec.threshold
-    if spec.task is not None:
-        values["task"] = dict(spec.task)
-    return {"model_type": "rinalmo", "architectures": [_architecture(spec)], **values, "tie_word_embeddings": False}
-
-
-_LABEL_HEADS = {
-    "sequence_head": "RiNALMoForSequencePrediction",
-    "token_head": "RiNALMoForTokenPrediction",
-    "contact_head": "RiNALMoForContactPrediction",
-}
-
-
-def _architecture(spec: ModelSpec) -> str:
-    heads = {
-        **_LABEL_HEADS,
-        "structure_head": "RiNALMoForSecondaryStructurePrediction",
-        "lm_head": "RiNALMoForMaskedLM",
-    }
-    return next((name for head, name in heads.items() if head in spec.heads), "RiNALMoModel")
-
-
-def tokenizer_config_of() -> dict[str, Any]:
-    """The `tokenizer_config.json` that makes `AutoTokenizer` read `vocab.txt` beside it."""
-    return {
-        "tokenizer_class": "RnaTokenizer",
-        **{f"{name}_token": f"<{token}>" for name, token in _SPECIALS.items()},
-        "extra_special_tokens": ["<null>"],
-        "nmers": 1,
-        "codon": False,
-        "replace_T_with_U": True,
-        "do_upper_case": True,
-    }
-
-
-_SPECIALS = {"bos": "cls", "cls": "cls", "eos": "eos", "sep": "eos", "mask": "mask", "pad": "pad", "unk": "unk"}
-
-
 OFFICIAL = Alphabet(OFFICIAL_TOKENS)
 STANDARD = Alphabet(STANDARD_TOKENS)
 _VOCABULARIES = {len(STANDARD_TOKENS): STANDARD_TOKENS, len(CARD_TOKENS): CARD_TOKENS}
-_OFFICIAL_HEADS = 20  # every model that the authors released
-# Config values that the official tensors do not show; noted where the file allows it.
-_NOTED = ("num_attention_heads", "layer_norm_eps", "attention_dropout", "hidden_dropout", "token_dropout")
+_OFFICIAL_ATTENTION_HEADS = 20  # in all models that the authors released
+# Config values that the official tensors do not show; stored as metadata in a `.pt` file.
+_METADATA = ("num_attention_heads", "layer_norm_eps", "attention_dropout", "hidden_dropout", "token_dropout")
 _BLOCK = re.compile(r"^encoder\.blocks\.(\d+)\.")
+# Head → `architectures` of config.json; the first that a model has counts.
+_ARCHITECTURES = {
+    "sequence_head": "RiNALMoForSequencePrediction",
+    "token_head": "RiNALMoForTokenPrediction",
+    "contact_head": "RiNALMoForContactPrediction",
+    "structure_head": "RiNALMoForSecondaryStructurePrediction",
+    "lm_head": "RiNALMoForMaskedLM",
+}
+# The tokenizer_config.json that makes `AutoTokenizer` read the vocab.txt beside it.
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "RnaTokenizer",
+    "bos_token": "<cls>",
+    "cls_token": "<cls>",
+    "eos_token": "<eos>",
+    "sep_token": "<eos>",
+    "mask_token": "<mask>",
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+    "extra_special_tokens": ["<null>"],
+    "nmers": 1,
+    "codon": False,
+    "replace_T_with_U": True,
+    "do_upper_case": True,
+}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk, understood: what to build, and where each of its tensors comes from."""
+    """A model on disk whose names, shapes and config have been checked.
+
+    Attributes:
+        spec: What to build.
+        layout: The layout that it is in.
+        files: The opened files.
+        plan: For each of our tensors the names of the file's to concatenate.
+        notes: What the user should know about the conversion to our layout.
+        shapes: Of our tensors.
+    """
 
     spec: ModelSpec
     layout: LayoutName
@@ -103,43 +84,147 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Our names and tensors, one at a time; views of the mapped file where nothing has to be stacked."""
-        return ((name, self.tensor(name)) for name in self.plan)
-
     def tensor(self, name: str) -> Tensor:
-        """One tensor under our name."""
-        parts = [self.files.tensor(source) for source in self.plan[name]]
-        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if self.layout == "official" and name in ROW_TENSORS:
+        """One tensor under our name: a view of the mapped file where nothing has to be concatenated."""
+        parts = self.plan[name]
+        tensor = self.files.tensor(parts[0])
+        if len(parts) > 1:
+            tensor = torch.cat([tensor, *map(self.files.tensor, parts[1:])])
+        if self.layout == "official" and name in TOKEN_TENSORS:
             tensor = move_rows(name, tensor, OFFICIAL, self.spec.alphabet)
-        return _finite(tensor, name, self.files.path)
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{self.files.path}: tensor {name} is {tensor.dtype}; weights are floating-point numbers"
+            )
+        # A sum is finite when all its terms are, short of overflow, and needs no copy of the tensor.
+        if not (torch.isfinite(tensor.sum(dtype=torch.float32)) or torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{self.files.path}: tensor {name} holds NaN or infinite values")
+        return tensor
 
-    def by_block(self) -> Iterator[tuple[int | None, list[str]]]:
-        """The names of each block in turn, then (None) all others."""
-        number = {name: int(match.group(1)) for name in self.plan if (match := _BLOCK.match(name))}
-        for block in range(self.spec.config.num_hidden_layers):
-            yield block, [name for name, of in number.items() if of == block]
-        yield None, [name for name in self.plan if name not in number]
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All names and tensors, read one at a time."""
+        return ((name, self.tensor(name)) for name in self.plan)
 
 
 def read(source: str | Path, *, num_attention_heads: int | None = None) -> Checkpoint:
-    """Understand a model: a name of the catalog, a folder or a file, in any layout.
+    """Open a model and check its names, shapes and config, without reading the tensors.
 
-    Names, shapes and config are checked here; tensors are not read yet. `num_attention_heads` is needed only for
-    a file of unpublished size without `config.json`.
+    `source` and `num_attention_heads` are those of `load`.
     """
     files = open_model(resolve(source))
-    layout = _in_file(files, lambda: detect(files.shapes))
-    plan = _in_file(files, lambda: plan_reading(layout, files.shapes))
-    _in_file(files, lambda: _check_embedding(files, plan))
-    shapes = {name: _stacked([files.shapes[part] for part in parts]) for name, parts in plan.items()}
-    alphabet, notes = _alphabet(files, layout, shapes)
+    try:
+        return _checked(files, num_attention_heads)
+    except CheckpointError as error:
+        raise CheckpointError(f"{files.path}: {error}") from None
+
+
+def _checked(files: ModelFiles, num_attention_heads: int | None) -> Checkpoint:
+    layout = detect(files.shapes)
+    plan = plan_reading(layout, files.shapes)
+    shapes: dict[str, tuple[int, ...]] = {}
+    blocks = set()
+    for name, parts in plan.items():
+        shape = files.shapes[parts[0]]
+        if len(parts) > 1:
+            shape = (sum(files.shapes[part][0] for part in parts), *shape[1:])
+        shapes[name] = shape
+        if match := _BLOCK.match(name):
+            blocks.add(int(match.group(1)))
+    embedding = shapes.get("encoder.embedding.weight")
+    if embedding is None:
+        raise CheckpointError("the file has no token embedding")
+    if len(embedding) != 2:
+        raise CheckpointError(f"the token embedding has shape {embedding}; expected (tokens, hidden)")
+    alphabet, notes = _alphabet(files, layout, embedding[0])
     if layout == "official":
-        shapes = {name: (alphabet.size, *shape[1:]) if name in ROW_TENSORS else shape for name, shape in shapes.items()}
-    spec = _in_file(files, lambda: _spec(files, layout, shapes, alphabet, num_attention_heads))
-    _in_file(files, lambda: _check_shapes(spec, shapes))
+        for name in TOKEN_TENSORS:
+            if name in shapes:
+                shapes[name] = (alphabet.size, *shapes[name][1:])
+    if blocks != set(range(len(blocks))) or not blocks:
+        raise CheckpointError(f"the file's blocks are not numbered from 0 on: {listed(map(str, blocks))}")
+    values: dict[str, Any] = {**files.metadata, **files.config, "vocab_size": alphabet.size}
+    values.update(mask_token_id=alphabet.mask_id, cls_token_id=alphabet.cls_id, eos_token_id=alphabet.eos_id)
+    for name, size in (("hidden_size", embedding[1]), ("num_hidden_layers", len(blocks))):
+        if values.setdefault(name, size) != size:
+            raise CheckpointError(f"config.json says {name} {values[name]}, the tensors say {size}")
+    if num_attention_heads is not None or "num_attention_heads" not in values:
+        values["num_attention_heads"] = num_attention_heads or _attention_heads(
+            files, layout, embedding[1], len(blocks)
+        )
+    config = ModelConfig.from_dict(values)
+    threshold = files.scalars.get("threshold", files.config.get("threshold"))
+    if not isinstance(threshold, float | int | None):
+        raise CheckpointError(f"config: threshold is {threshold!r}; it must be a number")
+    task = values.get("task")
+    # Two tasks share a head. The authors' ribosome-load files hold the scale of the targets, the others do not.
+    if not task and "ribosome_load_head.projection.weight" in shapes and "ribosome_load_head.target_mean" not in shapes:
+        task = {"name": "translation-efficiency"}
+    if not isinstance(task, dict | None):
+        raise CheckpointError(f"config: task is {task!r}; it must be an object")
+    pooling = values.get("pooling") or "cls"
+    if pooling not in POOLINGS:
+        raise CheckpointError(f"config: pooling is {pooling!r}; it must be one of {', '.join(POOLINGS)}")
+    head = files.config.get("head")
+    head_options = {}
+    for option in fields(HeadConfig) if isinstance(head, dict) else ():
+        if head.get(option.name) is not None:
+            head_options[option.name] = head[option.name]
+    spec = ModelSpec(config, alphabet, threshold=threshold, task=task or None)
+    spec = spec.with_heads(shapes, HeadConfig(**head_options), pooling)
+    _check_shapes(spec, shapes)
     return Checkpoint(spec, layout, files, plan, notes, shapes)
+
+
+def _alphabet(files: ModelFiles, layout: LayoutName, rows: int) -> tuple[Alphabet, tuple[str, ...]]:
+    """The vocabulary, and a note on rows that are new; official rows are moved to the standard vocabulary."""
+    if layout == "official":
+        if rows != OFFICIAL.size:
+            raise CheckpointError(f"{rows} token rows; the official vocabulary has {OFFICIAL.size}")
+        return STANDARD, (
+            f"the official vocabulary has no {added_tokens(OFFICIAL, STANDARD)}: their rows are random (fixed seed); "
+            "X is the mean of A C G U",
+        )
+    tokens = files.vocabulary or _VOCABULARIES.get(rows)
+    if tokens is None:
+        raise CheckpointError(f"{rows} token rows fit no known vocabulary; put vocab.txt beside the file")
+    if len(tokens) != rows:
+        raise CheckpointError(f"{rows} token rows, but vocab.txt has {len(tokens)} tokens")
+    try:
+        return Alphabet(tuple(tokens)), ()
+    except InputError as error:
+        raise CheckpointError(f"vocab.txt: {error}") from None
+
+
+def _attention_heads(files: ModelFiles, layout: LayoutName, hidden_size: int, blocks: int) -> int:
+    """Number of attention heads without a config: from a rotary buffer, or that of a published model."""
+    for name, shape in files.shapes.items():
+        if name.endswith("inv_freq") and shape:
+            return hidden_size // (2 * shape[0])
+    published = {(preset["hidden_size"], preset["num_hidden_layers"]) for preset in PRESETS.values()}
+    if layout == "official" or (hidden_size, blocks) in published:
+        return _OFFICIAL_ATTENTION_HEADS
+    raise CheckpointError(
+        f"no config.json beside it, and {blocks} blocks of width {hidden_size} are no published size "
+        f"({', '.join(PRESETS)}); give the number of attention heads "
+        "(num_attention_heads, or --heads of rinalmo convert)"
+    )
+
+
+def _check_shapes(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    with torch.device("meta"):
+        expected = RiNALMo(spec).state_dict()
+    problems: dict[str, list[str]] = {"missing": [], "unexpected": [], "of the wrong shape": []}
+    for name, tensor in expected.items():
+        if name not in shapes and ".target_" not in name:
+            problems["missing"].append(name)
+        elif name in shapes and shapes[name] != tensor.shape:
+            problems["of the wrong shape"].append(f"{name} {shapes[name]} instead of {tuple(tensor.shape)}")
+    for name in shapes:
+        if name not in expected:
+            problems["unexpected"].append(name)
+    if any(problems.values()):
+        described = "; ".join(f"{kind}: {listed(names)}" for kind, names in problems.items() if names)
+        raise CheckpointError(f"tensors {described}")
 
 
 def load(
@@ -150,26 +235,45 @@ def load(
     num_attention_heads: int | None = None,
     consume: Callable[[EncoderBlock], None] | None = None,
 ) -> RiNALMo:
-    """A model with its weights, in evaluation mode and without gradients (`requires_grad_(True)` to train it).
+    """Load a model with its weights, in evaluation mode and without gradients (`requires_grad_(True)` to train it).
 
-    `source` is a name of the catalog (`rinalmo models` lists them), a folder or a file, in our layout, the authors'
-    or multimolecule's. The file is mapped, not copied; `dtype` converts tensor by tensor, None only fp16 to fp32.
+    The file is memory-mapped, not copied.
 
-    `consume` is called with each block, in order, as soon as it has its weights, and may take them: blocks are read
-    one at a time, and the memory of one that keeps nothing of the file is free before the next is read.
+    Args:
+        source: A name from `rinalmo models`, a folder or a file, in our layout, the authors' or multimolecule's.
+        dtype: Converts each tensor; None converts fp16 to fp32 and nothing else.
+        device: Where the model goes.
+        num_attention_heads: Needed only for a file of unpublished size without `config.json`.
+        consume: Called with each block, in order, as soon as it has its weights, and may take them: blocks are read
+            one at a time, and the memory of one that keeps nothing of the file is free before the next is read.
 
-    Raises CheckpointError for a damaged, foreign or unsafe file, DownloadError when a published model is not here.
+    Returns:
+        The model. Its `forward` takes packed tokens.
+
+    Raises:
+        CheckpointError: A damaged, foreign or unsafe file.
+        DownloadError: A published model cannot be downloaded.
+
+    Example:
+        >>> import rinalmo
+        >>> model = rinalmo.load("nano")
+        >>> model.config.hidden_size, model.config.num_hidden_layers
+        (320, 6)
     """
     checkpoint = read(source, num_attention_heads=num_attention_heads)
     with torch.device("meta"):
         model = RiNALMo(checkpoint.spec).eval().requires_grad_(False)
     for name, buffer in model.named_buffers():
         _assign(model, name, torch.full(buffer.shape, float(name.endswith("std")), device=device))
-    for block, names in checkpoint.by_block():
-        for name in names:
+    names_of_block: dict[int | None, list[str]] = {}
+    for name in checkpoint.plan:
+        match = _BLOCK.match(name)
+        names_of_block.setdefault(int(match.group(1)) if match else None, []).append(name)
+    for block in (*range(checkpoint.spec.config.num_hidden_layers), None):
+        for name in names_of_block.get(block, ()):
             tensor = checkpoint.tensor(name)
-            wanted = dtype or (torch.float32 if tensor.dtype == torch.float16 else None)
-            _assign(model, name, tensor.to(device=device, dtype=wanted))
+            new_dtype = dtype or (torch.float32 if tensor.dtype == torch.float16 else None)
+            _assign(model, name, tensor.to(device=device, dtype=new_dtype))
         if consume and block is not None:
             consume(model.encoder.get_submodule(f"blocks.{block}"))  # type: ignore[arg-type]
             checkpoint.files.release()
@@ -185,7 +289,23 @@ def _assign(model: RiNALMo, name: str, tensor: Tensor) -> None:
 def save(model: RiNALMo, target: str | Path, layout: LayoutName = "rinalmo", *, overwrite: bool = False) -> Path:
     """Write a model as a folder (`rinalmo`, `multimolecule`) or a `.pt` file (`official`).
 
-    An existing target is refused unless `overwrite`; it is then replaced once the new one is complete.
+    Args:
+        model: The model.
+        target: The folder or file.
+        layout: Names of tensors and format.
+        overwrite: Replace an existing model, once the new one is complete.
+
+    Returns:
+        The absolute path.
+
+    Raises:
+        CheckpointError: The target exists or cannot be written, or the layout has no place for this model.
+
+    Example:
+        >>> import rinalmo, tempfile
+        >>> folder = rinalmo.save(rinalmo.load("nano"), tempfile.mkdtemp() + "/copy")
+        >>> sorted(path.name for path in folder.iterdir())
+        ['config.json', 'model.safetensors', 'tokenizer_config.json', 'vocab.txt']
     """
     return _write(model.spec, model.state_dict(), Path(target), layout, None, overwrite)
 
@@ -199,21 +319,73 @@ def convert(
     half: bool = False,
     overwrite: bool = False,
 ) -> Checkpoint:
-    """Write a model in another layout (`half`: matrices in fp16); returns what was read, with notes for the user."""
+    """Write a model in another layout.
+
+    Args:
+        source: As `load` takes.
+        target: The folder (`rinalmo`, `multimolecule`) or `.pt` file (`official`).
+        layout: That of the target.
+        num_attention_heads: As `load` takes.
+        half: Write matrices in fp16.
+        overwrite: Replace an existing model.
+
+    Returns:
+        The source as it was read; its `notes` say what could not be carried over.
+
+    Raises:
+        CheckpointError: The source cannot be read, or the target cannot be written.
+
+    Example:
+        >>> import rinalmo, tempfile
+        >>> rinalmo.convert("nano", tempfile.mkdtemp() + "/nano.pt", "official").layout
+        'rinalmo'
+    """
     checkpoint = read(source, num_attention_heads=num_attention_heads)
+    spec, notes = checkpoint.spec, list(checkpoint.notes)
     state = {name: tensor.half() if half and tensor.dim() > 1 else tensor for name, tensor in checkpoint.tensors()}
-    _write(checkpoint.spec, state, Path(target), layout, checkpoint.files, overwrite)
-    return replace(checkpoint, notes=(*checkpoint.notes, *_losses(checkpoint.spec, layout)))
+    _write(spec, state, Path(target), layout, checkpoint.files, overwrite)
+    if layout == "multimolecule" and spec.pooling != "cls":
+        notes.append("multimolecule's own pooler would look at CLS; this model's looks at the mean of all tokens")
+    if layout == "official":
+        missing = added_tokens(OFFICIAL, spec.alphabet)
+        notes.append(f"the official vocabulary has no {missing} X: their rows are left out")
+    if layout == "official" and "pooler" in spec.heads:
+        notes.append("the official layout has no pooler: it is left out")
+    return replace(checkpoint, notes=tuple(notes))
 
 
 def translate(state: Mapping[str, Tensor], layout: LayoutName) -> dict[str, Tensor]:
     """A state dict under our names as the given layout's; tensors only, the vocabulary stays."""
-    plan = plan_writing(layout, state)
-    return {
-        name: piece.contiguous()
-        for ours, names in plan.items()
-        for name, piece in zip(names, state[ours].chunk(len(names)) if len(names) > 1 else [state[ours]], strict=True)
-    }
+    translated = {}
+    for ours, names in plan_writing(layout, state).items():
+        pieces = state[ours].chunk(len(names)) if len(names) > 1 else [state[ours]]
+        for name, piece in zip(names, pieces, strict=True):
+            translated[name] = piece.contiguous()
+    return translated
+
+
+def config_of(spec: ModelSpec) -> dict[str, Any]:
+    """The `config.json` of a model, with the keys that the Hugging Face classes and multimolecule share."""
+    architecture, head_options = "RiNALMoModel", None
+    for name, class_name in _ARCHITECTURES.items():
+        if name in spec.heads:
+            architecture = class_name
+            head_options = dict(spec.heads[name]) if name in ("sequence_head", "token_head", "contact_head") else None
+            break
+    values: dict[str, Any] = {"model_type": "rinalmo", "architectures": [architecture], **vars(spec.config)}
+    del values["cls_token_id"]
+    alphabet = spec.alphabet
+    values.update(bos_token_id=alphabet.cls_id, eos_token_id=alphabet.eos_id)
+    values.update(pad_token_id=alphabet.pad_id, unk_token_id=alphabet.unk_id)
+    if head_options:
+        values.update(head=head_options, num_labels=head_options["num_labels"])
+    if spec.pooling != "cls":
+        values["pooling"] = spec.pooling
+    if spec.threshold is not None:
+        values["threshold"] = spec.threshold
+    if spec.task is not None:
+        values["task"] = dict(spec.task)
+    return {**values, "tie_word_embeddings": False}
 
 
 def _write(
@@ -230,12 +402,12 @@ def _write(
     require_replaceable(target)
     if layout == "official":
         _write_official(spec, state, target)
-    else:
-        if target.suffix in (*PICKLES, ".safetensors"):
-            raise CheckpointError(f"{target}: the {layout} layout is a folder, not a {target.suffix} file")
-        config = {**(original.config if original else {}), **config_of(spec)}
-        tokenizer = {**tokenizer_config_of(), **(original.tokenizer_config if original else {})}
-        write_folder(target, translate(state, layout), config, tokenizer, spec.alphabet.tokens)
+        return target
+    if target.suffix in (*PICKLES, ".safetensors"):
+        raise CheckpointError(f"{target}: the {layout} layout is a folder, not a {target.suffix} file")
+    config = {**(original.config if original else {}), **config_of(spec)}
+    tokenizer = {**TOKENIZER_CONFIG, **(original.tokenizer_config if original else {})}
+    write_folder(target, translate(state, layout), config, tokenizer, spec.alphabet.tokens)
     return target
 
 
@@ -246,177 +418,40 @@ def _write_official(spec: ModelSpec, state: Mapping[str, Tensor], target: Path) 
         raise CheckpointError("the official layout needs a masked-LM head, which this model does not have")
     if spec.pooling != "cls":
         raise CheckpointError("the authors' heads look at CLS; this model's looks at the mean of all tokens")
-    alphabet = spec.alphabet
-    rows = {name: move_rows(name, state[name], alphabet, OFFICIAL) for name in ROW_TENSORS}
-    kept = {**state, **rows}
-    kept = {name: tensor for name, tensor in kept.items() if not name.startswith("pooler.")}  # they have no pooler
-    if kept.get("ribosome_load_head.target_std") is not None and _is_unscaled(kept):
-        kept = {name: tensor for name, tensor in kept.items() if ".target_" not in name}
-    scalars = {"threshold": spec.threshold} if spec.threshold is not None else {}
-    note = {name: getattr(spec.config, name) for name in _NOTED}
+    left_out = {"pooler"}  # the authors have none
+    mean, std = (state.get(f"ribosome_load_head.target_{name}") for name in ("mean", "std"))
+    if mean is not None and std is not None and float(mean) == 0 and float(std) == 1:
+        left_out |= {"ribosome_load_head.target_mean", "ribosome_load_head.target_std"}
+    tensors = {}
+    for name, tensor in state.items():
+        if name not in left_out and name.split(".")[0] not in left_out:
+            is_rows = name in TOKEN_TENSORS
+            tensors[name] = move_rows(name, tensor, spec.alphabet, OFFICIAL) if is_rows else tensor
+    scalars = {} if spec.threshold is None else {"threshold": spec.threshold}
+    metadata = {name: getattr(spec.config, name) for name in _METADATA}
     if spec.task is not None:
-        note["task"] = dict(spec.task)
-    write_pickle(target, translate(kept, "official"), scalars, note)
-
-
-def _losses(spec: ModelSpec, layout: LayoutName) -> list[str]:
-    """What the other layouts have no place for, in words."""
-    if layout == "multimolecule" and spec.pooling != "cls":
-        return ["multimolecule's own pooler would look at CLS; this model's looks at the mean of all tokens"]
-    if layout != "official":
-        return []
-    dropped = " ".join(token for token in invented(OFFICIAL, spec.alphabet))
-    notes = [f"the official vocabulary has no {dropped} X: their rows are left out"]
-    if "pooler" in spec.heads:
-        notes.append("the official layout has no pooler: it is left out")
-    return notes
-
-
-def _is_unscaled(state: Mapping[str, Tensor]) -> bool:
-    mean, std = state["ribosome_load_head.target_mean"], state["ribosome_load_head.target_std"]
-    return float(mean) == 0.0 and float(std) == 1.0
-
-
-def _check_embedding(files: ModelFiles, plan: Mapping[str, tuple[str, ...]]) -> None:
-    name = "encoder.embedding.weight"
-    if name not in plan:
-        raise CheckpointError("the file has no token embedding")
-    shape = files.shapes[plan[name][0]]
-    if len(shape) != 2:
-        raise CheckpointError(f"the token embedding has shape {shape}; expected (tokens, hidden)")
-
-
-def _alphabet(
-    files: ModelFiles, layout: LayoutName, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[Alphabet, tuple[str, ...]]:
-    """The vocabulary of the tensors; official rows are moved onto the standard one."""
-    rows = shapes["encoder.embedding.weight"][0]
-    if layout == "official":
-        if rows != OFFICIAL.size:
-            raise CheckpointError(f"{files.path}: {rows} token rows; the official vocabulary has {OFFICIAL.size}")
-        made_up = " ".join(invented(OFFICIAL, STANDARD))
-        return STANDARD, (
-            f"the official vocabulary has no {made_up}: their rows are random (fixed seed); X is the mean of A C G U",
-        )
-    tokens = files.vocabulary or _VOCABULARIES.get(rows)
-    if tokens is None:
-        raise CheckpointError(f"{files.path}: {rows} token rows fit no known vocabulary; put vocab.txt beside the file")
-    if len(tokens) != rows:
-        raise CheckpointError(f"{files.path}: {rows} token rows, but vocab.txt has {len(tokens)} tokens")
-    try:
-        return Alphabet(tuple(tokens)), ()
-    except InputError as error:
-        raise CheckpointError(f"{files.path.parent / 'vocab.txt'}: {error}") from None
-
-
-def _spec(
-    files: ModelFiles,
-    layout: LayoutName,
-    shapes: Mapping[str, tuple[int, ...]],
-    alphabet: Alphabet,
-    num_attention_heads: int | None,
-) -> ModelSpec:
-    hidden = shapes["encoder.embedding.weight"][-1]
-    blocks = {int(match.group(1)) for name in shapes if (match := _BLOCK.match(name))}
-    if blocks != set(range(len(blocks))) or not blocks:
-        raise CheckpointError(f"the file's blocks are not numbered from 0 on: {listed(map(str, blocks))}")
-    values = {**files.noted, **files.config, "vocab_size": alphabet.size, **_special_ids(alphabet)}
-    for name, found in (("hidden_size", hidden), ("num_hidden_layers", len(blocks))):
-        if values.setdefault(name, found) != found:
-            raise CheckpointError(f"config.json says {name} {values[name]}, the tensors say {found}")
-    if num_attention_heads is not None or "num_attention_heads" not in values:
-        values["num_attention_heads"] = num_attention_heads or _heads_of(files, layout, hidden, len(blocks))
-    config = ModelConfig.from_dict(values)
-    threshold = files.scalars.get("threshold", files.config.get("threshold"))
-    if not isinstance(threshold, float | int | None):
-        raise CheckpointError(f"config: threshold is {threshold!r}; it must be a number")
-    task = values.get("task") or _unsaid_task(shapes)
-    if not isinstance(task, dict | None):
-        raise CheckpointError(f"config: task is {task!r}; it must be an object")
-    pooling = values.get("pooling") or "cls"
-    if pooling not in POOLINGS:
-        raise CheckpointError(f"config: pooling is {pooling!r}; it must be one of {', '.join(POOLINGS)}")
-    spec = ModelSpec(config, alphabet, threshold=threshold, task=task)
-    return spec.with_heads(shapes, _head_config(files.config), pooling)
-
-
-def _unsaid_task(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
-    """Two tasks have one head. The authors' ribosome-load files hold the scale of the targets, the others do not."""
-    head = "ribosome_load_head"
-    plain = f"{head}.projection.weight" in shapes and f"{head}.target_mean" not in shapes
-    return {"name": "translation-efficiency"} if plain else None
-
-
-def _special_ids(alphabet: Alphabet) -> dict[str, int]:
-    return {
-        "mask_token_id": alphabet.mask_id,
-        "cls_token_id": alphabet.cls_id,
-        "eos_token_id": alphabet.eos_id,
-    }
-
-
-def _heads_of(files: ModelFiles, layout: LayoutName, hidden: int, blocks: int) -> int:
-    """Number of attention heads of a file that does not say: seen in a rotary buffer, or published."""
-    inverse_frequencies = next((s for name, s in files.shapes.items() if name.endswith("inv_freq")), None)
-    if inverse_frequencies:
-        return hidden // (2 * inverse_frequencies[0])
-    published = {(preset["hidden_size"], preset["num_hidden_layers"]) for preset in PRESETS.values()}
-    if layout == "official" or (hidden, blocks) in published:
-        return _OFFICIAL_HEADS
-    raise CheckpointError(
-        f"no config.json beside it, and {blocks} blocks of width {hidden} are no published size "
-        f"({', '.join(PRESETS)}); say how many attention heads it has "
-        "(num_attention_heads, or --heads of rinalmo convert)"
-    )
-
-
-def _head_config(config: Mapping[str, Any]) -> HeadConfig:
-    names = {field.name for field in fields(HeadConfig)}
-    given = config.get("head")
-    values = {name: value for name, value in given.items() if name in names} if isinstance(given, dict) else {}
-    return HeadConfig(**{name: value for name, value in values.items() if value is not None})
-
-
-def _check_shapes(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in RiNALMo(spec).state_dict().items()}
-    missing = [name for name in expected if name not in shapes and ".target_" not in name]
-    surplus = [name for name in shapes if name not in expected]
-    wrong = [f"{n} {shapes[n]} instead of {expected[n]}" for n in expected if n in shapes and shapes[n] != expected[n]]
-    problems = [
-        f"{what}: {listed(names)}"
-        for what, names in (("missing", missing), ("unexpected", surplus), ("of the wrong shape", wrong))
-        if names
-    ]
-    if problems:
-        raise CheckpointError(f"tensors {'; '.join(problems)}")
-
-
-def _stacked(shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-    return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if len(shapes) > 1 else shapes[0]
-
-
-def _finite(tensor: Tensor, name: str, path: Path) -> Tensor:
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"{path}: tensor {name} is {tensor.dtype}; weights are floating-point numbers")
-    # A sum is finite when all its terms are, short of overflow, and needs no copy of the tensor.
-    if not (torch.isfinite(tensor.sum(dtype=torch.float32)) or torch.isfinite(tensor).all()):
-        raise CheckpointError(f"{path}: tensor {name} holds NaN or infinite values")
-    return tensor
-
-
-def _in_file(files: ModelFiles, step: Any) -> Any:
-    """Run a step; name the file in what it raises."""
-    try:
-        return step()
-    except CheckpointError as error:
-        raise CheckpointError(f"{files.path}: {error}") from None
+        metadata["task"] = dict(spec.task)
+    write_pickle(target, translate(tensors, "official"), scalars, metadata)
 
 
 def info(model: str | Path | ModelConfig | None = None, *, tokens: int = PUBLISHED_TOKENS) -> list[Specification]:
-    """The specification of a preset, a model's name, folder or file, or a config; of all presets by default.
+    """Sizes and costs of models. A published model is not downloaded: its preset has all that is needed.
 
-    Costs are for one sequence of `tokens` tokens. A published model is not fetched for this: its preset says it all.
+    Args:
+        model: A preset, a model's name, folder or file, or a config; None for all presets.
+        tokens: Length of the sequence that `flops` and `macs` are for.
+
+    Returns:
+        One specification per model.
+
+    Raises:
+        CheckpointError: The model cannot be read.
+
+    Example:
+        >>> import rinalmo
+        >>> [giga] = rinalmo.info("giga")
+        >>> giga.parameters
+        650878731
     """
     if model is None:
         return [specification(name, ModelConfig.preset(name), tokens) for name in PRESETS]

@@ -1,11 +1,11 @@
-"""What the tensors are called in each layout, as tables that are read in both directions.
+"""Tensor names in each checkpoint layout, as tables that are read in both directions.
 
     rinalmo         ours: encoder.blocks.0.attention.qkv.weight, lm_head.decoder.weight
     multimolecule   the port's: model.encoder.layer.0.attention.self.query.weight, lm_head.decoder.weight
     official        the authors': transformer.blocks.0.mh_attn.Wqkv.weight, pred_head.linear_in.weight
 
-A `Rule` pairs one tensor of ours with one of theirs, or with several that are stacked along the first axis to make
-it. `{i}` stands for the number of a block. A key that no rule names raises, in both directions.
+A `Rule` maps one of our tensors to one of theirs, or to several that are concatenated along the first axis. `{i}` is a
+block's number. A key without a rule raises, in both directions.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _IGNORED = re.compile(r"(^|\.)(inv_freq|position_ids)$")
 
 @dataclass(frozen=True)
 class Rule:
-    """One tensor of ours and the one or more of theirs that it is made of, in order.
+    """One of our tensors and those of theirs that are concatenated to it, in order.
 
-    Names of the `trunk` carry the file's prefix (`model.`, `lm.`, …), the others stand as they are.
+    Names in the `trunk` carry the file's prefix (`model.`, `lm.`, …), others do not.
     """
 
     ours: str
@@ -42,8 +42,8 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Dialect:
-    """One way of naming: rules, and the prefixes that the trunk may carry, the usual one first."""
+class KeyMap:
+    """The rules of one layout, and the prefixes that its trunk may carry, the usual one first."""
 
     rules: tuple[Rule, ...]
     embedding: str
@@ -77,7 +77,7 @@ _PORT_LABEL_HEAD = {
     **_affine("decoder", "decoder"),
 }
 
-_PORT = Dialect(
+_PORT = KeyMap(
     rules=(
         *_rules({"encoder.embedding.weight": "embeddings.word_embeddings.weight"}),
         *_rules(_PORT_BLOCK, ours="encoder.blocks.{i}.", theirs="encoder.layer.{i}."),
@@ -153,11 +153,11 @@ _SCALER = {"target_mean": "_mean", "target_std": "_std"}
 _OFFICIAL_PREFIXES = {"structure_head": "lm.", "ribosome_load_head": "lm.", None: ""}
 
 
-def _official(head: str | None, attention: Mapping[str, str]) -> Dialect:
+def _official(head: str | None, attention: Mapping[str, str]) -> KeyMap:
     heads = _rules(_OFFICIAL_HEADS[head], trunk=False, ours=f"{head}.", theirs="pred_head.") if head else ()
     scaler = _rules(_SCALER, trunk=False, ours=f"{head}.", theirs="scaler.") if head == "ribosome_load_head" else ()
     usual = _OFFICIAL_PREFIXES.get(head, "rinalmo.")
-    return Dialect(
+    return KeyMap(
         rules=(
             *_rules({"encoder.embedding.weight": "embedding.weight"}),
             *_rules({**attention, **_OFFICIAL_FFN}, ours="encoder.blocks.{i}.", theirs="transformer.blocks.{i}."),
@@ -181,88 +181,84 @@ def _official(head: str | None, attention: Mapping[str, str]) -> Dialect:
 
 def detect(keys: Iterable[str]) -> LayoutName:
     """The layout that these tensor names belong to."""
-    names = set(keys)
-    if any("encoder.layer." in name for name in names):
-        return "multimolecule"
-    if any("transformer.blocks." in name for name in names):
-        return "official"
-    if any(name.startswith("encoder.blocks.") for name in names):
-        return "rinalmo"
-    sample = ", ".join(sorted(names)[:3]) or "none"
-    raise CheckpointError(f"not a RiNALMo: no layout has tensors such as {sample}")
+    names = sorted(keys)
+    for name in names:
+        if "encoder.layer." in name:
+            return "multimolecule"
+        if "transformer.blocks." in name:
+            return "official"
+        if name.startswith("encoder.blocks."):
+            return "rinalmo"
+    raise CheckpointError(f"not a RiNALMo: no layout has tensors such as {', '.join(names[:3]) or 'none'}")
 
 
 def plan_reading(layout: LayoutName, shapes: Shapes) -> dict[str, tuple[str, ...]]:
-    """For each tensor of ours the names of theirs to stack for it. Unmatched and missing ones raise, listed."""
+    """For each of our tensors the names of theirs to concatenate; raises for unmatched and missing names."""
     names = [name for name in shapes if not _IGNORED.search(name)]
     if layout == "rinalmo":
         return {name: (name,) for name in names}
-    dialect = _dialect_of(layout, shapes)
-    prefix = _prefix_of(dialect, names)
-    wanted = {prefix * rule.trunk + part: (rule, n) for rule in dialect.rules for n, part in enumerate(rule.theirs)}
-    found: dict[str, dict[int, str]] = {}
-    sizes: dict[str, int] = {}
+    if layout == "multimolecule":
+        key_map = _PORT
+    else:
+        is_split = any("mh_attn.mh_attn." in name for name in names)
+        key_map = _official(_official_head(shapes), _OFFICIAL_SPLIT_ATTENTION if is_split else _OFFICIAL_ATTENTION)
+    for prefix in key_map.prefixes:
+        if prefix + key_map.embedding in shapes:
+            break
+    else:
+        raise CheckpointError(f"the file has no token embedding ({key_map.embedding})")
+    rule_of = {prefix * rule.trunk + part: (rule, n) for rule in key_map.rules for n, part in enumerate(rule.theirs)}
+    plan: dict[str, list[str]] = {}
     unmatched = []
     for name in names:
         template, number = _template(name)
-        if template not in wanted:
+        if template in rule_of:
+            rule, part = rule_of[template]
+            plan.setdefault(rule.ours.replace("{i}", number), [""] * len(rule.theirs))[part] = name
+        # The port's decoder.bias is the same tensor as lm_head.bias; some files hold both.
+        elif name != "lm_head.decoder.bias" or "lm_head.bias" not in shapes:
             unmatched.append(name)
-            continue
-        rule, part = wanted[template]
-        ours = rule.ours.replace("{i}", number)
-        found.setdefault(ours, {})[part] = name
-        sizes[ours] = len(rule.theirs)
-    unmatched = _without_aliases(unmatched, names)
     if unmatched:
         raise CheckpointError(f"tensors that no RiNALMo in {layout} layout has: {listed(unmatched)}")
-    torn = [name for ours, parts in found.items() if len(parts) < sizes[ours] for name in parts.values()]
-    if torn:
-        raise CheckpointError(f"tensors whose partners (query/key/value, gate/up) are missing: {listed(torn)}")
-    return {ours: tuple(parts[n] for n in sorted(parts)) for ours, parts in found.items()}
+    incomplete = [name for parts in plan.values() if "" in parts for name in parts if name]
+    if incomplete:
+        raise CheckpointError(f"tensors whose partners (query/key/value, gate/up) are missing: {listed(incomplete)}")
+    return {ours: tuple(parts) for ours, parts in plan.items()}
 
 
 def plan_writing(layout: LayoutName, keys: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """For each tensor of ours the names of theirs that it is cut into, equally along the first axis."""
+    """For each of our tensors the names of theirs that it is split into, equally along the first axis."""
     names = list(keys)
     if layout == "rinalmo":
         return {name: (name,) for name in names}
-    dialect = _dialect_for(layout, names)
-    heads = {name.split(".")[0] for name in names} - {"encoder", "pooler"}
-    prefix = "" if layout == "multimolecule" and not heads else dialect.prefixes[0]
-    rules = {rule.ours: rule for rule in dialect.rules}
+    if layout not in get_args(LayoutName):
+        raise CheckpointError(f"no layout {layout!r}; there are {', '.join(get_args(LayoutName))}")
+    modules = {name.split(".")[0] for name in names}
+    if layout == "multimolecule":
+        key_map = _PORT
+        prefix = key_map.prefixes[0] if modules - {"encoder", "pooler"} else ""
+    else:
+        heads = [head for head in _OFFICIAL_HEADS if head in modules]
+        if len(heads) > 1:
+            raise CheckpointError(f"the official layout holds one task head, not {', '.join(heads)}")
+        key_map = _official(heads[0] if heads else None, _OFFICIAL_ATTENTION)
+        prefix = key_map.prefixes[0]
+    rules = {rule.ours: rule for rule in key_map.rules}
     plan, unmatched = {}, []
     for name in names:
         template, number = _template(name)
-        if template not in rules:
+        if template in rules:
+            rule = rules[template]
+            plan[name] = tuple((prefix * rule.trunk + part).replace("{i}", number) for part in rule.theirs)
+        else:
             unmatched.append(name)
-            continue
-        rule = rules[template]
-        plan[name] = tuple((prefix * rule.trunk + part).replace("{i}", number) for part in rule.theirs)
     if unmatched:
         raise CheckpointError(f"tensors that the {layout} layout has no name for: {listed(unmatched)}")
     return plan
 
 
-def _dialect_of(layout: LayoutName, shapes: Shapes) -> Dialect:
-    if layout == "multimolecule":
-        return _PORT
-    split = any("mh_attn.mh_attn." in name for name in shapes)
-    return _official(_official_head(shapes), _OFFICIAL_SPLIT_ATTENTION if split else _OFFICIAL_ATTENTION)
-
-
-def _dialect_for(layout: LayoutName, names: list[str]) -> Dialect:
-    if layout == "multimolecule":
-        return _PORT
-    if layout not in get_args(LayoutName):
-        raise CheckpointError(f"no layout {layout!r}; there are {', '.join(get_args(LayoutName))}")
-    heads = [head for head in _OFFICIAL_HEADS if any(name.startswith(f"{head}.") for name in names)]
-    if len(heads) > 1:
-        raise CheckpointError(f"the official layout holds one task head, not {', '.join(heads)}")
-    return _official(heads[0] if heads else None, _OFFICIAL_ATTENTION)
-
-
 def _official_head(shapes: Shapes) -> str | None:
-    """Which task an official `pred_head` serves; the file does not say, its tensors do."""
+    """The task of an official `pred_head`; the file does not name it, its tensors show it."""
     if "pred_head.conv_out.weight" in shapes:
         return "structure_head"
     if "pred_head.linear_out.weight" in shapes:
@@ -272,55 +268,43 @@ def _official_head(shapes: Shapes) -> str | None:
     return None
 
 
-def _prefix_of(dialect: Dialect, names: list[str]) -> str:
-    for prefix in dialect.prefixes:
-        if prefix + dialect.embedding in names:
-            return prefix
-    raise CheckpointError(f"the file has no token embedding ({dialect.embedding})")
-
-
 def _template(name: str) -> tuple[str, str]:
     match = _NUMBERED.search(name)
     return (_NUMBERED.sub(r"\1.{i}.", name), match.group(2)) if match else (name, "")
 
 
-def _without_aliases(unmatched: list[str], names: list[str]) -> list[str]:
-    # The port's decoder.bias is the same tensor as lm_head.bias; some files hold both.
-    return [name for name in unmatched if not (name == "lm_head.decoder.bias" and "lm_head.bias" in names)]
-
-
-def listed(names: Iterable[str], most: int = 8) -> str:
-    """Names for an error line: the first few, and how many more."""
+def listed(names: Iterable[str], maximum: int = 8) -> str:
+    """Names for an error message: the first few, and how many more."""
     ordered = sorted(names)
-    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
-    return ", ".join(ordered[:most]) + more
+    more = f" and {len(ordered) - maximum} more" if len(ordered) > maximum else ""
+    return ", ".join(ordered[:maximum]) + more
 
 
-ROW_TENSORS = ("encoder.embedding.weight", "lm_head.decoder.weight", "lm_head.decoder.bias")
+# Tensors with one row per token.
+TOKEN_TENSORS = ("encoder.embedding.weight", "lm_head.decoder.weight", "lm_head.decoder.bias")
 _SEED = 20250316
 _STD = 0.02
 
 
 def move_rows(name: str, rows: Tensor, source: Alphabet, target: Alphabet) -> Tensor:
-    """The tensor `name`, one row per token of `source`, as one row per token of `target`."""
+    """The tensor `name`, one row per token of `source`, as one row per token of `target`.
+
+    A new row is the mean of A, C, G and U for X, 0 in a bias, and otherwise random with a fixed seed.
+    """
     origin = torch.from_numpy(vocabulary_map(source, target))
     moved = rows[origin.clamp(min=0)].clone()
     for index in (origin < 0).nonzero().flatten().tolist():
-        moved[index] = _new_row(name, target.tokens[index], rows, source, index)
+        if target.tokens[index] == "X":
+            moved[index] = rows[list(source.nucleotide_ids)].mean(dim=0)
+        elif rows.dim() == 1:
+            moved[index] = 0
+        else:
+            generator = torch.Generator().manual_seed(_SEED + 1000 * TOKEN_TENSORS.index(name) + index)
+            moved[index] = torch.randn(rows.shape[1], generator=generator).mul(_STD).to(rows.dtype)
     return moved
 
 
-def invented(source: Alphabet, target: Alphabet) -> list[str]:
-    """The tokens of `target` that get made-up rows."""
-    origin = vocabulary_map(source, target)
-    return [token for token, index in zip(target.tokens, origin.tolist(), strict=True) if index < 0 and token != "X"]
-
-
-def _new_row(name: str, token: str, rows: Tensor, source: Alphabet, index: int) -> Tensor:
-    if token == "X":
-        return rows[list(source.nucleotide_ids)].mean(dim=0)
-    if rows.dim() == 1:
-        return torch.zeros((), dtype=rows.dtype)
-    seed = _SEED + 1000 * ROW_TENSORS.index(name) + index
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows.shape[1], generator=generator).mul(_STD).to(rows.dtype)
+def added_tokens(source: Alphabet, target: Alphabet) -> str:
+    """The tokens of `target` that get new rows, except X, separated by spaces."""
+    origin = vocabulary_map(source, target).tolist()
+    return " ".join(token for token, index in zip(target.tokens, origin, strict=True) if index < 0 and token != "X")
