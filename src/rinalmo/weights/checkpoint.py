@@ -165,10 +165,11 @@ def _checked(files: ModelFiles, num_attention_heads: int | None) -> Checkpoint:
     if pooling not in POOLINGS:
         raise CheckpointError(f"config: pooling is {pooling!r}; it must be one of {', '.join(POOLINGS)}")
     head = files.config.get("head")
-    head_options = {}
-    for option in fields(HeadConfig) if isinstance(head, dict) else ():
-        if head.get(option.name) is not None:
-            head_options[option.name] = head[option.name]
+    head_options: dict[str, Any] = {}
+    if isinstance(head, dict):
+        for option in fields(HeadConfig):
+            if head.get(option.name) is not None:
+                head_options[option.name] = head[option.name]
     spec = ModelSpec(config, alphabet, threshold=threshold, task=task or None)
     spec = spec.with_heads(shapes, HeadConfig(**head_options), pooling)
     _check_shapes(spec, shapes)
