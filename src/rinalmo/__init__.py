@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rinalmo.hf.registration import install as _install
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from rinalmo.engine.engine import Engine, clear_engine_cache
