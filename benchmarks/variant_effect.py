@@ -26,7 +26,7 @@ import numpy as np
 from rinalmo.engine.engine import Engine
 from rinalmo.inference.fill_mask import Nucleotides
 from rinalmo.inference.variants import Method, Variant, compare, score_variants
-from rinalmo.io.tables import column_index, opened_table
+from rinalmo.io.tables import open_table
 from rinalmo.metrics import spearman
 
 MEASUREMENTS = ("fitness", "activity")
@@ -46,10 +46,10 @@ class Scan:
 
 
 def read(path: Path) -> Scan:
-    with opened_table(path) as (header, rows):
-        measurement = next(name for name in MEASUREMENTS if name in header)
-        places = [column_index(path, header, name) for name in ("sequence", measurement)]
-        pairs = [(cells[places[0]].upper().replace("T", "U"), float(cells[places[1]])) for _, cells in rows]
+    table = open_table(path)
+    measurement = next(name for name in MEASUREMENTS if name in table.columns)
+    table.require("sequence")
+    pairs = [(row["sequence"].upper().replace("T", "U"), float(row[measurement])) for _, row in table.rows]
     letters = zip(*(sequence for sequence, _ in pairs), strict=True)
     wild_type = "".join(Counter(letter).most_common(1)[0][0] for letter in letters)
     variants = [compare(wild_type, sequence, file=str(path)) for sequence, _ in pairs]

@@ -15,7 +15,7 @@ import pytest
 from rinalmo.errors import InputError
 from rinalmo.io import files
 from rinalmo.io.files import (
-    check_place,
+    check_path,
     destination,
     file_lock,
     held,
@@ -144,9 +144,9 @@ def test_links_that_lead_nowhere_are_refused(tmp_path):
     (tmp_path / "b").symlink_to("a")
     (tmp_path / "c").symlink_to("missing/out")
     with pytest.raises(InputError, match=r"a: cannot be written \("):
-        check_place(tmp_path / "a")
+        check_path(tmp_path / "a")
     with pytest.raises(InputError, match=r"missing: no such folder"):
-        check_place(tmp_path / "c")
+        check_path(tmp_path / "c")
     with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
         write(tmp_path / "a")
 

@@ -61,7 +61,7 @@ def test_a_table_for_several_wild_types(engine, tmp_path):
         ("mutants\nG1A\n", "no column 'mutant'; did you mean 'mutants'"),
         ("mutant,score\nG1A,1\n", "has a column 'score' already"),
         ("mutant,x,x\nG1A,1,1\n", "two columns named 'x'"),
-        ("mutant,x\nG1A,1\nG1C\n", "line 3: has 1 fields, not 2"),
+        ("mutant,x\nG1A,1\nG1C\n", "line 3: has 1 fields, but there are 2 columns"),
         ("mutant,x\n,1\n", "line 2: '' is no substitution"),
         ("record,mutant\nthree,G1A\n", "line 2: there is no wild type 'three'; there are one"),
     ],

@@ -69,7 +69,7 @@ FAULTS = [
     ("csv", "id,sequence,structure\na,ACGU,(..\n", "line 2, record a: the structure has 3 characters"),
     ("csv", "sequence,structure\nACGU,)..(\n", "line 2, record 1, position 1: ')' closes nothing"),
     ("csv", "id,sequences,structure\na,ACGU,(..)\n", "has no column 'sequence'; did you mean 'sequences'?"),
-    ("csv", "id,sequence,pairs\na,ACGU,(..)\n", "has no column 'structure'; there are id, sequence, pairs"),
+    ("csv", "id,sequence,pairs\na,ACGU,(..)\n", "has no column 'structure'; there are 'id', 'sequence', 'pairs'"),
     ("csv", "id,sequence,structure\na,ACGU\n", "line 2: has 2 fields, but there are 3 columns"),
     ("tsv", "id\tsequence\tstructure\na\t\t\n", "line 2, record a: has no sequence"),
 ]
@@ -119,14 +119,14 @@ def test_parquet(tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(InputError, match="cannot be read as Parquet"):
         list(read_structures(path))
-    with pytest.raises(InputError, match=r"none.parquet cannot be read as Parquet"):
+    with pytest.raises(InputError, match=r"none.parquet does not exist"):
         list(read_structures(tmp_path / "none.parquet"))
 
 
 @pytest.mark.parametrize("name", ["x.txt", "structures", "x.gz", "x.fasta"])
 def test_unknown_endings(name):
     with pytest.raises(
-        InputError, match=f"{name}: the ending tells no structure format; use one of dbn, ct, bpseq, st"
+        InputError, match=f"{name}: its ending is that of no structure format; use one of dbn, ct, bpseq, st"
     ):
         format_of(name)
 

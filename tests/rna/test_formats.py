@@ -15,7 +15,10 @@ from rinalmo.io.files import read_lines
 from rinalmo.rna.formats import FORMATS, format_of, loops, read_rows, read_structures, structure_text, write_structures
 from rinalmo.rna.structure import Structure
 
-ENDINGS = [*FORMATS, *(f"{text}.{packed}" for text in FORMATS if text != "parquet" for packed in ("gz", "zst"))]
+ENDINGS = [
+    *FORMATS,
+    *(f"{text}.{packed}" for text in FORMATS if text != "parquet" for packed in ("gz", "zst", "bz2", "xz")),
+]
 HAIRPIN = Structure.from_dot_bracket("hairpin", "GGGAaaTCCC", "(((....)))")
 OTHER = Structure.from_dot_bracket("other one", "acgu", "....")
 
@@ -82,7 +85,7 @@ def test_blocks_may_end_anywhere(tmp_path, monkeypatch, size):
     path.write_bytes(b">hairpin\r\nGGGAaaTCCC\r\n\r\n(((....)))\r\n>other one\racgu\r\r....\r")
     assert list(read_structures(path)) == [HAIRPIN, OTHER]
     assert list(read_lines(path)) == [
-        ">hairpin", "GGGAaaTCCC", "", "(((....)))", ">other one", "acgu", "", "...."
+        ">hairpin\r\n", "GGGAaaTCCC\r\n", "\r\n", "(((....)))\r\n", ">other one\r", "acgu\r", "\r", "....\r"
     ]  # fmt: skip
 
 

@@ -36,7 +36,7 @@ from rinalmo.data.store import StoreWriter, TokenStore
 from rinalmo.errors import InputError
 from rinalmo.io.fasta import IUPAC_LETTERS, read_fasta
 from rinalmo.io.recipe_files import Section, load
-from rinalmo.io.tables import column_index, opened_table
+from rinalmo.io.tables import open_table, table_format
 from rinalmo.rna.headers import Header, read_header
 
 PREFIX = "data-"
@@ -177,17 +177,14 @@ class MetadataTable:
 
     def _read(self, id_column: str, columns: dict[str, Column]) -> None:
         self._names = list(columns)
-        picked = [(column, re.compile(given.pattern) if given.pattern else None) for column, given in columns.items()]
-        with opened_table(self.path) as (header, rows):
-            key = column_index(self.path, header, id_column)
-            places = [column_index(self.path, header, columns[name].column) for name in self._names]
-            patterns = [pattern for _, pattern in picked]
-            for _, row in rows:
-                if row[key] in self._rows:
-                    raise InputError(f"{self.path}: the id {row[key]!r} stands twice")
-                self._rows[row[key]] = tuple(
-                    _picked(row[place], pattern) for place, pattern in zip(places, patterns, strict=True)
-                )
+        picked = [(given.column, re.compile(given.pattern) if given.pattern else None) for given in columns.values()]
+        table = open_table(self.path, table_format(self.path) or "csv")
+        table.require(id_column, *(column for column, _ in picked))
+        for _, row in table.rows:
+            id = str(row[id_column])
+            if id in self._rows:
+                raise InputError(f"{self.path}: the id {id!r} stands twice")
+            self._rows[id] = tuple(_picked(row[column], pattern) for column, pattern in picked)
 
 
 def known(header: Header, table: MetadataTable | None, label: str, id: str) -> Facts:
@@ -212,7 +209,8 @@ def refused(facts: Facts, recipe: SourceRecipe) -> str | None:
     return None
 
 
-def _picked(value: str, pattern: re.Pattern[str] | None) -> str:
+def _picked(cell: Any, pattern: re.Pattern[str] | None) -> str:
+    value = "" if cell is None else str(cell)
     if pattern is None:
         return value
     found = pattern.search(value)

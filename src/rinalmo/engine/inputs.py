@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -14,8 +13,8 @@ import numpy as np
 
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.io.fasta import Record, make_record, read_fasta
-from rinalmo.io.files import one_line, source_name
-from rinalmo.io.tables import is_missing, is_table, opened_text, read_rows
+from rinalmo.io.files import BYTE_ORDER_MARK, one_line, read_chunks, source_name, uncompressed_name
+from rinalmo.io.tables import is_missing, read_rows, table_format
 from rinalmo.rna.alphabet import Alphabet
 
 Sequences = str | Path | Iterable[str | Record | Mapping[str, Any]]
@@ -103,15 +102,14 @@ def read_sequences(source: str | Path, *, allow_mask: bool = False) -> Iterator[
 def is_sequence_table(source: str | Path) -> bool:
     """Whether sequences are read from this file as from a table."""
     path = Path(source)
-    base = path.name.removesuffix(".gz").removesuffix(".zst").lower()
-    if str(source) == "-" or not is_table(path) or base.endswith(".txt"):
+    format = table_format(path)
+    if str(source) == "-" or format is None or uncompressed_name(path).endswith(".txt"):
         return False
-    if base.endswith(".parquet") or not path.is_file():
+    if format == "parquet" or not path.is_file():
         return True
     try:
-        with opened_text(path) as text:
-            return not text.read(4096).lstrip().startswith(">")
-    except (OSError, EOFError, ValueError, zlib.error):
+        return not next(read_chunks(path), b"").removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b">")
+    except InputError:
         return True  # reading it says what is wrong
 
 

@@ -35,7 +35,7 @@ from rinalmo.engine.ray import RayEngine
 from rinalmo.errors import InputError, MissingExtraError
 from rinalmo.io.fasta import Record
 from rinalmo.io.files import check_path, replacing_path
-from rinalmo.io.tables import column_index, opened_table
+from rinalmo.io.tables import open_table, table_format
 from rinalmo.model.heads import first_tokens
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
@@ -45,7 +45,6 @@ from rinalmo.rna.headers import read_header
 OWN = ("length", "id", "description")
 _NAMED = ("type", "family", "taxon")
 _KEY = re.compile(r"""(?:^|[\s;|])([A-Za-z_][\w.-]*)[=:]("[^"]*"|[^\s;|]+)""")
-_TABLES = (".csv", ".tsv", ".tab", ".txt")
 
 
 def values_of(field: str, ids: Sequence[str], descriptions: Sequence[str], lengths: Sequence[int]) -> list[str]:
@@ -79,16 +78,15 @@ def common_fields(ids: Sequence[str], descriptions: Sequence[str]) -> dict[str, 
 def table_of(field: str) -> tuple[Path, str] | None:
     """File and column, if the field is `TABLE:COLUMN`."""
     file, colon, column = field.rpartition(":")
-    name = file.removesuffix(".gz").removesuffix(".zst")
-    return (Path(file), column) if colon and name.endswith(_TABLES) else None
+    return (Path(file), column) if colon and table_format(file) else None
 
 
 def read_column(path: Path, column: str) -> dict[str, str]:
     """A column of a table by id. Raises InputError if it is missing."""
-    with opened_table(path) as (header, rows):
-        place = column_index(path, header, column)
-        key = header.index("id") if "id" in header else 0
-        return {row[key]: row[place] for _, row in rows}
+    table = open_table(path)
+    table.require(column)
+    key = "id" if "id" in table.columns else table.columns[0]
+    return {str(row[key]): "" if row[column] is None else str(row[column]) for _, row in table.rows}
 
 
 def _fields(ids: Sequence[str], descriptions: Sequence[str]) -> list[dict[str, str]]:

@@ -30,7 +30,7 @@ from rinalmo.engine.jobs import Job, adding, chunked, input_sum
 from rinalmo.engine.ray import RayEngine
 from rinalmo.errors import CheckpointError, InputError, SequenceError
 from rinalmo.io.fasta import Record
-from rinalmo.io.files import check_place, one_line, replacing
+from rinalmo.io.files import check_path, one_line, replacing
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.plots.drawing import check_drawing, draw_structure
 from rinalmo.plots.pairs import check_arcs, check_map, check_reference, draw_arcs, draw_pair_map
@@ -350,11 +350,11 @@ def fold_file(
     decoding = replace(decoding, thermodynamics=task.thermodynamics)
     if str(output) != "-":
         format_of(output)
-        check_place(Path(output))
+        check_path(Path(output))
     if probabilities is not None and probabilities.suffix != ".npz":
         raise InputError(f"{probabilities}: probabilities are written as .npz")
     if probabilities is not None:
-        check_place(probabilities)
+        check_path(probabilities)
     records: Iterable[Record] = peeked(read_sequences(fasta))
     pictures: list[Picture] = []
     if plot is not None:

@@ -28,7 +28,7 @@ from rinalmo.errors import InputError, SequenceError
 from rinalmo.inference.fill_mask import Nucleotides
 from rinalmo.io.fasta import Record, read_fasta
 from rinalmo.io.files import check_path, file_sha256, replacing_path
-from rinalmo.io.tables import column_index, delimiter, opened_table
+from rinalmo.io.tables import TableReader, open_table, table_format
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.plots.heat_map import check_plot, draw
 from rinalmo.rna.alphabet import NUCLEOTIDES
@@ -367,25 +367,25 @@ def from_table(wild_types: Iterable[Record], path: Path) -> VariantSource:
     records = list(wild_types)
 
     def read() -> Iterator[Variant]:
-        with opened_table(path) as (header, rows):
-            mutant = column_index(path, header, MUTANT)
-            named = column_index(path, header, RECORD) if RECORD in header or len(records) > 1 else None
-            for line, cells in rows:
-                where = f"{path}, line {line}"
-                record = records[0] if named is None else _found(records_by_id, cells[named], where)
-                changes = parse(record.sequence, cells[mutant], where=where)
-                yield Variant(record.sequence, changes, cells=tuple(cells))
+        table = _open(path)
+        has_record = RECORD in table.columns or len(records) > 1
+        table.require(MUTANT, *[RECORD] * has_record)
+        for line, row in table.rows:
+            where = table.place(line)
+            cells = {name: "" if cell is None else str(cell) for name, cell in row.items()}
+            record = _found(records_by_id, cells[RECORD], where) if has_record else records[0]
+            changes = parse(record.sequence, cells[MUTANT], where=where)
+            yield Variant(record.sequence, changes, cells=tuple(cells.values()))
 
     records_by_id = _by_id(records)
-    return VariantSource(dict.fromkeys(_header(path), str), records, read, path)
+    return VariantSource(dict.fromkeys(_open(path).columns, str), records, read, path)
 
 
-def _header(path: Path) -> list[str]:
-    with opened_table(path) as (header, _):
-        pass
-    if SCORE in header:
+def _open(path: Path) -> TableReader:
+    table = open_table(path, table_format(path) or "csv")
+    if SCORE in table.columns:
         raise InputError(f"{path}: has a column {SCORE!r} already; rename it, the scores are added under this name")
-    return header
+    return table
 
 
 def _by_id(records: Sequence[Record]) -> dict[str, Record]:
@@ -455,7 +455,7 @@ def score_file(
             if output.suffix == ".parquet":
                 _parquet(unfinished, source, _scored(source, run))
             else:
-                _text(unfinished, source, _scored(source, run), delimiter(output))
+                _text(unfinished, source, _scored(source, run), "\t" if output.suffix == ".tsv" else ",")
         run.remove()
     if plot is not None and map_ is not None:
         _draw(source, map_, plot, method)

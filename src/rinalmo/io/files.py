@@ -1,17 +1,21 @@
-"""Outputs that are complete or absent, and locks: what this package asks of a file system.
+"""Files: read with any compression, written whole or not at all, locked.
 
-A file is written under a temporary name of its own beside its destination, put on the disk, then renamed over the
-destination; a folder likewise. Whoever reads sees the old one, the new one or none, never a part of one, and two
-writers never share a temporary name. Otherwise an output behaves as if it had been opened for writing: a symbolic link
-is followed, permissions are those of the file that is replaced or follow the umask, and a device or pipe is written to.
+An output is written under a temporary name beside its destination, synced to the disk, then renamed over the
+destination; a folder likewise. A reader sees the old output, the new one or none, never a part of one, and two writers
+never share a temporary name. Otherwise an output behaves as if it had been opened for writing: a symbolic link is
+followed, permissions are those of the file that is replaced or follow the umask, and a device or pipe is written to.
 
-What a file system lacks (locks, fsync, permissions) costs a warning, once, and not the run.
+A file system without locks, fsync or permissions costs one warning, not the run.
+
+Compression is recognized by content. The decompressors are driven here and not by xopen or the classes of the standard
+library, which end without an error where a second gzip, bzip2, xz or zstd stream in a file is damaged.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import logging
 import os
@@ -23,21 +27,23 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from rinalmo.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 LOCK = "lock"
-"""The name of the lock in a folder that is held."""
+"""The name of the lock file in a locked folder."""
 
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.partial")
 _DESCRIPTORS = ("/dev/fd/", "/dev/stdin", "/dev/stdout", "/dev/stderr", "/proc/")
-_MOST_LINKS = 40  # as many as Linux follows
-# Of an fsync: the data is not on the disk. Any other error says that this file system cannot tell.
+_MAX_LINKS = 40  # as many as Linux follows
+# Errors of fsync that mean lost data; any other means that the file system does not support it.
 _NOT_WRITTEN = {errno.EIO, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 
 _warned: set[str] = set()
@@ -47,11 +53,11 @@ class LockHeldError(Exception):
     """Another process, or another part of this one, holds the lock."""
 
 
-@contextlib.contextmanager
+@contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a binary file that takes the place of `path` when the block ends; an error removes it.
+    """Open a binary file that replaces `path` when the block ends, and is removed after an error.
 
-    A device, a named pipe or an open descriptor such as /dev/stdout is written to as it is.
+    A device, a named pipe or an open descriptor such as /dev/stdout is written to directly.
 
     Args:
         path: The output. A symbolic link is followed and stays.
@@ -66,17 +72,17 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with path.open("ab") as file:
             yield file
         return
-    with replacing_path(path) as partial, partial.open("wb") as file:
+    with replacing_path(path) as temporary, temporary.open("wb") as file:
         yield file
 
 
-@contextlib.contextmanager
+@contextmanager
 def replacing_path(path: Path, scratch: Path | None = None) -> Iterator[Path]:
-    """As `replacing`, for writers that open files themselves: a temporary path to write to.
+    """As `replacing`, for writers that open files themselves: yields a temporary path to write to.
 
     Args:
         path: The output. A symbolic link is followed and stays.
-        scratch: A folder on the same disk for the temporary file; None is the output's own.
+        scratch: A folder on the same disk for the temporary file; None for the output's own.
 
     Yields:
         The path of an empty file.
@@ -91,23 +97,29 @@ def replacing_path(path: Path, scratch: Path | None = None) -> Iterator[Path]:
                 shutil.copyfileobj(source, file)
         return
     target = destination(path)
-    partial = (scratch or target.parent) / _temporary_name(target)
+    temporary = (scratch or target.parent) / _temporary_name(target)
     try:
-        mode = _create(partial, target)
-        yield partial
-        sync(partial)
-        _change_mode(partial, mode)
-        partial.replace(target)
+        mode = None
+        with contextlib.suppress(FileNotFoundError):
+            mode = target.stat().st_mode
+            if not os.access(target, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+        temporary.touch(0o666, exist_ok=False)
+        mode = temporary.stat().st_mode if mode is None else mode  # before a writer replaces the file by one of its own
+        yield temporary
+        sync(temporary)
+        _change_mode(temporary, stat.S_IMODE(mode))
+        temporary.replace(target)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (partial, str(partial)):
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (temporary, str(temporary)):
             raise type(error)(error.errno, error.strerror, str(path)) from None
         raise
-    sync_folder(target.parent)
+    sync(target.parent)
 
 
 def temporary_folder(path: Path) -> Path:
-    """Make a folder beside `path` that `publish_folder` gives this name; its permissions follow the umask."""
+    """Make a folder beside `path` for `publish_folder` to rename; its permissions follow the umask."""
     target = destination(path)
     folder = target.parent / _temporary_name(target)
     folder.mkdir()
@@ -115,15 +127,15 @@ def temporary_folder(path: Path) -> Path:
 
 
 def publish_folder(folder: Path, path: Path, *, overwrite: bool = False) -> None:
-    """Give a folder its name, once everything in it is on the disk.
+    """Rename a complete folder to its final name, once its content is on the disk.
 
     Args:
-        folder: What `temporary_folder` made, filled.
-        path: Its place. A symbolic link is followed and stays; an empty folder is replaced.
+        folder: A folder made by `temporary_folder`.
+        path: The final name. A symbolic link is followed and stays; an empty folder is replaced.
         overwrite: Replace a folder that is not empty, too, as a whole.
 
     Raises:
-        OSError: It cannot be written. What was there before is there still.
+        OSError: It cannot be written. The old folder is still there.
     """
     target = destination(path)
     mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
@@ -131,33 +143,29 @@ def publish_folder(folder: Path, path: Path, *, overwrite: bool = False) -> None
         if file.is_file():
             sync(file)
             _change_mode(file, mode)  # some libraries write files that only the owner may read
-    sync_folder(folder)
+    sync(folder)
     if overwrite and target.exists():
-        _swap(folder, target)
+        _change_mode(folder, stat.S_IMODE(target.stat().st_mode))
+        old = target.parent / _temporary_name(target)
+        target.rename(old)
+        try:
+            folder.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     else:
         with contextlib.suppress(FileNotFoundError):
             target.rmdir()  # fails unless it is empty
         folder.rename(target)
-    sync_folder(target.parent)
-
-
-def _swap(folder: Path, target: Path) -> None:
-    _change_mode(folder, stat.S_IMODE(target.stat().st_mode))
-    old = target.parent / _temporary_name(target)
-    target.rename(old)
-    try:
-        folder.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    sync(target.parent)
 
 
 def destination(path: Path) -> Path:
     """The file or folder that a path leads to: the target of a symbolic link, which need not exist.
 
     Raises:
-        OSError: The links lead in a circle.
+        OSError: The links form a loop.
     """
     if is_stream(path) or not path.is_symlink():
         return path
@@ -170,8 +178,8 @@ def destination(path: Path) -> Path:
 def is_stream(path: Path) -> bool:
     """Whether a path is a device, a pipe, a socket or an open descriptor, which can be written to but not replaced."""
     place = path.absolute()
-    for _ in range(_MOST_LINKS):
-        # A descriptor may be a plain file, but it is the open file that is meant, not whatever has its name.
+    for _ in range(_MAX_LINKS):
+        # A descriptor may be a plain file, but the open file is meant, not the file that now has its name.
         if os.path.normpath(place).startswith(_DESCRIPTORS):
             return True
         if not place.is_symlink():
@@ -185,12 +193,12 @@ def is_stream(path: Path) -> bool:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a path has the name of a file or folder that is being written here, or was when a process died."""
+    """Whether a path is named like an unfinished output of this module."""
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
 def clear_temporaries(folder: Path) -> None:
-    """Remove what processes that died were writing in a folder; whoever calls this must hold it."""
+    """Remove unfinished outputs of processes that died. The caller must hold the folder's lock."""
     for path in folder.iterdir():
         if is_temporary(path):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -200,36 +208,16 @@ def _temporary_name(target: Path) -> str:
     return f".{target.name[:40]}.{os.urandom(8).hex()}.partial"
 
 
-def _create(partial: Path, target: Path) -> int:
-    """Make an empty file; returns the permissions that it is to have in the end."""
-    mode = None
-    with contextlib.suppress(FileNotFoundError):
-        mode = target.stat().st_mode
-        if not os.access(target, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
-    handle = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    try:
-        return stat.S_IMODE(os.fstat(handle).st_mode if mode is None else mode)
-    finally:
-        os.close(handle)
-
-
 def _change_mode(path: Path, mode: int) -> None:
-    """Change permissions, where they are others and the file system has any."""
     if stat.S_IMODE(path.stat().st_mode) != mode:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # file systems without permissions
             path.chmod(mode)
 
 
-def check_path(path: Path, endings: Iterable[str]) -> None:
-    """Raise InputError for a file of another ending, or in no folder."""
-    if path.suffix not in endings:
+def check_path(path: Path, endings: Iterable[str] = ()) -> None:
+    """Raise InputError for an output with none of these endings, in no folder, or that is a folder itself."""
+    if endings and path.suffix not in endings:
         raise InputError(f"{path}: cannot write {path.suffix or 'a file without ending'!r}; use {', '.join(endings)}")
-    check_place(path)
-
-
-def check_place(path: Path) -> None:
-    """Raise InputError for a file that would be a folder, or lie in none."""
     try:
         folder = destination(path).parent
         if path.is_dir():
@@ -241,41 +229,28 @@ def check_place(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Put the content of a file on the disk."""
-    with path.open("rb+") as file:
-        _fsync(file.fileno(), path)
+    """Flush a file, or the names in a folder, to the disk. Without the second a rename may be lost in a power cut.
 
-
-def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk, without which a rename may be lost with the power; Windows cannot."""
-    if sys.platform == "win32":
+    A file system without fsync, or a folder that cannot be opened, costs one warning; Windows cannot sync folders.
+    """
+    is_folder = path.is_dir()
+    if is_folder and sys.platform == "win32":
         return
+    handle = None
     try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        _warn_of_fsync(folder, error)
-        return
-    try:
-        _fsync(handle, folder)
-    finally:
-        os.close(handle)
-
-
-def _fsync(handle: int, path: Path) -> None:
-    try:
+        handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
         os.fsync(handle)
     except OSError as error:
-        if error.errno in _NOT_WRITTEN:
+        if error.errno in _NOT_WRITTEN or (handle is None and not is_folder):
             raise
-        _warn_of_fsync(path, error)
-
-
-def _warn_of_fsync(path: Path, error: OSError) -> None:
-    _warn_once(
-        "fsync",
-        f"{path}: its file system cannot tell when data is on the disk ({error.strerror}); "
-        "an output may be lost if the power fails now, though not if a process is killed",
-    )
+        _warn_once(
+            "fsync",
+            f"{path}: its file system cannot confirm when data is on the disk ({error.strerror}); "
+            "an output may be lost if the power fails now, though not if a process is killed",
+        )
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def _warn_once(kind: str, message: str) -> None:
@@ -286,30 +261,30 @@ def _warn_once(kind: str, message: str) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
+@contextmanager
 def file_lock(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
-    """Hold a lock on a file, made if need be. The system frees the lock of a process that died.
+    """Lock a file, which is made if it does not exist. The system frees the lock of a process that died.
 
     Args:
         path: The file; nothing is written into it.
-        on_wait: Called once if the lock is held by somebody else, who is then waited for.
+        on_wait: Called once if the lock is held elsewhere, before waiting for it.
 
     Yields:
         Whether the lock is held: False on a file system without locks, after a warning.
 
     Raises:
-        LockHeldError: Somebody else holds the lock, and `on_wait` is None.
+        LockHeldError: The lock is held elsewhere, and `on_wait` is None.
         OSError: The file cannot be made.
     """
     from filelock import FileLock, SoftFileLock, Timeout
 
-    path.open("ab").close()  # raises what is wrong with the place, which must not pass for a lack of locks
-    # Soft locks, which filelock has where there are no others, would hold for ever once their process died elsewhere.
+    path.open("ab").close()  # so that an unusable path raises, instead of passing for a lack of locks
+    # Soft locks, filelock's replacement where there are no others, would stay for ever after a crash elsewhere.
     lock = FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
         if isinstance(lock, SoftFileLock):
@@ -337,20 +312,20 @@ def file_lock(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator
             lock.release()
 
 
-@contextlib.contextmanager
+@contextmanager
 def held(folder: Path, output: Path, *, temporary: bool = False) -> Iterator[bool]:
-    """Hold a folder, made if need be, so that one process at a time works in it.
+    """Lock a folder, which is made if it does not exist, so that one process at a time works in it.
 
     Args:
         folder: The folder; its lock is the file `LOCK` in it.
         output: What is being written, for the message.
-        temporary: Remove the folder at the end if nothing but the lock is left in it.
+        temporary: Remove the folder at the end if only the lock is left in it.
 
     Yields:
-        Whether the folder is held: False on a file system without locks, after a warning.
+        Whether the folder is locked: False on a file system without locks, after a warning.
 
     Raises:
-        InputError: Another process holds the folder.
+        InputError: Another process holds the lock.
     """
     try:
         with contextlib.ExitStack() as stack:
@@ -360,45 +335,48 @@ def held(folder: Path, output: Path, *, temporary: bool = False) -> Iterator[boo
                     is_held = stack.enter_context(file_lock(folder / LOCK))
                     break
                 except FileNotFoundError:
-                    continue  # whoever held it has finished, and removed the folder
+                    continue  # the process that held it has finished, and removed the folder
                 except LockHeldError:
                     raise InputError(f"{output}: another process is writing it") from None
             try:
                 yield is_held
             finally:
-                if temporary and os.name != "nt":  # while it is held: a later holder's lock must not be removed
+                if temporary and os.name != "nt":  # still locked, so that no later holder's lock is removed
                     _remove_if_unused(folder)
     finally:
-        if temporary and os.name == "nt":  # where an open file cannot be removed, and so neither a later holder's
+        if temporary and os.name == "nt":  # Windows cannot remove an open file, hence no later holder's lock either
             _remove_if_unused(folder)
         elif temporary:  # NFS keeps a removed lock's name until it is closed
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
 
-def empty_folder(folder: Path, keep: Callable[[Path], bool] = lambda path: False) -> None:
-    """Remove what is in a folder that is held, but for its lock and what is to be kept."""
-    for path in folder.iterdir():
-        if path.name != LOCK and not keep(path):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-
-
 def _remove_if_unused(folder: Path) -> None:
     with contextlib.suppress(OSError):
-        if {path.name for path in folder.iterdir()} <= {LOCK}:
+        if set(os.listdir(folder)) <= {LOCK}:  # noqa: PTH208
             (folder / LOCK).unlink(missing_ok=True)
             folder.rmdir()
 
 
+def empty_folder(folder: Path, keep: Callable[[Path], bool] | None = None) -> None:
+    """Remove the content of a locked folder, except its lock and the paths for which `keep` is true."""
+    for path in folder.iterdir():
+        if path.name != LOCK and not (keep and keep(path)):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+# Reading
+
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _BLOCK = 1 << 18
 _GZIP_MAGIC = b"\x1f\x8b"
+_BZIP2_MAGIC = b"BZh"
+_XZ_MAGIC = b"\xfd7zXZ\0"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE_MAGIC = b"\x2a\x4d\x18"  # after one byte 0x50 to 0x5f; pzstd starts its files with it
 _UNSUPPORTED_MAGIC = {
-    b"BZh": "is compressed with bzip2; decompress it, or use gzip or zstd",
-    b"\xfd7zXZ": "is compressed with xz; decompress it, or use gzip or zstd",
     b"PK\x03\x04": "is a zip archive; unpack it first",
     b"\xff\xfe": "is UTF-16 text; save it as UTF-8 or ASCII",
     b"\xfe\xff": "is UTF-16 text; save it as UTF-8 or ASCII",
@@ -412,48 +390,21 @@ _OPEN_FAILURES: dict[type[Exception], str] = {
 _BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 
 
+def uncompressed_name(path: str | PathLike[str]) -> str:
+    """The name of a file in lower case, without the ending of its compression."""
+    name = Path(path).name.lower()
+    return name.removesuffix(Path(name).suffix) if name.endswith(COMPRESSED) else name
+
+
 def source_name(source: str | PathLike[str]) -> str:
-    """What errors call a source; "-" is standard input."""
+    """The name of a source in messages; "-" is standard input."""
     return "standard input" if source == "-" else one_line(str(source))
 
 
-def read_chunks(source: str | PathLike[str]) -> Iterator[bytes]:
-    """Yield the decompressed bytes of a file, or of "-" for standard input, in pieces of bounded size.
-
-    Raises InputError if the file is missing, unreadable, cut off, damaged or compressed in another way.
-    """
-    name = source_name(source)
-    with _opened(source, name) as file:
-        yield from _decompressed(_Source(file), name)
-
-
-def read_lines(source: str | PathLike[str]) -> Iterator[str]:
-    """Yield the lines of a text file without their ends (LF, CRLF or CR) and without a byte order mark.
-
-    Raises InputError as `read_chunks` does, and if there is a NUL byte.
-    """
-    name = source_name(source)
-    for number, line in enumerate(_byte_lines(read_chunks(source)), start=1):
-        if b"\0" in line:
-            raise InputError(f"{name}, line {number}: has a NUL byte; the file is damaged or not text")
-        yield decode(line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line)
-
-
-def _byte_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for chunk in chunks:
-        text = rest + chunk
-        # A CR at the end of the chunk may be half of a CRLF: it waits for the next one.
-        waits = text.endswith(b"\r")
-        *whole, rest = text.removesuffix(b"\r").replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        rest += b"\r" * waits
-        yield from whole
-    if rest:
-        yield rest.removesuffix(b"\r")
-
-
 @contextmanager
-def _opened(source: str | PathLike[str], name: str) -> Iterator[BinaryIO]:
+def open_binary(source: str | PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file, or "-" for standard input, as it is; raises InputError if that fails."""
+    name = source_name(source)
     if source == "-":
         if sys.stdin is None:
             raise InputError(f"{name} is closed; name a file")
@@ -469,68 +420,106 @@ def _opened(source: str | PathLike[str], name: str) -> Iterator[BinaryIO]:
         yield file
 
 
-class _Source:
-    """A file whose first bytes stay readable after a look at them, because a pipe cannot be rewound."""
+def read_chunks(source: str | PathLike[str]) -> Iterator[bytes]:
+    """Yield the decompressed bytes of a file, or of "-" for standard input, in pieces of bounded size.
 
-    closed = False  # pyarrow asks
+    gzip (bgzip, too), bzip2, xz and zstd are recognized by content.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._head: bytes | None = None
+    Raises:
+        InputError: The file is missing, unreadable, truncated, damaged, or a zip archive or UTF-16 text.
+    """
+    with open_binary(source) as file:
+        try:
+            head = file.read(len(_BGZF_END))
+            for magic, remedy in _UNSUPPORTED_MAGIC.items():
+                if head.startswith(magic):
+                    raise InputError(f"{source_name(source)} {remedy}")
+            if head.startswith(_ZSTD_MAGIC) or head[1:4] == _ZSTD_SKIPPABLE_MAGIC:
+                import pyarrow as pa
 
-    def head(self) -> bytes:
-        self._head = self._file.read(len(_BGZF_END))
-        return self._head
+                stream = pa.CompressedInputStream(pa.PythonFile(_Rewound(head, file), mode="r"), "zstd")
+                blocks = iter(partial(stream.read, _BLOCK), b"")
+            else:
+                blocks = chain((head,), iter(partial(file.read1, _BLOCK), b""))  # type: ignore[attr-defined]
+                if head.startswith((_GZIP_MAGIC, _BZIP2_MAGIC, _XZ_MAGIC)):
+                    blocks = _decompress(blocks, head)
+            yield from blocks
+        except (OSError, EOFError) as error:
+            reason = str(error).splitlines()[0]
+            message = f"{source_name(source)} cannot be read to its end ({reason}); copy or download it again"
+            raise InputError(message) from error
+
+
+class _Rewound:
+    """A pipe, or any file, whose first bytes have been read and are to be read again, for pyarrow."""
+
+    closed = False
+
+    def __init__(self, head: bytes, file: BinaryIO) -> None:
+        self._head, self._file = head, file
 
     def read(self, size: int) -> bytes:
-        """Return what is there, at most `size` bytes; nothing only at the end."""
-        head, self._head = self._head, None
+        head, self._head = self._head, b""
         return head or self._file.read1(size)  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        """Nothing, although pyarrow calls it: whoever opened the file closes it."""
-
-    def blocks(self) -> Iterator[bytes]:
-        return iter(lambda: self.read(_BLOCK), b"")
+        """Nothing: `open_binary` closes the file."""
 
 
-def _decompressed(source: _Source, name: str) -> Iterator[bytes]:
-    try:
-        head = source.head()
-        for magic, remedy in _UNSUPPORTED_MAGIC.items():
-            if head.startswith(magic):
-                raise InputError(f"{name} {remedy}")
-        if head.startswith(_GZIP_MAGIC):
-            yield from _gunzip(source.blocks(), is_bgzf=head[3:4] == b"\x04" and head[12:14] == b"BC")
-        elif head.startswith(_ZSTD_MAGIC) or head[1:4] == _ZSTD_SKIPPABLE_MAGIC:
-            yield from _unzstd(source)
-        else:
-            yield from source.blocks()
-    except (OSError, EOFError, zlib.error) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{name} cannot be read to its end ({reason}); copy or download it again") from error
+def _decompress(blocks: Iterable[bytes], head: bytes) -> Iterator[bytes]:
+    """Decompress gzip, bzip2 or xz: one or more streams, end to end, and nothing else."""
+    new_stream: Callable[[], Any] = partial(zlib.decompressobj, wbits=31)
+    if head.startswith(_BZIP2_MAGIC):
+        import bz2
 
+        new_stream = bz2.BZ2Decompressor
+    elif head.startswith(_XZ_MAGIC):
+        import lzma
 
-def _gunzip(blocks: Iterable[bytes], *, is_bgzf: bool) -> Iterator[bytes]:
-    member, end = zlib.decompressobj(wbits=31), b""
+        new_stream = lzma.LZMADecompressor
+    is_bgzf = head[3:4] == b"\x04" and head[12:14] == b"BC"
+    stream, end, limit = new_stream(), b"", 4 * _BLOCK
     for block in blocks:
         end = (end + block[-len(_BGZF_END) :])[-len(_BGZF_END) :]
-        while block:
-            if member.eof:
-                member = zlib.decompressobj(wbits=31)
-            yield member.decompress(block, 4 * _BLOCK)
-            block = member.unconsumed_tail or member.unused_data
-    yield member.flush()
-    if not member.eof or (is_bgzf and end != _BGZF_END):
-        raise EOFError("the gzip data is cut off")
+        has_more = False
+        while block or has_more:
+            if stream.eof:
+                stream = new_stream()
+            try:
+                data = stream.decompress(block, limit)
+            except Exception as error:  # zlib's and lzma's have no other base
+                raise OSError(str(error)) from error
+            yield data
+            block = getattr(stream, "unconsumed_tail", b"") or stream.unused_data
+            has_more = len(data) == limit and not stream.eof
+    if not stream.eof or (is_bgzf and end != _BGZF_END):
+        raise EOFError("the compressed data is cut off")
 
 
-def _unzstd(source: _Source) -> Iterator[bytes]:
-    import pyarrow as pa
+def read_lines(source: str | PathLike[str], *, strict: bool = False) -> Iterator[str]:
+    """Yield the lines of a text file with their ends (LF, CRLF or CR), without a byte order mark.
 
-    stream = pa.CompressedInputStream(pa.PythonFile(source, mode="r"), "zstd")
-    while chunk := stream.read(_BLOCK):
-        yield chunk
+    Args:
+        source: As for `read_chunks`.
+        strict: Refuse a line that is not UTF-8, instead of reading it as Latin-1.
+
+    Raises:
+        InputError: As `read_chunks`; or a line has a NUL byte, or is not UTF-8 and `strict`.
+    """
+    name, number, rest = source_name(source), 0, b""
+    for chunk in chain(read_chunks(source), (None,)):
+        lines = (rest + (chunk or b"")).splitlines(keepends=True)
+        # A line without LF may go on in the next chunk; a CR may be half of a CRLF.
+        rest = lines.pop() if chunk is not None and lines and not lines[-1].endswith(b"\n") else b""
+        for line in lines:
+            number += 1
+            if b"\0" in line:
+                raise InputError(f"{name}, line {number}: has a NUL byte; the file is damaged or not text")
+            line = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+            try:
+                yield line.decode() if strict else decode(line)
+            except UnicodeDecodeError:
+                raise InputError(f"{name}, line {number}: is not text in UTF-8; save the file in UTF-8") from None
 
 
 def decode(text: bytes) -> str:
@@ -542,10 +531,36 @@ def decode(text: bytes) -> str:
 
 
 def record_name(name: str, number: int | None = None) -> str | None:
-    """What errors call a record: by its name, or by its number if it has none."""
+    """The name of a record in messages: its own, or its number if it has none."""
     return one_line(name[:60]) or (None if number is None else str(number))
 
 
 def one_line(text: str) -> str:
     """Escape line ends and terminal codes, which a name may hold and an error message must not."""
     return text if text.isprintable() else ascii(text)[1:-1]
+
+
+# Writing with compression
+
+
+@contextmanager
+def replacing_compressed(path: Path) -> Iterator[IO[bytes]]:
+    """As `replacing`, compressed as the ending says (.gz, .zst, .bz2, .xz); the same content gives the same bytes."""
+    with replacing(path) as file:
+        stream: Any = contextlib.nullcontext(file)
+        if path.suffix == ".gz":
+            stream = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)
+        elif path.suffix == ".zst":
+            import pyarrow as pa
+
+            stream = pa.CompressedOutputStream(pa.PythonFile(file, mode="w"), "zstd")
+        elif path.suffix == ".bz2":
+            import bz2
+
+            stream = bz2.BZ2File(file, "wb")
+        elif path.suffix == ".xz":
+            import lzma
+
+            stream = lzma.LZMAFile(file, "wb")  # noqa: SIM115
+        with stream as writer:
+            yield writer

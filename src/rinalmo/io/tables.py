@@ -1,32 +1,53 @@
-"""Rows of tables: CSV, or TSV if the name says so (.tsv, .tab, .txt), JSON lines and Parquet; text plain, gzip or zstd.
+"""The one reader and writer of tables: CSV, TSV, JSON lines and Parquet, compressed or not.
 
-Whatever is wrong with the file is one InputError that names it, and the line where there is one.
+The ending of the name gives the format (.csv; .tsv, .tab or .txt; .jsonl or .ndjson; .parquet), the content gives the
+compression of text. Every fault of a file is one InputError that names it, and the line where there is one.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
-import gzip
-import io
 import json
 import sys
 import threading
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
+from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, cast
 
 from rinalmo.errors import InputError
-from rinalmo.io.files import check_path, replacing
+from rinalmo.io.files import (
+    COMPRESSED,
+    check_path,
+    open_binary,
+    read_lines,
+    replacing,
+    replacing_compressed,
+    source_name,
+    uncompressed_name,
+)
 
+Row = dict[str, Any]
+Format = Literal["csv", "tsv", "jsonl", "parquet"]
+
+_FORMATS: dict[str, Format] = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".txt": "tsv",
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
+_OUTPUT_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+_SEPARATORS: dict[str, str] = {"csv": ",", "tsv": "\t"}
 _ADVICE = "save it as CSV in UTF-8 with commas, or with tabs as .tsv"
-
-Rows = Iterator[tuple[int, list[str]]]
-
-_ENDINGS = (".csv", ".tsv", ".tab", ".txt", ".parquet", ".jsonl", ".ndjson")
+_BATCH = 4096
+_MAX_FIELD = 1 << 30
+_field_limit_lock = threading.Lock()
 
 # What pandas reads as missing, and what R, SQL and JSON write; compared in lower case.
 _MISSING = frozenset(
@@ -34,127 +55,13 @@ _MISSING = frozenset(
 ).union(("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"))
 
 
-@contextmanager
-def opened_table(path: Path) -> Iterator[tuple[list[str], Rows]]:
-    """The names of the columns, and the rows with the number of the line each ends on; blank lines are passed over."""
-    try:
-        with opened_text(path) as text:
-            reader = fields(_without_nul(text), delimiter(path))
-            header = next(reader, None)
-            if not header:
-                raise InputError(f"{path}: is empty; a table starts with the names of its columns")
-            if len(header) == 1 and (other := next((sign for sign in ";\t," if sign in header[0]), None)):
-                raise InputError(f"{path}: its fields are separated by {other!r}; {_ADVICE}")
-            if len(set(header)) < len(header):
-                twice = next(name for name in header if header.count(name) > 1)
-                raise InputError(f"{path}: has two columns named {twice!r}; rename one")
-            yield header, _of_one_width(path, reader, len(header))
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: is no text in UTF-8; {_ADVICE}") from None
-    except (OSError, EOFError, zlib.error, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(f"{path}: cannot be read as a table ({reason})") from None
-
-
-@contextmanager
-def opened_text(path: Path) -> Iterator[IO[str]]:
-    """A text file, decompressed if its name ends in .gz or .zst, without a byte order mark."""
-    if path.suffix == ".zst":
-        import pyarrow as pa
-
-        with pa.CompressedInputStream(pa.OSFile(str(path)), "zstd") as stream:
-            yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-        return
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as text:
-        yield text
-
-
-class FieldReader:
-    """A `csv.reader` that takes a long RNA, or values of each of its nucleotides, for one field.
-
-    The limit on the size of a field is one for the whole process. It is raised only while a row is read: by the first
-    of the threads that read one, until the last has it.
-    """
-
-    _LIMIT = 1 << 30
-    _lock = threading.Lock()
-    _reading = 0
-    _before = 0
-
-    def __init__(self, lines: Iterable[str], delimiter: str) -> None:
-        self._reader = csv.reader(lines, delimiter=delimiter)
-
-    @property
-    def line_num(self) -> int:
-        """The number of the line that the last row ended on."""
-        return self._reader.line_num
-
-    def __iter__(self) -> FieldReader:
-        return self
-
-    def __next__(self) -> list[str]:
-        cls = FieldReader
-        with cls._lock:
-            if not cls._reading:
-                cls._before = csv.field_size_limit(max(self._LIMIT, csv.field_size_limit()))
-            cls._reading += 1
-        try:
-            return next(self._reader)
-        finally:
-            with cls._lock:
-                cls._reading -= 1
-                if not cls._reading:
-                    csv.field_size_limit(cls._before)
-
-
-def fields(lines: Iterable[str], delimiter: str) -> FieldReader:
-    """The rows of delimited text as lists of fields, however long."""
-    return FieldReader(lines, delimiter)
-
-
-def delimiter(path: Path) -> str:
-    """What stands between the fields of a table of this name."""
-    return "\t" if path.name.removesuffix(".gz").removesuffix(".zst").endswith((".tsv", ".tab", ".txt")) else ","
-
-
-def column_index(path: Path, header: list[str], name: str) -> int:
-    """Where the column of this name is."""
-    if name not in header:
-        near = difflib.get_close_matches(name, header, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, header))}"
-        raise InputError(f"{path}: has no column {name!r}; {hint}")
-    return header.index(name)
-
-
-def _of_one_width(path: Path, reader: FieldReader, width: int) -> Rows:
-    for row in reader:
-        if row and len(row) != width:
-            raise InputError(f"{path}, line {reader.line_num}: has {len(row)} fields, not {width}")
-        if row:
-            yield reader.line_num, row
-
-
-def _without_nul(text: IO[str]) -> Iterator[str]:
-    for line in text:
-        if "\0" in line:
-            raise csv.Error("it has a NUL byte")
-        yield line
-
-
-# Tables in any format
-
-
-def is_table(path: Path) -> bool:
-    """Whether a file of this name is a table."""
-    return _ending(path) in _ENDINGS
-
-
-def _ending(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
+def table_format(path: str | PathLike[str]) -> Format | None:
+    """The format of a table by the ending of its name; None if it is not the name of a table."""
+    return _FORMATS.get(Path(uncompressed_name(path)).suffix)
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell holds no value: None, NaN, pandas' NA, nothing, or a word that stands for it."""
+    """Whether a cell is empty: None, NaN, pandas' NA, an empty string or a word such as NA."""
     if value is None or (isinstance(value, str) and value.strip().lower() in _MISSING):
         return True
     if isinstance(value, str | list | tuple | dict | bool | int):
@@ -165,133 +72,231 @@ def is_missing(value: Any) -> bool:
         return type(value).__name__ in ("NAType", "NaTType")
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a table in any of its formats, each with its file and line (Parquet: number), for messages."""
-    if not is_table(path):
-        raise InputError(f"{path}: is no table; its name should end in one of {', '.join(_ENDINGS)} (.gz, .zst)")
-    ending = _ending(path)
-    with _read(path):
-        if ending == ".parquet":
-            yield from _parquet(path)
-        elif ending in (".jsonl", ".ndjson"):
-            with opened_text(path) as text:
-                yield from _json(path, text)
-        else:
-            with opened_table(path) as (header, rows):
-                yield from ((f"{path}, line {line}", dict(zip(header, row, strict=True))) for line, row in rows)
+@dataclass(frozen=True)
+class TableReader:
+    """A table that is being read.
+
+    Attributes:
+        name: The name of the file in messages.
+        columns: The names of the columns.
+        rows: Each row with the number of the line that it ends on (Parquet: of the row), as a mapping of columns to
+            cells. Cells of CSV and TSV are text. Blank lines are skipped.
+    """
+
+    name: str
+    columns: Sequence[str]
+    rows: Iterator[tuple[int, Row]]
+    _unit: str = "line"
+
+    def place(self, number: int) -> str:
+        """File and line of a row, for messages."""
+        return f"{self.name}, {self._unit} {number}"
+
+    def require(self, *columns: str) -> None:
+        """Raise InputError if a column is missing."""
+        for column in columns:
+            require_column(self.name, self.columns, column)
 
 
-def _json(path: Path, text: IO[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def require_column(name: str | PathLike[str], columns: Sequence[str], column: str) -> None:
+    """Raise InputError if a table called `name` lacks a column."""
+    if column not in columns:
+        near = difflib.get_close_matches(column, columns, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, columns))}"
+        raise InputError(f"{name}: has no column {column!r}; {hint}")
+
+
+def open_table(path: str | PathLike[str], format: Format | None = None) -> TableReader:
+    """Open a table and read its header.
+
+    Args:
+        path: The file; "-" is standard input.
+        format: The format; None for that of the ending.
+
+    Raises:
+        InputError: The file is missing, unreadable, truncated, damaged, no table, or has no header. Faults of rows are
+            raised when these are read.
+    """
+    name = source_name(path)
+    format = format or table_format(path)
+    if format is None:
+        raise InputError(
+            f"{name}: is no table; its name should end in one of {', '.join(_FORMATS)} ({', '.join(COMPRESSED)})"
+        )
+    if format == "parquet":
+        return _open_parquet(path, name)
+    if format == "jsonl":
+        rows = _json_rows(path, name)
+        first = next(rows, None)
+        return TableReader(name, list(first[1]), chain((first,), rows)) if first else TableReader(name, (), rows)
+    lines = _csv_rows(path, name, _SEPARATORS[format])
+    _, columns = next(lines, (0, []))
+    if not columns:
+        raise InputError(f"{name}: is empty; a table starts with the names of its columns")
+    if len(columns) == 1 and (other := next((sign for sign in ";\t," if sign in columns[0]), None)):
+        raise InputError(f"{name}: its fields are separated by {other!r}; {_ADVICE}")
+    if len(set(columns)) < len(columns):
+        twice = next(column for column in columns if columns.count(column) > 1)
+        raise InputError(f"{name}: has two columns named {twice!r}; rename one")
+    return TableReader(name, columns, _as_mappings(lines, name, columns))
+
+
+def read_rows(path: str | PathLike[str], format: Format | None = None) -> Iterator[tuple[str, Row]]:
+    """Yield the rows of a table, each with its file and line for messages; raises as `open_table`."""
+    table = open_table(path, format)
+    for number, row in table.rows:
+        yield table.place(number), row
+
+
+def _csv_rows(path: str | PathLike[str], name: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the fields of each row with the number of its last line.
+
+    A field may hold a long RNA, or a value for each of its nucleotides. The limit on the size of a field belongs to the
+    whole process, so it is raised only while a row is read.
+    """
+    reader = csv.reader(read_lines(path, strict=True), delimiter=separator)
+    while True:
+        with _field_limit_lock:
+            limit = csv.field_size_limit(_MAX_FIELD)
+            try:
+                row = next(reader, None)
+            except csv.Error as error:
+                raise InputError(f"{name}, line {reader.line_num}: cannot be read as a table ({error})") from None
+            finally:
+                csv.field_size_limit(limit)
+        if row is None:
+            return
+        yield reader.line_num, row
+
+
+def _as_mappings(lines: Iterator[tuple[int, list[str]]], name: str, columns: list[str]) -> Iterator[tuple[int, Row]]:
+    for number, row in lines:
+        if row and len(row) != len(columns):
+            problem = f"has {len(row)} fields, but there are {len(columns)} columns; check commas and quotes"
+            raise InputError(f"{name}, line {number}: {problem}")
+        if row:
+            yield number, dict(zip(columns, row, strict=True))
+
+
+def _json_rows(path: str | PathLike[str], name: str) -> Iterator[tuple[int, Row]]:
     keys: set[str] = set()
-    for number, line in enumerate(text, start=1):
+    for number, line in enumerate(read_lines(path, strict=True), start=1):
         if not line.strip():
             continue
-        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise InputError(f"{where}: is not JSON ({error})") from None
+            raise InputError(f"{name}, line {number}: is not JSON ({error})") from None
         if not isinstance(row, dict):
-            raise InputError(f"{where}: is no JSON object")
+            raise InputError(f"{name}, line {number}: is no JSON object")
         keys = keys or set(row)
         if lacking := sorted(keys - set(row)):
-            raise InputError(f"{where}: has no {lacking[0]!r}, which earlier lines have")
-        yield where, row
+            raise InputError(f"{name}, line {number}: has no {lacking[0]!r}, which earlier lines have")
+        yield number, row
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    from pyarrow import parquet
-
-    count = 0
-    for batch in parquet.ParquetFile(path).iter_batches(4096):
-        for row in batch.to_pylist():
-            count += 1
-            yield f"{path}, row {count}", row
-
-
-@contextmanager
-def _read(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(f"{path}: cannot be read as a table ({reason})") from None
-
-
-Row = dict[str, Any]
-Writer = Callable[[IO[bytes], Iterable[Row], list[str]], None]
-_BATCH = 4096
-
-
-def check_rows_output(path: str | Path) -> None:
-    """Raise InputError now for what could not be written in the end."""
-    if str(path) != "-":
-        check_path(Path(path), _WRITERS)
-
-
-def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
-    """Write rows that all have the keys of the first."""
-    check_rows_output(path)
-    iterator = iter(rows)
-    first = next(iterator, None)
-    if first is None:
-        raise InputError(f"nothing to write to {path}")
-    rows, header = chain((first,), iterator), list(first)
-    if str(path) == "-":
-        _csv(sys.stdout, rows, header, ",")
-        return
-    with replacing(Path(path)) as file:
-        _WRITERS[Path(path).suffix](file, rows, header)
-
-
-def _delimited(separator: str) -> Writer:
-    def write(file: IO[bytes], rows: Iterable[Row], header: list[str]) -> None:
-        with _text(file) as text:
-            _csv(text, rows, header, separator)
-
-    return write
-
-
-def _csv(text: IO[str], rows: Iterable[Row], header: list[str], delimiter: str) -> None:
-    writer = csv.DictWriter(text, header, delimiter=delimiter, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _short(value) for name, value in row.items()} for row in rows)
-
-
-def _short(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else value
-
-
-def _write_json(file: IO[bytes], rows: Iterable[Row], header: list[str]) -> None:
-    file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
-
-
-def _write_parquet(file: IO[bytes], rows: Iterable[Row], header: list[str]) -> None:
+def _open_parquet(path: str | PathLike[str], name: str) -> TableReader:
     import pyarrow as pa
     from pyarrow import parquet
 
-    iterator, writer = iter(rows), None
-    while batch := list(islice(iterator, _BATCH)):
-        table = pa.Table.from_pylist(batch, schema=writer.schema if writer else None)
-        writer = writer or parquet.ParquetWriter(file, table.schema, compression="zstd")
-        writer.write_table(table)
-    if writer:
-        writer.close()
+    def fault(error: Exception) -> InputError:
+        return InputError(f"{name} cannot be read as Parquet ({str(error).splitlines()[0]}); copy it again")
+
+    def rows() -> Iterator[tuple[int, Row]]:
+        number = 0
+        with file:
+            try:
+                for batch in file.iter_batches(_BATCH):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield number, row
+            except (OSError, pa.ArrowException) as error:
+                raise fault(error) from None
+
+    with open_binary(path):  # the same message as for other files that cannot be opened
+        pass
+    try:
+        file = parquet.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise fault(error) from None
+    return TableReader(name, file.schema_arrow.names, rows(), "row")
 
 
-@contextmanager
-def _text(file: IO[bytes]) -> Iterator[IO[str]]:
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-    yield text
-    text.flush()
-    text.detach()
+def check_rows_output(path: str | Path) -> None:
+    """Raise InputError now if `write_rows` could not write to this path in the end."""
+    if str(path) != "-":
+        name = Path(path)
+        is_text = name.suffix in COMPRESSED and name.with_suffix("").suffix != ".parquet"
+        check_path(name.with_suffix("") if is_text else name, _OUTPUT_ENDINGS)
 
 
-_WRITERS: dict[str, Writer] = {
-    ".csv": _delimited(","),
-    ".tsv": _delimited("\t"),
-    ".jsonl": _write_json,
-    ".parquet": _write_parquet,
-}
+def write_rows(path: str | Path, rows: Iterable[Row], *, columns: Sequence[str] = (), schema: Any = None) -> None:
+    """Write a table, which appears under its name when it is complete.
+
+    Args:
+        path: The file; its ending gives the format and, for text, the compression. "-" is CSV on standard output.
+        rows: Mappings of columns to cells, with the same columns each. In CSV and TSV numbers have six digits.
+        columns: The names of the columns; needed only where there may be no rows.
+        schema: The `pyarrow.Schema` of a Parquet file; None derives it from the first rows.
+
+    Raises:
+        InputError: The path cannot be written, or there are no rows and no columns.
+    """
+    check_rows_output(path)
+    rows = iter(rows)
+    if not columns:
+        first = next(rows, None)
+        if first is None:
+            raise InputError(f"nothing to write to {path}")
+        rows, columns = chain((first,), rows), list(first)
+    if str(path) == "-":
+        sys.stdout.writelines(table_lines(rows, "csv", columns))
+        return
+    format = table_format(path)
+    if format == "parquet":
+        with replacing(Path(path)) as file:
+            write_parquet(file, rows, columns, schema)
+    else:
+        with replacing_compressed(Path(path)) as file:
+            for line in table_lines(rows, format or "csv", columns):
+                file.write(line.encode())
+
+
+class _Echo:
+    """A file for `csv.writer`, whose `writerow` returns what `write` does."""
+
+    def write(self, text: str) -> str:
+        return text
+
+
+def table_lines(rows: Iterable[Row], format: str, columns: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of a table as CSV, TSV (both with a header) or JSON lines."""
+    if format == "jsonl":
+        for row in rows:
+            yield json.dumps(row) + "\n"
+        return
+    separator, echo = _SEPARATORS[format], cast(Any, _Echo())
+    writer = csv.DictWriter(echo, columns, delimiter=separator, lineterminator="\n")
+    yield writer.writeheader()
+    for row in rows:
+        for column, value in row.items():
+            if isinstance(value, float):
+                row = row | {column: f"{value:.6g}"}
+        yield writer.writerow(row)
+
+
+def write_parquet(file: IO[bytes], rows: Iterable[Row], columns: Sequence[str], schema: Any = None) -> None:
+    """Write rows to an open file as Parquet, some thousand at a time; without rows all columns are text."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows, writer = iter(rows), None
+    while (batch := list(islice(rows, _BATCH))) or writer is None:
+        if not batch and schema is None:
+            schema = pa.schema([(column, pa.string()) for column in columns])
+        table = pa.Table.from_pylist(batch, schema=schema)
+        schema = table.schema
+        writer = writer or parquet.ParquetWriter(file, schema, compression="zstd")
+        if batch:
+            writer.write_table(table)
+    writer.close()

@@ -12,24 +12,30 @@ format holds beyond name, sequence and pairs (energies, numbering, loops) is rea
 
 from __future__ import annotations
 
-import csv
-import difflib
-import gzip
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from rinalmo.errors import InputError, SequenceError
-from rinalmo.io.files import check_place, read_lines, record_name, replacing, source_name
-from rinalmo.io.tables import fields
+from rinalmo.io.files import (
+    COMPRESSED,
+    check_path,
+    read_lines,
+    record_name,
+    replacing,
+    replacing_compressed,
+    source_name,
+    uncompressed_name,
+)
+from rinalmo.io.tables import Format, open_table, table_lines, write_parquet
 from rinalmo.rna.structure import OPENING, Structure
 
 _ENERGY = re.compile(r"[(\[{]\s*[-+]?\d+(\.\d+)?[^()\[\]{}]*[)\]}]")
 _BRACKETS = tuple(OPENING[:4] + ".")
+
+T = TypeVar("T")
 
 
 class _DbnText:
@@ -336,101 +342,10 @@ def _loops(structure: Structure) -> Iterator[tuple[list[range], bool]]:
     yield [*outer, range(start, len(structure))], False
 
 
-Row = dict[str, str]
-
-_BATCH = 4096
-
-
-def delimited_rows(lines: Iterable[str], file: str, delimiter: str) -> Iterator[tuple[int, Row]]:
-    """Yield the number of each row's last line, and the row."""
-    reader = fields(lines, delimiter)
-    try:
-        header = next(reader, None)
-        if not header:
-            raise InputError(f"{file} is empty; a table starts with the names of its columns")
-        for row in reader:
-            if row and len(row) != len(header):
-                problem = f"has {len(row)} fields, but there are {len(header)} columns; check commas and quotes"
-                raise InputError(f"{file}, line {reader.line_num}: {problem}")
-            if row:
-                yield reader.line_num, dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        raise InputError(f"{file}, line {reader.line_num}: cannot be read as a table ({error})") from None
-
-
-def parquet_rows(path: str | PathLike[str]) -> Iterator[tuple[None, Row]]:
-    """Yield the rows, which have no lines; missing values are empty."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_BATCH):
-                for row in batch.to_pylist():
-                    yield None, {name: "" if value is None else str(value) for name, value in row.items()}
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{source_name(path)} cannot be read as Parquet ({reason}); copy it again") from None
-
-
-def structures(rows: Iterable[tuple[int | None, Row]], file: str, column: str) -> Iterator[tuple[Structure, Row]]:
-    """Yield each row's structure and the row; `column` holds the dot-bracket text."""
-    for number, (line, row) in enumerate(rows, start=1):
-        if number == 1:
-            for name in ("sequence", column):
-                _check_column(row, name, file)
-        name = row.get("id", "").strip()
-        where = record_name(name, number) if line else f"{record_name(name) or ''} (row {number})".strip()
-        try:
-            yield Structure.from_dot_bracket(name, row["sequence"].strip(), row[column].strip()), row
-        except SequenceError as error:
-            raise error.found_in(file, line, where) from None
-
-
-def _check_column(row: Row, name: str, file: str) -> None:
-    if name not in row:
-        near = difflib.get_close_matches(name, row, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(row)}"
-        raise InputError(f"{file} has no column {name!r}; {hint}")
-
-
-def write_delimited(found: Iterable[Structure], delimiter: str) -> Iterator[str]:
-    """Yield the lines of a CSV or TSV table."""
-    line = _LineSink()
-    writer = csv.writer(line, delimiter=delimiter, lineterminator="\n")
-    writer.writerow(("id", "sequence", "structure"))
-    yield line.text
-    for structure in found:
-        writer.writerow((structure.name, structure.sequence, structure.dot_bracket))
-        yield line.text
-
-
-class _LineSink:
-    """Where csv writes to: the last line stays."""
-
-    text = ""
-
-    def write(self, text: str) -> None:
-        self.text = text
-
-
-def write_parquet(found: Iterable[Structure], file: IO[bytes]) -> None:
-    """Write a Parquet table to an open file, some thousand rows at a time."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema([(name, pa.string()) for name in ("id", "sequence", "structure")])
-    found = iter(found)
-    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        while rows := [(each.name, each.sequence, each.dot_bracket) for each in islice(found, _BATCH)]:
-            columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-
-
 Source = str | PathLike[str]
 
 _ENDINGS = {"db": "dbn", "dot": "dbn", "vienna": "dbn"}
-_COMPRESSED = (".gz", ".zst")
+_COLUMNS = ("id", "sequence", "structure")
 
 
 class _Text(NamedTuple):
@@ -446,99 +361,98 @@ _TEXTS = {
     "bpseq": _Text(read_bpseq, write_bpseq),
     "st": _Text(read_st, write_st),
 }
-_DELIMITERS = {"csv": ",", "tsv": "\t"}
-FORMATS = (*_TEXTS, *_DELIMITERS, "parquet")
+_TABLES: tuple[Format, ...] = ("csv", "tsv", "parquet")
+FORMATS = (*_TEXTS, *_TABLES)
 
 
 def format_of(path: Source, format: str | None = None) -> str:
-    """The format of a file by its ending, or `format` if that is given. Raises InputError for one not known."""
-    name = Path(path).name.lower()
-    for ending in _COMPRESSED:
-        name = name.removesuffix(ending)
-    found = format or name.rpartition(".")[2]
-    found = _ENDINGS.get(found, found)
-    if found not in FORMATS:
-        what = f"there is no structure format {format!r}" if format else "the ending tells no structure format"
-        raise InputError(f"{source_name(path)}: {what}; use one of {', '.join(FORMATS)}")
-    if found == "parquet" and str(path).endswith(_COMPRESSED):
+    """The format of a file by its ending, or `format` if that is given. Raises InputError for an unknown one."""
+    kind = format or uncompressed_name(path).rpartition(".")[2]
+    kind = _ENDINGS.get(kind, kind)
+    if kind not in FORMATS:
+        problem = f"there is no structure format {format!r}" if format else "its ending is that of no structure format"
+        raise InputError(f"{source_name(path)}: {problem}; use one of {', '.join(FORMATS)}")
+    if kind == "parquet" and str(path).endswith(COMPRESSED):
         raise InputError(f"{source_name(path)}: Parquet is compressed inside; use the ending .parquet")
-    return found
+    return kind
 
 
 def read_structures(path: Source, format: str | None = None, *, column: str = "structure") -> Iterator[Structure]:
-    """Yield the structures of a file in order; "-" is standard input and needs a `format`.
+    """Yield the structures of a file in order.
 
-    `column` is the one of a table that holds the dot-bracket text.
+    Args:
+        path: The file; "-" is standard input and needs a `format`.
+        format: One of `FORMATS`; None for that of the ending.
+        column: The column of a table that holds the dot-bracket text.
 
     Raises:
-        SequenceError: a record is wrong; the message has file, line, record and position.
-        InputError: the file is missing, unreadable, empty, of an unknown format or lacks a column.
+        SequenceError: A record is wrong; the message has file, line, record and position.
+        InputError: The file is missing, unreadable, empty, of an unknown format or lacks a column.
     """
     return (structure for structure, _ in read_rows(path, format, column=column))
 
 
-def read_rows(path: Source, format: str | None = None, *, column: str = "structure") -> Iterator[tuple[Structure, Row]]:
+def read_rows(
+    path: Source, format: str | None = None, *, column: str = "structure"
+) -> Iterator[tuple[Structure, dict[str, str]]]:
     """As `read_structures`, each structure with all columns of its row of the table; none if it is not a table."""
-    found = _rows(path, format_of(path, format), source_name(path), column)
-    return _at_least_one(found, source_name(path))
+    kind, file = format_of(path, format), source_name(path)
+    if kind in _TEXTS:
+        text_rows = ((structure, dict[str, str]()) for structure in _TEXTS[kind].read(read_lines(path), file))
+        return _require_nonempty(text_rows, file)
+    return _require_nonempty(_table_rows(path, kind, file, column), file)  # type: ignore[arg-type]
 
 
-def _rows(path: Source, kind: str, file: str, column: str) -> Iterator[tuple[Structure, Row]]:
-    if kind == "parquet":
-        return structures(parquet_rows(path), file, column)
-    if kind in _DELIMITERS:
-        return structures(delimited_rows(read_lines(path), file, _DELIMITERS[kind]), file, column)
-    return ((structure, {}) for structure in _TEXTS[kind].read(read_lines(path), file))
-
-
-def _at_least_one(found: Iterator[tuple[Structure, Row]], file: str) -> Iterator[tuple[Structure, Row]]:
-    first = next(found, None)
+def _require_nonempty(rows: Iterator[T], file: str) -> Iterator[T]:
+    first = next(rows, None)
     if first is None:
         raise InputError(f"{file} holds no structure; it should hold at least one")
     yield first
-    yield from found
+    yield from rows
+
+
+def _table_rows(path: Source, kind: Format, file: str, column: str) -> Iterator[tuple[Structure, dict[str, str]]]:
+    table = open_table(path, kind)
+    table.require("sequence", column)
+    for number, (line, cells) in enumerate(table.rows, start=1):
+        row = {name: "" if cell is None else str(cell) for name, cell in cells.items()}
+        name = row.get("id", "").strip()
+        try:
+            yield Structure.from_dot_bracket(name, row["sequence"].strip(), row[column].strip()), row
+        except SequenceError as error:
+            if kind == "parquet":
+                raise error.found_in(file, None, f"{record_name(name) or ''} (row {number})".strip()) from None
+            raise error.found_in(file, line, record_name(name, number)) from None
 
 
 def write_structures(path: Source, structures: Iterable[Structure], format: str | None = None) -> None:
     """Write structures one by one; the file appears under its name when it is complete and on the disk.
 
-    Raises InputError if there is no such folder, or the format is not known.
+    Args:
+        path: The file; its ending gives the format and, for text, the compression (.gz, .zst, .bz2, .xz).
+        structures: The structures.
+        format: One of `FORMATS`; None for that of the ending.
+
+    Raises:
+        InputError: There is no such folder, or the format is unknown.
     """
     path, kind = Path(path), format_of(path, format)
-    check_place(path)
-    with replacing(path) as file:
-        if kind == "parquet":
-            write_parquet(structures, file)
-            return
-        with _compressing(file, path.suffix) as stream:
-            for text in structure_text(structures, kind):
-                stream.write(text.encode())
+    check_path(path)
+    if kind == "parquet":
+        with replacing(path) as file:
+            write_parquet(file, map(_as_row, structures), _COLUMNS)
+        return
+    with replacing_compressed(path) as file:
+        for text in structure_text(structures, kind):
+            file.write(text.encode())
 
 
 def structure_text(structures: Iterable[Structure], format: str) -> Iterator[str]:
-    """The pieces of a file of structures in a format of text, as for standard output."""
-    if format in _DELIMITERS:
-        return write_delimited(structures, _DELIMITERS[format])
-    return _TEXTS[format].write(structures)
+    """The text of structures in a format, in pieces, as for standard output."""
+    if format in _TEXTS:
+        return _TEXTS[format].write(structures)
+    return table_lines(map(_as_row, structures), format, _COLUMNS)
 
 
-def _compressing(file: IO[bytes], ending: str) -> AbstractContextManager[Any]:
-    if ending == ".gz":
-        return gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)  # the same bytes every time
-    if ending == ".zst":
-        import pyarrow as pa
-
-        return pa.CompressedOutputStream(pa.PythonFile(_Unclosed(file), mode="w"), "zstd")
-    return nullcontext(file)
-
-
-class _Unclosed:
-    """A file that pyarrow cannot close: whoever opened it puts it on the disk first."""
-
-    closed = False
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.write, self.flush = file.write, file.flush
-
-    def close(self) -> None:
-        self.flush()
+def _as_row(structure: Structure) -> dict[str, str]:
+    return {"id": structure.name, "sequence": structure.sequence, "structure": structure.dot_bracket}

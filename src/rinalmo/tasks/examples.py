@@ -19,7 +19,7 @@ from typing import Any, Literal
 from rinalmo.engine.inputs import NAME, SEQUENCE, plain_rows
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.io.fasta import make_record
-from rinalmo.io.tables import column_index, is_missing, read_rows
+from rinalmo.io.tables import is_missing, read_rows, require_column
 from rinalmo.tasks.base import Columns, Example
 
 Decimal = Literal["point", "comma"]
@@ -291,7 +291,8 @@ def _sequence(value: Any, name: str, where: str) -> str:
 
 def _column(path: Path, header: list[str], given: str | None, usual: Sequence[str], what: str) -> str:
     if given is not None:
-        return header[column_index(path, header, given)]
+        require_column(path, header, given)
+        return given
     lower = {column.lower(): column for column in reversed(header)}
     for name in usual:
         if name in lower:

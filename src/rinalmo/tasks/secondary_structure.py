@@ -28,7 +28,7 @@ from torch import Tensor
 
 from rinalmo.errors import CheckpointError, InputError
 from rinalmo.io.files import one_line
-from rinalmo.io.tables import is_table
+from rinalmo.io.tables import table_format
 from rinalmo.metrics import pair_scores
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
@@ -176,7 +176,7 @@ class SecondaryStructure(Task):
 
     @classmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:
-        if not is_table(path):
+        if table_format(path) is None:
             if columns.group is not None:
                 raise InputError(f"{path}: only a table has a column {columns.group!r} of groups; leave it out")
             found = read_structures(path)

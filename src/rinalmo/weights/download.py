@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 
 from rinalmo import __version__
 from rinalmo.errors import DownloadError
-from rinalmo.io.files import destination, file_lock, file_sha256, sync, sync_folder
+from rinalmo.io.files import destination, file_lock, file_sha256, sync
 
 
 def verify(path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
@@ -182,7 +182,7 @@ class Part:
             sync(self.path)
             self.path.replace(self.target)
             self.state_path.unlink(missing_ok=True)
-            sync_folder(self.target.parent)
+            sync(self.target.parent)
         _remember(self.target, found)
 
 
