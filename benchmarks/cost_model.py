@@ -3,7 +3,7 @@
     python benchmarks/cost_model.py                            # print them
     python benchmarks/cost_model.py --write docs/scaling.md    # put them where they belong on the page
 
-The formulas are those of `rinalmo.model.cost` and `rinalmo.training.trainer`. What is measured or published stands
+The formulas are those below and those of `rinalmo.training.trainer`. What is measured or published stands
 below as a constant with its source; all else follows. Nothing is timed here.
 """
 
@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import sides
 from embed_speed import REAL
 from rinalmo.model.config import PRESETS, ModelConfig
-from rinalmo.model.cost import activation_bytes, matrix_parameters, pretraining_parameters
+from rinalmo.model.packing import Layout
 from rinalmo.training.trainer import training_flops
 
 Rows = list[tuple[str, ...]]  # the head first
@@ -275,6 +275,74 @@ def main() -> None:
     for name, make in TABLES.items():
         head, *rows = make()
         print(f"\n{name}\n\n{sides.markdown(head, rows)}")
+
+
+def pretraining_parameters(config: ModelConfig) -> int:
+    """Number of parameters of encoder and masked-LM head."""
+    d, vocabulary = config.hidden_size, config.vocab_size
+    return config.encoder_parameters + d * d + 3 * d + vocabulary * (d + 1)
+
+
+def matrix_parameters(config: ModelConfig) -> int:
+    """Number of parameters in the blocks' matrices, of which autocast makes bf16 copies."""
+    return config.num_hidden_layers * (4 * config.hidden_size**2 + 3 * config.hidden_size * config.ffn_size)
+
+
+def activation_bytes(
+    config: ModelConfig,
+    lengths: Sequence[int],
+    predicted: int,
+    *,
+    path: Literal["cpu", "sdpa"] = "cpu",
+    checkpointing: bool = False,
+) -> int:
+    """Bytes that a training step keeps for its backward pass, with a packed batch, bf16 autocast and fp32 residuals.
+
+    `predicted` positions go through the masked-LM head. `path` is how a block computes: with the kernels for training
+    on a CPU (`rinalmo.model.kernels`), or in plain torch with fused attention, as on a GPU. With `checkpointing` only
+    each block's input is kept; the backward pass then also needs the inside of one block at a time, not counted here.
+    """
+    layout, d = Layout(tuple(lengths)), config.hidden_size
+    tokens = layout.total
+    inside = {"cpu": _cpu_block_bytes, "sdpa": _sdpa_block_bytes}[path]
+    block = 4 * tokens * d if checkpointing else inside(config, layout)
+    angles = 4 * config.head_size * tokens if checkpointing or path == "sdpa" else 0
+    ends = tokens * (4 * d + 8) + 21 * tokens  # final norm; positions, sequence numbers, masks, factors
+    head = predicted * (16 * d + 8 + 4 * config.vocab_size)
+    return config.num_hidden_layers * block + angles + ends + head
+
+
+def _cpu_block_bytes(config: ModelConfig, layout: Layout) -> int:
+    """One block on a CPU.
+
+    A group of a single sequence keeps views, and with them all of the rotated queries and keys (4) and of the
+    projection's output (6); a group of several keeps copies of its part (6).
+    """
+    tokens, d, ffn = layout.total, config.hidden_size, config.ffn_size
+    single = any(group.count == 1 for group in layout.groups)
+    copied = sum(group.count * group.length for group in layout.groups if group.count > 1)
+    attention = d * (10 * tokens * single + 6 * copied) + 2 * config.head_size * tokens
+    squares = config.num_attention_heads * sum(length * length for length in layout.lengths)
+    weights = squares * (5 if config.attention_dropout else 2)
+    dropout = 4 * tokens * d if config.hidden_dropout else 0
+    return _norms_and_inputs(config, tokens) + attention + weights + 10 * ffn * tokens + dropout
+
+
+def _sdpa_block_bytes(config: ModelConfig, layout: Layout) -> int:
+    """One block in plain torch: the projection (6), rotated queries and keys (4), attention's output (2), statistics.
+
+    The swish is in fp32, since its slope is (4 for gate and up, 4 the sigmoid, 4 the product, 2 its bf16 form). Masks
+    of dropout are one byte each, as a GPU makes them.
+    """
+    tokens, d = layout.total, config.hidden_size
+    attention = tokens * (12 * d + 4 * config.num_attention_heads)
+    dropout = 2 * tokens * d if config.hidden_dropout else 0
+    return _norms_and_inputs(config, tokens) + attention + 14 * config.ffn_size * tokens + dropout
+
+
+def _norms_and_inputs(config: ModelConfig, tokens: int) -> int:
+    """Two norms keep their fp32 inputs and two statistics; three projections of width `hidden` their bf16 inputs."""
+    return tokens * (2 * (4 * config.hidden_size + 8) + 3 * 2 * config.hidden_size)
 
 
 if __name__ == "__main__":

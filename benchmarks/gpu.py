@@ -56,13 +56,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cost_model import activation_bytes
 from rinalmo.engine.devices import native_precision
 from rinalmo.engine.engine import Engine, to_host
 from rinalmo.engine.gpu_encoder import GpuEncoder
 from rinalmo.inference.embed import mean_of_nucleotides
 from rinalmo.model import kernels
 from rinalmo.model.config import ModelConfig
-from rinalmo.model.cost import activation_bytes, count_macs
+from rinalmo.model.cost import count_macs
 from rinalmo.model.packing import Layout, pack
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, initialise
 from rinalmo.training.trainer import training_flops
@@ -276,7 +277,7 @@ def _states(setting: Setting, report: Report, name: str, model: RiNALMo, sequenc
         if setting.fuses(name, precision):
             fused = GpuEncoder(model.encoder, precision, compile=True)
             error = token_error(fused(*on_device, layers)[-1], out.hidden_states[-1])
-            report.add(f"{name}: states in {precision}, compiled", error, "", aim, kernels.problem() or "")
+            report.add(f"{name}: states in {precision}, compiled", error, "", aim, kernels.compile_error() or "")
         alone = [encoder(*packed([sequence], setting.torch_device), [layers[-1]])[0] for sequence in sequences]
         backwards = encoder(*packed(sequences[::-1], setting.torch_device), [layers[-1]])[0]
         error = max(
@@ -366,7 +367,7 @@ def _attention(setting: Setting, report: Report) -> None:
 
 
 def _chosen(device: torch.device, dtype: torch.dtype, head_size: int, dropout: float) -> str:
-    return kernels.best_backend(torch.zeros(1, 1, head_size, device=device, dtype=dtype), dropout)
+    return kernels.best_backend(device, dtype, head_size, dropout > 0)
 
 
 def _heads(setting: Setting, report: Report, model: RiNALMo) -> None:
@@ -404,7 +405,7 @@ def speed(setting: Setting, report: Report) -> None:
     device, half = setting.torch_device, setting.half
     peak = matrix_peak(setting, half)
     report.add(f"matrix peak in {half}", peak / 1e12, "TFLOP/s")
-    os.environ[kernels.VARIABLE] = "1"
+    os.environ[kernels.COMPILE_VARIABLE] = "1"
     for name in ("giga", "nano"):
         with report.trying(name):
             config = setting.config(name)
@@ -469,7 +470,7 @@ def _bare_speed(setting: Setting, report: Report, name: str, model: RiNALMo, pea
             report.add(f"{name}: encoder alone, {how}", layout.total / seconds, "tokens/s")
             share = inference_flops(model.config, lengths) / seconds / peak
             report.add(f"{name}: encoder alone, {how}, share of the matrix peak", share)
-    if problem := kernels.problem():
+    if problem := kernels.compile_error():
         report.add(f"{name}: torch.compile", 0, "", "", problem)
 
 
@@ -564,7 +565,7 @@ print(vector.shape)
 
 def cold(setting: Setting, report: Report) -> None:
     for switch in ("", "1") if not setting.tiny else ("",):
-        environment = {**os.environ, kernels.VARIABLE: switch}
+        environment = {**os.environ, kernels.COMPILE_VARIABLE: switch}
         start = time.perf_counter()
         command = [sys.executable, "-W", "ignore", "-c", _COLD, setting.device]
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
@@ -601,7 +602,7 @@ def peer(setting: Setting, report: Report) -> None:
                 report.add(what, tokens / seconds, "tokens/s", "", f"giga, {setting.half}, sorted by length")
                 best, note = max((best, note), (tokens / seconds, what))
             model = None
-    os.environ[kernels.VARIABLE] = "1"
+    os.environ[kernels.COMPILE_VARIABLE] = "1"
     engine = Engine(random_model(config, setting.torch_device, {}), "fp32" if setting.device == "cpu" else setting.half)
     engine_rows: dict[str, float] = {}
     ours = Report(lambda row: engine_rows.setdefault(row["name"], row.get("value", 0.0)), math.inf)

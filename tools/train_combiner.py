@@ -296,7 +296,7 @@ def fit(train: Sequence[Case], chosen: argparse.Namespace) -> Combiner:
     torch.manual_seed(chosen.seed)
     rng = np.random.default_rng(chosen.seed)
     combiner = Combiner(chosen.channels, chosen.blocks, chosen.dropout)
-    whole = Evidence.joined([case.evidence for case in train])
+    whole = Evidence.concatenate([case.evidence for case in train])
     for name, features in (("pair", whole.pairs), ("nucleotide", whole.nucleotides)):
         getattr(combiner, f"{name}_mean").copy_(features.mean(0))
         getattr(combiner, f"{name}_std").copy_(features.std(0).clamp(min=1e-3))
@@ -346,7 +346,7 @@ def batch_loss(
     combiner: Combiner, evidence: Sequence[Evidence], targets: Sequence[tuple[torch.Tensor, torch.Tensor]]
 ) -> torch.Tensor:
     """The mean over RNAs of the mean over nucleotides of minus the log-probability of the true partner, or of none."""
-    first, second, unpaired = combiner(Evidence.joined(evidence))
+    first, second, unpaired = combiner(Evidence.concatenate(evidence))
     lengths = [len(free) for _, free in targets]
     per_pair = torch.cat([torch.full((len(right),), 1 / len(free)) for right, free in targets])
     per_nucleotide = torch.cat([torch.full((length,), 1 / length) for length in lengths])

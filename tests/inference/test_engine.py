@@ -122,8 +122,8 @@ def test_nothing_attends_to_what_a_sequence_is_filled_up_with(nano, precision, l
     with torch.inference_mode():
         expected = nano.encoder(ids, layout).last_hidden_state
     found = FastEncoder(nano.encoder, precision)(ids, layout, [6])[0]
-    own = torch.cat([states[:real] for states, real in zip(layout.split(found), layout.real, strict=True)])
-    wanted = torch.cat([states[:real] for states, real in zip(layout.split(expected), layout.real, strict=True)])
+    own = torch.cat([x[:valid] for x, valid in zip(layout.split(found), layout.valid_lengths, strict=True)])
+    wanted = torch.cat([x[:valid] for x, valid in zip(layout.split(expected), layout.valid_lengths, strict=True)])
     assert distance(own, wanted) < TOLERANCE[precision]
 
 

@@ -106,13 +106,13 @@ def test_unknown_precision(nano):
 def test_when_to_compile(monkeypatch, variable, explicit, device, training, tokens, expected):
     monkeypatch.setenv("RINALMO_COMPILE", variable)
     device = torch.device(device)
-    assert kernels.wanted(device, explicit=explicit, training=training, tokens=tokens) is expected
+    assert kernels.should_compile(device, explicit=explicit, training=training, tokens=tokens) is expected
 
 
 def test_a_wrong_switch_is_named(monkeypatch):
     monkeypatch.setenv("RINALMO_COMPILE", "yes")
     with pytest.raises(InputError, match="RINALMO_COMPILE is 'yes'"):
-        kernels.wanted(torch.device("cpu"))
+        kernels.should_compile(torch.device("cpu"))
 
 
 # In a process of its own: the checker of shapes in this one would be compiled along.
@@ -130,7 +130,7 @@ from rinalmo.model.rinalmo import ModelSpec, create
 def batch(lengths):
     return pack([[1, *random.Random(n).choices((6, 7, 8, 9, 4), k=n), 2] for n in lengths])
 
-compiling.BACKEND = sys.argv[1]
+compiling.COMPILE_BACKEND = sys.argv[1]
 sizes = dict(hidden_size=40, num_hidden_layers=3, num_attention_heads=5)
 model = create(ModelSpec(ModelConfig(**sizes, attention_dropout=0.0, hidden_dropout=0.0))).eval()
 fused, written = GpuEncoder(model.encoder, "fp32", True), GpuEncoder(model.encoder, "fp32", False)
@@ -162,7 +162,7 @@ def gradients(fuse, checkpointing):
 
 expected = gradients(False, False)
 # Inductor takes half a minute for gradients on a CPU.
-for checkpointing in (False, True) if compiling.BACKEND == "aot_eager" else ():
+for checkpointing in (False, True) if compiling.COMPILE_BACKEND == "aot_eager" else ():
     for name, found in gradients(True, checkpointing).items():
         errors.append(float((found - expected[name]).abs().max() / (expected[name].abs().max() + 1e-8)))
 print(json.dumps([graphs, errors, compiling.problem()]))

@@ -78,7 +78,7 @@ def test_one_rna_alone_and_among_others(combiner):
     each = [evidence(sequence, seed) for seed, sequence in enumerate(SEQUENCES)]
     with torch.inference_mode():
         alone = [combiner(of) for of in each]
-        together = combiner(Evidence.joined(each))
+        together = combiner(Evidence.concatenate(each))
     for parts, whole in zip(zip(*alone, strict=True), together, strict=True):
         torch.testing.assert_close(torch.cat(parts), whole, atol=1e-5, rtol=1e-5)
 
@@ -97,7 +97,7 @@ def test_a_fresh_one_is_the_mean():
 
 
 def test_gradients_reach_every_parameter(combiner):
-    of = Evidence.joined([evidence(sequence) for sequence in SEQUENCES[:3]])
+    of = Evidence.concatenate([evidence(sequence) for sequence in SEQUENCES[:3]])
     first, second, unpaired = combiner(of)
     (first.sum() + second.sum() + unpaired.sum()).backward()
     assert [name for name, p in combiner.named_parameters() if p.grad is None or not p.grad.any()] == []

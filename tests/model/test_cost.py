@@ -1,6 +1,8 @@
 """Bytes that formulas say a training step keeps, against the tensors that are alive after its forward pass."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +12,11 @@ from torch.utils._pytree import tree_leaves
 
 from rinalmo.model import encoder
 from rinalmo.model.config import ModelConfig
-from rinalmo.model.cost import activation_bytes, matrix_parameters, pretraining_parameters
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import ModelSpec, create
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from cost_model import activation_bytes, matrix_parameters, pretraining_parameters
 
 LENGTHS = (9, 30, 30, 30, 41, 64, 118, 154)
 SMALL = ModelConfig(hidden_size=80, num_hidden_layers=3, num_attention_heads=5)

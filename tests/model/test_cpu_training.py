@@ -14,11 +14,11 @@ from rinalmo.model.rinalmo import ModelSpec, create
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_attention_by_finite_differences(dropout):
     layout, heads, size = Layout((3, 3, 2, 1)), 2, 4
-    by = rotation(layout.positions, size)
+    rope = rotation(layout.indices, size)
 
     def forward(qkv):
         torch.manual_seed(1)
-        return attend_in_training(qkv, layout, by, heads, dropout)
+        return attend_in_training(qkv, layout, rope, size, dropout)
 
     qkv = torch.randn(layout.total, 3 * heads * size, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(forward, (qkv,))

@@ -133,20 +133,23 @@ def test_unknown_backend():
 
 
 def test_cpu_uses_sdpa():
-    assert best_backend(torch.zeros(1, 1, 2, dtype=torch.bfloat16)) == "sdpa"
+    assert best_backend(torch.device("cpu"), torch.bfloat16, 2) == "sdpa"
 
 
 def test_layout():
     layout = Layout((2, 2, 0, 3))
     assert layout.total == 7
     assert layout.max_seqlen == 3
-    assert [(r.start, r.count, r.length) for r in layout.runs] == [(0, 2, 2), (4, 1, 3)]
-    assert layout.positions.tolist() == [0, 1, 0, 1, 0, 1, 2]
+    assert [(r.start, r.count, r.length) for r in layout.groups] == [(0, 2, 2), (4, 1, 3)]
+    assert layout.indices.tolist() == [0, 1, 0, 1, 0, 1, 2]
     assert layout.sequence_ids.tolist() == [0, 0, 1, 1, 3, 3, 3]
     assert layout.cu_seqlens.tolist() == [0, 2, 4, 4, 7]
     assert layout.nonempty_offsets.tolist() == [0, 2, 4, 7]
-    assert layout.real_counts.tolist() == [2, 2, 0, 3]
-    assert Layout((3, 3), real=(1, 2)).real_counts.tolist() == [1, 2]
+    assert layout.valid_lengths == (2, 2, 0, 3)
+    assert not layout.has_padding
+    padded = Layout((3, 3), valid_lengths=(1, 2))
+    assert padded.has_padding
+    assert [(g.count, g.length, g.valid_length) for g in padded.groups] == [(1, 3, 1), (1, 3, 2)]
     assert layout.select(torch.tensor([1, 0, 1, 1, 0, 0, 1], dtype=torch.bool)).lengths == (1, 2, 0, 1)
 
 
@@ -213,9 +216,9 @@ def test_rotary_tables_survive_bfloat16():
     """Angles come from positions in fp32, so far positions stay apart in bf16 too."""
     from rinalmo.model.kernels import rotate, rotation
 
-    by = rotation(torch.tensor([1000, 1001]), 32)
+    rope = rotation(torch.tensor([1000, 1001]), 32)
     x = torch.randn(1, 2, 32).expand(2, 2, 32)
-    exact = rotate(x, by)
-    rough = rotate(x.to(torch.bfloat16), by).float()
+    exact = rotate(x, rope)
+    rough = rotate(x.to(torch.bfloat16), rope).float()
     assert (exact[0] - exact[1]).abs().max() > 0.1
     torch.testing.assert_close(rough, exact, atol=0.05, rtol=0.02)

@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck
 
 from rinalmo.model import structure_heads
-from rinalmo.model.structure_heads import KINDS, NEIGHBOURS, Candidates, PartnerHead
+from rinalmo.model.structure_heads import KINDS, NEIGHBOURS, UNKNOWN, Candidates, PartnerHead
 
 
 def coded(sequence):
@@ -59,11 +59,11 @@ def test_rows_are_distributions(head, sequence):
 
 def test_gradients_of_what_is_gathered():
     of = Candidates.of(drawn(40))
-    x = torch.randn(len(of), 2, dtype=torch.float64, requires_grad=True)
-    assert len(of) > 10
-    assert gradcheck(lambda x: structure_heads._Neighbours.apply(x, of.neighbours), x)
+    x = torch.randn(len(of.i), 2, dtype=torch.float64, requires_grad=True)
+    assert len(of.i) > 10
+    assert gradcheck(lambda x: structure_heads._GatherNeighbours.apply(x, of.neighbours), x)
     pairs = torch.randn(2, 40, 40, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(lambda pairs: structure_heads._Picked.apply(pairs, of.i, of.j), pairs)
+    assert gradcheck(lambda pairs: structure_heads._PickPairs.apply(pairs, of.i, of.j), pairs)
 
 
 def test_in_parts_the_numbers_are_the_same(head, monkeypatch):
@@ -80,7 +80,11 @@ def test_in_parts_the_numbers_are_the_same(head, monkeypatch):
 
 
 def test_far_pairs_share_buckets():
-    buckets = structure_heads._bucket(torch.arange(4, 5000))
-    assert buckets[:20].tolist() == list(range(4, 24))
+    nucleotides = torch.full((3000,), UNKNOWN)
+    nucleotides[:2], nucleotides[4:] = torch.tensor([2, 2]), 1  # G and G with C
+    candidates = Candidates.of(nucleotides)
+    buckets = candidates.distance[candidates.i == 0]
+    assert candidates.j[candidates.i == 0].tolist() == list(range(6, 3000))
+    assert buckets[:18].tolist() == list(range(6, 24))
     assert (buckets.diff() >= 0).all()
     assert buckets.max() == structure_heads.DISTANCES - 1

@@ -19,7 +19,7 @@ from rinalmo.training.recipes import TrainRecipe
 from rinalmo.training.distributed import Ranks, Spread
 from rinalmo.training.pretrain import MaskedLM
 
-compiling.BACKEND = "aot_eager"  # all of torch.compile but the compiler itself, which takes half a minute
+compiling.COMPILE_BACKEND = "aot_eager"  # all of torch.compile but the compiler itself, which takes half a minute
 dist.init_process_group("gloo")
 ranks = Ranks(dist.get_rank(), 2)
 sizes = dict(hidden_size=40, num_hidden_layers=2, num_attention_heads=5, attention_dropout=0.0, hidden_dropout=0.0)

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rinalmo.model.kernels import rotation
-from rinalmo.model.packing import EqualLengthGroup, Layout, planes, put_planes
+from rinalmo.model.packing import EqualLengthGroup, Layout, gather_heads, scatter_heads
 
 LOG2_E = 1.4426950408889634
 SAFE = (2.0**-100, 2.0**100)
@@ -39,7 +39,7 @@ class Plan:
     about a millisecond. Nothing attends to what was filled in.
     """
 
-    runs: tuple[EqualLengthGroup, ...]
+    groups: tuple[EqualLengthGroup, ...]
     filled: tuple[bool, ...]  # whether a run has places that nothing may attend to
     total: int
     index: Int[Tensor, " tokens"]
@@ -50,7 +50,7 @@ class Plan:
     @property
     def end(self) -> int:
         """One past the last run."""
-        return self.runs[-1].stop if self.runs else 0
+        return self.groups[-1].stop if self.groups else 0
 
 
 def plan(layout: Layout, attention: ChannelsFirst | TokensFirst) -> Plan:
@@ -60,13 +60,13 @@ def plan(layout: Layout, attention: ChannelsFirst | TokensFirst) -> Plan:
     total = -(-inner.total // ROWS) * ROWS
     starts = torch.zeros(len(order), dtype=torch.long)
     starts[order] = torch.tensor(inner.offsets[:-1])
-    real = torch.tensor([layout.real_lengths[i] for i in order])
-    fill = inner.positions >= real[inner.sequence_ids]
-    filled = tuple(bool(fill[run.start : run.stop].any()) for run in inner.runs)
+    real = torch.tensor([layout.valid_lengths[i] for i in order])
+    fill = inner.indices >= real[inner.sequence_ids]
+    filled = tuple(bool(fill[run.start : run.stop].any()) for run in inner.groups)
     hidden = torch.nonzero(fill)[:, 0]
-    positions = F.pad(inner.positions, (0, total - inner.total))
+    positions = F.pad(inner.indices, (0, total - inner.total))
     index = starts[layout.sequence_ids] + layout.indices
-    return Plan(inner.runs, filled, total, index, hidden, *attention.tables(positions))
+    return Plan(inner.groups, filled, total, index, hidden, *attention.tables(positions))
 
 
 def _filled(lengths: Sequence[int], long: int | None) -> list[int]:
@@ -110,13 +110,13 @@ class ChannelsFirst:
         values.index_fill_(2, by.hidden, 0.0)
         out = torch.empty_like(values)
         out[..., by.end :] = 1.0
-        for run, filled in zip(by.runs, by.filled, strict=True):
+        for run, filled in zip(by.groups, by.filled, strict=True):
             if self.long is not None and run.length >= self.long:
                 self._attend_by_kernel(qk, values, out, run, filled)
             else:
                 self._attend(qk, values, out, run)
         if not _safe(out[:, size]):
-            for run, filled in zip(by.runs, by.filled, strict=True):
+            for run, filled in zip(by.groups, by.filled, strict=True):
                 self._attend_by_kernel(qk, values, out, run, filled)
         return (out[:, :size] / out[:, size:]).flatten(0, 1).t().contiguous()
 
@@ -128,23 +128,23 @@ class ChannelsFirst:
 
     def _attend(self, qk: Tensor, values: Tensor, out: Tensor, run: EqualLengthGroup) -> None:
         """Write each head's weighted sum of the values, and of the row of ones, into this run's columns of `out`."""
-        q, k = (planes(x, run) for x in qk)
-        v = planes(values, run)
+        q, k = (gather_heads(x, run) for x in qk)
+        v = gather_heads(values, run)
         result = torch.empty_like(v)
         for block, columns in _blocks(len(v), run.length):
             scores = torch.bmm(k[block].transpose(1, 2), q[block, :, columns])
             torch.bmm(v[block], scores.exp2_(), out=result[block, :, columns])
-        put_planes(out, run, result)
+        scatter_heads(out, run, result)
 
     def _attend_by_kernel(self, qk: Tensor, values: Tensor, out: Tensor, run: EqualLengthGroup, filled: bool) -> None:
         """As `_attend`, by torch's own kernel; the row of ones becomes 1."""
         heads = (run.count, self.heads)
         q, k, v = (
-            planes(x, run).transpose(1, 2).contiguous().unflatten(0, heads) for x in (*qk, values[:, : self.size])
+            gather_heads(x, run).transpose(1, 2).contiguous().unflatten(0, heads) for x in (*qk, values[:, : self.size])
         )
         shown = values[0, self.size, run.start : run.stop].view(run.count, 1, 1, run.length) if filled else None
         y = _softmax_attention(q, k, v, shown)
-        put_planes(out[:, : self.size], run, y.flatten(0, 1).transpose(1, 2))
+        scatter_heads(out[:, : self.size], run, y.flatten(0, 1).transpose(1, 2))
         out[:, self.size, run.start : run.stop] = 1.0
 
 
@@ -179,7 +179,7 @@ class TokensFirst:
         ones = v.new_ones(by.total, 1, 1).index_fill_(0, by.hidden, 0.0).expand(-1, self.heads, -1)
         out = torch.empty(by.total, self.heads, self.size, dtype=qkv.dtype)
         out[by.end :] = 0.0
-        for run, filled in zip(by.runs, by.filled, strict=True):
+        for run, filled in zip(by.groups, by.filled, strict=True):
             a, b, c, d = (_per_head(x, run) for x in (q, k, v, ones))
             shown = d[:, :1, None, :, 0] if filled else None
             long = self.long is not None and run.length >= self.long

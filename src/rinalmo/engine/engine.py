@@ -496,8 +496,7 @@ def _halves(ids: Tensor, layout: Layout) -> Iterator[tuple[Tensor, Layout]]:
     middle = len(layout.lengths) // 2
     start = 0
     for part in (slice(None, middle), slice(middle, None)):
-        valid = None if layout.real is None else layout.real[part]
-        half = Layout(layout.lengths[part], layout.device, valid)
+        half = Layout(layout.lengths[part], layout.device, layout.valid_lengths[part])
         yield ids[start : start + half.total], half
         start += half.total
 

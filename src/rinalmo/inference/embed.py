@@ -184,8 +184,8 @@ def mean_of_nucleotides(states: Tensor, layout: Layout) -> Tensor:
     Returns:
         `(sequences, …)`.
     """
-    runs = [states[run.start : run.stop].unflatten(0, (run.count, run.length)) for run in layout.runs]
-    return torch.cat([run[:, 1:-1].mean(dim=1) for run in runs])
+    blocks = [states[g.start : g.stop].unflatten(0, (g.count, g.length)) for g in layout.groups]
+    return torch.cat([block[:, 1:-1].mean(dim=1) for block in blocks])
 
 
 Chunks = Callable[[], Iterator[Chunk]]

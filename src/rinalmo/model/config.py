@@ -1,15 +1,14 @@
 """The sizes of a RiNALMo encoder and the four published presets.
 
-Field names are those of a Hugging Face `config.json`, so that one file serves every skin. The surprise is
-`intermediate_size`: by convention it is the nominal 4 × `hidden_size`, of which the gated network uses two thirds
-(`ffn_size`, 3413 for giga).
+Field names are those of a Hugging Face `config.json`. `intermediate_size` is by convention the nominal
+4 × `hidden_size`; the gated feed-forward network uses two thirds of it (`ffn_size`, 3413 for giga).
 
 Reference: Penić et al. 2025 (arXiv:2403.00043).
 """
 
 from __future__ import annotations
 
-from dataclasses import Field, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from rinalmo.errors import CheckpointError
@@ -20,12 +19,39 @@ MAX_PARAMETERS = 100_000_000_000
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that the encoder's shapes and numbers depend on."""
+    """Everything that the encoder's shapes and numbers depend on.
+
+    Attributes:
+        hidden_size: Model width.
+        num_hidden_layers: Number of blocks.
+        num_attention_heads: Heads per block; each has an even width.
+        intermediate_size: Nominal feed-forward width; 0 means 4 × `hidden_size`.
+        vocab_size: Number of tokens.
+        layer_norm_eps: Of all layer norms in the encoder.
+        attention_dropout: Dropout of attention weights in training.
+        hidden_dropout: Dropout of each residual branch in training.
+        token_dropout: Whether `<mask>` is embedded as zero and the other tokens are scaled up.
+        mask_token_id: Id of `<mask>`.
+        cls_token_id: Id of the first token of a sequence.
+        eos_token_id: Id of the last token of a sequence.
+        initializer_range: Standard deviation of fresh weights.
+
+    Raises:
+        CheckpointError: A value that no encoder can have.
+
+    Source: Penić et al. 2025, https://arxiv.org/abs/2403.00043.
+
+    Example:
+        >>> from rinalmo import ModelConfig
+        >>> config = ModelConfig.preset("giga")
+        >>> config.hidden_size, config.head_size, config.ffn_size
+        (1280, 64, 3413)
+    """
 
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int = 20
-    intermediate_size: int = 0  # 0: 4 × hidden_size
+    intermediate_size: int = 0
     vocab_size: int = 28
     layer_norm_eps: float = 1e-5
     attention_dropout: float = 0.1
@@ -43,10 +69,10 @@ class ModelConfig:
             value = getattr(self, name)
             if value < 1:
                 raise CheckpointError(f"config: {name} is {value!r}; it must be a positive whole number")
-        for name, top in (("attention_dropout", 1.0), ("hidden_dropout", 1.0), ("layer_norm_eps", 1.0)):
+        for name in ("attention_dropout", "hidden_dropout", "layer_norm_eps"):
             value = getattr(self, name)
-            if not 0.0 <= value < top:
-                raise CheckpointError(f"config: {name} is {value!r}; it must be a number in [0, {top:g})")
+            if not 0.0 <= value < 1.0:
+                raise CheckpointError(f"config: {name} is {value!r}; it must be a number in [0, 1)")
         if self.hidden_size % self.num_attention_heads or self.head_size % 2:
             raise CheckpointError(
                 f"config: hidden_size {self.hidden_size} cannot be split into {self.num_attention_heads} attention "
@@ -66,16 +92,11 @@ class ModelConfig:
         return 2 * self.intermediate_size // 3
 
     @property
-    def block_parameters(self) -> int:
-        """Trainable numbers in one block."""
-        d, h = self.hidden_size, self.ffn_size
-        return 4 * d * d + 4 * d + 2 * (d * h + h) + 1 + h * d + d
-
-    @property
     def encoder_parameters(self) -> int:
-        """Trainable numbers in embedding, blocks and final layer norm, without any head."""
-        d = self.hidden_size
-        return self.vocab_size * d + self.num_hidden_layers * self.block_parameters + 2 * d
+        """Number of parameters in embedding, blocks and final layer norm, without any head."""
+        d, h = self.hidden_size, self.ffn_size
+        block = 4 * d * d + 4 * d + 2 * (d * h + h) + 1 + h * d + d
+        return self.vocab_size * d + self.num_hidden_layers * block + 2 * d
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> ModelConfig:
@@ -86,30 +107,28 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The fields of this class found in `values` (such as a parsed `config.json`); others are ignored."""
-        names = {field.name for field in fields(cls)}
-        known = {name: value for name, value in values.items() if name in names and value is not None}
-        missing = {"hidden_size", "num_hidden_layers"} - known.keys()
-        if missing:
-            raise CheckpointError(f"config: no value for {', '.join(sorted(missing))}")
-        return cls(**{field.name: _typed(field, known[field.name]) for field in fields(cls) if field.name in known})
+        """The fields of this class in `values`, such as a parsed `config.json`; other keys are ignored."""
+        if missing := [name for name in ("hidden_size", "num_hidden_layers") if values.get(name) is None]:
+            raise CheckpointError(f"config: no value for {', '.join(missing)}")
+        known: dict[str, Any] = {}
+        for field in fields(cls):
+            kind, value = str(field.type), values.get(field.name)
+            if value is None:
+                continue
+            types, description = _JSON_TYPES[kind]
+            if not isinstance(value, types) or isinstance(value, bool) != (kind == "bool"):
+                raise CheckpointError(f"config: {field.name} is {value!r}; it must be {description}")
+            known[field.name] = (
+                float(value) if isinstance(value, int) and kind == "float" else value
+            )  # JSON may have 0 for 0.0
+        return cls(**known)
 
 
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
-
-
-def _typed(field: Field[Any], value: Any) -> Any:
-    """The value as the field's type, from JSON, where a float may be written as 0."""
-    kind = str(field.type)
-    fits = {
-        "bool": isinstance(value, bool),
-        "int": isinstance(value, int) and not isinstance(value, bool),
-        "float": isinstance(value, int | float) and not isinstance(value, bool),
-    }[kind]
-    if not fits:
-        raise CheckpointError(f"config: {field.name} is {value!r}; it must be {_KINDS[kind]}")
-    return float(value) if kind == "float" else value
-
+_JSON_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "nano": {"hidden_size": 320, "num_hidden_layers": 6},

@@ -1,6 +1,17 @@
-"""Whether modules compute what their class says, or somebody listens to them or has changed them.
+"""The network of RiNALMo without a head, on packed tokens: embedding, attention, feed-forward network, block, encoder.
 
-Code that reads a layer's weight instead of calling the layer asks here first.
+It is a bidirectional transformer with rotary positions and SwiGLU. What is unusual:
+
+    - Token dropout: `<mask>` is embedded as zero, and the other tokens of a sequence are scaled up by how many masks
+      it has, relative to the expected share in pre-training (0.15 × 0.8).
+    - Not quite pre-norm: the first residual connection of a block starts from the *normalised* input.
+    - The slope of the swish is a parameter, `beta`, one per block.
+    - Linear layers of the attention have no bias, those of the feed-forward network have.
+
+Axis names: `tokens`, all tokens of the batch; `hidden`, the model width; `head`, the width of one attention head.
+
+References: Penić et al. 2025 (arXiv:2403.00043) for the model, Su et al. 2021 (arXiv:2104.09864) for rotary positions,
+Shazeer 2020 (arXiv:2002.05202) for SwiGLU, Lin et al. 2023 (ESM-2) for token dropout.
 """
 
 from __future__ import annotations
@@ -23,31 +34,19 @@ from rinalmo.model.kernels import (
     Rotation,
     WeightsHook,
     attend,
+    attend_in_training,
     attend_with_weights,
     gated_swish,
     rotate,
     rotation,
 )
-from rinalmo.model.packing import Layout
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether a module or one within it has a hook on its forward pass, or a `forward` of its own (accelerate's)."""
-    if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
-        return True
-    return any(_is_hooked_itself(part) for part in module.modules())
-
-
-def _is_hooked_itself(module: nn.Module) -> bool:
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return bool(hooks) or "forward" in vars(module)
-
+from rinalmo.model.packing import Layout, to_device
 
 EXPECTED_MASKED = 0.15 * 0.8
 
 
 class Embedding(nn.Embedding):
-    """Ids of any shape to vectors; `<mask>` is zero under token dropout. `drop_tokens` does the scaling."""
+    """Embeds token ids; with token dropout `<mask>` becomes zero. `drop_tokens` does the scaling."""
 
     def __init__(self, config: ModelConfig) -> None:
         size = (config.vocab_size, config.hidden_size)
@@ -63,26 +62,13 @@ class Embedding(nn.Embedding):
 def drop_tokens(
     x: Float[Tensor, "tokens hidden"], masked: Bool[Tensor, " tokens"], layout: Layout
 ) -> Float[Tensor, "tokens hidden"]:
-    """Token dropout on packed embeddings: zero where masked, the rest of each sequence scaled up.
-
-    Args:
-        x: Packed embeddings.
-        masked: Which tokens are `<mask>`.
-        layout: Where each sequence lies.
-
-    Returns:
-        The input of the first block.
-    """
-    scale = (1 - EXPECTED_MASKED) / kept_ratio(masked, layout)
-    return x * (~masked * scale[layout.sequence_ids]).to(x.dtype)[:, None]
-
-
-def kept_ratio(masked: Bool[Tensor, " tokens"], layout: Layout) -> Float[Tensor, " sequences"]:
-    """Share of the tokens of each sequence that are not masked, fp32; never 0, so that all masks stay finite."""
+    """Token dropout: zero where `masked`, the other embeddings of each sequence scaled up to make up for it."""
     counts = torch.zeros(len(layout.lengths), dtype=torch.float32, device=masked.device)
     counts.index_add_(0, layout.sequence_ids, masked.float())
-    lengths = layout.real_counts.float().clamp(min=1)
-    return (lengths - counts).clamp(min=1) / lengths
+    valid = to_device(torch.tensor(layout.valid_lengths, dtype=torch.float32), masked.device).clamp(min=1)
+    unmasked = (valid - counts).clamp(min=1) / valid  # never 0, so that a sequence of masks stays finite
+    scale = (1 - EXPECTED_MASKED) / unmasked
+    return x * (~masked * scale[layout.sequence_ids]).to(x.dtype)[:, None]
 
 
 class Attention(nn.Module):
@@ -97,45 +83,28 @@ class Attention(nn.Module):
         self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "tokens hidden"], layout: Layout, by: Rotation, weights: WeightsHook | None = None
+        self, x: Float[Tensor, "tokens hidden"], layout: Layout, rope: Rotation, weights_hook: WeightsHook | None = None
     ) -> Float[Tensor, "tokens hidden"]:
-        """With `weights` given, the written-out path runs and passes this layer's attention through it."""
-        qkv = self.qkv(x)
-        dropout = self.dropout if self.training else 0.0
-        if weights is None and self.backend == "auto" and layout.real is None and trains_on_cpu(qkv):
-            return self.output(kernels.attend_in_training(qkv, layout, by, x.shape[-1] // self.head_size, dropout))
-        q, k, v = self.heads(qkv, by)
-        if weights is None:
-            return self.output(self.attend(q, k, v, layout))
-        y, _ = attend_with_weights(q, k, v, layout, dropout=dropout, hook=weights)
+        qkv, dropout = self.qkv(x), self.dropout if self.training else 0.0
+        if weights_hook is None and self.backend == "auto" and not layout.has_padding and trains_on_cpu(qkv):
+            return self.output(attend_in_training(qkv, layout, rope, self.head_size, dropout))
+        q, k, v = self.rotated_heads(qkv, rope)
+        if weights_hook is None:
+            y = attend(q, k, v, layout, dropout=dropout, backend=self.backend)
+        else:
+            y, _ = attend_with_weights(q, k, v, layout, dropout=dropout, hook=weights_hook)
         return self.output(y.flatten(1))
 
-    def heads(self, qkv: Float[Tensor, "tokens three_hidden"], by: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys (both rotated) and values, each `(tokens, heads, head)`."""
+    def rotated_heads(self, qkv: Float[Tensor, "tokens three_hidden"], rope: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (both with rotary positions) and values, each `(tokens, heads, head)`."""
         q, k, v = qkv.unflatten(-1, (3, -1, self.head_size)).unbind(1)
-        return rotate(q, by), rotate(k, by), v
-
-    def attend(
-        self,
-        q: Float[Tensor, "tokens heads head"],
-        k: Float[Tensor, "tokens heads head"],
-        v: Float[Tensor, "tokens heads head"],
-        layout: Layout,
-    ) -> Float[Tensor, "tokens hidden"]:
-        """What the heads say of each token, before the output projection."""
-        dropout = self.dropout if self.training else 0.0
-        return attend(q, k, v, layout, dropout=dropout, backend=self.backend).flatten(1)
-
-
-def trains_on_cpu(x: Tensor) -> bool:
-    """Whether `cpu_training` serves best: gradients are wanted, on a CPU."""
-    return x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return rotate(q, rope), rotate(k, rope), v
 
 
 class SwiGLU(nn.Module):
-    """Gated feed-forward network whose swish has a learned slope, `beta`.
+    """Gated feed-forward network whose swish has a trained slope, `beta`.
 
-    `gate_up` is one matrix: the gate's rows (which go through the swish), then those it multiplies.
+    `gate_up` is one matrix: the rows of the gate, which goes through the swish, then the rows of `up`.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -150,6 +119,11 @@ class SwiGLU(nn.Module):
         if not self.eager and trains_on_cpu(gate):
             return self.down(gated_swish(gate, up, self.beta))
         return self.down(gate * torch.sigmoid(self.beta * gate) * up)
+
+
+def trains_on_cpu(x: Tensor) -> bool:
+    """Whether the kernels for training on a CPU apply: gradients are recorded, eagerly."""
+    return x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class EncoderBlock(nn.Module):
@@ -171,46 +145,64 @@ class EncoderBlock(nn.Module):
         self,
         x: Float[Tensor, "tokens hidden"],
         layout: Layout,
-        by: Rotation,
-        weights: WeightsHook | None = None,
+        rope: Rotation,
+        weights_hook: WeightsHook | None = None,
         compiled: bool = False,
     ) -> Float[Tensor, "tokens hidden"]:
-        """The block's output; `compiled` fuses what is not attention (`rinalmo.model.kernels`)."""
-        if compiled and weights is None and not self._is_changed():
-            x, q, k, v = _before_attention.compiled(self, x, *by)
-            return _after_attention.compiled(self, x, self.attention.attend(q, k, v, layout))
+        if compiled and weights_hook is None and not self._is_customised():
+            attention = self.attention
+            dropout = attention.dropout if attention.training else 0.0
+            x, q, k, v = _before_attention.compiled(self, x, *rope)
+            y = attend(q, k, v, layout, dropout=dropout, backend=attention.backend)
+            return _after_attention.compiled(self, x, y.flatten(1))
         x = self.attention_norm(x)
-        return self._feed_forward(x + self.dropout(self.attention(x, layout, by, weights)))
-
-    def _is_changed(self) -> bool:
-        """Whether regions would pass by what somebody has hooked or replaced. The block's own hooks are honoured."""
-        return type(self.attention) is not Attention or any(map(is_hooked, self.children()))
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(x, layout, rope, weights_hook))
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
+    def _is_customised(self) -> bool:
+        """Whether a compiled region would bypass a hook or a replaced module. The block's own hooks are honoured."""
+        return type(self.attention) is not Attention or any(map(is_hooked, self.children()))
 
-# Without annotations: the tests' checker of shapes would be traced along.
+
+# The block in two compiled regions, before and after attention. They have no annotations, since the tests' shape
+# checker would be traced along.
 
 
 @Region
 def _before_attention(block, x, cos, sin):  # type: ignore[no-untyped-def]
-    """The normed input, on which the residual starts, and queries, keys and values."""
     x = block.attention_norm(x)
-    return x, *block.attention.heads(block.attention.qkv(x), Rotation(cos, sin))
+    return x, *block.attention.rotated_heads(block.attention.qkv(x), Rotation(cos, sin))
 
 
 @Region
 def _after_attention(block, x, y):  # type: ignore[no-untyped-def]
-    return block._feed_forward(x + block.dropout(block.attention.output(y)))
+    x = x + block.dropout(block.attention.output(y))
+    return x + block.dropout(block.ffn(block.ffn_norm(x)))
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a module or a submodule has forward or backward hooks, or a replaced `forward` (as accelerate does).
+
+    Code that reads a layer's weight instead of calling the layer asks here first.
+    """
+    if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
+        return True
+    return any(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        or "forward" in vars(part)
+        for part in module.modules()
+    )
 
 
 class EncoderOutput(NamedTuple):
-    """What the encoder found.
+    """Outputs of the encoder.
 
     last_hidden_state   (tokens, hidden), after the final layer norm
-    hidden_states       if asked for: blocks + 1 tensors, the embedding first, `last_hidden_state` last
-    attentions          if asked for: per block, per sequence, (heads, length, length)
+    hidden_states       if requested: blocks + 1 tensors, the embedding first, `last_hidden_state` last
+    attentions          if requested: per block, per sequence, (heads, length, length)
     """
 
     last_hidden_state: Float[Tensor, "tokens hidden"]
@@ -227,10 +219,10 @@ class Encoder(nn.Module):
         self.gradient_checkpointing = False
         self.checkpointing_function: Callable[..., Any] = partial(checkpoint, use_reentrant=False)
         self.checkpointed_every = 1  # gradient checkpointing of every n-th block
-        self.fuse: bool | None = None  # what `rinalmo.model.kernels.wanted` is asked for
-        self._tokens_seen = 0
+        self.fuse: bool | None = None  # whether to compile; None decides by device and use (`kernels.should_compile`)
+        self._inferred_tokens = 0
         self.embedding = Embedding(config)
-        self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_hidden_layers))
+        self.blocks = nn.ModuleList([EncoderBlock(config) for _ in range(config.num_hidden_layers)])
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def set_attention_backend(self, backend: Backend) -> None:
@@ -252,86 +244,77 @@ class Encoder(nn.Module):
         states_hook: Callable[[Tensor], Tensor] | None = None,
         weights_hook: WeightsHook | None = None,
     ) -> EncoderOutput:
-        """Encode a packed batch. Attention weights take O(length²) memory each: ask for them only on short RNA.
+        """Encode a packed batch. Attention weights take O(length²) memory each: request them only for short RNA.
 
         Args:
             ids: Packed token ids; None if only embeddings are known.
             layout: Where each sequence lies.
             output_hidden_states: Whether to return the states of all layers.
             output_attentions: Whether to return attention weights.
-            inputs_embeds: Gives the packed embeddings, in place of `embedding(ids)`.
-            states_hook: Called with the states of each layer, the embedding first; returns those to go on with.
-            weights_hook: Called with the attention weights of each block; returns those to go on with.
-
-        Returns:
-            Packed states, and what was asked for beside them.
+            inputs_embeds: Returns packed embeddings to use instead of `embedding(ids)`.
+            states_hook: Called with the states of each layer, the embedding first; returns their replacement.
+            weights_hook: Called with the attention weights of each block; returns their replacement.
         """
-        weights: list[list[Tensor]] | None = [] if output_attentions else None
+        attentions: list[list[Tensor]] = []
 
-        def keep(layer: list[Tensor]) -> list[Tensor]:
-            assert weights is not None
-            weights.append(layer)
-            return layer
+        def collect(weights: list[Tensor]) -> list[Tensor]:
+            attentions.append(weights)
+            return weights
 
-        embedded = None if inputs_embeds is None else inputs_embeds()
-        states = self.states(ids, layout, keep if output_attentions else weights_hook, embedded)
-        every: list[Tensor] = []
+        embeds = None if inputs_embeds is None else inputs_embeds()
+        states = self.states(ids, layout, collect if output_attentions else weights_hook, embeds)
+        hidden_states: list[Tensor] = []
         x = next(states)
         while True:
             x = x if states_hook is None else states_hook(x)
             if output_hidden_states:
-                every.append(x)
+                hidden_states.append(x)
             try:
                 x = states.send(x)
             except StopIteration:
-                return EncoderOutput(x, tuple(every) if output_hidden_states else None, weights)
+                return EncoderOutput(
+                    x,
+                    tuple(hidden_states) if output_hidden_states else None,
+                    attentions if output_attentions else None,
+                )
 
     def states(
         self,
         ids: Int[Tensor, " tokens"] | None,
         layout: Layout,
-        weights: WeightsHook | None = None,
+        weights_hook: WeightsHook | None = None,
         inputs_embeds: Float[Tensor, "tokens hidden"] | None = None,
     ) -> Generator[Tensor, Tensor | None, None]:
-        """The embedding, then each block's output, one at a time: what is not kept by the caller is freed.
+        """Yield the embedding, then each block's output, one at a time: only what the caller keeps stays in memory.
 
         Args:
             ids: Packed token ids; None if only embeddings are known.
             layout: Where each sequence lies.
-            weights: Called with each block's attention weights; returns those to compute with.
-            inputs_embeds: What `embedding` gave for the tokens. Without ids, a vector of zeros is a `<mask>`.
+            weights_hook: Called with each block's attention weights; returns their replacement.
+            inputs_embeds: Output of `embedding` for the tokens. Without ids, a vector of zeros is a `<mask>`.
 
         Yields:
-            Packed states `(tokens, hidden)`. The last block's output comes after the final layer norm, since it counts
-            nowhere without it in either reference implementation. A tensor that is sent back takes the yielded one's
-            place.
+            Packed states `(tokens, hidden)`; a tensor that is sent back replaces them. The last block's output comes
+            after the final layer norm, as in both reference implementations.
         """
-        x = self._embed(ids, layout, inputs_embeds)
+        config = self.config
+        x = self.embedding(ids) if inputs_embeds is None else inputs_embeds
+        if config.token_dropout:
+            x = drop_tokens(x, ids == config.mask_token_id if ids is not None else (x == 0).all(dim=-1), layout)
         replaced = yield x
         x = x if replaced is None else replaced
-        by = rotation(layout.positions, self.config.head_size)
-        compiled = self._compiles(x)
+        rope = rotation(layout.indices if layout.position_ids is None else layout.position_ids, config.head_size)
+        training = self.training and torch.is_grad_enabled()
+        if torch.compiler.is_compiling():  # the caller compiles the whole
+            compiled = False
+        else:
+            self._inferred_tokens += 0 if training else len(x)
+            compiled = kernels.should_compile(x.device, self.fuse, training=training, tokens=self._inferred_tokens)
         for number, block in enumerate(self.blocks):
             checkpointed = self.gradient_checkpointing and self.training and not number % self.checkpointed_every
-            if checkpointed and weights is None:
-                x = self.checkpointing_function(block, x, layout, by, weights, compiled)
+            if checkpointed and weights_hook is None:
+                x = self.checkpointing_function(block, x, layout, rope, weights_hook, compiled)
             else:
-                x = block(x, layout, by, weights, compiled)
+                x = block(x, layout, rope, weights_hook, compiled)
             replaced = yield x if number < len(self.blocks) - 1 else self.final_norm(x)
             x = x if replaced is None else replaced
-
-    def _embed(self, ids: Tensor | None, layout: Layout, inputs_embeds: Tensor | None) -> Tensor:
-        x = self.embedding(ids) if inputs_embeds is None else inputs_embeds
-        if not self.config.token_dropout:
-            return x
-        masked = ids == self.config.mask_token_id if ids is not None else (x == 0).all(dim=-1)
-        return drop_tokens(x, masked, layout)
-
-    def _compiles(self, x: Tensor) -> bool:
-        """Whether blocks are to be compiled for these tokens (`rinalmo.model.kernels`)."""
-        if torch.compiler.is_compiling():  # by the caller, as a whole
-            return False
-        training = self.training and torch.is_grad_enabled()
-        if not training:
-            self._tokens_seen += len(x)
-        return kernels.wanted(x.device, explicit=self.fuse, training=training, tokens=self._tokens_seen)

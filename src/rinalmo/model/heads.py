@@ -1,4 +1,6 @@
-"""Losses by kind of problem, as the published model card defines them, with ignored entries left out.
+"""Losses and heads on the encoder's states, but for those of secondary structure that look at candidate pairs alone.
+
+Losses follow the published model card, by kind of problem; ignored entries are left out:
 
     regression   mean squared error; NaN targets are ignored
     binary       binary cross-entropy on logits; -100 is ignored
@@ -6,6 +8,9 @@
     multilabel   soft-margin loss, averaged over the labels; a -100 masks that entry
 
 A batch in which everything is ignored gives 0, with a gradient of 0.
+
+Heads take packed states, or those of one sequence (contacts, structure). `StructureHead` is the paper's network on all
+pairs of nucleotides; without gradients it works on blocks of rows, so that only one and a half maps are in memory.
 """
 
 from __future__ import annotations
@@ -25,12 +30,14 @@ from rinalmo.model.config import ModelConfig
 from rinalmo.model.encoder import is_hooked
 from rinalmo.model.packing import Layout
 
+# --- Losses ---
+
 ProblemType = Literal["regression", "binary", "multiclass", "multilabel"]
 IGNORE = -100
 
 
 def infer_problem_type(labels: Tensor, num_labels: int) -> ProblemType:
-    """The kind of problem that labels without a declared one speak of. -100 never counts as a value."""
+    """The kind of problem, from the type, shape and values of the labels. -100 never counts as a value."""
     if labels.is_floating_point():
         return "regression"
     if num_labels == 1:
@@ -43,48 +50,29 @@ def infer_problem_type(labels: Tensor, num_labels: int) -> ProblemType:
 
 def label_loss(logits: Tensor, labels: Tensor, problem_type: ProblemType) -> Tensor:
     """Mean loss in fp32 of logits `(…, labels)` against labels `(…)` (multiclass) or `(…, labels)`."""
-    logits = logits.float()
+    logits, labels = logits.float(), labels.to(logits.device)
     if problem_type == "multiclass":
-        return _cross_entropy(logits, labels)
-    labels = _matched(logits, labels).to(logits.device)
+        if labels.shape != logits.shape[:-1]:
+            raise _shape_mismatch(logits, labels)
+        if bool((labels == IGNORE).all()):
+            return logits.sum() * 0.0
+        return F.cross_entropy(logits.flatten(0, -2), labels.flatten().long(), ignore_index=IGNORE)
+    if logits.shape[-1] == 1 and labels.shape == logits.shape[:-1]:
+        labels = labels.unsqueeze(-1)
+    if labels.shape != logits.shape:
+        raise _shape_mismatch(logits, labels)
     if problem_type == "regression":
         keep = ~labels.isnan()
         return _mean(F.mse_loss(logits[keep], labels[keep].float(), reduction="none"))
     keep = labels != IGNORE
-    wrong = labels[keep & (labels != 0) & (labels != 1)]
-    if wrong.numel():
-        raise InputError(f"{problem_type} labels are 0 or 1 (or {IGNORE}: ignored), not {wrong[0].item()}")
+    invalid = labels[keep & (labels != 0) & (labels != 1)]
+    if invalid.numel():
+        raise InputError(f"{problem_type} labels are 0 or 1 (or {IGNORE}: ignored), not {invalid[0].item()}")
     losses = F.binary_cross_entropy_with_logits(logits, labels.clamp(min=0).float(), reduction="none")
     if problem_type == "binary":
         return _mean(losses[keep])
     # Soft margin: entries are averaged within each row first, then rows.
-    rows = keep.any(dim=-1)
-    return _mean((losses * keep).sum(-1)[rows] / losses.shape[-1])
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    if labels.shape != logits.shape[:-1]:
-        raise _mismatch(logits, labels)
-    flat, targets = logits.flatten(0, -2), labels.flatten().to(logits.device)
-    if bool((targets == IGNORE).all()):
-        return flat.sum() * 0.0
-    return F.cross_entropy(flat, targets.long(), ignore_index=IGNORE)
-
-
-def _matched(logits: Tensor, labels: Tensor) -> Tensor:
-    if logits.shape[-1] == 1 and labels.shape == logits.shape[:-1]:
-        return labels.unsqueeze(-1)
-    if labels.shape != logits.shape:
-        raise _mismatch(logits, labels)
-    return labels
-
-
-def _mean(values: Tensor) -> Tensor:
-    return values.mean() if values.numel() else values.sum()
-
-
-def _mismatch(logits: Tensor, labels: Tensor) -> InputError:
-    return InputError(f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}")
+    return _mean((losses * keep).sum(-1)[keep.any(dim=-1)] / losses.shape[-1])
 
 
 def structure_loss(
@@ -96,17 +84,97 @@ def structure_loss(
     """Mean loss of one structure's logits `(length, length)` against its 0/1 pair matrix.
 
     `upper` counts each pair of positions once, as the paper does; `full` averages over the whole square. `binary` is
-    the paper's cross-entropy; `regression` the squared error that the port arrives at when the labels are floats.
+    the paper's cross-entropy; `regression` the squared error that the port computes when the labels are floats.
     Entries of -100 are ignored.
     """
     if logits.shape != pairs.shape:
-        raise _mismatch(logits, pairs)
+        raise _shape_mismatch(logits, pairs)
     keep = pairs != IGNORE
     if region == "upper":
         keep = keep & torch.ones_like(keep).triu(1)
     loss = F.mse_loss if problem_type == "regression" else F.binary_cross_entropy_with_logits
     return _mean(loss(logits[keep].float(), pairs[keep].float(), reduction="none"))
 
+
+def _mean(values: Tensor) -> Tensor:
+    return values.mean() if values.numel() else values.sum()
+
+
+def _shape_mismatch(logits: Tensor, labels: Tensor) -> InputError:
+    return InputError(f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}")
+
+
+# --- Masked-language-modelling head and pooling ---
+
+
+class Fp32Linear(nn.Linear):
+    """Computes in fp32 whatever the type of its weights."""
+
+    def forward(self, input: Float[Tensor, "*any into"]) -> Float[Tensor, "*any out"]:
+        return F.linear(input.float(), self.weight.float(), None if self.bias is None else self.bias.float())
+
+
+class Fp32LayerNorm(nn.LayerNorm):
+    """Computes in fp32 whatever the type of its weights."""
+
+    def forward(self, input: Float[Tensor, "*any hidden"]) -> Float[Tensor, "*any hidden"]:
+        return F.layer_norm(input.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+
+
+class MaskedLMHead(nn.Module):
+    """Logits over the vocabulary, in fp32. The decoder is not tied to the embedding."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = Fp32Linear(config.hidden_size, config.hidden_size)
+        self.norm = Fp32LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = Fp32Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, x: Float[Tensor, "*any hidden"]) -> Float[Tensor, "*any vocabulary"]:
+        with torch.autocast(x.device.type, enabled=False):
+            return self.decoder(self.norm(F.gelu(self.dense(x.float()))))
+
+
+def first_tokens(x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, "sequences hidden"]:
+    """The hidden state of each sequence's first token; an empty sequence has none and is refused."""
+    if 0 in layout.lengths:
+        raise InputError(f"sequence {layout.lengths.index(0) + 1} of the batch has no token")
+    return x[layout.cu_seqlens[:-1].long()]
+
+
+def mean_tokens(x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, "sequences hidden"]:
+    """The mean of each sequence's hidden states, CLS and EOS included; an empty sequence is refused."""
+    if 0 in layout.lengths:
+        raise InputError(f"sequence {layout.lengths.index(0) + 1} of the batch has no token")
+    return torch.stack([states.mean(dim=0) for states in layout.split(x)])
+
+
+# How the tokens of a sequence become one vector. All published models use CLS.
+POOLINGS: dict[str, Callable[[Tensor, Layout], Tensor]] = {"cls": first_tokens, "mean": mean_tokens}
+
+
+class Pooler(nn.Module):
+    """One vector per sequence: tanh of a linear layer on its first token (CLS), or on the mean of all (`POOLINGS`)."""
+
+    def __init__(self, config: ModelConfig, pooling: str = "cls") -> None:
+        super().__init__()
+        self.pool = POOLINGS[pooling]
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, "sequences hidden"]:
+        return torch.tanh(self.dense(self.pool(x, layout)))
+
+
+def ends(
+    ids: Int[Tensor, " tokens"], layout: Layout, config: ModelConfig
+) -> tuple[Bool[Tensor, " tokens"], Bool[Tensor, " tokens"]]:
+    """Masks of each sequence's leading CLS and trailing EOS, if it has them; heads on nucleotides leave them out."""
+    last = layout.cu_seqlens.long().diff()[layout.sequence_ids] - 1
+    leading = (layout.indices == 0) & (ids == config.cls_token_id)
+    return leading, (layout.indices == last) & (ids == config.eos_token_id)
+
+
+# --- Labels per sequence, nucleotide or pair of nucleotides ---
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -154,52 +222,6 @@ class Transform(nn.Module):
         return self.norm(self.activation(x) if self.activation else x)
 
 
-class Fp32Linear(nn.Linear):
-    """Computes in fp32 whatever the type of its weights."""
-
-    def forward(self, input: Float[Tensor, "*any into"]) -> Float[Tensor, "*any out"]:
-        with torch.autocast(input.device.type, enabled=False):
-            return F.linear(input.float(), _fp32(self.weight), None if self.bias is None else _fp32(self.bias))
-
-
-class Fp32LayerNorm(nn.LayerNorm):
-    """Computes in fp32 whatever the type of its weights."""
-
-    def forward(self, input: Float[Tensor, "*any hidden"]) -> Float[Tensor, "*any hidden"]:
-        with torch.autocast(input.device.type, enabled=False):
-            return F.layer_norm(input.float(), self.normalized_shape, _fp32(self.weight), _fp32(self.bias), self.eps)
-
-
-def _fp32(weight: Tensor) -> Tensor:
-    return weight if weight.dtype == torch.float32 else weight.float()
-
-
-class MaskedLMHead(nn.Module):
-    """Logits over the vocabulary, in fp32. The decoder is not tied to the embedding."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.dense = Fp32Linear(config.hidden_size, config.hidden_size)
-        self.norm = Fp32LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = Fp32Linear(config.hidden_size, config.vocab_size)
-
-    def forward(self, x: Float[Tensor, "*any hidden"]) -> Float[Tensor, "*any vocabulary"]:
-        with torch.autocast(x.device.type, enabled=False):
-            return self.decoder(self.norm(F.gelu(self.dense(x.float()))))
-
-
-class Pooler(nn.Module):
-    """One vector per sequence: tanh of a linear layer on its first token (CLS), or on the mean of all (`POOLINGS`)."""
-
-    def __init__(self, config: ModelConfig, pooling: str = "cls") -> None:
-        super().__init__()
-        self.pool = POOLINGS[pooling]
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, "sequences hidden"]:
-        return torch.tanh(self.dense(self.pool(x, layout)))
-
-
 class LabelHead(nn.Module):
     """Dropout, optional transform, linear layer: the part that all prediction heads share."""
 
@@ -231,8 +253,8 @@ class ContactHead(LabelHead):
     def forward(self, x: Float[Tensor, "length hidden"]) -> Float[Tensor, "length length labels"]:
         """Without a transform the product is folded into a bilinear form: no length² × hidden tensor.
 
-        The decoder is affine, so that its values at the unit vectors say what it does to any product. It is called
-        for these, not read, so that whatever wraps it (LoRA, offloading, quantisation) takes part.
+        The decoder is affine, so its values at the unit vectors give weights and bias. It is called, its weight is not
+        read, so that adapters, offloading and quantisation take part.
         """
         if self.transform is None:
             return self._bilinear(self.dropout(x))
@@ -251,251 +273,7 @@ class ContactHead(LabelHead):
         return ACTIVATIONS[self.config.act](scores) if self.config.act else scores
 
 
-def first_tokens(x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, "sequences hidden"]:
-    """The hidden state of each sequence's first token; an empty sequence has none and is refused."""
-    if 0 in layout.lengths:
-        raise InputError(f"sequence {layout.lengths.index(0) + 1} of the batch has no token")
-    return x[layout.cu_seqlens[:-1].long()]
-
-
-def mean_tokens(x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, "sequences hidden"]:
-    """The mean of each sequence's hidden states, CLS and EOS included; an empty sequence is refused."""
-    if 0 in layout.lengths:
-        raise InputError(f"sequence {layout.lengths.index(0) + 1} of the batch has no token")
-    return torch.stack([states.mean(dim=0) for states in layout.split(x)])
-
-
-# How the tokens of a sequence become one vector. All published models use CLS.
-POOLINGS: dict[str, Callable[[Tensor, Layout], Tensor]] = {"cls": first_tokens, "mean": mean_tokens}
-
-
-def ends(
-    ids: Int[Tensor, " tokens"], layout: Layout, config: ModelConfig
-) -> tuple[Bool[Tensor, " tokens"], Bool[Tensor, " tokens"]]:
-    """Where each sequence's leading CLS and trailing EOS are, if it has them; heads on nucleotides leave them out."""
-    last = layout.cu_seqlens.long().diff()[layout.sequence_ids] - 1
-    leading = (layout.indices == 0) & (ids == config.cls_token_id)
-    return leading, (layout.indices == last) & (ids == config.eos_token_id)
-
-
-class PairBlock(nn.Module):
-    """Bottleneck residual block on a map of pairs: three convolutions, each with instance norm and ReLU."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 1, bias=False)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.conv3 = nn.Conv2d(channels, channels, 1, bias=False)
-
-    def forward(self, x: Float[Tensor, "1 channels length length"]) -> Float[Tensor, "1 channels length length"]:
-        y = x
-        for conv in (self.conv1, self.conv2, self.conv3):
-            y = F.relu(_instance_norm(conv(y)), inplace=True)
-        return x + y
-
-    def by_rows(self, x: Rows, *, upper: bool) -> Rows:
-        """As `forward`, without gradients. With `upper` only what the upper triangle needs; `x` is then used up."""
-        x = list(x) if upper else x
-        starts = _first_columns(x) if upper else [0] * len(x)
-        out = _reserve(x, starts)
-        moments = self._widen(x, starts, out)
-        moments = self._contract(x, starts, out, *moments.affine())
-        scale, shift = moments.affine()
-        for k, kept in enumerate(out):
-            torch.addcmul(shift, kept, scale, out=kept).relu_().add_(x[k][..., starts[k] :])
-        return out
-
-    def _first(self, x: Rows) -> Iterator[Tensor]:
-        """The first convolution with its norm, which is folded into the weight, and ReLU."""
-        weight = self.conv1.weight[:, :, 0, 0]
-        if isinstance(x, _OuterSum):
-            return (rows.relu_() for rows in x.mixed(weight).normed())
-        moments = _Moments()
-        for rows in x:
-            moments.add(_mix(rows, weight))
-        scale, shift = moments.affine()
-        return (_mix(rows, weight * scale[:, 0], shift[:, 0]).relu_() for rows in x)
-
-    def _widen(self, x: Rows, starts: list[int], out: list[Tensor]) -> _Moments:
-        """The first two convolutions, into `out`. Columns before `starts` go where nothing reads `x` again."""
-        moments = _Moments()
-        for k, rows in enumerate(_with_neighbours(self._first(x))):
-            y = _convolve(rows, self.conv2)
-            moments.add(y)
-            out[k].copy_(y[..., starts[k] :])
-            if starts[k]:
-                x[k][..., : starts[k]] = y[..., : starts[k]]
-        return moments
-
-    def _contract(self, x: Rows, starts: list[int], out: list[Tensor], scale: Tensor, shift: Tensor) -> _Moments:
-        """The last convolution, in place; of the columns before `starts` only the moments count."""
-        weight, moments = self.conv3.weight[:, :, 0, 0], _Moments()
-        for k, kept in enumerate(out):
-            for y in (kept, x[k][..., : starts[k]]) if starts[k] else (kept,):
-                z = _mix(torch.addcmul(shift, y, scale).relu_(), weight)
-                moments.add(z)
-                if y is kept:
-                    kept.copy_(z)
-        return moments
-
-
-class StructureHead(nn.Module):
-    """Pairing logits of one sequence.
-
-    The paper projects the concatenation [h_i; h_j] of every pair. Splitting the projection in two,
-    `W_a h_i + W_b h_j + b`, gives the same numbers without the length² × 2·hidden tensor.
-    """
-
-    def __init__(self, hidden_size: int, channels: int = 64, num_blocks: int = 2, num_labels: int = 1) -> None:
-        super().__init__()
-        self.projection = nn.Linear(2 * hidden_size, channels)
-        self.blocks = nn.ModuleList(PairBlock(channels) for _ in range(num_blocks))
-        self.prediction = nn.Conv2d(channels, num_labels, 3, padding=1)
-
-    def forward(self, x: Float[Tensor, "length hidden"]) -> Float[Tensor, "length length labels"]:
-        """Symmetric logits; only the map's upper triangle is used, the diagonal is 0."""
-        if len(x) == 0:  # convolutions refuse it
-            return x.new_zeros(0, 0, self.prediction.out_channels)
-        first, second = self._ends(x)
-        plain = torch.is_grad_enabled() or len(x) * first.numel() <= _block_size(first) or self._is_changed()
-        upper = (self._plain if plain else self._by_rows)(first, second).triu(1)
-        return (upper + upper.transpose(1, 2)).permute(1, 2, 0)
-
-    def _ends(self, x: Tensor) -> tuple[Float[Tensor, "channels length"], Float[Tensor, "channels length"]]:
-        """`W_a h` and `W_b h + b`, by calls of the projection, so that whatever wraps it takes part."""
-        nothing = torch.zeros_like(x)
-        pairs = torch.cat([torch.cat([x, nothing], dim=1), torch.cat([nothing, x], dim=1)])
-        first, second, bias = self.projection(F.pad(pairs, (0, 0, 0, 1))).split([len(x), len(x), 1])
-        return (first - bias).T, second.T
-
-    def _is_changed(self) -> bool:
-        """Whether somebody has hooked or replaced a convolution, whose weights are read in blocks of rows."""
-        layers = [layer for block in self.blocks for layer in block.children()] + [self.prediction]
-        return is_hooked(self) or any(type(layer) is not nn.Conv2d for layer in layers)
-
-    def _plain(
-        self, first: Float[Tensor, "channels length"], second: Float[Tensor, "channels length"]
-    ) -> Float[Tensor, "labels length length"]:
-        pairs = (first[:, :, None] + second[:, None, :])[None]
-        for block in self.blocks:
-            pairs = block(pairs)
-        return self.prediction(pairs)[0]
-
-    def _by_rows(
-        self, first: Float[Tensor, "channels length"], second: Float[Tensor, "channels length"]
-    ) -> Float[Tensor, "labels length length"]:
-        pairs: Rows = _OuterSum(first, second)
-        for block in self.blocks:
-            assert isinstance(block, PairBlock)
-            pairs = block.by_rows(pairs, upper=block is self.blocks[-1])
-        length = first.shape[1]
-        out = first.new_zeros(self.prediction.out_channels, length, length)
-        heights = [rows.shape[1] for rows in pairs]
-        for part, rows in zip(out.split(heights, dim=1), _with_neighbours(pairs), strict=True):
-            y = _convolve(rows, self.prediction)
-            part[..., -y.shape[2] :] = y
-        return out
-
-
-# A map of pairs in blocks of rows, each `(channels, rows, columns)`. Where only the upper triangle is kept, the later
-# blocks lack columns on the left.
-Rows = Sequence[Tensor]
-
-BLOCK = 1 << 19  # numbers in one block: 2 MB, which fit into the cache of a core
-GPU_BLOCK = 1 << 27  # a map of 1,400 nt as a whole: small blocks would leave most of a GPU idle
-
-
-def _block_size(x: Tensor) -> int:
-    return BLOCK if x.device.type == "cpu" else GPU_BLOCK
-
-
-class _OuterSum(Sequence[Tensor]):
-    """`first[:, i] + second[:, j]` for all i and j, in blocks that are computed whenever they are asked for."""
-
-    def __init__(self, first: Float[Tensor, "channels length"], second: Float[Tensor, "channels length"]) -> None:
-        self.first, self.second = first, second
-        self.parts = first[:, :, None].split(max(1, _block_size(first) // first.numel()), dim=1)
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __getitem__(self, k: int) -> Tensor:  # type: ignore[override]  # no slices
-        return self.parts[k] + self.second[:, None]
-
-    def mixed(self, weight: Float[Tensor, "out channels"]) -> _OuterSum:
-        """A 1 × 1 convolution of it, which is an outer sum again."""
-        return _OuterSum(weight @ self.first, weight @ self.second)
-
-    def normed(self, eps: float = 1e-5) -> _OuterSum:
-        """An instance norm of it: over all pairs, means and variances of the two add up."""
-        first, second = (x - x.mean(dim=1, keepdim=True) for x in (self.first, self.second))
-        variance = first.square().mean(dim=1, keepdim=True) + second.square().mean(dim=1, keepdim=True)
-        scale = (variance + eps).rsqrt()
-        return _OuterSum(first * scale, second * scale)
-
-
-class _Moments:
-    """Sums over a map that comes in blocks, from which an instance norm follows; in fp64 where there is one."""
-
-    def __init__(self) -> None:
-        self.count, self.dtype = 0, torch.float32
-        self.sum: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0
-
-    def add(self, rows: Float[Tensor, "channels rows columns"]) -> None:
-        """Take one block into account."""
-        flat = rows.flatten(1).float()
-        self.count, self.dtype = self.count + flat.shape[1], rows.dtype
-        wide = torch.float32 if flat.device.type == "mps" else torch.float64
-        self.sum = self.sum + flat.sum(1).to(wide)
-        self.squares = self.squares + flat.square().sum(1).to(wide)
-
-    def affine(self, eps: float = 1e-5) -> tuple[Float[Tensor, "channels 1 1"], Float[Tensor, "channels 1 1"]]:
-        """The norm as a factor and a summand for each channel."""
-        mean = torch.as_tensor(self.sum) / self.count
-        scale = ((self.squares / self.count - mean**2).clamp(min=0) + eps).rsqrt()
-        return scale.to(self.dtype)[:, None, None], (-mean * scale).to(self.dtype)[:, None, None]
-
-
-def _first_columns(blocks: Rows) -> list[int]:
-    """Where each block must begin so that a 3 × 3 convolution finds all it needs right of the diagonal."""
-    rows = accumulate((block.shape[1] for block in blocks[:-1]), initial=0)
-    return [max(0, row - 1) for row in rows]
-
-
-def _reserve(like: Rows, starts: list[int]) -> list[Tensor]:
-    """Room for as many blocks of these shapes, less the columns before `starts`, in one piece that never fragments."""
-    shapes = [(*block.shape[:2], block.shape[2] - start) for block, start in zip(like, starts, strict=True)]
-    sizes = [channels * rows * columns for channels, rows, columns in shapes]
-    parts = like[0].new_empty(sum(sizes)).split(sizes)
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def _with_neighbours(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Each block with the row above it and the row below it; zeros outside of the map and for columns that lack."""
-    above = here = None
-    for below in chain(blocks, [None]):
-        if here is not None:
-            columns, nothing = here.shape[2], torch.zeros_like(here[:, :1])
-            top = nothing if above is None else above[..., -columns:]
-            bottom = nothing if below is None else F.pad(below[:, :1], (columns - below.shape[2], 0))
-            yield torch.cat((top, here, bottom), dim=1)
-            above = here[:, -1:]
-        here = below
-
-
-def _mix(
-    rows: Float[Tensor, "into rows columns"], weight: Float[Tensor, "out into"], bias: Tensor | None = None
-) -> Float[Tensor, "out rows columns"]:
-    """A 1 × 1 convolution."""
-    flat = rows.flatten(1)
-    mixed = weight @ flat if bias is None else torch.addmm(bias, weight, flat)
-    return mixed.unflatten(1, rows.shape[1:])
-
-
-def _convolve(rows: Float[Tensor, "into rows_and_two columns"], conv: nn.Conv2d) -> Float[Tensor, "out rows columns"]:
-    """A 3 × 3 convolution of a block with its neighbours."""
-    return F.conv2d(rows[None], conv.weight, conv.bias, padding=(0, 1))[0]
+# --- Published heads on whole sequences ---
 
 
 class SequenceBlock(nn.Module):
@@ -530,24 +308,22 @@ class RibosomeLoadHead(nn.Module):
         self.register_buffer("target_std", torch.ones(()))
 
     def standardised(self, x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, " sequences"]:
-        """The prediction in units of the training targets' standard deviation, which the loss compares.
+        """The prediction in units of the training targets' standard deviation, on which the loss is computed.
 
-        The mean is over each sequence's own tokens, CLS and EOS included. The published model was trained on
-        sequences filled up to 102 tokens, and its instance norms see the filling: `pack_padded` reproduces that.
+        The mean is over each sequence's valid tokens, CLS and EOS included. The published model was trained on
+        sequences padded to 102 tokens, and its instance norms include the padding: `pack_padded` reproduces that.
         """
-        parts = zip(layout.split(x), layout.real_lengths, strict=True)
-        return torch.stack([self._one(states, real) for states, real in parts])
+        predictions = []
+        for states, valid in zip(layout.split(x), layout.valid_lengths, strict=True):
+            y = self.projection(states).T[None]
+            for block in self.blocks:
+                y = block(y)
+            predictions.append(self.prediction(self.dropout(y[0, :, :valid].mean(dim=1)))[0])
+        return torch.stack(predictions)
 
     def forward(self, x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, " sequences"]:
         """The prediction in the targets' own units."""
         return self.standardised(x, layout) * self.target_std + self.target_mean
-
-    def _one(self, states: Tensor, real: int) -> Tensor:
-        y = self.projection(states).T[None]
-        for block in self.blocks:
-            y = block(y)
-        out: Tensor = self.prediction(self.dropout(y[0, :, :real].mean(dim=1)))
-        return out[0]
 
 
 class ClassificationHead(nn.Module):
@@ -583,3 +359,200 @@ def _instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
     `torch.nn.functional.instance_norm` refuses a single position in training; here it becomes 0, as in evaluation.
     """
     return F.instance_norm(x, use_input_stats=True, eps=eps) if x[0, 0].numel() > 1 else torch.zeros_like(x)
+
+
+# --- Structure: a map of all pairs of nucleotides of one sequence ---
+
+# A map in blocks of rows, each `(channels, rows, columns)`. Where only the upper triangle is kept, later blocks lack
+# columns on the left.
+Rows = Sequence[Tensor]
+
+BLOCK = 1 << 19  # numbers in one block: 2 MB, which fit into the cache of a core
+GPU_BLOCK = 1 << 27  # a map of 1,400 nt as a whole: small blocks would leave most of a GPU idle
+
+
+class StructureHead(nn.Module):
+    """Pairing logits of one sequence.
+
+    The paper projects the concatenation [h_i; h_j] of every pair. Splitting the projection in two,
+    `W_a h_i + W_b h_j + b`, gives the same numbers without the length² × 2·hidden tensor.
+    """
+
+    def __init__(self, hidden_size: int, channels: int = 64, num_blocks: int = 2, num_labels: int = 1) -> None:
+        super().__init__()
+        self.projection = nn.Linear(2 * hidden_size, channels)
+        self.blocks = nn.ModuleList(PairBlock(channels) for _ in range(num_blocks))
+        self.prediction = nn.Conv2d(channels, num_labels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "length hidden"]) -> Float[Tensor, "length length labels"]:
+        """Symmetric logits; only the map's upper triangle is used, the diagonal is 0."""
+        length = len(x)
+        if length == 0:  # convolutions refuse it
+            return x.new_zeros(0, 0, self.prediction.out_channels)
+        # `W_a h` and `W_b h + b` by one call of the projection, so that hooks and adapters (LoRA) take part.
+        padded = torch.cat([F.pad(x, (0, x.shape[1])), F.pad(x, (x.shape[1], 0)), x.new_zeros(1, 2 * x.shape[1])])
+        first, second, bias = self.projection(padded).split([length, length, 1])
+        first, second = (first - bias).T, second.T
+        # In blocks of rows the weights of the convolutions are read, which would bypass hooks and adapters.
+        layers = [layer for block in self.blocks for layer in block.children()] + [self.prediction]
+        customised = is_hooked(self) or any(type(layer) is not nn.Conv2d for layer in layers)
+        if torch.is_grad_enabled() or length * first.numel() <= _block_size(first) or customised:
+            pairs = (first[:, :, None] + second[:, None, :])[None]
+            for block in self.blocks:
+                pairs = block(pairs)
+            logits = self.prediction(pairs)[0]
+        else:
+            logits = self._by_rows(first, second)
+        upper = logits.triu(1)
+        return (upper + upper.transpose(1, 2)).permute(1, 2, 0)
+
+    def _by_rows(
+        self, first: Float[Tensor, "channels length"], second: Float[Tensor, "channels length"]
+    ) -> Float[Tensor, "labels length length"]:
+        pairs: Rows = _OuterSum(first, second)
+        for block in self.blocks:
+            assert isinstance(block, PairBlock)
+            pairs = block.by_rows(pairs, upper=block is self.blocks[-1])
+        length = first.shape[1]
+        out = first.new_zeros(self.prediction.out_channels, length, length)
+        heights = [rows.shape[1] for rows in pairs]
+        for part, rows in zip(out.split(heights, dim=1), _with_neighbours(pairs), strict=True):
+            y = _convolve(rows, self.prediction)
+            part[..., -y.shape[2] :] = y
+        return out
+
+
+class PairBlock(nn.Module):
+    """Bottleneck residual block on a map of pairs: three convolutions, each with instance norm and ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv3 = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, x: Float[Tensor, "1 channels length length"]) -> Float[Tensor, "1 channels length length"]:
+        y = x
+        for conv in (self.conv1, self.conv2, self.conv3):
+            y = F.relu(_instance_norm(conv(y)), inplace=True)
+        return x + y
+
+    def by_rows(self, x: Rows, *, upper: bool) -> Rows:
+        """As `forward`, without gradients. With `upper` only what the upper triangle needs; `x` is then overwritten."""
+        starts = [0] * len(x)
+        if upper:  # each block begins where a 3 × 3 convolution has all it needs right of the diagonal
+            x = list(x)
+            starts = [max(0, row - 1) for row in accumulate((block.shape[1] for block in x[:-1]), initial=0)]
+        # The output in one piece of memory, which never fragments.
+        shapes = [(*block.shape[:2], block.shape[2] - start) for block, start in zip(x, starts, strict=True)]
+        sizes = [channels * rows * columns for channels, rows, columns in shapes]
+        parts = zip(x[0].new_empty(sum(sizes)).split(sizes), shapes, strict=True)
+        out = [part.view(shape) for part, shape in parts]
+
+        # The first two convolutions. Columns before `starts` go into `x`, where they are no longer read.
+        moments = _Moments()
+        for k, rows in enumerate(_with_neighbours(self._first(x))):
+            y = _convolve(rows, self.conv2)
+            moments.add(y)
+            out[k].copy_(y[..., starts[k] :])
+            if starts[k]:
+                x[k][..., : starts[k]] = y[..., : starts[k]]
+
+        # The last convolution, in place; of the columns before `starts` only the moments count.
+        (scale, shift), moments, weight = moments.affine(), _Moments(), self.conv3.weight[:, :, 0, 0]
+        for k, kept in enumerate(out):
+            for y in (kept, x[k][..., : starts[k]]) if starts[k] else (kept,):
+                z = _mix(torch.addcmul(shift, y, scale).relu_(), weight)
+                moments.add(z)
+                if y is kept:
+                    kept.copy_(z)
+        scale, shift = moments.affine()
+        for k, kept in enumerate(out):
+            torch.addcmul(shift, kept, scale, out=kept).relu_().add_(x[k][..., starts[k] :])
+        return out
+
+    def _first(self, x: Rows) -> Iterator[Tensor]:
+        """The first convolution with its norm, which is folded into the weight, and ReLU."""
+        weight = self.conv1.weight[:, :, 0, 0]
+        if isinstance(x, _OuterSum):
+            return (rows.relu_() for rows in x.mixed_and_normed(weight))
+        moments = _Moments()
+        for rows in x:
+            moments.add(_mix(rows, weight))
+        scale, shift = moments.affine()
+        return (_mix(rows, weight * scale[:, 0], shift[:, 0]).relu_() for rows in x)
+
+
+class _OuterSum(Sequence[Tensor]):
+    """`first[:, i] + second[:, j]` for all i and j, in blocks that are computed on access."""
+
+    def __init__(self, first: Float[Tensor, "channels length"], second: Float[Tensor, "channels length"]) -> None:
+        self.first, self.second = first, second
+        self.parts = first[:, :, None].split(max(1, _block_size(first) // first.numel()), dim=1)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, k: int) -> Tensor:  # type: ignore[override]  # no slices
+        return self.parts[k] + self.second[:, None]
+
+    def mixed_and_normed(self, weight: Float[Tensor, "out channels"], eps: float = 1e-5) -> _OuterSum:
+        """A 1 × 1 convolution and its instance norm: an outer sum again, whose means and variances add up."""
+        first, second = weight @ self.first, weight @ self.second
+        first, second = first - first.mean(dim=1, keepdim=True), second - second.mean(dim=1, keepdim=True)
+        variance = first.square().mean(dim=1, keepdim=True) + second.square().mean(dim=1, keepdim=True)
+        scale = (variance + eps).rsqrt()
+        return _OuterSum(first * scale, second * scale)
+
+
+class _Moments:
+    """Sums over a map that comes in blocks, from which an instance norm follows; in fp64 where there is one."""
+
+    def __init__(self) -> None:
+        self.count, self.dtype = 0, torch.float32
+        self.sum: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0
+
+    def add(self, rows: Float[Tensor, "channels rows columns"]) -> None:
+        flat = rows.flatten(1).float()
+        self.count, self.dtype = self.count + flat.shape[1], rows.dtype
+        wide = torch.float32 if flat.device.type == "mps" else torch.float64
+        self.sum = self.sum + flat.sum(1).to(wide)
+        self.squares = self.squares + flat.square().sum(1).to(wide)
+
+    def affine(self, eps: float = 1e-5) -> tuple[Float[Tensor, "channels 1 1"], Float[Tensor, "channels 1 1"]]:
+        """The norm as scale and shift of each channel."""
+        mean = torch.as_tensor(self.sum) / self.count
+        scale = ((self.squares / self.count - mean**2).clamp(min=0) + eps).rsqrt()
+        return scale.to(self.dtype)[:, None, None], (-mean * scale).to(self.dtype)[:, None, None]
+
+
+def _block_size(x: Tensor) -> int:
+    return BLOCK if x.device.type == "cpu" else GPU_BLOCK
+
+
+def _with_neighbours(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Each block with the row above and the row below; zeros outside of the map and for missing columns."""
+    above = here = None
+    for below in chain(blocks, [None]):
+        if here is not None:
+            columns, zeros = here.shape[2], torch.zeros_like(here[:, :1])
+            top = zeros if above is None else above[..., -columns:]
+            bottom = zeros if below is None else F.pad(below[:, :1], (columns - below.shape[2], 0))
+            yield torch.cat((top, here, bottom), dim=1)
+            above = here[:, -1:]
+        here = below
+
+
+def _mix(
+    rows: Float[Tensor, "into rows columns"], weight: Float[Tensor, "out into"], bias: Tensor | None = None
+) -> Float[Tensor, "out rows columns"]:
+    """A 1 × 1 convolution."""
+    flat = rows.flatten(1)
+    mixed = weight @ flat if bias is None else torch.addmm(bias, weight, flat)
+    return mixed.unflatten(1, rows.shape[1:])
+
+
+def _convolve(rows: Float[Tensor, "into rows_and_two columns"], conv: nn.Conv2d) -> Float[Tensor, "out rows columns"]:
+    """A 3 × 3 convolution of a block with its neighbours."""
+    return F.conv2d(rows[None], conv.weight, conv.bias, padding=(0, 1))[0]

@@ -1,7 +1,7 @@
 """Packed batches: the sequences lie end to end along one axis, and a `Layout` says where each begins.
 
-No padding token is ever multiplied. Neighbours of equal length form a *run*, which attention can view as one
-`(sequences, length, …)` block without copying; sort a batch by length and there are few runs.
+No padding token is ever multiplied. Neighbours of equal length form an `EqualLengthGroup`, which attention can view as
+one `(sequences, length, …)` block without copying; sort a batch by length and there are few groups.
 
 On CUDA nothing here waits for the device: numbers that the host knows are copied from pinned memory, and shapes never
 depend on values that only the device has. `Layout.select` is the exception.
@@ -18,62 +18,67 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class EqualLengthGroup:
-    """`count` neighbouring sequences of the same `length`, from token `start` on."""
+    """`count` neighbouring sequences of the same length: tokens `start` to `stop` of the batch.
+
+    `valid_length` is the number of leading tokens of each that are not padding.
+    """
 
     start: int
+    stop: int
     count: int
     length: int
-
-    @property
-    def stop(self) -> int:
-        """One past the last token."""
-        return self.start + self.count * self.length
+    valid_length: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Layout:
     """Where each sequence of a packed batch lies.
 
-    `real` is None but for one quirk: the published ribosome-load model was trained on sequences filled up with pad
-    tokens whose states its head sees. There `real[i]` is how many leading tokens of sequence i are its own; the rest
-    attend to them, nothing attends to the rest, and token dropout does not count it (`pack_padded`).
+    Args:
+        lengths: Tokens of each sequence.
+        device: Where the batch and the tensors of this layout are.
+        valid_lengths: Leading tokens of each sequence that are not padding; by default all. Only one published model
+            needs padding: the ribosome-load head was trained on padded sequences and sees the states of pad tokens.
+            Pad tokens attend to valid ones, nothing attends to them, and token dropout ignores them (`pack_padded`).
+        position_ids: Rotary position of each token `(tokens,)`; by default they count from 0 in each sequence.
 
-    `position_ids` overrides the rotary position of each token; None counts from 0 in each sequence.
+    Attributes:
+        offsets: Start of each sequence, and the total at the end.
+        total: Number of tokens in the batch.
+        max_seqlen: Length of the longest sequence, 0 for an empty batch.
+        groups: Maximal stretches of neighbouring sequences of equal, positive length.
+        has_padding: Whether a sequence has tokens that are not valid.
+
+    Example:
+        >>> from rinalmo.model.packing import Layout
+        >>> layout = Layout((3, 2))
+        >>> layout.cu_seqlens.tolist(), layout.sequence_ids.tolist()
+        ([0, 3, 5], [0, 0, 0, 1, 1])
     """
 
     lengths: tuple[int, ...]
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    real: tuple[int, ...] | None = None
+    device: torch.device = _CPU
+    valid_lengths: tuple[int, ...] = ()
     position_ids: Tensor | None = field(default=None, compare=False)
 
-    @cached_property
-    def offsets(self) -> tuple[int, ...]:
-        """Start of each sequence, and the total at the end."""
-        return (0, *accumulate(self.lengths))
-
-    @property
-    def total(self) -> int:
-        """Number of tokens in the batch."""
-        return self.offsets[-1]
-
-    @property
-    def max_seqlen(self) -> int:
-        """Length of the longest sequence, 0 for an empty batch."""
-        return max(self.lengths, default=0)
-
-    @cached_property
-    def runs(self) -> tuple[EqualLengthGroup, ...]:
-        """Maximal stretches of neighbouring sequences of equal, positive length."""
-        runs, start = [], 0
-        for length, group in groupby(self.lengths):
+    def __post_init__(self) -> None:
+        self.valid_lengths = self.valid_lengths or self.lengths
+        self.has_padding = self.valid_lengths != self.lengths
+        self.offsets = (0, *accumulate(self.lengths))
+        self.total = self.offsets[-1]
+        self.max_seqlen = max(self.lengths, default=0)
+        groups, start = [], 0
+        for (length, valid), group in groupby(zip(self.lengths, self.valid_lengths, strict=True)):
             count = len(list(group))
             if length:
-                runs.append(EqualLengthGroup(start, count, length))
+                groups.append(EqualLengthGroup(start, start + count * length, count, length, valid))
             start += count * length
-        return tuple(runs)
+        self.groups = tuple(groups)
 
     @cached_property
     def cu_seqlens(self) -> Int[Tensor, " sequences_and_one"]:
@@ -83,94 +88,85 @@ class Layout:
     @cached_property
     def nonempty_offsets(self) -> Int[Tensor, " nonempty_and_one"]:
         """`offsets` of the sequences that have tokens, int64; nested tensors take no empty ones."""
-        ends = dict.fromkeys(self.offsets)
-        return to_device(torch.tensor(list(ends)), self.device)
-
-    @cached_property
-    def real_counts(self) -> Int[Tensor, " sequences"]:
-        """`real_lengths` as a tensor."""
-        return to_device(torch.tensor(self.real_lengths, dtype=torch.long), self.device)
+        return to_device(torch.tensor(list(dict.fromkeys(self.offsets))), self.device)
 
     @cached_property
     def sequence_ids(self) -> Int[Tensor, " tokens"]:
-        """For each token the index of its sequence."""
+        """The index of each token's sequence."""
         numbers = torch.arange(len(self.lengths), device=self.device)
-        # The size is given because it would be fetched from the device otherwise.
+        # Without the size, torch would fetch it from the device.
         return torch.repeat_interleave(numbers, self.cu_seqlens.long().diff(), output_size=self.total)
-
-    @property
-    def positions(self) -> Int[Tensor, " tokens"]:
-        """For each token its rotary position: its index, unless `position_ids` are given."""
-        return self.indices if self.position_ids is None else self.position_ids
 
     @cached_property
     def indices(self) -> Int[Tensor, " tokens"]:
-        """For each token its place in its sequence, from 0."""
+        """The index of each token in its sequence."""
         return torch.arange(self.total, device=self.device) - self.cu_seqlens.long()[self.sequence_ids]
-
-    @property
-    def real_lengths(self) -> tuple[int, ...]:
-        """Number of each sequence's own tokens."""
-        return self.lengths if self.real is None else self.real
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """One view per sequence of a packed tensor `(tokens, …)`."""
         return x.split(list(self.lengths))
 
     def select(self, keep: Bool[Tensor, " tokens"]) -> Layout:
-        """The layout that is left when only the tokens in `keep` stay. Waits for the device."""
+        """The layout of the tokens in `keep` alone. Waits for the device."""
         counts = torch.zeros(len(self.lengths), dtype=torch.long, device=self.device)
         counts.index_add_(0, self.sequence_ids, keep.long())
         return Layout(tuple(counts.tolist()), self.device)
 
 
 def pack(sequences: Iterable[Sequence[int] | Tensor], device: torch.device | str = "cpu") -> tuple[Tensor, Layout]:
-    """Lay token-id sequences end to end.
-
-    Returns the int64 ids `(tokens,)` and their layout.
-    """
+    """Concatenate token-id sequences: the int64 ids `(tokens,)` and their layout."""
     parts = [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences]
-    layout = Layout(tuple(len(part) for part in parts), torch.device(device))
+    layout = Layout(tuple(map(len, parts)), torch.device(device))
     ids = torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
     return to_device(ids, layout.device), layout
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device, without waiting for it: what lies on the host is copied from pinned memory.
-
-    Args:
-        tensor: Of any shape and type.
-        device: Where it is to be.
-
-    Returns:
-        The tensor itself if it is there already, else a copy, which later work of the current stream may use.
-    """
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def pack_padded(
     sequences: Iterable[Sequence[int] | Tensor], length: int, pad_id: int, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Layout]:
-    """As `pack`, with each sequence filled up to `length` tokens; see `Layout.real` for why one would want that."""
+    """As `pack`, with each shorter sequence padded to `length` tokens.
+
+    Args:
+        sequences: Token ids.
+        length: Minimum number of tokens of each sequence after padding.
+        pad_id: The id of the pad token.
+        device: Where the batch is to be.
+
+    Returns:
+        The int64 ids `(tokens,)`, and their layout, whose `valid_lengths` are the lengths before padding.
+
+    Example:
+        >>> from rinalmo.model.packing import pack_padded
+        >>> ids, layout = pack_padded([[1, 6, 2], [1, 2]], length=3, pad_id=0)
+        >>> ids.tolist(), layout.lengths, layout.valid_lengths
+        ([1, 6, 2, 1, 2, 0], (3, 3), (3, 2))
+    """
     parts = [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences]
-    filled = [torch.nn.functional.pad(part, (0, max(0, length - len(part))), value=pad_id) for part in parts]
-    ids, layout = pack(filled, device)
-    return ids, Layout(layout.lengths, layout.device, tuple(len(part) for part in parts))
+    padded = [torch.nn.functional.pad(part, (0, max(0, length - len(part))), value=pad_id) for part in parts]
+    ids, layout = pack(padded, device)
+    return ids, Layout(layout.lengths, layout.device, tuple(map(len, parts)))
 
 
-def planes(x: Float[Tensor, "heads rows tokens"], run: EqualLengthGroup) -> Float[Tensor, "planes rows length"]:
-    """A run's part of a tensor with the tokens last: one matrix per sequence and head, for batched products."""
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device, without waiting for it: host memory is pinned and copied asynchronously."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def gather_heads(
+    x: Float[Tensor, "heads rows tokens"], group: EqualLengthGroup
+) -> Float[Tensor, "matrices rows length"]:
+    """A group's part of a tensor with the tokens last: one matrix per sequence and head, for batched products."""
     heads, rows, _ = x.shape
-    block = x[..., run.start : run.stop].view(heads, rows, run.count, run.length)
-    return block.permute(2, 0, 1, 3).reshape(-1, rows, run.length)
+    block = x[..., group.start : group.stop].view(heads, rows, group.count, group.length)
+    return block.permute(2, 0, 1, 3).reshape(-1, rows, group.length)
 
 
-def put_planes(
-    out: Float[Tensor, "heads rows tokens"], run: EqualLengthGroup, found: Float[Tensor, "planes rows length"]
+def scatter_heads(
+    out: Float[Tensor, "heads rows tokens"], group: EqualLengthGroup, matrices: Float[Tensor, "matrices rows length"]
 ) -> None:
-    """The reverse of `planes`: write them into the run's part of `out`."""
+    """The reverse of `gather_heads`: write the matrices into the group's part of `out`."""
     heads, rows, _ = out.shape
-    block = out[..., run.start : run.stop].view(heads, rows, run.count, run.length)
-    block.copy_(found.reshape(run.count, heads, rows, run.length).permute(1, 2, 0, 3))
+    block = out[..., group.start : group.stop].view(heads, rows, group.count, group.length)
+    block.copy_(matrices.reshape(group.count, heads, rows, group.length).permute(1, 2, 0, 3))

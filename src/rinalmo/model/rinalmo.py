@@ -1,6 +1,7 @@
-"""`RiNALMo`: an encoder with its heads and its alphabet, the object that the rest of the package passes round.
+"""`RiNALMo`: an encoder with its heads and its alphabet, the model that the rest of the package works with.
 
-Heads are found by name. A file's tensors say which heads it has and how large they are (`head_shapes`).
+A head is an attribute with its name. Names and shapes of a file's tensors give its heads and their sizes
+(`ModelSpec.with_heads`).
 """
 
 from __future__ import annotations
@@ -37,11 +38,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a `RiNALMo` is built from: sizes, heads and, beside the tensors, what decoding needs to know.
+    """All that is needed to build and use a `RiNALMo`, except its weights.
 
-    `heads` maps a head's name to the arguments of its class. `threshold` is the pairing probability above which the
-    structure decoder accepts a pair, as tuned on validation data. `task` is what the model was fine-tuned for, as
-    `rinalmo.tasks` remembers it.
+    Attributes:
+        config: Sizes of the encoder.
+        alphabet: The tokens that ids stand for.
+        heads: For each head's name the arguments of its class.
+        threshold: Pairing probability above which the structure decoder accepts a pair, tuned on validation data.
+        task: The task that the model was fine-tuned for, with its settings (`rinalmo.tasks`).
     """
 
     config: ModelConfig
@@ -51,51 +55,57 @@ class ModelSpec:
     task: Mapping[str, Any] | None = None
 
     def with_heads(self, shapes: Shapes, head_config: HeadConfig, pooling: str = "cls") -> ModelSpec:
-        """The same with the heads that tensors of these names and shapes belong to."""
-        return replace(self, heads=head_shapes(shapes, head_config, pooling))
+        """The same with the heads that have tensors of these names and shapes.
+
+        What shapes do not determine comes from `head_config` (activations, dropout, eps) and `pooling`.
+        """
+        heads: dict[str, dict[str, Any]] = {}
+        for name in HEADS:
+            own = {key.removeprefix(f"{name}."): shape for key, shape in shapes.items() if key.startswith(f"{name}.")}
+            if own:
+                heads[name] = _head_options(name, own, head_config)
+                if pooling != "cls" and name in _POOLING:
+                    heads[name]["pooling"] = pooling
+        return replace(self, heads=heads)
 
     @property
     def pooling(self) -> str:
-        """What heads on whole sequences look at: "cls" or "mean"."""
+        """How heads on whole sequences pool tokens: "cls" or "mean"."""
         return next((str(options["pooling"]) for options in self.heads.values() if "pooling" in options), "cls")
 
 
 class RiNALMo(nn.Module):
-    """Encoder, heads, alphabet. Built without weights; `rinalmo.load` gives one with them."""
+    """Encoder, heads, alphabet. Built without weights; `rinalmo.load` returns one with weights.
+
+    Attributes:
+        spec: What the model is built from.
+        config: Sizes of the encoder.
+        alphabet: The tokens that ids stand for.
+        encoder: The encoder; each head is an attribute of its own name beside it.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.config, self.alphabet = spec, spec.config, spec.alphabet
         self.encoder = Encoder(spec.config)
         for name, options in spec.heads.items():
             if name not in HEADS:
                 raise CheckpointError(f"no head {name!r}; there are {', '.join(HEADS)}")
             self.add_module(name, HEADS[name](spec.config, **options))
 
-    @property
-    def config(self) -> ModelConfig:
-        """Sizes of the encoder."""
-        return self.spec.config
-
-    @property
-    def alphabet(self) -> Alphabet:
-        """The tokens that this model's ids stand for."""
-        return self.spec.alphabet
-
     def forward(self, ids: Int[Tensor, " tokens"], layout: Layout) -> EncoderOutput:
-        """The encoder's states of a packed batch (`rinalmo.model.packing.pack`); heads are applied to them by name."""
+        """The encoder's states of a packed batch (`rinalmo.model.packing.pack`), without any head."""
         return self.encoder(ids, layout)
 
     def head(self, name: str) -> nn.Module:
-        """One of the heads; raises if this model does not have it."""
+        """One of the heads; raises CheckpointError if this model does not have it."""
         if name not in self.spec.heads:
-            have = ", ".join(self.spec.heads) or "none"
-            raise CheckpointError(f"this model has no {name}; its heads: {have}")
+            raise CheckpointError(f"this model has no {name}; its heads: {', '.join(self.spec.heads) or 'none'}")
         return self.get_submodule(name)
 
 
 def initialise(module: nn.Module, std: float = 0.02) -> None:
-    """Fill with fresh weights: normal of deviation `std`, biases 0, norms and betas 1."""
+    """Draw fresh weights: normal of standard deviation `std`, biases 0, norms and betas 1."""
     for name, parameter in module.named_parameters():
         if name.endswith(("norm.weight", "beta")):
             nn.init.ones_(parameter)
@@ -108,12 +118,12 @@ def initialise(module: nn.Module, std: float = 0.02) -> None:
 
 
 def create(spec: ModelSpec, seed: int = 0) -> RiNALMo:
-    """A model with fresh weights, the same for the same seed whatever was drawn before."""
+    """A model with fresh weights, which depend on the seed alone, not on the state of torch's generator."""
     with torch.device("meta"):
         model = RiNALMo(spec)
     model.to_empty(device="cpu")
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # of the CPU alone, which is all that is restored
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would also seed GPUs
         initialise(model, spec.config.initializer_range)
     return model
 
@@ -133,27 +143,18 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def head_shapes(shapes: Shapes, head_config: HeadConfig, pooling: str = "cls") -> dict[str, dict[str, Any]]:
-    """For each head that tensors of these names and shapes belong to, the arguments to build it with.
-
-    What shapes cannot tell comes from `head_config` (activations, dropout, eps) and `pooling`.
-    """
-    names = [name for name in HEADS if any(key.startswith(f"{name}.") for key in shapes)]
-    pooled = {} if pooling == "cls" else {"pooling": pooling}
-    return {name: _options(name, shapes, head_config) | (pooled if name in _POOLING else {}) for name in names}
-
-
 _POOLING = ("pooler", "splice_site_head", "ncrna_family_head")
 
 
-def _options(name: str, shapes: Shapes, head_config: HeadConfig) -> dict[str, Any]:
-    def size(key: str) -> int:
-        full = f"{name}.{key}"
-        if full not in shapes:
-            raise CheckpointError(f"the tensors of {name} lack {full}")
-        return shapes[full][0] if shapes[full] else 0
+def _head_options(name: str, shapes: Shapes, head_config: HeadConfig) -> dict[str, Any]:
+    """The arguments of a head, from the shapes of its tensors; their names are without the head's."""
 
-    blocks = len({key.split(".")[2] for key in shapes if key.startswith(f"{name}.blocks.")})
+    def size(key: str) -> int:
+        if key not in shapes:
+            raise CheckpointError(f"the tensors of {name} lack {name}.{key}")
+        return shapes[key][0] if shapes[key] else 0
+
+    blocks = len({key.split(".")[1] for key in shapes if key.startswith("blocks.")})
     match name:
         case "lm_head" | "pooler":
             return {}
@@ -169,7 +170,6 @@ def _options(name: str, shapes: Shapes, head_config: HeadConfig) -> dict[str, An
             return {"channels": size("projection.weight"), "num_blocks": blocks}
         case "splice_site_head" | "ncrna_family_head":
             return {"width": size("dense.weight"), "num_labels": size("decoder.weight")}
-    has_transform = f"{name}.transform.dense.weight" in shapes
-    transform = (head_config.transform or "nonlinear") if has_transform else None
-    has_bias = f"{name}.decoder.bias" in shapes
-    return {**vars(head_config), "num_labels": size("decoder.weight"), "transform": transform, "bias": has_bias}
+    transform = (head_config.transform or "nonlinear") if "transform.dense.weight" in shapes else None
+    labels, has_bias = size("decoder.weight"), "decoder.bias" in shapes
+    return {**vars(head_config), "num_labels": labels, "transform": transform, "bias": has_bias}

@@ -1,21 +1,24 @@
-"""A structure head that asks each nucleotide for its partner, and looks at pairs that could be real only.
+"""Structure heads on candidate pairs: `PartnerHead` from the encoder's states, `Combiner` with thermodynamics.
 
-A candidate is a pair AU, GC or GU, its ends at least `MIN_DISTANCE` apart, that can stack on another such pair. Of all
-pairs of positions that is an eighth, so length² costs an eighth of what a map of all pairs does. (Of the pairs in bpRNA
-87 % are candidates; 10 % are not canonical, 3 % have no neighbour to stack on.)
+A candidate of `PartnerHead` is a pair AU, GC or GU, its ends at least `MIN_DISTANCE` apart, that can stack on another
+such pair. Of all pairs of positions that is an eighth, so length² costs an eighth of what a map of all pairs does. (Of
+the pairs in bpRNA 87 % are candidates; 10 % are not canonical, 3 % have no neighbour to stack on.)
 
     states ─► features of candidates ─► blocks: each candidate and its eight neighbours ─► a score for each candidate
-                                                                                        └► one for staying unpaired
+                                                                                        └► a score for staying unpaired
 
-The scores of a nucleotide's candidates, and of staying unpaired, are made one distribution by a softmax: what it gives
-to one partner it takes from the others. The probability of a pair is the geometric mean of what its two ends say.
+A softmax over a nucleotide's candidates and the unpaired state makes them one distribution: they compete. The
+probability of a pair is the geometric mean of its two nucleotides' probabilities.
+
+`Combiner` takes such probabilities and those of a partition function; a pair that either of them finds likely is its
+candidate. It weighs the two sources against each other by features of candidates and nucleotides.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,27 +27,47 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+# --- Candidates and their neighbours ---
+
 MIN_DISTANCE = 4  # a hairpin loop has at least three nucleotides
 KINDS = ("AU", "GC", "GU", "UA", "CG", "UG")  # of candidates, 5' end first
-UNKNOWN = 4  # the nucleotide that pairs with nothing; 0 to 3 are A, C, G, U
+UNKNOWN = 4  # a nucleotide that pairs with nothing; 0 to 3 are A, C, G, U
 DISTANCES = 48
 _EXACT = 24  # distances up to here have an embedding each
 _CHUNK = 1 << 10  # candidates a CPU computes at once where no gradients are recorded: what they gather stays in cache
-_CHUNK_ELSEWHERE = 1 << 16
+_GPU_CHUNK = 1 << 16
 _MAP = 1 << 25  # numbers of the map that candidates are taken from, held at once
-_LARGEST = 20.0  # scores are kept within, so that their exponentials stay within fp32
+_MAX_SCORE = 20.0  # scores are clamped to ±20, so that their exponentials stay within fp32
 
-# Where a neighbour's ends lie. Each is followed by its opposite: if b is a's neighbour k, a is b's neighbour k ^ 1.
+# Offsets of a neighbour's ends. Each is followed by its opposite: if b is a's neighbour k, a is b's neighbour k ^ 1.
 NEIGHBOURS = ((1, -1), (-1, 1), (2, -2), (-2, 2), (1, -2), (-1, 2), (2, -1), (-2, 1))
 _REACH = 2
 
 
-def kind_table() -> Tensor:
-    """Which of `KINDS` two nucleotides make, by their numbers; -1 for those that do not pair."""
+def kind_table(device: torch.device) -> Int[Tensor, "5 5"]:
+    """Index in `KINDS` of each pair of nucleotides; -1 for those that do not pair."""
     table = torch.full((5, 5), -1, dtype=torch.int8)
     for number, kind in enumerate(KINDS):
         table["ACGU".index(kind[0]), "ACGU".index(kind[1])] = number
-    return table
+    return table.to(device)
+
+
+def _neighbours(i: Tensor, j: Tensor, length: int) -> Int[Tensor, "candidates 8"]:
+    """The index of each candidate's neighbours; the number of candidates where there is none."""
+    numbers = torch.full((length + 2 * _REACH,) * 2, len(i), dtype=torch.int32, device=i.device)
+    numbers[i + _REACH, j + _REACH] = torch.arange(len(i), dtype=torch.int32, device=i.device)
+    return torch.stack([numbers[i + _REACH + a, j + _REACH + b] for a, b in NEIGHBOURS], dim=1)
+
+
+def _gather_rows(x: Float[Tensor, "candidates channels"], indices: Tensor) -> Float[Tensor, "rows many_channels"]:
+    """Rows of `x` side by side; zeros for an index of `len(x)`, which is "no neighbour"."""
+    return F.embedding(indices, F.pad(x, (0, 0, 0, 1))).flatten(1)
+
+
+def _log_partition(paired: Tensor, unpaired: Tensor, i: Tensor, j: Tensor) -> Float[Tensor, " length"]:
+    """For each nucleotide the logarithm of the sum of e^score over its candidates and the unpaired state."""
+    weight = paired.exp()
+    return unpaired.exp().index_add(0, i, weight).index_add(0, j, weight).log()
 
 
 @dataclass(frozen=True)
@@ -52,12 +75,11 @@ class Candidates:
     """The candidates of one sequence, in order of `i`, then `j`.
 
     i, j        (candidates,) positions, i < j
-    kind        (candidates,) which of `KINDS`
-    distance    (candidates,) bucket of j - i
-    neighbours  (candidates, 8) their numbers; the number of candidates where there is none
+    kind        (candidates,) index in `KINDS`
+    distance    (candidates,) bucket of j - i: one for each distance below 24, then five per doubling
+    neighbours  (candidates, 8) indices of the neighbours; the number of candidates where there is none
     """
 
-    length: int
     i: Tensor
     j: Tensor
     kind: Tensor
@@ -66,27 +88,20 @@ class Candidates:
 
     @classmethod
     def of(cls, nucleotides: Int[Tensor, " length"]) -> Candidates:
-        """Those of a sequence of 0 to 3 for A, C, G, U and `UNKNOWN`."""
-        length, device = len(nucleotides), nucleotides.device
-        kinds = kind_table().to(device)[nucleotides[:, None], nucleotides]
+        """The candidates of a sequence, given as 0 to 3 for A, C, G, U and `UNKNOWN`."""
+        length = len(nucleotides)
+        kinds = kind_table(nucleotides.device)[nucleotides[:, None], nucleotides]
         can = (kinds >= 0).triu(MIN_DISTANCE)
         wide = F.pad(can, (1, 1, 1, 1))
         can &= wide[2:, :-2] | wide[:-2, 2:]  # the pair around it, the pair within
         i, j = can.nonzero(as_tuple=True)
-        numbers = torch.full((length + 2 * _REACH,) * 2, len(i), dtype=torch.int32, device=device)
-        numbers[i + _REACH, j + _REACH] = torch.arange(len(i), dtype=torch.int32, device=device)
-        neighbours = torch.stack([numbers[i + _REACH + a, j + _REACH + b] for a, b in NEIGHBOURS], dim=1)
-        return cls(length, i, j, kinds[i, j].long(), _bucket(j - i), neighbours)
+        distance = j - i
+        doublings = (_EXACT + 5 * torch.log2(distance.clamp(min=_EXACT) / _EXACT)).long()
+        bucket = torch.where(distance < _EXACT, distance, doublings).clamp(max=DISTANCES - 1)
+        return cls(i, j, kinds[i, j].long(), bucket, _neighbours(i, j, length))
 
-    def __len__(self) -> int:
-        return len(self.i)
 
-    def parts(self, rows: int) -> Iterator[tuple[slice, int, int]]:
-        """Candidates with `i` in `start:stop`, `rows` of them at a time."""
-        starts = torch.arange(0, max(self.length, 1) + rows, rows, device=self.i.device)
-        borders = torch.searchsorted(self.i, starts).tolist()
-        for number, (first, last) in enumerate(itertools.pairwise(borders)):
-            yield slice(first, last), number * rows, min((number + 1) * rows, self.length)
+# --- The head on the encoder's states ---
 
 
 class PartnerHead(nn.Module):
@@ -120,22 +135,30 @@ class PartnerHead(nn.Module):
             x = self._features(states, candidates)
             for block in self.blocks:
                 x = block(x, candidates.neighbours)
-            paired = self.paired(F.relu(self.final_norm(x)))[:, 0]
-            return _distributions(paired, self.unpaired(states)[:, 0], candidates)
+            paired = self.paired(F.relu(self.final_norm(x)))[:, 0].clamp(-_MAX_SCORE, _MAX_SCORE)
+            unpaired = self.unpaired(states)[:, 0].clamp(-_MAX_SCORE, _MAX_SCORE)
+            i, j, diagonal = candidates.i, candidates.j, torch.arange(len(states), device=states.device)
+            total = _log_partition(paired, unpaired, i, j)
+            rows, columns = torch.cat([i, j, diagonal]), torch.cat([j, i, diagonal])
+            values = torch.cat([paired - total[i], paired - total[j], unpaired - total])
+            return values.new_full((len(states),) * 2, -torch.inf).index_put((rows, columns), values)
 
-    def _features(self, states: Tensor, of: Candidates) -> Tensor:
-        left, right = (self._products(layer, states) for layer in (self.left, self.right))
-        rows = max(1, _MAP // max(1, self.channels * of.length))
-        products = [
-            _Picked.apply(left[:, start:stop] @ right.mT, of.i[part] - start, of.j[part])
-            for part, start, stop in of.parts(rows)
-        ]
-        first, second = self.ends(states).chunk(2, dim=1)
+    def _features(
+        self, states: Float[Tensor, "length hidden"], candidates: Candidates
+    ) -> Float[Tensor, "candidates channels"]:
+        shape, i, j = (len(states), self.channels, self.rank), candidates.i, candidates.j
+        left = self.left(states).view(shape).transpose(0, 1)
+        right = self.right(states).view(shape).transpose(0, 1)
+        # The map `left · right` is computed for some rows at a time.
+        rows = max(1, _MAP // max(1, self.channels * len(states)))
+        starts = torch.arange(0, max(len(states), 1) + rows, rows, device=i.device)
+        products = []
+        for number, (first, last) in enumerate(itertools.pairwise(torch.searchsorted(i, starts).tolist())):
+            start, stop = number * rows, (number + 1) * rows
+            products.append(_PickPairs.apply(left[:, start:stop] @ right.mT, i[first:last] - start, j[first:last]))
+        five_prime, three_prime = self.ends(states).chunk(2, dim=1)
         x = torch.cat(products) / math.sqrt(self.rank)
-        return x + first[of.i] + second[of.j] + self.distance(of.distance) + self.kind(of.kind)
-
-    def _products(self, layer: nn.Linear, states: Tensor) -> Float[Tensor, "channels length rank"]:
-        return layer(states).view(len(states), self.channels, self.rank).transpose(0, 1)
+        return x + five_prime[i] + three_prime[j] + self.distance(candidates.distance) + self.kind(candidates.kind)
 
 
 class CandidateBlock(nn.Module):
@@ -152,33 +175,31 @@ class CandidateBlock(nn.Module):
     ) -> Float[Tensor, "candidates channels"]:
         y = self.norm(x)
         if torch.is_grad_enabled():
-            return x + self._update(_Neighbours.apply(y, neighbours), y)
-        source, out = _with_none(y), torch.empty_like(x)
-        chunk = _CHUNK if x.device.type == "cpu" else _CHUNK_ELSEWHERE
+            mixed = torch.cat([_GatherNeighbours.apply(y, neighbours), y], dim=1)
+            return x + self.output(F.relu(self.mix(mixed)))
+        source, out = F.pad(y, (0, 0, 0, 1)), torch.empty_like(x)
+        itself = torch.arange(len(x), device=x.device, dtype=neighbours.dtype)
+        chunk = _CHUNK if x.device.type == "cpu" else _GPU_CHUNK
         for start in range(0, len(x), chunk):
             part = slice(start, start + chunk)
-            itself = torch.arange(start, min(start + chunk, len(x)), device=x.device, dtype=neighbours.dtype)
-            around = _gathered(source, torch.cat([neighbours[part], itself[:, None]], dim=1))
-            torch.add(x[part], self.output(F.relu(self.mix(around))), out=out[part])
+            mixed = F.embedding(torch.cat([neighbours[part], itself[part, None]], dim=1), source).flatten(1)
+            torch.add(x[part], self.output(F.relu(self.mix(mixed))), out=out[part])
         return out
 
-    def _update(self, around: Tensor, y: Tensor) -> Tensor:
-        return self.output(F.relu(self.mix(torch.cat([around, y], dim=1))))
 
-
-class _Neighbours(torch.autograd.Function):
+class _GatherNeighbours(torch.autograd.Function):
     """Rows of neighbours side by side. The gradient of a row is gathered from its neighbours too, not scattered."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, neighbours: Tensor) -> Tensor:
         ctx.save_for_backward(neighbours)
-        return _gathered(_with_none(x), neighbours)
+        return _gather_rows(x, neighbours)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (neighbours,) = ctx.saved_tensors
         count, width = neighbours.shape
-        rows = _with_none(gradient.reshape(count * width, gradient.shape[1] // width))
+        rows = F.pad(gradient.reshape(count * width, gradient.shape[1] // width), (0, 0, 0, 1))
         total = torch.zeros_like(rows[:count])
         for k in range(width):
             other = neighbours[:, k ^ 1].long()
@@ -186,8 +207,8 @@ class _Neighbours(torch.autograd.Function):
         return total, None
 
 
-class _Picked(torch.autograd.Function):
-    """`x[:, i, j].T`. No place is picked twice, so the gradient is written, not added up."""
+class _PickPairs(torch.autograd.Function):
+    """`x[:, i, j].T`. No element is picked twice, so the gradient is written, not added up."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -203,39 +224,14 @@ class _Picked(torch.autograd.Function):
         return whole, None, None
 
 
-def _with_none(x: Tensor) -> Tensor:
-    """With a row of zeros at the end, for "no neighbour"."""
-    return torch.cat([x, x.new_zeros(1, x.shape[1])])
-
-
-def _gathered(source: Tensor, neighbours: Tensor) -> Tensor:
-    return F.embedding(neighbours, source).flatten(1)
-
-
-def _bucket(distance: Tensor) -> Tensor:
-    """One for each distance below 24, then five for each doubling."""
-    far = (_EXACT + 5 * torch.log2(distance.clamp(min=_EXACT) / _EXACT)).long()
-    return torch.where(distance < _EXACT, distance, far).clamp(max=DISTANCES - 1)
-
-
-def _distributions(paired: Tensor, unpaired: Tensor, of: Candidates) -> Float[Tensor, "length length"]:
-    paired, unpaired = paired.clamp(-_LARGEST, _LARGEST), unpaired.clamp(-_LARGEST, _LARGEST)
-    weight = paired.exp()
-    total = unpaired.exp().index_add(0, of.i, weight).index_add(0, of.j, weight).log()
-    place = torch.arange(of.length, device=paired.device)
-    rows, columns = torch.cat([of.i, of.j, place]), torch.cat([of.j, of.i, place])
-    values = torch.cat([paired - total[of.i], paired - total[of.j], unpaired - total])
-    return values.new_full((of.length, of.length), -torch.inf).index_put((rows, columns), values)
-
+# --- The head that combines a partner head with thermodynamics ---
 
 MIN_PROBABILITY = 0.01  # less probable pairs are no candidates
-SHRINKAGE = 0.5  # share of the plain weighted mean in the probabilities: new families differ from those learned from
-_FLOOR = 1e-4  # probabilities are at least this where their logarithm is taken; ViennaRNA's list ends here too
-_LARGEST_COMBINED = 20.0  # scores are kept within, so that their exponentials stay within fp32
-_COMBINER_REACH = 2
+SHRINKAGE = 0.5  # share of the fixed weighted mean in the probabilities: new families differ from those of training
+_FLOOR = 1e-4  # probabilities are clamped to this before their logarithm; ViennaRNA's list ends here too
 _PRIOR = 0.85  # a fresh combiner gives thermodynamics a weight of sigmoid(-0.85) = 0.3
-_MODEL, _THERMODYNAMICS = 4, 5  # where both probabilities stand among a candidate's features
-_UNPAIRED_MODEL, _UNPAIRED_THERMODYNAMICS = 0, 1  # and their logarithms among a nucleotide's
+_MODEL, _THERMODYNAMICS = 4, 5  # columns of both probabilities among a candidate's features
+_UNPAIRED_MODEL, _UNPAIRED_THERMODYNAMICS = 0, 1  # and of their logarithms among a nucleotide's
 
 PAIR_FEATURES = 14 + len(KINDS)
 NUCLEOTIDE_FEATURES = 22
@@ -243,13 +239,13 @@ NUCLEOTIDE_FEATURES = 22
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of one RNA, or of several end to end.
+    """Features of one RNA, or of several end to end, from which a `Combiner` predicts.
 
     Attributes:
         i: 5' positions of the candidates `(candidates,)`.
         j: Their 3' positions `(candidates,)`.
-        neighbours: Numbers of the candidates around each one `(candidates, 8)`; the number of candidates where there
-            is none.
+        neighbours: Indices of each candidate's neighbours `(candidates, 8)`; the number of candidates where there is
+            none.
         pairs: Features of the candidates `(candidates, PAIR_FEATURES)`.
         nucleotides: Features of the positions `(length, NUCLEOTIDE_FEATURES)`.
     """
@@ -270,10 +266,10 @@ class Evidence:
         mfe: float,
         energy: float,
     ) -> Evidence:
-        """Collect the evidence of one RNA.
+        """The features of one RNA.
 
         Args:
-            log_probabilities: What a partner head says: in row i, column j the log-probability that i pairs with j.
+            log_probabilities: Output of a partner head: in row i, column j the log-probability that i pairs with j.
             nucleotides: 0 to 3 for A, C, G, U, else `UNKNOWN`.
             thermodynamics: Pair probabilities of a partition function, symmetric.
             in_mfe: The pairs of the structure of minimum free energy, symmetric.
@@ -285,22 +281,22 @@ class Evidence:
         unpaired = log_model.diagonal().exp()
         directed = log_model.exp().fill_diagonal_(0)
         model = ((log_model + log_model.T) / 2).exp().fill_diagonal_(0)
-        kinds = kind_table().to(nucleotides.device)[nucleotides[:, None], nucleotides].long()
+        kinds = kind_table(nucleotides.device)[nucleotides[:, None], nucleotides].long()
         can = ((model > MIN_PROBABILITY) | (thermodynamics > MIN_PROBABILITY)) & (kinds >= 0)
         i, j = can.triu(MIN_DISTANCE).nonzero(as_tuple=True)
-        rivals = [_rivals(source, i, j) for source in (directed, thermodynamics)]
-        at = thermodynamics[i, j]
+        thermo = thermodynamics[i, j]
         pairs = torch.stack(
             [
                 _log(model[i, j]),
                 _log(directed[i, j]),
                 _log(directed[j, i]),
-                _log(at),
+                _log(thermo),
                 model[i, j],
-                at,
-                (model[i, j] * at).sqrt(),
+                thermo,
+                (model[i, j] * thermo).sqrt(),
                 in_mfe[i, j].float(),
-                *(_log(rival) for both in rivals for rival in both),
+                *_log_best_alternatives(directed, i, j),
+                *_log_best_alternatives(thermodynamics, i, j),
                 (j - i).float().log(),
                 torch.full(i.shape, float(length), device=i.device).log(),
                 *F.one_hot(kinds[i, j], len(KINDS)).float().T,
@@ -311,8 +307,8 @@ class Evidence:
         return cls(i, j, _neighbours(i, j, length), pairs, positions)
 
     @classmethod
-    def joined(cls, parts: Sequence[Evidence]) -> Evidence:
-        """Several RNAs end to end, which do not see each other."""
+    def concatenate(cls, parts: Sequence[Evidence]) -> Evidence:
+        """Several RNAs end to end, which do not interact."""
         lengths = torch.tensor([0, *(len(part.nucleotides) for part in parts)]).cumsum(0).tolist()
         counts = torch.tensor([0, *(len(part.i) for part in parts)]).cumsum(0).tolist()
         neighbours = [
@@ -351,37 +347,44 @@ class Combiner(nn.Module):
         self.nucleotide_norm = nn.LayerNorm(channels)
         self.paired = nn.Linear(channels, 2)
         self.unpaired = nn.Linear(channels, 2)
-        # A fresh one is the plain mean, so that what it learns is where to depart from it.
+        # Fresh weights give the fixed weighted mean: training only learns where to depart from it.
         for layer in (self.paired, self.unpaired):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, of: Evidence) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, evidence: Evidence) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities of the partners of every nucleotide.
 
         Returns:
-            What the 5' nucleotide of each candidate says of it, what the 3' nucleotide says `(candidates,)`, and the
-            log-probability of having none of the candidates as a partner `(length,)`.
+            For each candidate the log-probability from its 5' nucleotide's distribution, then from its 3' nucleotide's
+            `(candidates,)`, and for each nucleotide that of pairing with no candidate `(length,)`.
         """
-        pairs = self.pair_input((of.pairs - self.pair_mean) / self.pair_std)
-        nucleotides = self.nucleotide_input((of.nucleotides - self.nucleotide_mean) / self.nucleotide_std)
+        i, j = evidence.i, evidence.j
+        pairs = self.pair_input((evidence.pairs - self.pair_mean) / self.pair_std)
+        nucleotides = self.nucleotide_input((evidence.nucleotides - self.nucleotide_mean) / self.nucleotide_std)
         for block in self.blocks:
-            pairs, nucleotides = block(pairs, nucleotides, of)
-        paired = _mixed(of.pairs[:, _MODEL], of.pairs[:, _THERMODYNAMICS], self.paired(F.relu(self.pair_norm(pairs))))
-        both = of.nucleotides[:, _UNPAIRED_MODEL].exp(), of.nucleotides[:, _UNPAIRED_THERMODYNAMICS].exp()
-        unpaired = _mixed(*both, self.unpaired(F.relu(self.nucleotide_norm(nucleotides))))
-        weight = paired.exp()
-        total = unpaired.exp().index_add(0, of.i, weight).index_add(0, of.j, weight).log()
-        return paired - total[of.i], paired - total[of.j], unpaired - total
+            pairs, nucleotides = block(pairs, nucleotides, evidence)
+        paired = _mixed(
+            evidence.pairs[:, _MODEL],
+            evidence.pairs[:, _THERMODYNAMICS],
+            self.paired(F.relu(self.pair_norm(pairs))),
+        )
+        unpaired = _mixed(
+            evidence.nucleotides[:, _UNPAIRED_MODEL].exp(),
+            evidence.nucleotides[:, _UNPAIRED_THERMODYNAMICS].exp(),
+            self.unpaired(F.relu(self.nucleotide_norm(nucleotides))),
+        )
+        total = _log_partition(paired, unpaired, i, j)
+        return paired - total[i], paired - total[j], unpaired - total
 
-    def matrix(self, of: Evidence) -> Float[Tensor, "length length"]:
-        """Pair probabilities of one RNA, symmetric: the mean of what was learned and of the plain weighted mean."""
-        first, second, unpaired = self(of)
+    def matrix(self, evidence: Evidence) -> Float[Tensor, "length length"]:
+        """Symmetric pair probabilities of one RNA: the mean of the network's and of the fixed weighted mean."""
+        first, second, unpaired = self(evidence)
         share = torch.tensor(-_PRIOR).sigmoid()
-        plain = (1 - share) * of.pairs[:, _MODEL] + share * of.pairs[:, _THERMODYNAMICS]
-        learned = ((first + second) / 2).exp()
+        fixed = (1 - share) * evidence.pairs[:, _MODEL] + share * evidence.pairs[:, _THERMODYNAMICS]
+        probabilities = SHRINKAGE * fixed + (1 - SHRINKAGE) * ((first + second) / 2).exp()
         matrix = unpaired.new_zeros((len(unpaired), len(unpaired)))
-        matrix[of.i, of.j] = matrix[of.j, of.i] = SHRINKAGE * plain + (1 - SHRINKAGE) * learned
+        matrix[evidence.i, evidence.j] = matrix[evidence.j, evidence.i] = probabilities
         return matrix
 
 
@@ -399,28 +402,26 @@ class CombinerBlock(nn.Module):
         self.nucleotide_output = nn.Linear(2 * channels, channels)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, pairs: Tensor, nucleotides: Tensor, of: Evidence) -> tuple[Tensor, Tensor]:
+    def forward(self, pairs: Tensor, nucleotides: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor]:
+        i, j = evidence.i, evidence.j
         normed, ends = self.pair_norm(pairs), self.nucleotide_norm(nucleotides)
-        source = torch.cat([normed, normed.new_zeros(1, normed.shape[1])])
-        around = F.embedding(of.neighbours, source).flatten(1)
-        mixed = torch.cat([normed, around, ends[of.i], ends[of.j]], dim=1)
+        mixed = torch.cat([normed, _gather_rows(normed, evidence.neighbours), ends[i], ends[j]], dim=1)
         pairs = pairs + self.pair_output(self.dropout(F.relu(self.pair_mix(mixed))))
         # The mean over a nucleotide's candidates, weighted, with a candidate of zeros so that none is divided by zero.
-        weight = self.weight(normed).clamp(-_LARGEST_COMBINED, _LARGEST_COMBINED).exp()
-        places, both = torch.cat([of.i, of.j]), torch.cat([weight, weight])
-        total = normed.new_ones(len(nucleotides), 1).index_add(0, places, both)
-        values = normed.new_zeros(len(nucleotides), normed.shape[1]).index_add(
-            0, places, both * torch.cat([normed, normed])
-        )
+        weight = self.weight(normed).clamp(-_MAX_SCORE, _MAX_SCORE).exp()
+        positions, weights = torch.cat([i, j]), torch.cat([weight, weight])
+        total = normed.new_ones(len(nucleotides), 1).index_add(0, positions, weights)
+        weighted = weights * torch.cat([normed, normed])
+        values = normed.new_zeros(len(nucleotides), normed.shape[1]).index_add(0, positions, weighted)
         mixed = torch.cat([ends, values / total], dim=1)
         return pairs, nucleotides + self.nucleotide_output(self.dropout(F.relu(self.nucleotide_mix(mixed))))
 
 
-def _mixed(model: Tensor, thermodynamics: Tensor, chosen: Float[Tensor, "of 2"]) -> Tensor:
-    """The logarithm of the weighted mean of two probabilities, with weight and addend as chosen."""
-    share = (chosen[:, 0] - _PRIOR).sigmoid()
+def _mixed(model: Tensor, thermodynamics: Tensor, output: Float[Tensor, "any 2"]) -> Tensor:
+    """The logarithm of the weighted mean of two probabilities; the network's output gives weight and addend."""
+    share = (output[:, 0] - _PRIOR).sigmoid()
     mean = (1 - share) * model + share * thermodynamics
-    return mean.clamp(min=_FLOOR).log() + chosen[:, 1].clamp(-_LARGEST_COMBINED, _LARGEST_COMBINED)
+    return _log(mean) + output[:, 1].clamp(-_MAX_SCORE, _MAX_SCORE)
 
 
 def _nucleotide_features(
@@ -432,9 +433,12 @@ def _nucleotide_features(
     mfe: float,
     energy: float,
 ) -> Float[Tensor, "length features"]:
+    def entropy(pairs: Tensor, unpaired: Tensor) -> Tensor:
+        return -(torch.xlogy(pairs, pairs).sum(1) + torch.xlogy(unpaired, unpaired))
+
     length = len(nucleotides)
     thermo_unpaired = (1 - thermodynamics.sum(1)).clamp(0, 1)
-    model_entropy, thermo_entropy = _entropy(directed, unpaired), _entropy(thermodynamics, thermo_unpaired)
+    model_entropy, thermo_entropy = entropy(directed, unpaired), entropy(thermodynamics, thermo_unpaired)
     agreement = (directed * thermodynamics).sqrt().sum(1) + (unpaired * thermo_unpaired).sqrt()
     strongest = directed.amax(1) if length else unpaired, thermodynamics.amax(1) if length else unpaired
     letters = F.one_hot(nucleotides, UNKNOWN + 1)[:, :UNKNOWN].float()
@@ -470,19 +474,11 @@ def _log(probability: Tensor) -> Tensor:
     return probability.clamp(min=_FLOOR).log()
 
 
-def _entropy(pairs: Tensor, unpaired: Tensor) -> Tensor:
-    return -(torch.xlogy(pairs, pairs).sum(1) + torch.xlogy(unpaired, unpaired))
-
-
-def _rivals(source: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
-    """For the ends of each candidate the probability of their likeliest other partner."""
+def _log_best_alternatives(probabilities: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
+    """For both ends of each candidate the log-probability of their likeliest other partner."""
     if not len(i):
-        return source.new_zeros(0), source.new_zeros(0)
-    (best, second), (place, _) = source.topk(2, dim=1).values.T, source.topk(2, dim=1).indices.T
-    return torch.where(place[i] == j, second[i], best[i]), torch.where(place[j] == i, second[j], best[j])
-
-
-def _neighbours(i: Tensor, j: Tensor, length: int) -> Int[Tensor, "candidates 8"]:
-    numbers = torch.full((length + 2 * _COMBINER_REACH,) * 2, len(i), dtype=torch.long, device=i.device)
-    numbers[i + _COMBINER_REACH, j + _COMBINER_REACH] = torch.arange(len(i), device=i.device)
-    return torch.stack([numbers[i + _COMBINER_REACH + a, j + _COMBINER_REACH + b] for a, b in NEIGHBOURS], dim=1)
+        return probabilities.new_zeros(0), probabilities.new_zeros(0)
+    values, partners = probabilities.topk(2, dim=1)
+    (best, second), partner = values.T, partners[:, 0]
+    other = torch.where(partner[i] == j, second[i], best[i]), torch.where(partner[j] == i, second[j], best[j])
+    return _log(other[0]), _log(other[1])
