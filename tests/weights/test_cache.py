@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from rinalmo.errors import DownloadError
-from rinalmo.weights.download import fetch, file_sha256, verify
+from rinalmo.io.files import file_sha256
+from rinalmo.weights.download import fetch, verify
 
 BODY = bytes(range(256)) * 1200  # 307,200 bytes: more than one chunk
 SUM = hashlib.sha256(BODY).hexdigest()

@@ -1,4 +1,8 @@
-"""What the Hugging Face classes hand on: their own output type, and the encoder's answer between border and head."""
+"""The Hugging Face classes of RiNALMo.
+
+They take and give padded tensors. Inside, a batch is packed: `Grid` remembers where each token is in the padded form,
+and converts between the two.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,6 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import ModelOutput, can_return_tuple
 
-from rinalmo.engine.cpu_encoder import FastEncoder
 from rinalmo.engine.devices import default_batch_tokens
 from rinalmo.engine.engine import Engine
 from rinalmo.engine.inputs import Sequences, as_records, peeked
@@ -32,15 +35,15 @@ from rinalmo.hf.loading import (
     CLASSIFIER_PARTS,
     HUB_OPTIONS,
     alphabet_of,
-    complete,
     find_adapter,
     our_name,
-    quiet_report,
     read_for,
+    suppress_load_report,
+    write_tokenizer_and_card,
 )
 from rinalmo.inference.embed import Pooling, embed_records
 from rinalmo.model.config import ModelConfig
-from rinalmo.model.encoder import Embedding, Encoder, EncoderOutput, SwiGLU
+from rinalmo.model.encoder import Embedding, Encoder, SwiGLU
 from rinalmo.model.heads import (
     IGNORE,
     ContactHead,
@@ -61,6 +64,8 @@ from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.weights.checkpoint import translate
 from rinalmo.weights.layouts import detect, plan_reading
 
+_BACKENDS: dict[str, Backend] = {"eager": "eager", "sdpa": "auto", "flash_attention_2": "flash"}
+
 
 @dataclass
 class ContactPredictionOutput(ModelOutput):
@@ -72,29 +77,9 @@ class ContactPredictionOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-@dataclass
-class Encoded:
-    """What the encoder made of a padded batch: packed states, where they stand, padded extras."""
-
-    ids: Tensor | None
-    states: Tensor
-    grid: Grid
-    hidden_states: tuple[Tensor, ...] | None
-    attentions: tuple[Tensor, ...] | None
-
-    @property
-    def padded(self) -> Tensor:
-        """The last states as `(batch, length, hidden)`; with all layers, the last of them."""
-        return self.grid.scatter(self.states) if self.hidden_states is None else self.hidden_states[-1]
-
-    @property
-    def extras(self) -> dict[str, Any]:
-        return {"hidden_states": self.hidden_states, "attentions": self.attentions}
-
-
 @dataclass(frozen=True)
 class Grid:
-    """Where each packed token stands in a `(batch, width)` tensor."""
+    """The row and column of each packed token in a `(batch, width)` tensor."""
 
     layout: Layout
     rows: Int[Tensor, " tokens"]
@@ -113,24 +98,34 @@ class Grid:
         return padded
 
     def gather(self, padded: Tensor) -> Tensor:
-        """The entries of a `(batch, width, …)` tensor at the packed tokens' places."""
+        """The entries of a `(batch, width, …)` tensor at the tokens."""
         return padded[self.rows.to(padded.device), self.columns.to(padded.device)]
 
     def scatter_pairs(self, maps: list[Tensor]) -> Tensor:
         """Per-sequence `(length, length, …)` maps as one `(batch, width, width, …)` tensor."""
         padded = maps[0].new_zeros((len(maps), self.width, self.width, *maps[0].shape[2:]))
-        for row, (columns, pairs) in enumerate(zip(self._columns(), maps, strict=True)):
+        for index, pairs in zip(self._squares(padded.device), maps, strict=True):
             if len(pairs):
-                padded[(row, *_square_of(columns))] = pairs
+                padded[index] = pairs
         return padded
 
     def gather_pairs(self, padded: Tensor) -> list[Tensor]:
         """The per-sequence squares of a `(batch, width, width, …)` tensor."""
-        squares = (_square_of(columns.to(padded.device)) for columns in self._columns())
-        return [padded[(row, *square)] for row, square in enumerate(squares)]
+        return [padded[index] for index in self._squares(padded.device)]
 
-    def padder(self, padded: list[Tensor]) -> Callable[[Tensor], Tensor]:
-        """A hook that keeps packed states in padded form, and goes on with what it kept: it lies on the graph."""
+    def _squares(self, device: torch.device) -> list[tuple[Any, ...]]:
+        """The index of each sequence's square; slices, which copy nothing, where its columns have no gap."""
+        squares: list[tuple[Any, ...]] = []
+        for row, columns in enumerate(self.layout.split(self.columns.to(device))):
+            first, last = (int(columns[0]), int(columns[-1])) if len(columns) else (0, -1)
+            if last - first + 1 == len(columns):
+                squares.append((row, slice(first, last + 1), slice(first, last + 1)))
+            else:
+                squares.append((row, columns[:, None], columns))
+        return squares
+
+    def states_hook(self, padded: list[Tensor]) -> Callable[[Tensor], Tensor]:
+        """A hook that stores packed states in padded form, and returns what it stored: so it is part of the graph."""
 
         def hook(x: Tensor) -> Tensor:
             padded.append(self.scatter(x))
@@ -138,8 +133,8 @@ class Grid:
 
         return hook
 
-    def pair_padder(self, padded: list[Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
-        """As `padder`, for attention weights: per sequence `(heads, length, length)`."""
+    def attentions_hook(self, padded: list[Tensor]) -> Callable[[list[Tensor]], list[Tensor]]:
+        """The same for attention weights, `(heads, length, length)` per sequence."""
 
         def hook(layer: list[Tensor]) -> list[Tensor]:
             maps = self.scatter_pairs([weights.permute(1, 2, 0) for weights in layer])
@@ -148,99 +143,41 @@ class Grid:
 
         return hook
 
-    def _columns(self) -> tuple[Tensor, ...]:
-        return self.layout.split(self.columns)
+    def nucleotides(
+        self, ids: Int[Tensor, " tokens"] | None, config: ModelConfig
+    ) -> tuple[Bool[Tensor, " tokens"], Grid]:
+        """Which tokens are neither a leading CLS nor a trailing EOS, and a grid without these, narrower by them.
+
+        A row without CLS does not move. Without ids, the first and the last token of each row count as CLS and EOS.
+        """
+        layout = self.layout
+        if ids is None:
+            last = layout.cu_seqlens.long().diff()[layout.sequence_ids] - 1
+            leading, trailing = layout.indices == 0, (layout.indices == last) & (last > 0)
+        else:
+            leading, trailing = ends(ids, layout, config)
+        keep = ~(leading | trailing)
+        counts = torch.zeros(2, len(layout.lengths), dtype=torch.long, device=keep.device)
+        for count, where in zip(counts, (leading, trailing), strict=True):
+            count[layout.sequence_ids[where]] = 1
+        columns = self.columns[keep] - counts[0][layout.sequence_ids[keep]]
+        width = max(self.width - int(counts.sum(dim=0).max()), int(columns.max()) + 1 if len(columns) else 0)
+        return keep, Grid(layout.select(keep), self.rows[keep], columns, width)
 
 
-def _square_of(columns: Tensor) -> tuple[slice, slice] | tuple[Tensor, Tensor]:
-    """Index of the pairs of these columns; slices where there is no gap between them."""
-    if len(columns) == 0:
-        return slice(0, 0), slice(0, 0)
-    first, last = int(columns[0]), int(columns[-1])
-    if last - first + 1 == len(columns):
-        return slice(first, last + 1), slice(first, last + 1)
-    return columns[:, None], columns
+@dataclass
+class Encoded:
+    """The encoder's output for a padded batch: packed states, and padded states and attentions of all layers."""
+
+    ids: Tensor | None
+    states: Tensor
+    grid: Grid
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
 
 
-def grid_of(
-    name: str,
-    shape: tuple[int, int],
-    device: torch.device,
-    real: Bool[Tensor, "batch width"] | None,
-    attention_mask: Tensor | None,
-    position_ids: Tensor | None,
-) -> Grid:
-    """Where the real tokens of a padded batch are.
-
-    Args:
-        name: Of the tensor that the batch came in, for errors.
-        shape: `(batch, width)`.
-        device: Where the batch is.
-        real: Which tokens are real if there is no mask; None for all.
-        attention_mask: 1 for a token, 0 for padding. Holes keep their places: rotary positions count them.
-        position_ids: `(width,)`, `(1, width)` or `(batch, width)`; None counts columns.
-
-    Raises:
-        InputError: If shapes disagree or the mask is not one of 0 and 1.
-    """
-    if shape[0] == 0:
-        raise InputError(f"{name} has no rows")
-    if attention_mask is not None:
-        real = _checked(attention_mask, name, shape)
-    if real is None:
-        real = torch.ones(shape, dtype=torch.bool, device=device)
-    rows, columns = real.to(device).nonzero(as_tuple=True)
-    layout = Layout(tuple(real.sum(dim=1).tolist()), device)
-    return Grid(_positioned(layout, rows, columns, shape, position_ids), rows, columns, shape[1])
-
-
-def _positioned(layout: Layout, rows: Tensor, columns: Tensor, shape: tuple[int, int], given: Tensor | None) -> Layout:
-    """The layout with rotary positions of its own where tokens are not simply counted.
-
-    Rotary attention depends on differences alone, so positions that are off by a constant in each row are counted.
-    """
-    positions = columns
-    if given is not None:
-        if given.shape not in ((shape[1],), (1, shape[1]), shape) or given.is_floating_point():
-            raise InputError(f"position_ids have shape {tuple(given.shape)}; expected whole numbers of shape {shape}")
-        positions = given.to(columns.device).expand(shape)[rows, columns]
-    offset = positions - layout.indices
-    first = layout.cu_seqlens.long()[layout.sequence_ids]
-    if layout.total == 0 or bool((offset == offset[first]).all()):
-        return layout
-    return replace(layout, position_ids=positions)
-
-
-def _checked(attention_mask: Tensor, name: str, shape: tuple[int, int]) -> Bool[Tensor, "batch width"]:
-    if attention_mask.shape != shape:
-        raise InputError(f"attention_mask has shape {tuple(attention_mask.shape)}, {name} has {shape}; they must agree")
-    if bool((attention_mask < 0).any()):
-        raise InputError("attention_mask has negative values; give 1 for a token and 0 for padding, not what is added")
-    return attention_mask.bool()
-
-
-def inner(ids: Tensor | None, grid: Grid, config: ModelConfig) -> tuple[Bool[Tensor, " tokens"], Grid]:
-    """Which tokens are neither a leading CLS nor a trailing EOS, and the grid, narrower by these, that they fill.
-
-    A row without CLS is not moved. Where ids are unknown, the first and the last token of each row are CLS and EOS.
-    """
-    layout = grid.layout
-    if ids is None:
-        last = layout.cu_seqlens.long().diff()[layout.sequence_ids] - 1
-        leading, trailing = layout.indices == 0, (layout.indices == last) & (last > 0)
-    else:
-        leading, trailing = ends(ids, layout, config)
-    keep = ~(leading | trailing)
-    counts = torch.zeros(2, len(layout.lengths), dtype=torch.long, device=keep.device)
-    for count, where in zip(counts, (leading, trailing), strict=True):
-        count[layout.sequence_ids[where]] = 1
-    columns = grid.columns[keep] - counts[0][layout.sequence_ids[keep]]
-    width = max(grid.width - int(counts.sum(dim=0).max()), int(columns.max()) + 1 if len(columns) else 0)
-    return keep, Grid(layout.select(keep), grid.rows[keep], columns, width)
-
-
-class _OfModel(Engine):
-    """An engine that computes with a Hugging Face model's weights as they are at the moment, and copies none."""
+class _ModelEngine(Engine):
+    """An engine that computes with a Hugging Face model's current weights and does not copy them."""
 
     def __init__(self, model: RiNALMoModel, batch_tokens: int | None) -> None:
         self.owner, self.device, self.precision, self._threads = model, model.device, "auto", None
@@ -250,45 +187,19 @@ class _OfModel(Engine):
 
     @torch.inference_mode()
     def hidden_states(self, ids: Tensor, layout: Layout, layers: Sequence[int]) -> list[Tensor]:
-        last = len(self.owner.encoder.blocks)
-        out = self.owner._states(ids, layout, any(layer != last for layer in layers))
-        states = out.hidden_states or ()
-        return [(out.last_hidden_state if layer == last else states[layer]).float() for layer in layers]
-
-
-def encode(
-    model: RiNALMoModel,
-    sequences: Sequences,
-    *,
-    pooling: Pooling = "mean",
-    layer: int = -1,
-    normalize: bool = False,
-    batch_tokens: int | None = None,
-) -> np.ndarray | list[np.ndarray]:
-    """See `RiNALMoModel.encode`."""
-    was_training = model.training
-    model.eval()
-    try:
-        engine = _OfModel(model, batch_tokens)
-        pairs = embed_records(peeked(as_records(sequences)), engine, pooling=pooling, layers=[layer])
-        found = [_of_length_one(values) if normalize else values for _, values in pairs]
-    finally:
-        model.train(was_training)
-    if isinstance(sequences, str):
-        return found[0]
-    return found if pooling == "none" else np.stack(found)
-
-
-def _of_length_one(values: np.ndarray) -> np.ndarray:
-    """Vectors along the last axis, each of length 1; one of zeros stays as it is."""
-    return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12)
-
-
-_BACKENDS: dict[str, Backend] = {"eager": "eager", "sdpa": "auto", "flash_attention_2": "flash"}
+        encoder = self.owner.encoder
+        last = len(encoder.blocks)
+        all_layers = any(layer != last for layer in layers)
+        states = self.owner._fast_states(ids, layout, all_layers)
+        if states is None:
+            encoder.set_attention_backend(self.owner._backend)
+            out = encoder(ids, layout, output_hidden_states=all_layers)
+            states = list(out.hidden_states or [out.last_hidden_state])
+        return [states[-1 if layer == last else layer].float() for layer in layers]
 
 
 class RiNALMoPreTrainedModel(PreTrainedModel):
-    """Loading, saving and encoding, shared by all."""
+    """Loading, saving and encoding, shared by all classes."""
 
     config_class = RiNALMoConfig
     config: RiNALMoConfig
@@ -337,7 +248,7 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
             config, state_dict, kwargs = read_for(
                 cls, pretrained_model_name_or_path, config, ignore_mismatched_sizes, kwargs
             )
-        with quiet_report():
+        with suppress_load_report():
             loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if pretrained_model_name_or_path is not None:
@@ -352,14 +263,14 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
     ) -> None:
         """Write config and weights in the port's layout, and tokenizer and card where they are missing."""
         if kwargs.get("is_main_process", True) and not Path(save_directory).is_file():
-            complete(Path(save_directory), self.config, type(self).__name__)
+            write_tokenizer_and_card(Path(save_directory), self.config, type(self).__name__)
         if not getattr(self, "_hf_peft_config_loaded", False):
             state = self.state_dict() if state_dict is None else state_dict
             state_dict = translate({our_name(name): tensor for name, tensor in state.items()}, "multimolecule")
         super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """As torch's, and understands the port's names, which is what a Trainer's checkpoint holds, and all of ours."""
+        """As torch's; also understands the port's names, which a Trainer's checkpoint has, and all of ours."""
         if any("encoder.layer." in name for name in state_dict):
             shapes = {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
             plan = plan_reading(detect(shapes), shapes)
@@ -425,34 +336,44 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
+        token_type_ids: Tensor | None,
+        head_mask: Any,
         output_attentions: bool | None,
         output_hidden_states: bool | None,
     ) -> Encoded:
-        want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        """Encode a padded batch; the arguments are those of `RiNALMoModel.forward`."""
+        if token_type_ids is not None and bool((token_type_ids != 0).any()):
+            raise InputError("token_type_ids are not all 0: RiNALMo has one type of token; leave them out")
+        masks = head_mask if isinstance(head_mask, list | tuple) else [head_mask]
+        if any(mask is not None and bool((mask != 1).any()) for mask in masks):
+            raise InputError("head_mask is not all 1: RiNALMo's attention heads cannot be masked; leave it out")
+        with_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        with_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         grid = self._grid(input_ids, attention_mask, position_ids, inputs_embeds)
         ids = None if input_ids is None else grid.gather(input_ids)
-        counted = ids is not None and grid.layout.position_ids is None
-        fast = self._fast(self._backend) if counted and not want_attentions else None
-        if fast is not None and ids is not None:
-            out = self._from_fast(fast, ids, grid.layout, bool(want_states))
-            states = tuple(map(grid.scatter, out.hidden_states)) if out.hidden_states is not None else None
-            return Encoded(ids, out.last_hidden_state, grid, states, None)
-        layers: list[Tensor] | None = [] if want_states else None
-        maps: list[Tensor] | None = [] if want_attentions else None
+        if ids is not None and grid.layout.position_ids is None and not with_attentions:
+            fast = self._fast_states(ids, grid.layout, bool(with_states))
+            if fast is not None:
+                return Encoded(ids, fast[-1], grid, tuple(map(grid.scatter, fast)) if with_states else None, None)
+
+        def embed() -> Tensor:
+            return grid.gather(
+                self.encoder.embedding(input_ids) if inputs_embeds is None else inputs_embeds.to(self.dtype)
+            )
+
+        layers: list[Tensor] = []
+        attentions: list[Tensor] = []
         self.encoder.set_attention_backend(self._backend)
         # The embedding is called within the encoder, whose hooks may have to fetch its weights first.
         out = self.encoder(
             ids,
             grid.layout,
-            inputs_embeds=lambda: grid.gather(self._embedded(input_ids, inputs_embeds)),
-            states_hook=None if layers is None else grid.padder(layers),
-            weights_hook=None if maps is None else grid.pair_padder(maps),
+            inputs_embeds=embed,
+            states_hook=grid.states_hook(layers) if with_states else None,
+            weights_hook=grid.attentions_hook(attentions) if with_attentions else None,
         )
-        return Encoded(ids, out.last_hidden_state, grid, _tuple(layers), _tuple(maps))
-
-    def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        return self.encoder.embedding(input_ids) if inputs_embeds is None else inputs_embeds.to(self.dtype)
+        hidden_states = tuple(layers) if with_states else None
+        return Encoded(ids, out.last_hidden_state, grid, hidden_states, tuple(attentions) if with_attentions else None)
 
     def _grid(
         self,
@@ -461,6 +382,7 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
         position_ids: Tensor | None,
         inputs_embeds: Tensor | None,
     ) -> Grid:
+        """Where the tokens of a padded batch are; raises InputError for shapes that do not fit each other."""
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
             raise InputError(
                 "RiNALMo cannot be exported (torch.export, ONNX, torch.jit.trace): its batches are unpacked by their "
@@ -468,53 +390,72 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
             )
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give either input_ids or inputs_embeds")
-        name, given, axes = "input_ids", input_ids, "(batch, length)"
-        if inputs_embeds is not None:
-            name, given, axes = "inputs_embeds", inputs_embeds, f"(batch, length, {self.config.hidden_size})"
-        assert given is not None
-        if given.dim() != axes.count(",") + 1 or (given is inputs_embeds and given.shape[2] != self.config.hidden_size):
-            raise InputError(f"{name} has shape {tuple(given.shape)}; expected {axes}")
-        pad = self.config.pad_token_id
-        real = None if input_ids is None or pad is None else input_ids != pad
-        return grid_of(name, (given.shape[0], given.shape[1]), given.device, real, attention_mask, position_ids)
+        hidden_size, pad_id = self.config.hidden_size, self.config.pad_token_id
+        if input_ids is not None:
+            name, given, expected = "input_ids", input_ids, "(batch, length)"
+            fits = given.dim() == 2
+        else:
+            assert inputs_embeds is not None
+            name, given, expected = "inputs_embeds", inputs_embeds, f"(batch, length, {hidden_size})"
+            fits = given.dim() == 3 and given.shape[2] == hidden_size
+        if not fits:
+            raise InputError(f"{name} has shape {tuple(given.shape)}; expected {expected}")
+        shape, device = (given.shape[0], given.shape[1]), given.device
+        if shape[0] == 0:
+            raise InputError(f"{name} has no rows")
+        if attention_mask is not None:
+            if attention_mask.shape != shape:
+                raise InputError(
+                    f"attention_mask has shape {tuple(attention_mask.shape)}, {name} has {shape}; they must agree"
+                )
+            if bool((attention_mask < 0).any()):
+                raise InputError(
+                    "attention_mask has negative values; give 1 for a token and 0 for padding, not what is added"
+                )
+            is_token = attention_mask.bool()
+        elif input_ids is not None and pad_id is not None:
+            is_token = input_ids != pad_id
+        else:
+            is_token = torch.ones(shape, dtype=torch.bool, device=device)
+        rows, columns = is_token.to(device).nonzero(as_tuple=True)
+        layout = Layout(tuple(is_token.sum(dim=1).tolist()), device)
+        positions = columns  # so holes in the mask keep their positions
+        if position_ids is not None:
+            if position_ids.shape not in ((shape[1],), (1, shape[1]), shape) or position_ids.is_floating_point():
+                raise InputError(
+                    f"position_ids have shape {tuple(position_ids.shape)}; expected whole numbers of shape {shape}"
+                )
+            positions = position_ids.to(device).expand(shape)[rows, columns]
+        # Rotary attention depends on differences alone, so a constant offset in a row does not matter.
+        offset = positions - layout.indices
+        first = layout.cu_seqlens.long()[layout.sequence_ids]
+        if layout.total and not bool((offset == offset[first]).all()):
+            layout = replace(layout, position_ids=positions)
+        return Grid(layout, rows, columns, shape[1])
 
     @property
     def _backend(self) -> Backend:
         return _BACKENDS.get(self.config._attn_implementation or "sdpa", "auto")
 
-    def _fast(self, backend: Backend) -> FastEncoder | None:
-        """The engine's encoder where it can stand in."""
-        return self._fast_path.of(self.encoder) if backend == "auto" else None
-
-    def _from_fast(self, fast: FastEncoder, ids: Tensor, layout: Layout, all_layers: bool) -> EncoderOutput:
+    def _fast_states(self, ids: Tensor, layout: Layout, all_layers: bool) -> list[Tensor] | None:
+        """States of all layers or the last one by the engine's encoder; None where the plain one has to compute."""
+        fast = self._fast_path.of(self.encoder) if self._backend == "auto" else None
+        if fast is None:
+            return None
         last = len(fast.blocks)
-        states = [layer.to(self.dtype) for layer in fast(ids, layout, range(last + 1) if all_layers else [last])]
-        return EncoderOutput(states[-1], tuple(states) if all_layers else None, None)
-
-    def _states(self, ids: Tensor, layout: Layout, all_layers: bool) -> EncoderOutput:
-        """States of a packed batch, from the engine's encoder where it can stand in, else from the plain one."""
-        fast = self._fast(self._backend)
-        if fast is not None:
-            return self._from_fast(fast, ids, layout, all_layers)
-        self.encoder.set_attention_backend(self._backend)
-        return self.encoder(ids, layout, output_hidden_states=all_layers)
-
-
-def refuse(token_type_ids: Tensor | None, head_mask: Any) -> None:
-    """Raise for arguments of other models that ask for what RiNALMo does not have."""
-    if token_type_ids is not None and bool((token_type_ids != 0).any()):
-        raise InputError("token_type_ids are not all 0: RiNALMo has one type of token; leave them out")
-    masks = head_mask if isinstance(head_mask, list | tuple) else [head_mask]
-    if any(mask is not None and bool((mask != 1).any()) for mask in masks):
-        raise InputError("head_mask is not all 1: RiNALMo's attention heads cannot be masked; leave it out")
-
-
-def _tuple(layers: list[Tensor] | None) -> tuple[Tensor, ...] | None:
-    return None if layers is None else tuple(layers)
+        return [layer.to(self.dtype) for layer in fast(ids, layout, range(last + 1) if all_layers else [last])]
 
 
 class RiNALMoModel(RiNALMoPreTrainedModel):
-    """The encoder and a pooled vector per sequence."""
+    """The encoder and a pooled vector per sequence.
+
+    Example:
+        >>> from rinalmo import RiNALMoModel, RnaTokenizer
+        >>> tokenizer, model = RnaTokenizer.from_pretrained("nano"), RiNALMoModel.from_pretrained("nano")
+        >>> output = model(**tokenizer("GGGAAACCC", return_tensors="pt"))
+        >>> tuple(output.last_hidden_state.shape), tuple(output.pooler_output.shape)
+        ((1, 11, 320), (1, 320))
+    """
 
     def __init__(self, config: RiNALMoConfig, add_pooling_layer: bool = True) -> None:
         super().__init__(config)
@@ -552,26 +493,66 @@ class RiNALMoModel(RiNALMoPreTrainedModel):
         Raises:
             InputError: If arguments do not fit each other or the model.
         """
-        refuse(token_type_ids, head_mask)
         encoded = self._encode(
-            input_ids, attention_mask, position_ids, inputs_embeds, output_attentions, output_hidden_states
+            input_ids,
+            attention_mask,
+            position_ids,
+            inputs_embeds,
+            token_type_ids,
+            head_mask,
+            output_attentions,
+            output_hidden_states,
         )
-        pooled = self.pooler(encoded.states, encoded.grid.layout) if self.pooler is not None else None
-        return BaseModelOutputWithPooling(last_hidden_state=encoded.padded, pooler_output=pooled, **encoded.extras)
+        layers = encoded.hidden_states
+        return BaseModelOutputWithPooling(
+            last_hidden_state=encoded.grid.scatter(encoded.states) if layers is None else layers[-1],
+            pooler_output=None if self.pooler is None else self.pooler(encoded.states, encoded.grid.layout),
+            hidden_states=layers,
+            attentions=encoded.attentions,
+        )
 
-    def encode(self, sequences: Sequences, **options: Any) -> np.ndarray | list[np.ndarray]:
-        """Embeddings of sequences, `(sequences, hidden)` in fp32, or of one text `(hidden,)`; takes what `embed` takes.
+    def encode(
+        self,
+        sequences: Sequences,
+        *,
+        pooling: Pooling = "mean",
+        layer: int = -1,
+        normalize: bool = False,
+        batch_tokens: int | None = None,
+    ) -> np.ndarray | list[np.ndarray]:
+        """Embeddings of sequences, as `rinalmo.embed` gives them, with this model's current weights.
 
-        pooling       "mean" over the nucleotides, "cls", or "none": a list of `(length, hidden)`
-        layer         0 is the embedding, n the output of block n, -1 the last
-        normalize     vectors of length 1, so that their products are cosines
-        batch_tokens  tokens computed at once; results do not depend on it
+        Args:
+            sequences: What `rinalmo.embed` takes.
+            pooling: "mean" over the nucleotides, "cls", or "none" for one vector per nucleotide.
+            layer: 0 is the embedding, n the output of block n, -1 the last.
+            normalize: Scale vectors to length 1, so that their products are cosines.
+            batch_tokens: Tokens computed at once; results do not depend on it.
+
+        Returns:
+            `(sequences, hidden)` in fp32; `(hidden,)` for a single text; with pooling "none" a list of
+            `(length, hidden)`.
         """
-        return encode(self, sequences, **options)
+        was_training = self.training
+        self.eval()
+        try:
+            engine = _ModelEngine(self, batch_tokens)
+            pairs = embed_records(peeked(as_records(sequences)), engine, pooling=pooling, layers=[layer])
+            embeddings = [vectors for _, vectors in pairs]
+        finally:
+            self.train(was_training)
+        if normalize:
+            lengths = [np.linalg.norm(vectors, axis=-1, keepdims=True) for vectors in embeddings]
+            embeddings = [
+                vectors / np.maximum(length, 1e-12) for vectors, length in zip(embeddings, lengths, strict=True)
+            ]
+        if isinstance(sequences, str):
+            return embeddings[0]
+        return embeddings if pooling == "none" else np.stack(embeddings)
 
 
 class RiNALMoHeadModel(RiNALMoPreTrainedModel):
-    """An encoder with one head: each subclass says how it answers and in what form."""
+    """An encoder with one head; subclasses define the logits, the loss and the output class."""
 
     output_class: type[ModelOutput]
 
@@ -588,19 +569,27 @@ class RiNALMoHeadModel(RiNALMoPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> ModelOutput:
-        """Logits and, with labels, the loss; their shapes are those that the class names.
+        """Logits and, with labels, the loss; the class names their shapes.
 
         Other arguments are those of `RiNALMoModel`. With `inputs_embeds`, heads on nucleotides take the first and the
         last token of each row for CLS and EOS.
         """
-        refuse(token_type_ids, head_mask)
         encoded = self._encode(
-            input_ids, attention_mask, position_ids, inputs_embeds, output_attentions, output_hidden_states
+            input_ids,
+            attention_mask,
+            position_ids,
+            inputs_embeds,
+            token_type_ids,
+            head_mask,
+            output_attentions,
+            output_hidden_states,
         )
-        loss, logits = self.answer(encoded, labels)
-        return self.output_class(loss=loss, logits=logits, **encoded.extras)
+        loss, logits = self.loss_and_logits(encoded, labels)
+        return self.output_class(
+            loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
+        )
 
-    def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    def loss_and_logits(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
         """Loss and padded logits."""
         raise TypeError(f"{type(self).__name__} is a base class; use one of the RiNALMoFor… classes")
 
@@ -613,6 +602,12 @@ class RiNALMoForMaskedLM(RiNALMoHeadModel):
     """Masked-nucleotide prediction.
 
     Logits `(batch, length, vocabulary)` in fp32; `labels (batch, length)` count where they are not -100.
+
+    Example:
+        >>> from rinalmo import RiNALMoForMaskedLM, RnaTokenizer
+        >>> tokenizer, model = RnaTokenizer.from_pretrained("nano"), RiNALMoForMaskedLM.from_pretrained("nano")
+        >>> tuple(model(**tokenizer("GGG<mask>AACCC", return_tensors="pt")).logits.shape)
+        (1, 11, 28)
     """
 
     output_class = MaskedLMOutput
@@ -622,17 +617,16 @@ class RiNALMoForMaskedLM(RiNALMoHeadModel):
         self.lm_head = MaskedLMHead(self.encoder.config)
         self.post_init()
 
-    def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    def loss_and_logits(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
         logits, grid = self.lm_head(encoded.states), encoded.grid
         loss = None
         if labels is not None:
-            labels = _unbatched(labels, grid.shape)
-            loss = label_loss(logits, grid.gather(labels), "multiclass")
+            loss = label_loss(logits, grid.gather(_batched(labels, grid.shape)), "multiclass")
         return loss, grid.scatter(logits)
 
 
 class RiNALMoForPreTraining(RiNALMoForMaskedLM):
-    """Masked-LM is all of RiNALMo's pre-training; this is `RiNALMoForMaskedLM` under the card's other name."""
+    """Masked-LM is all of RiNALMo's pre-training: this is `RiNALMoForMaskedLM` under the card's other name."""
 
 
 class SequenceClassifier(nn.Module):
@@ -685,7 +679,7 @@ class RiNALMoForSequencePrediction(_WithClassifier):
         self.classifier = SequenceClassifier(self)
         self.post_init()
 
-    def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    def loss_and_logits(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
         logits = self.classifier(encoded.states, encoded.grid.layout)
         return None if labels is None else self._label_loss(logits, labels), logits
 
@@ -707,36 +701,34 @@ class RiNALMoForTokenPrediction(_WithClassifier):
         self.classifier = TokenClassifier(self)
         self.post_init()
 
-    def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        grid, switch = encoded.grid, self.config.token_logits
-        keep, narrow = inner(encoded.ids, grid, self.encoder.config)
-        fits = labels is None or _fits(labels, grid.shape) or not _fits(labels, narrow.shape)
-        if switch == "all" or (switch is None and fits):
-            logits = self.classifier(encoded.states)
-            loss = None if labels is None else self._label_loss(logits[keep], self._inner_labels(labels, grid, keep))
-            return loss, grid.scatter(logits)
-        logits = self.classifier(encoded.states[keep])
+    def loss_and_logits(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        grid, choice = encoded.grid, self.config.token_logits
+        keep, narrow = grid.nucleotides(encoded.ids, self.encoder.config)
+        for_all = labels is None or _fits(labels, grid.shape) or not _fits(labels, narrow.shape)
+        if choice == "nucleotides" or not (choice == "all" or for_all):
+            logits = self.classifier(encoded.states[keep])
+            if labels is None:
+                return None, narrow.scatter(logits)
+            labels = _batched(labels, narrow.shape, "config.token_logits='all' takes labels for all tokens")
+            return self._label_loss(logits, narrow.gather(labels)), narrow.scatter(logits)
+        logits = self.classifier(encoded.states)
         if labels is None:
-            return None, narrow.scatter(logits)
-        labels = _unbatched(labels, narrow.shape, "config.token_logits='all' takes labels for all tokens")
-        return self._label_loss(logits, narrow.gather(labels)), narrow.scatter(logits)
-
-    def _last_head(self) -> nn.Module | None:
-        return self.token_head  # type: ignore[no-any-return]
-
-    def _inner_labels(self, labels: Tensor, grid: Grid, keep: Tensor) -> Tensor:
-        """The nucleotides' labels out of labels for every token."""
-        only = self.config.token_logits == "all"
-        hint = "config.token_logits='nucleotides' takes labels" if only else "or labels for the nucleotides only"
-        every = grid.gather(_unbatched(labels, grid.shape, hint))
-        keep = keep.to(every.device)
-        outer = every[~keep]
-        if not bool(((outer == IGNORE) | outer.isnan()).all()):
+            return None, grid.scatter(logits)
+        hint = "or labels for the nucleotides only"
+        if choice == "all":
+            hint = "config.token_logits='nucleotides' takes labels for the nucleotides only"
+        token_labels = grid.gather(_batched(labels, grid.shape, hint))
+        keep = keep.to(token_labels.device)
+        at_ends = token_labels[~keep]
+        if not bool(((at_ends == IGNORE) | at_ends.isnan()).all()):
             raise InputError(
                 f"labels have shape {tuple(labels.shape)}, one for each token: CLS and EOS must have {IGNORE}; "
                 "or give labels for the nucleotides only"
             )
-        return every[keep]
+        return self._label_loss(logits[keep], token_labels[keep]), grid.scatter(logits)
+
+    def _last_head(self) -> nn.Module | None:
+        return self.token_head  # type: ignore[no-any-return]
 
 
 class RiNALMoForContactPrediction(RiNALMoHeadModel):
@@ -752,12 +744,12 @@ class RiNALMoForContactPrediction(RiNALMoHeadModel):
         self.contact_head = ContactHead(config.hidden_size, HeadConfig(**config.head_options()))
         self.post_init()
 
-    def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        keep, grid = inner(encoded.ids, encoded.grid, self.encoder.config)
+    def loss_and_logits(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        keep, grid = encoded.grid.nucleotides(encoded.ids, self.encoder.config)
         maps = [self.contact_head(states) for states in grid.layout.split(encoded.states[keep])]
         loss = None
         if labels is not None:
-            squares = grid.gather_pairs(_unbatched(labels, (*grid.shape, grid.width)))
+            squares = grid.gather_pairs(_batched(labels, (*grid.shape, grid.width)))
             loss = self._label_loss(
                 torch.cat([pairs.flatten(0, 1) for pairs in maps]),
                 torch.cat([square.flatten(0, 1) for square in squares]),
@@ -784,24 +776,23 @@ class RiNALMoForSecondaryStructurePrediction(RiNALMoHeadModel):
         self.structure_head = StructureHead(config.hidden_size, num_labels=config.num_labels or 1)
         self.post_init()
 
-    def answer(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        keep, grid = inner(encoded.ids, encoded.grid, self.encoder.config)
+    def loss_and_logits(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        keep, grid = encoded.grid.nucleotides(encoded.ids, self.encoder.config)
         maps = [self.structure_head(states) for states in grid.layout.split(encoded.states[keep])]
-        loss = None
-        if labels is not None:
-            squares = grid.gather_pairs(_unbatched(labels, (*grid.shape, grid.width)))
-            losses = [self._structure_loss(pairs, square) for pairs, square in zip(maps, squares, strict=True)]
-            loss = torch.stack(losses).mean()
-        return loss, grid.scatter_pairs(maps)
-
-    def _structure_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if labels.numel() != logits.numel():
-            raise InputError(f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}")
-        targets = labels.to(logits.device).reshape(logits.shape)
+        if labels is None:
+            return None, grid.scatter_pairs(maps)
         region: Any = self.config.loss_region
         kind: Any = self.config.effective_problem_type or "binary"
-        per_label = [structure_loss(logits[..., n], targets[..., n], region, kind) for n in range(logits.shape[-1])]
-        return torch.stack(per_label).mean()
+        losses = []
+        for logits, square in zip(maps, grid.gather_pairs(_batched(labels, (*grid.shape, grid.width))), strict=True):
+            if square.numel() != logits.numel():
+                raise InputError(
+                    f"labels of shape {tuple(square.shape)} do not fit logits of shape {tuple(logits.shape)}"
+                )
+            targets = square.to(logits.device).reshape(logits.shape)
+            channels = zip(logits.unbind(-1), targets.unbind(-1), strict=True)
+            losses.append(torch.stack([structure_loss(*channel, region, kind) for channel in channels]).mean())
+        return torch.stack(losses).mean(), grid.scatter_pairs(maps)
 
 
 def _fits(labels: Tensor, shape: tuple[int, ...]) -> bool:
@@ -812,10 +803,10 @@ def _fits(labels: Tensor, shape: tuple[int, ...]) -> bool:
     return shape[0] == 1 and labels.shape[:inner_axes] == shape[1:] and labels.dim() <= inner_axes + 1
 
 
-def _unbatched(labels: Tensor, shape: tuple[int, ...], hint: str = "") -> Tensor:
+def _batched(labels: Tensor, shape: tuple[int, ...], hint: str = "") -> Tensor:
     """Labels with the leading axes `shape`; anything else raises."""
     if not _fits(labels, shape):
         more = f"; {hint}" if hint else ""
         raise InputError(f"labels have shape {tuple(labels.shape)}; the logits need {tuple(shape)}{more}")
-    batched = labels.shape[: len(shape)] == shape and labels.dim() <= len(shape) + 1
-    return labels if batched else labels.unsqueeze(0)
+    has_batch_axis = labels.shape[: len(shape)] == shape and labels.dim() <= len(shape) + 1
+    return labels if has_batch_axis else labels.unsqueeze(0)

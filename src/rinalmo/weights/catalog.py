@@ -4,9 +4,9 @@
     micro, mega, giga   fetched on first use into $RINALMO_HOME/<name>, $XDG_CACHE_HOME/rinalmo/<name>
                         or ~/.cache/rinalmo/<name>
 
-The surprise: `multimolecule/rinalmo-giga` gives the official file and not the Hub's. The encoder's weights are the
-same to the bit, but Zenodo publishes them under CC BY 4.0 and their sha256 is known; the Hub's copy is AGPL-3.0,
-unsummed and may change. So Zenodo comes first, and the Hub only when Zenodo does not answer.
+`multimolecule/rinalmo-giga` gives the official file and not the Hub's: the encoder's weights are bit-identical, but
+Zenodo publishes them under CC BY 4.0 and their sha256 is known, while the Hub's copy is AGPL-3.0, has no published sum
+and may change. The Hub is used only when Zenodo does not answer.
 
 Source: Zenodo record 15043668 (weights of Penić et al. 2025, arXiv:2403.00043).
 """
@@ -32,7 +32,7 @@ Layout = Literal["multimolecule", "official"]
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file to fetch; `size` in bytes and `sha256` where they are published."""
+    """One file to download; `size` in bytes and `sha256` where they are published."""
 
     url: str
     filename: str
@@ -43,25 +43,33 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Source:
-    """One place that has the whole model. The largest file comes last: where it is, the others are."""
+    """One site that has the whole model. The largest file comes last: where it is, the others are."""
 
     name: Literal["bundled", "zenodo", "hub"]
     layout: Layout
     license: str
     files: tuple[RemoteFile, ...] = ()
 
-    def path(self, folder: Path) -> Path:
-        """What to load once the files lie in `folder`: the only file, or the folder."""
-        return folder / self.files[0].filename if len(self.files) == 1 else folder
-
     def present(self, folder: Path) -> bool:
-        """Whether every required file lies in `folder`."""
+        """Whether every required file is in `folder`."""
         return all((folder / file.filename).is_file() for file in self.files if file.required)
+
+    def path(self, folder: Path) -> Path:
+        """What to load from `folder`: the only file, or the folder."""
+        return folder / self.files[0].filename if len(self.files) == 1 else folder
 
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """A published model: `parameters` in millions, `sources` in the order in which they are tried."""
+    """A published model.
+
+    Attributes:
+        name: The name to load it by.
+        summary: Size and origin.
+        parameters: In millions.
+        sources: Where it can be downloaded, in the order in which they are tried.
+        aliases: Other names.
+    """
 
     name: str
     summary: str
@@ -71,12 +79,12 @@ class CatalogEntry:
 
     @property
     def bundled(self) -> bool:
-        """Whether the package brings the model along."""
+        """Whether the package contains the model."""
         return self.sources[0].name == "bundled"
 
     @property
     def layout(self) -> Layout:
-        """Key layout of the preferred source."""
+        """Checkpoint layout of the preferred source."""
         return self.sources[0].layout
 
     @property
@@ -91,106 +99,94 @@ class CatalogEntry:
 
     @property
     def folder(self) -> Path:
-        """Where the model is, or will be."""
-        return (ASSETS if self.bundled else cache_folder()) / self.name
+        """Where the model is kept."""
+        return (ASSETS if self.sources[0].name == "bundled" else cache_folder()) / self.name
 
     @property
     def present(self) -> bool:
-        """Whether the model is on this machine, its sums not checked."""
+        """Whether the model is on this machine; sums are not checked."""
         return self.bundled or any(source.present(self.folder) for source in self.sources)
 
 
-def _zenodo(filename: str, sha256: str, size: int | None = None) -> Source:
-    return Source("zenodo", "official", "CC-BY-4.0", (RemoteFile(f"{ZENODO}/{filename}", filename, size, sha256),))
+def _bundled(name: str, summary: str, parameters: float) -> CatalogEntry:
+    return CatalogEntry(name, summary, parameters, (Source("bundled", "multimolecule", "Apache-2.0"),))
 
 
-def _hub(repository: str) -> Source:
+def _published(
+    name: str, summary: str, parameters: float, sha256: str, size: int | None = None, aliases: tuple[str, ...] = ()
+) -> CatalogEntry:
+    """A model of the authors, on Zenodo and in multimolecule's repository on the Hub."""
+    filename, repository = f"rinalmo_{name}_pretrained.pt", f"multimolecule/rinalmo-{name}"
     address = f"{HUB}/{repository}/resolve/main"
-    return Source(
-        "hub",
-        "multimolecule",
-        "AGPL-3.0",
-        (
-            RemoteFile(f"{address}/vocab.txt", "vocab.txt", required=False),
-            RemoteFile(f"{address}/config.json", "config.json"),
-            RemoteFile(f"{address}/model.safetensors", "model.safetensors"),
-        ),
+    zenodo = Source("zenodo", "official", "CC-BY-4.0", (RemoteFile(f"{ZENODO}/{filename}", filename, size, sha256),))
+    hub_files = (
+        RemoteFile(f"{address}/vocab.txt", "vocab.txt", required=False),
+        RemoteFile(f"{address}/config.json", "config.json"),
+        RemoteFile(f"{address}/model.safetensors", "model.safetensors"),
     )
+    hub = Source("hub", "multimolecule", "AGPL-3.0", hub_files)
+    return CatalogEntry(name, summary, parameters, (zenodo, hub), (f"rinalmo-{name}", repository, *aliases))
 
 
 CATALOG: dict[str, CatalogEntry] = {
     entry.name: entry
     for entry in (
-        CatalogEntry(
-            "nano",
-            "6 layers × 320, trained by this project on a CPU; for trying things and small tasks",
-            7.5,
-            (Source("bundled", "multimolecule", "Apache-2.0"),),
+        _bundled("nano", "6 layers × 320, trained by this project on a CPU; for trying things and small tasks", 7.5),
+        _bundled("nano-fold", "nano, trained further to fold, on bpRNA TR0", 7.9),
+        _published(
+            "micro", "12 layers × 480", 33.5, "910c73aa722061e8904a9b0d58e1e664c075fa78683fa364fcf099ae3f81ddf9"
         ),
-        CatalogEntry(
-            "nano-fold",
-            "nano, trained further to fold, on bpRNA TR0",
-            7.9,
-            (Source("bundled", "multimolecule", "Apache-2.0"),),
+        _published(
+            "mega", "30 layers × 640", 148.1, "8e6d5799055dc96a556ac5dc4fbf882b677c86ccfeb072d42578d655890000b0"
         ),
-        CatalogEntry(
-            "micro",
-            "12 layers × 480",
-            33.5,
-            (
-                _zenodo(
-                    "rinalmo_micro_pretrained.pt", "910c73aa722061e8904a9b0d58e1e664c075fa78683fa364fcf099ae3f81ddf9"
-                ),
-                _hub("multimolecule/rinalmo-micro"),
-            ),
-            ("rinalmo-micro", "multimolecule/rinalmo-micro"),
-        ),
-        CatalogEntry(
-            "mega",
-            "30 layers × 640",
-            148.1,
-            (
-                _zenodo(
-                    "rinalmo_mega_pretrained.pt", "8e6d5799055dc96a556ac5dc4fbf882b677c86ccfeb072d42578d655890000b0"
-                ),
-                _hub("multimolecule/rinalmo-mega"),
-            ),
-            ("rinalmo-mega", "multimolecule/rinalmo-mega"),
-        ),
-        CatalogEntry(
+        _published(
             "giga",
             "33 layers × 1280, the model of the paper",
             650.9,
-            (
-                _zenodo(
-                    "rinalmo_giga_pretrained.pt",
-                    "cd93c3f21eb3e767373c9491192686b5846247bd1110693e453c1dd0f321c0db",
-                    2_603_787_622,
-                ),
-                _hub("multimolecule/rinalmo-giga"),
-            ),
-            ("rinalmo-giga", "giga-v1", "multimolecule/rinalmo-giga", "multimolecule/rinalmo"),
+            "cd93c3f21eb3e767373c9491192686b5846247bd1110693e453c1dd0f321c0db",
+            2_603_787_622,
+            ("giga-v1", "multimolecule/rinalmo"),
         ),
     )
 }
 
 
 def models() -> list[CatalogEntry]:
-    """Every published model, smallest first."""
+    """The published models, smallest first.
+
+    Example:
+        >>> import rinalmo
+        >>> [model.name for model in rinalmo.models()]
+        ['nano', 'nano-fold', 'micro', 'mega', 'giga']
+    """
     return sorted(CATALOG.values(), key=lambda entry: entry.parameters)
 
 
 def find(name: str) -> CatalogEntry | None:
     """The model with this name or alias, in any case."""
-    lowered = name.lower()
-    return next((entry for entry in CATALOG.values() if lowered in (entry.name, *entry.aliases)), None)
+    for entry in CATALOG.values():
+        if name.lower() in (entry.name, *entry.aliases):
+            return entry
+    return None
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The file or folder to load for a path or for a model's name, fetching the model on first use.
+    """The file or folder to load; a published model is downloaded on first use.
 
-    An existing path wins over a model of the same name. Raises `CheckpointError` if there is neither and
-    `DownloadError` if the model cannot be fetched.
+    Args:
+        name_or_path: A path, or a model's name or alias. An existing path wins over a model of the same name.
+
+    Returns:
+        An existing path.
+
+    Raises:
+        CheckpointError: There is neither such a path nor such a model.
+        DownloadError: The model cannot be downloaded.
+
+    Example:
+        >>> import rinalmo
+        >>> rinalmo.resolve("nano").name
+        'nano'
     """
     path = Path(name_or_path).expanduser()
     try:
@@ -198,16 +194,31 @@ def resolve(name_or_path: str | Path) -> Path:
             return path
     except (OSError, ValueError) as error:  # too long for a name, or holding a NUL
         raise CheckpointError(f"{str(name_or_path)[:60]!r}… is no name of a model or file: {error}") from None
-    entry = find(str(name_or_path))
+    name = str(name_or_path)
+    entry = find(name)
     if entry is None:
-        raise CheckpointError(_unknown(str(name_or_path)))
+        known = [alias for each in CATALOG.values() for alias in (each.name, *each.aliases)]
+        near = difflib.get_close_matches(name.lower(), known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise CheckpointError(
+            f"{name!r} is neither an existing file or folder nor a known model ({', '.join(CATALOG)}){hint}"
+        )
+    folder = entry.folder
     if entry.bundled:
-        return _bundled(entry)
-    return _cached(entry) or _fetched(entry)
+        if not (folder / "model.safetensors").is_file():
+            raise CheckpointError(f"{folder}: model.safetensors is missing from this installation; reinstall rinalmo")
+        return folder
+    for source in entry.sources:
+        if source.present(folder):
+            for file in source.files:
+                if (folder / file.filename).is_file():
+                    verify(folder / file.filename, size=file.size, sha256=file.sha256)
+            return source.path(folder)
+    return _download(entry, folder)
 
 
 def cache_folder() -> Path:
-    """Where fetched models are kept, one folder for each."""
+    """The folder of downloaded models, one subfolder for each."""
     if home := os.environ.get("RINALMO_HOME"):
         return Path(home).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME", "")
@@ -215,60 +226,29 @@ def cache_folder() -> Path:
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "rinalmo"
 
 
-def _unknown(name: str) -> str:
-    names = {known: entry.name for entry in models() for known in (entry.name, *entry.aliases)}
-    near = difflib.get_close_matches(name.lower(), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{name!r} is neither an existing file or folder nor a known model ({', '.join(CATALOG)}){hint}"
-
-
-def _bundled(entry: CatalogEntry) -> Path:
-    if not (entry.folder / "model.safetensors").is_file():
-        raise CheckpointError(f"{entry.folder}: model.safetensors is missing from this installation; reinstall rinalmo")
-    return entry.folder
-
-
-def _cached(entry: CatalogEntry) -> Path | None:
-    """The model if it is on this disk, verified where its sums are known."""
-    for source in entry.sources:
-        if source.present(entry.folder):
-            for file in source.files:
-                if (path := entry.folder / file.filename).is_file():
-                    verify(path, size=file.size, sha256=file.sha256)
-            return source.path(entry.folder)
-    return None
-
-
-def _fetched(entry: CatalogEntry) -> Path:
-    """Fetch from the first source that answers; a file with a wrong sum ends the search, it does not continue it."""
+def _download(entry: CatalogEntry, folder: Path) -> Path:
+    """Download from the first source that answers. A file with a wrong sum ends the search, it does not continue it."""
+    first = entry.addresses[0]
+    # Four bytes a parameter: the published files are fp32.
+    megabytes = first.size / 1e6 if first.size is not None else entry.parameters * 4
+    by_hand = (
+        f"on a machine with a connection download {first.url} (about {megabytes:,.0f} MB) and put it at "
+        f"{folder / first.filename}, then the same command works"
+    )
     if switch := offline_switch():
-        raise DownloadError(f"{entry.name}: not on this machine, and {switch} forbids fetching; {_by_hand(entry)}")
+        raise DownloadError(f"{entry.name}: not on this machine, and {switch} forbids fetching; {by_hand}")
     reasons: list[str] = []
     for source in entry.sources:
         if reasons:
             print(f"{reasons[-1]}; trying the {source.name} ({source.license})", file=sys.stderr)
         try:
-            return _fetch_from(source, entry.folder)
+            for file in source.files:
+                try:
+                    fetch(file.url, folder / file.filename, size=file.size, sha256=file.sha256)
+                except SourceUnavailable as error:
+                    if file.required or error.status != 404:
+                        raise
+            return source.path(folder)
         except SourceUnavailable as error:
             reasons.append(str(error))
-    raise DownloadError(f"{entry.name}: cannot be fetched ({'; '.join(reasons)}); {_by_hand(entry)}")
-
-
-def _fetch_from(source: Source, folder: Path) -> Path:
-    for file in source.files:
-        try:
-            fetch(file.url, folder / file.filename, size=file.size, sha256=file.sha256)
-        except SourceUnavailable as error:
-            if file.required or error.status != 404:
-                raise
-    return source.path(folder)
-
-
-def _by_hand(entry: CatalogEntry) -> str:
-    file = entry.addresses[0]
-    # Four bytes a parameter: the published files are fp32.
-    megabytes = file.size / 1e6 if file.size is not None else entry.parameters * 4
-    return (
-        f"on a machine with a connection download {file.url} (about {megabytes:,.0f} MB) and put it at "
-        f"{entry.folder / file.filename}, then the same command works"
-    )
+    raise DownloadError(f"{entry.name}: cannot be fetched ({'; '.join(reasons)}); {by_hand}")

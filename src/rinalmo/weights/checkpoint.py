@@ -339,7 +339,7 @@ def convert(
     Example:
         >>> import rinalmo, tempfile
         >>> rinalmo.convert("nano", tempfile.mkdtemp() + "/nano.pt", "official").layout
-        'rinalmo'
+        'multimolecule'
     """
     checkpoint = read(source, num_attention_heads=num_attention_heads)
     spec, notes = checkpoint.spec, list(checkpoint.notes)

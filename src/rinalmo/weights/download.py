@@ -1,13 +1,14 @@
-"""The disk side of a download: the incomplete file, its lock, and the check of the complete one.
+"""Downloads that resume, verify and publish a file atomically, one process at a time.
 
-What lies beside a file `name`:
+Files beside a target `name`:
 
-    name.part, name.part.json    the bytes so far, and which version of which address they belong to
-    name.lock                    empty; one process at a time writes (the system frees the lock of a dead process)
-    name.….part                  the bytes of one of several processes, where the file system has no locks
+    name.part, name.part.json    the bytes so far, and the URL and version (ETag or date) that they belong to
+    name.lock                    empty; never removed, which would race with a process that waits for it
+    name.….part                  one process's own bytes, on a file system without locks
     name.verified                the sha256 that was checked, so that gigabytes are not hashed at every start
 
-The surprise: `name.lock` stays for ever, because removing it would race with a process that waits for it.
+`huggingface_hub`'s `http_get` is not used: it hides the response, so a file that changes between two attempts would be
+mixed (no If-Range), a login page would pass for a file, and errors of the server (5xx) would not be retried.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from email.message import Message
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,177 +34,16 @@ from rinalmo import __version__
 from rinalmo.errors import DownloadError
 from rinalmo.io.files import destination, file_lock, file_sha256, sync
 
-
-def verify(path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
-    """Raise `DownloadError` unless the file has this size and sum; a sum once found right is remembered."""
-    found_size = path.stat().st_size
-    if size is not None and found_size != size:
-        raise DownloadError(f"{path}: {found_size} bytes, but the published file has {size}; delete it and run again")
-    if sha256 is None or _remembered(path) == sha256:
-        return
-    with writing(path):
-        found = file_sha256(path)
-    if found != sha256:
-        raise DownloadError(f"{path}: sha256 is {found}, the published file's is {sha256}; delete it and run again")
-    _remember(path, sha256)
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
-
-
-def _remember(path: Path, sha256: str) -> None:
-    stat = path.stat()
-    record = {"sha256": sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    with contextlib.suppress(OSError):  # a cache that cannot be written is hashed each time
-        _beside(path, ".verified").write_text(json.dumps(record), encoding="utf-8")
-
-
-def _remembered(path: Path) -> str | None:
-    """The sum that was verified for exactly this file, unchanged since."""
-    record, stat = _read_json(_beside(path, ".verified")), path.stat()
-    unchanged = record.get("size") == stat.st_size and record.get("mtime_ns") == stat.st_mtime_ns
-    return record.get("sha256") if unchanged else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a small file of ours; empty if it is missing or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn a full disk, a read-only folder and the like into one line."""
-    try:
-        yield
-    except DownloadError:
-        raise
-    except OSError as error:
-        raise DownloadError(f"{path}: {error.strerror or error}; free some space or choose another folder") from error
-
-
-@contextlib.contextmanager
-def locked(target: Path) -> Iterator[bool]:
-    """Hold `target`'s lock, waiting for whoever has it; yields False where the file system has no locks.
-
-    The file stays: removing it would race with a process that waits for it.
-    """
-
-    def note() -> None:
-        print(f"waiting for another process that is downloading {target}", file=sys.stderr)
-
-    with contextlib.ExitStack() as stack:
-        with writing(target):
-            is_held = stack.enter_context(file_lock(_beside(target, ".lock"), note))
-        yield is_held
-
-
-class Part:
-    """The incomplete file: its bytes, and the version of the address that they belong to."""
-
-    def __init__(self, url: str, target: Path, size: int | None, sha256: str | None, *, is_shared: bool = True) -> None:
-        """`is_shared` is whether other calls may go on with the part, which needs a lock; otherwise its name is new."""
-        self.url, self.target, self.size, self.sha256 = url, target, size, sha256
-        suffix = ".part" if is_shared else f".{os.urandom(8).hex()}.part"
-        self.path, self.state_path = _beside(target, suffix), _beside(target, f"{suffix}.json")
-        state = _read_json(self.state_path)
-        self.validator: str | None = state.get("validator")
-        self.total: int | None = size if size is not None else state.get("total")
-        if state.get("url") != url or (self.total is not None and self.offset > self.total):
-            self.discard()
-
-    @property
-    def offset(self) -> int:
-        """Bytes that have arrived."""
-        return self.path.stat().st_size if self.path.exists() else 0
-
-    @property
-    def resumable(self) -> bool:
-        """Whether a change of the file would be noticed: by the server, or by the sum at the end."""
-        return self.validator is not None or self.sha256 is not None
-
-    @property
-    def complete(self) -> bool:
-        """Whether all bytes have arrived; unknown totals never say so."""
-        return self.total is not None and self.path.exists() and self.offset == self.total
-
-    def discard(self) -> None:
-        """Forget everything that has arrived."""
-        with writing(self.path):
-            self.path.unlink(missing_ok=True)
-            self.state_path.unlink(missing_ok=True)
-        self.validator, self.total = None, self.size
-
-    def begin(self, validator: str | None, total: int | None) -> None:
-        """Start over with the version that the server has now."""
-        if self.size is not None and total not in (None, self.size):
-            raise DownloadError(f"{self.url}: offers {total} bytes, but the published file has {self.size}")
-        self.validator = validator
-        self.total = total if total is not None else self.size
-        with writing(self.path):
-            self.path.open("wb").close()  # empty before the state names another version
-            state = {"url": self.url, "validator": validator, "total": total}
-            self.state_path.write_text(json.dumps(state), encoding="utf-8")
-
-    def continued_by(self, headers: Message) -> bool:
-        """Whether a 206 answer is the rest of these bytes. Some servers ignore If-Range."""
-        first, _, total = (headers.get("Content-Range") or "").removeprefix("bytes ").partition("/")
-        same_version = self.validator is None or validator(headers) in (None, self.validator)
-        same_size = self.total is None or total in ("*", str(self.total))
-        if self.total is None and total.isdigit():
-            self.total = int(total)
-        return first.split("-")[0] == str(self.offset) and same_version and same_size
-
-    def require_space(self) -> None:
-        """Refuse before filling the disk."""
-        with writing(self.path):
-            free = shutil.disk_usage(self.path.parent).free
-        if self.total is not None and self.total - self.offset > free:
-            raise DownloadError(
-                f"{self.path.parent}: {self.total - self.offset} bytes are still to come, but only {free} are free; "
-                "free some space or choose another folder"
-            )
-
-    def finish(self) -> None:
-        """Check the sum, then make the file durable and visible in one step."""
-        with writing(self.path):
-            found = file_sha256(self.path)
-            if self.sha256 is not None and found != self.sha256:
-                self.discard()
-                raise DownloadError(
-                    f"{self.url}: the file received has sha256 {found}, the published one {self.sha256}; "
-                    "it was removed, run again to download it anew"
-                )
-            sync(self.path)
-            self.path.replace(self.target)
-            self.state_path.unlink(missing_ok=True)
-            sync(self.target.parent)
-        _remember(self.target, found)
-
-
-def validator(headers: Message) -> str | None:
-    """What names this version of the file in If-Range; weak ETags may not."""
-    etag: str | None = headers.get("ETag")
-    return etag if etag is not None and not etag.startswith("W/") else headers.get("Last-Modified")
-
-
-Report = Callable[[int, int | None], None]
+Progress = Callable[[int, int | None], None]
 """Called with the bytes so far and their total, if known."""
 
-CHUNK = 1 << 18
-LONGEST_WAIT = 60.0
-NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ECONNREFUSED}
+_CHUNK = 1 << 18
+_MAX_WAIT = 60.0
+_NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ECONNREFUSED}
 
 
 class SourceUnavailable(DownloadError):  # noqa: N818  (the name says what happened)
-    """The address does not deliver; another address of the same file might.
-
-    `status` is the HTTP status, where it came to one.
-    """
+    """The URL does not deliver; another URL of the same file might. `status` is the HTTP status, if there was one."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -226,43 +65,73 @@ def fetch(
     *,
     size: int | None = None,
     sha256: str | None = None,
-    progress: Report | None = None,
+    progress: Progress | None = None,
     attempts: int = 5,
     backoff: float = 1.0,
     timeout: float = 30.0,
 ) -> Path:
-    """Download `url` (http or https) to `target`, or verify the `target` that is there.
+    """Download a file, or verify the one that is there.
 
-    `size` is in bytes, `backoff` (doubled at each try) and `timeout` are in seconds; `attempts` counts consecutive
-    tries that bring nothing new. By default progress is a bar on a terminal and plain lines elsewhere, on stderr.
     An interrupted call keeps its part, which the next call resumes.
 
-    Raises `SourceUnavailable` if the address does not deliver, and `DownloadError` if what it delivers is not the
-    published file or cannot be written.
+    Args:
+        url: An http or https URL.
+        target: The file to write. Its folder is made if needed.
+        size: Published size in bytes.
+        sha256: Published sum.
+        progress: Called as bytes arrive. The default is a bar on a terminal and plain lines elsewhere, on stderr.
+        attempts: Consecutive attempts that bring nothing new before giving up.
+        backoff: Seconds before the second attempt, doubled at each further one.
+        timeout: Seconds without an answer.
+
+    Raises:
+        SourceUnavailable: The URL does not deliver.
+        DownloadError: It delivers something else than the published file, or the target cannot be written.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise DownloadError(f"{url}: only http and https addresses are fetched")
     if not target.is_file():
-        with writing(target):
+        with _one_line_errors(target):
             place = destination(target)
             place.parent.mkdir(parents=True, exist_ok=True)
-        with locked(place) as is_held:
-            if not target.is_file():  # another process may have brought it while this one waited
-                part = Part(url, place, size, sha256, is_shared=is_held)
+        with contextlib.ExitStack() as stack:
+            with _one_line_errors(place):
+                is_locked = stack.enter_context(
+                    file_lock(
+                        _beside(place, ".lock"),
+                        lambda: print(f"waiting for another process that is downloading {place}", file=sys.stderr),
+                    )
+                )
+            if not target.is_file():  # another process may have downloaded it while this one waited
+                part = _Part(url, place, size, sha256, is_shared=is_locked)
                 try:
-                    shown = _default_report(target.name) if progress is None else contextlib.nullcontext(progress)
-                    with shown as report:
-                        _transfer(part, report, attempts, backoff, timeout)
+                    with _default_progress(target.name) if progress is None else contextlib.nullcontext(progress) as on:
+                        _transfer(part, on, attempts, backoff, timeout)
                     part.finish()
                 finally:
-                    if not is_held:
+                    if not is_locked:
                         part.discard()
     verify(target, size=size, sha256=sha256)
     return target
 
 
+def verify(path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
+    """Raise `DownloadError` unless the file has this size and sum; a sum is computed once per version of the file."""
+    stat = path.stat()
+    if size is not None and stat.st_size != size:
+        raise DownloadError(f"{path}: {stat.st_size} bytes, but the published file has {size}; delete it and run again")
+    verified = {"sha256": sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    if sha256 is None or _read_json(_beside(path, ".verified")) == verified:
+        return
+    with _one_line_errors(path):
+        actual = file_sha256(path)
+    if actual != sha256:
+        raise DownloadError(f"{path}: sha256 is {actual}, the published file's is {sha256}; delete it and run again")
+    _record_verified(path, sha256)
+
+
 def offline_switch() -> str | None:
-    """The switch that forbids the network, as the user set it."""
+    """The environment variable that forbids downloads, as the user set it."""
     for name in ("RINALMO_OFFLINE", "HF_HUB_OFFLINE"):
         value = os.environ.get(name, "")
         if value.lower() in ("1", "true", "yes", "on"):
@@ -270,13 +139,146 @@ def offline_switch() -> str | None:
     return None
 
 
-def _transfer(part: Part, report: Report, attempts: int, backoff: float, timeout: float) -> None:
-    """Receive until the part is complete, with growing pauses between tries."""
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _record_verified(path: Path, sha256: str) -> None:
+    stat = path.stat()
+    record = {"sha256": sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    with contextlib.suppress(OSError):  # in a folder that cannot be written, the file is hashed each time
+        _beside(path, ".verified").write_text(json.dumps(record), encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a small file of ours; empty if it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk, a read-only folder and the like into one line."""
+    try:
+        yield
+    except DownloadError:
+        raise
+    except OSError as error:
+        raise DownloadError(f"{path}: {error.strerror or error}; free some space or choose another folder") from error
+
+
+class _Part:
+    """The incomplete file: its bytes, and the version of the URL's file that they belong to."""
+
+    def __init__(self, url: str, target: Path, size: int | None, sha256: str | None, *, is_shared: bool) -> None:
+        """`is_shared`: later calls may resume the part, which needs a lock. Otherwise its name is unique."""
+        self.url, self.target, self.size, self.sha256 = url, target, size, sha256
+        suffix = ".part" if is_shared else f".{os.urandom(8).hex()}.part"
+        self.path, self.state_path = _beside(target, suffix), _beside(target, f"{suffix}.json")
+        state = _read_json(self.state_path)
+        self.validator: str | None = state.get("validator")
+        self.total: int | None = size if size is not None else state.get("total")
+        if state.get("url") != url or (self.total is not None and self.offset > self.total):
+            self.discard()
+
+    @property
+    def offset(self) -> int:
+        """Bytes that have arrived."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def discard(self) -> None:
+        with _one_line_errors(self.path):
+            self.path.unlink(missing_ok=True)
+            self.state_path.unlink(missing_ok=True)
+        self.validator, self.total = None, self.size
+
+    def start(self, response: http.client.HTTPResponse) -> None:
+        """Empty the part for the version that the server sends now."""
+        total = response.length
+        if self.size is not None and total not in (None, self.size):
+            raise DownloadError(f"{self.url}: offers {total} bytes, but the published file has {self.size}")
+        self.validator, self.total = _validator(response), self.size if total is None else total
+        with _one_line_errors(self.path):
+            self.path.open("wb").close()  # empty before the state names another version
+            state = {"url": self.url, "validator": self.validator, "total": total}
+            self.state_path.write_text(json.dumps(state), encoding="utf-8")
+
+    def is_continued(self, response: http.client.HTTPResponse) -> bool:
+        """Whether a 206 answer is the rest of these bytes. Some servers ignore If-Range."""
+        first, _, total = (response.headers.get("Content-Range") or "").removeprefix("bytes ").partition("/")
+        same_version = self.validator is None or _validator(response) in (None, self.validator)
+        same_size = self.total is None or total in ("*", str(self.total))
+        if self.total is None and total.isdigit():
+            self.total = int(total)
+        return first.split("-")[0] == str(self.offset) and same_version and same_size
+
+    def append(self, response: http.client.HTTPResponse, progress: Progress) -> None:
+        offset = self.offset
+        with _one_line_errors(self.path):
+            free = shutil.disk_usage(self.path.parent).free
+        if self.total is not None and self.total - offset > free:
+            raise DownloadError(
+                f"{self.path.parent}: {self.total - offset} bytes are still to come, but only {free} are free; "
+                "free some space or choose another folder"
+            )
+        with _one_line_errors(self.path), self.path.open("ab") as file:
+            progress(offset, self.total)
+            # A known total ends the loop: a server may keep the connection open after the last byte.
+            while offset != self.total:
+                try:
+                    chunk = response.read1(_CHUNK)
+                except (OSError, http.client.HTTPException) as error:
+                    raise _Interrupted(f"the connection broke ({error or type(error).__name__})") from error
+                if not chunk:
+                    break
+                file.write(chunk)
+                offset += len(chunk)
+                progress(offset, self.total)
+        if self.total is not None and offset < self.total:
+            raise _Interrupted(f"the connection closed after {offset} of {self.total} bytes")
+
+    def finish(self) -> None:
+        """Check the sum, then publish the file."""
+        with _one_line_errors(self.path):
+            actual = file_sha256(self.path) if self.sha256 is not None else None
+            if actual != self.sha256:
+                self.discard()
+                raise DownloadError(
+                    f"{self.url}: the file received has sha256 {actual}, the published one {self.sha256}; "
+                    "it was removed, run again to download it anew"
+                )
+            sync(self.path)
+            self.path.replace(self.target)
+            self.state_path.unlink(missing_ok=True)
+            sync(self.target.parent)
+        if actual is not None:
+            _record_verified(self.target, actual)
+
+
+def _validator(response: http.client.HTTPResponse) -> str | None:
+    """The header that names this version of the file in If-Range; a weak ETag may not."""
+    etag: str | None = response.headers.get("ETag")
+    return etag if etag is not None and not etag.startswith("W/") else response.headers.get("Last-Modified")
+
+
+def _transfer(part: _Part, progress: Progress, attempts: int, backoff: float, timeout: float) -> None:
+    """Request the rest until it is complete, with growing pauses."""
     start = furthest = part.offset
     failures = 0
-    while not part.complete:
+    while part.total is None or part.offset < part.total or not part.path.exists():
+        if part.validator is None and part.sha256 is None:
+            part.discard()  # neither the server nor the sum would reveal that the file has changed
         try:
-            _receive(part, report, timeout)
+            with _request(part, timeout) as response:
+                if response.status == http.HTTPStatus.OK:
+                    part.start(response)
+                elif not part.is_continued(response):
+                    part.discard()
+                    raise _Interrupted("the file changed on the server while it was fetched")
+                part.append(response, progress)
             return
         except _Interrupted as stop:
             failures = 1 if part.offset > furthest else failures + 1
@@ -284,126 +286,77 @@ def _transfer(part: Part, report: Report, attempts: int, backoff: float, timeout
             if failures >= attempts or (stop.no_route and furthest == start):
                 kept = "; what has arrived is kept, run again to continue" if part.offset else ""
                 raise SourceUnavailable(f"{part.url}: {stop}{kept}") from stop
-            time.sleep(min(max(stop.wait, backoff * 2 ** (failures - 1)), LONGEST_WAIT))
+            time.sleep(min(max(stop.wait, backoff * 2 ** (failures - 1)), _MAX_WAIT))
 
 
-def _receive(part: Part, report: Report, timeout: float) -> None:
-    """One request: the rest of the file, or all of it if the server will not resume."""
-    if not part.resumable:
-        part.discard()
-    with _open(part, timeout) as response:
-        _require_file(response, part)
-        if response.status == http.HTTPStatus.OK:
-            part.begin(validator(response.headers), response.length)
-        elif not part.continued_by(response.headers):
-            part.discard()
-            raise _Interrupted("the file changed on the server while it was fetched")
-        part.require_space()
-        _copy(response, part, report)
+def _request(part: _Part, timeout: float) -> http.client.HTTPResponse:
+    """Ask for the rest of the file; raises `_Interrupted` for what may pass and `SourceUnavailable` for what will not.
 
-
-def _require_file(response: http.client.HTTPResponse, part: Part) -> None:
-    if response.status not in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT):
-        raise SourceUnavailable(f"{part.url}: HTTP {response.status} {response.reason}", status=response.status)
-    if response.headers.get_content_type() == "text/html":
-        raise SourceUnavailable(f"{part.url}: answers with a web page (a login or proxy page?), not the file")
-
-
-def _open(part: Part, timeout: float) -> http.client.HTTPResponse:
+    The opener knows http and https alone: urllib's usual one would follow a redirect to ftp.
+    """
     headers = {"User-Agent": f"rinalmo/{__version__}", "Accept-Encoding": "identity"}
     if part.offset:
         headers["Range"] = f"bytes={part.offset}-"
         if part.validator is not None:
             headers["If-Range"] = part.validator
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPErrorProcessor,
+        urllib.request.UnknownHandler,
+    ):
+        opener.add_handler(handler())
     try:
-        response: http.client.HTTPResponse = _opener().open(
+        response: http.client.HTTPResponse = opener.open(
             urllib.request.Request(part.url, headers=headers), timeout=timeout
         )
     except urllib.error.HTTPError as error:
-        raise _refusal(error, part) from error
+        error.close()
+        reason = f"HTTP {error.code} {error.reason}"
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and part.offset:
+            part.discard()
+            raise _Interrupted(reason) from error
+        if error.code in (408, 425, 429) or error.code >= 500:
+            after = error.headers.get("Retry-After", "")
+            raise _Interrupted(reason, wait=float(after) if after.isdigit() else 0.0) from error
+        raise SourceUnavailable(f"{part.url}: {reason}", status=error.code) from error
     except urllib.error.URLError as error:
-        raise _no_answer(error.reason, part) from error
+        cause = error.reason
+        if not isinstance(cause, OSError) or isinstance(cause, ssl.SSLCertVerificationError):
+            raise SourceUnavailable(f"{part.url}: {cause}") from error
+        no_route = isinstance(cause, socket.gaierror | TimeoutError) or cause.errno in _NO_ROUTE
+        raise _Interrupted(cause.strerror or str(cause), no_route=no_route) from error
     except (OSError, http.client.HTTPException) as error:
         raise _Interrupted(str(error) or type(error).__name__) from error
+    if response.status not in (http.HTTPStatus.OK, http.HTTPStatus.PARTIAL_CONTENT):
+        response.close()
+        raise SourceUnavailable(f"{part.url}: HTTP {response.status} {response.reason}", status=response.status)
+    if response.headers.get_content_type() == "text/html":
+        response.close()
+        raise SourceUnavailable(f"{part.url}: answers with a web page (a login or proxy page?), not the file")
     return response
 
 
-def _opener() -> urllib.request.OpenerDirector:
-    """http and https only: urllib's usual opener would follow a redirect to ftp."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        urllib.request.UnknownHandler(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
-def _refusal(error: urllib.error.HTTPError, part: Part) -> Exception:
-    """What an HTTP error status means for the transfer."""
-    error.close()
-    reason = f"HTTP {error.code} {error.reason}"
-    if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and part.offset:
-        part.discard()
-        return _Interrupted(reason)
-    if error.code in (408, 425, 429) or error.code >= 500:
-        after = error.headers.get("Retry-After", "")
-        return _Interrupted(reason, wait=float(after) if after.isdigit() else 0.0)
-    return SourceUnavailable(f"{part.url}: {reason}", status=error.code)
-
-
-def _no_answer(reason: str | BaseException, part: Part) -> Exception:
-    """What a failure to connect means; name look-up, refusal and silence count as having no route."""
-    if not isinstance(reason, OSError) or isinstance(reason, ssl.SSLCertVerificationError):
-        return SourceUnavailable(f"{part.url}: {reason}")
-    no_route = isinstance(reason, socket.gaierror | TimeoutError) or reason.errno in NO_ROUTE
-    return _Interrupted(reason.strerror or str(reason), no_route=no_route)
-
-
-def _copy(response: http.client.HTTPResponse, part: Part, report: Report) -> None:
-    with writing(part.path), part.path.open("ab") as file:
-        offset = part.offset
-        report(offset, part.total)
-        # A known total ends the loop: a server may keep the connection open after the last byte.
-        while offset != part.total and (chunk := _read(response)):
-            file.write(chunk)
-            offset += len(chunk)
-            report(offset, part.total)
-    if part.total is not None and offset < part.total:
-        raise _Interrupted(f"the connection closed after {offset} of {part.total} bytes")
-
-
-def _read(response: http.client.HTTPResponse) -> bytes:
-    try:
-        return response.read1(CHUNK)
-    except (OSError, http.client.HTTPException) as error:
-        raise _Interrupted(f"the connection broke ({error or type(error).__name__})") from error
-
-
 @contextlib.contextmanager
-def _default_report(name: str) -> Iterator[Report]:
+def _default_progress(name: str) -> Iterator[Progress]:
     """A bar on a terminal; elsewhere a line every tenth of the way."""
-    if not sys.stderr.isatty():
-        yield _line_report(name)
+    if sys.stderr.isatty():
+        from rich import progress
+        from rich.console import Console
+
+        bar_columns = progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn()
+        rate_columns = progress.TransferSpeedColumn(), progress.TimeRemainingColumn()
+        with progress.Progress(*bar_columns, *rate_columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(name, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _line_report(name: str) -> Report:
     last = -1
 
-    def report(done: int, total: int | None) -> None:
+    def print_line(done: int, total: int | None) -> None:
         nonlocal last
         step = done * 10 // total if total else done // 100_000_000
         if step > last:
@@ -411,4 +364,4 @@ def _line_report(name: str) -> Report:
             of = f" of {total / 1e6:.1f} MB" if total else " MB"
             print(f"downloading {name}: {done / 1e6:.1f}{of}", file=sys.stderr, flush=True)
 
-    return report
+    yield print_line
