@@ -47,7 +47,7 @@ def pairs_model() -> Any:
 
     trunk = rinalmo.load("nano")
     task = SecondaryStructure()
-    spec = replace(trunk.spec, heads=task.heads(), task={"name": task.name, **task.settings()}, threshold=0.5)
+    spec = replace(trunk.spec, heads=task.heads(), task=task.config(), threshold=0.5)
     model = create(spec)
     model.encoder.load_state_dict(trunk.encoder.state_dict())
     engine = Engine(model, "fp32", threads=1)

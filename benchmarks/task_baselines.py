@@ -42,9 +42,9 @@ from torch import Tensor, nn
 import sides
 from held_out import codes
 from rinalmo.tasks.base import Example, Task
-from rinalmo.tasks.classification import NcrnaFamily, SpliceSite
+from rinalmo.tasks.classification import LabelTask
 from rinalmo.tasks.registry import TASKS
-from rinalmo.tasks.table import Table
+from rinalmo.tasks.regression import Regression
 from rinalmo.training.finetune import Sets, columns_of, crop_of, read_sets
 from rinalmo.training.recipes import ExamplesRecipe
 
@@ -64,20 +64,15 @@ class Problem:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.per_nucleotide = isinstance(task, Table) and task.per == "nucleotide"
-        self.classes = 0
-        if isinstance(task, NcrnaFamily) or (isinstance(task, Table) and task.kind == "multiclass"):
-            self.classes = len(task.classes)
-        elif isinstance(task, SpliceSite) or (isinstance(task, Table) and task.kind == "binary"):
-            self.classes = 2
-        self.columns = self.classes or (len(task.targets) if isinstance(task, Table) else 1)
-        if isinstance(task, Table) and (task.kind == "multilabel" or (self.classes and self.per_nucleotide)):
+        self.per_nucleotide = task.per == "nucleotide"
+        self.kind = task.kind if isinstance(task, LabelTask) else "regression"
+        self.classes = 2 if self.kind == "binary" else len(task.classes) if isinstance(task, LabelTask) else 0
+        self.columns = self.classes or (len(task.targets) if isinstance(task, LabelTask) else 1)
+        if self.kind == "multilabel" or (self.classes and self.per_nucleotide):
             sys.exit("no baselines for several labels, nor for classes of nucleotides")
 
     def target(self, example: Example) -> np.ndarray:
         """Numbers `(positions, columns)`, or the place of the class `(1,)`."""
-        if isinstance(self.task, NcrnaFamily):
-            return np.array([self.task.places[example.target]])
         target = np.asarray(example.target, dtype=int if self.classes else float)
         return target.reshape(-1) if self.classes else target.reshape(-1, self.columns)
 
@@ -85,21 +80,19 @@ class Problem:
         return np.concatenate([self.target(example) for example in examples])
 
     def judged(self, output: np.ndarray) -> Any:
-        """An output as the task's figures take it."""
+        """An output as the task's metrics take it."""
         if self.per_nucleotide:
             return output
-        if isinstance(self.task, SpliceSite):
-            return output[0, 1]
-        if isinstance(self.task, Table | NcrnaFamily):
-            return output[0, 1:] if isinstance(self.task, Table) and self.task.kind == "binary" else output[0]
-        return self.task.bounded(float(output[0, 0]))  # type: ignore[attr-defined]  # the regression tasks
+        if isinstance(self.task, Regression):
+            return max(float(output[0, 0]), self.task.minimum)
+        return output[0, 1:] if self.kind == "binary" else output[0]
 
     def figures(self, examples: Sequence[Example], outputs: Sequence[np.ndarray]) -> dict[str, float]:
-        return dict(self.task.figures([self.judged(output) for output in outputs], examples, None))
+        return self.task.metrics([self.judged(output) for output in outputs], examples, None)
 
     def score(self, examples: Sequence[Example], predict: Predict) -> float:
         """What validation data choose by."""
-        return self.figures(examples, predict(examples))[self.task.score]
+        return self.figures(examples, predict(examples))[self.task.selection_metric]
 
 
 # The baselines.
@@ -279,7 +272,7 @@ def read(chosen: argparse.Namespace) -> tuple[Problem, Sets, dict[str, list[Exam
     recipe = ExamplesRecipe(**files, folds=chosen.folds, columns=columns, crop=chosen.crop)
     sets, notes = read_sets(recipe, kind, chosen.seed)
     print("".join(f"{note}.  \n" for note in notes), end="")
-    problem = Problem(kind.learned(sets.train, {}))
+    problem = Problem(kind.from_examples(sets.train, {}))
     problem.task.crop = crop_of(recipe)
     tests = {f"first of {chosen.folds} folds": sets.test} if sets.test else {}
     for path in chosen.test:
@@ -298,8 +291,8 @@ def unseen(tests: dict[str, list[Example]], known: set[str]) -> dict[str, list[E
 
 def usable(problem: Problem, examples: Sequence[Example]) -> list[Example]:
     """Cropped, with targets as the task computes with them, and with letters that `codes` knows."""
-    found = problem.task.understood(examples)
-    return [replace(e, sequence=problem.task.seen(e.sequence).upper().replace("T", "U")) for e in found]
+    found = problem.task.encode_targets(examples)
+    return [replace(e, sequence=problem.task.cropped(e.sequence).upper().replace("T", "U")) for e in found]
 
 
 def main() -> None:

@@ -132,6 +132,6 @@ def test_frames_train_and_are_evaluated(backbone, tmp_path):
     assert "1 of 16 test examples have no value and are left out" in notes
     again = evaluate(frame, tmp_path / "run" / "model")
     assert again.count == 15
-    assert again.figures["mae"].value == pytest.approx(tested.figures["mae"].value, rel=1e-5)
+    assert again.metrics["mae"].value == pytest.approx(tested.metrics["mae"].value, rel=1e-5)
     with pytest.raises(InputError, match="data, line 2: y is 'high', not a number"):
         evaluate([{"sequence": "ACGU", "y": 1.5}, {"sequence": "ACGU", "y": "high"}], tmp_path / "run" / "model")

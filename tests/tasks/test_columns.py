@@ -30,7 +30,7 @@ def read(tmp_path):
 
 
 def values(task, examples):
-    return np.concatenate([np.ravel(example.target) for example in task.understood(examples)]).tolist()
+    return np.concatenate([np.ravel(example.target) for example in task.encode_targets(examples)]).tolist()
 
 
 @pytest.mark.parametrize(
@@ -51,10 +51,10 @@ def values(task, examples):
 )
 def test_numbers_however_they_are_written(read, cells, expected):
     examples = read(cells)
-    task = Table.learned(examples, {})
+    task = Table.from_examples(examples, {})
     assert (task.kind, task.per) == ("regression", "sequence")
     np.testing.assert_allclose(values(task, examples), expected, rtol=1e-12)
-    again = Table.remembered(json.loads(json.dumps(task.settings())))
+    again = Table(**json.loads(json.dumps(task.settings)))
     np.testing.assert_allclose(values(again, examples[:1]), expected[:1], rtol=1e-12)
     if "%" not in cells[0]:
         np.testing.assert_allclose(values(again, read(["0.25", "1.5"])), [0.25, 1.5])
@@ -75,7 +75,7 @@ def test_numbers_however_they_are_written(read, cells, expected):
 )
 def test_names_however_they_are_written(read, cells):
     examples = read(cells * 12)
-    task = Table.learned(examples, {})
+    task = Table.from_examples(examples, {})
     assert (task.kind, task.per, task.classes) == ("multiclass", "sequence", sorted(cells))
     assert values(task, examples[: len(cells)]) == [task.classes.index(cell) for cell in cells]
 
@@ -94,7 +94,7 @@ def test_names_however_they_are_written(read, cells):
 )
 def test_lists_however_they_are_written(read, cell):
     examples = read([cell] * 6)
-    task = Table.learned(examples, {})
+    task = Table.from_examples(examples, {})
     assert (task.kind, task.per) == ("regression", "nucleotide")
     np.testing.assert_allclose(values(task, examples[:1]), LIST)
 
@@ -102,7 +102,7 @@ def test_lists_however_they_are_written(read, cell):
 def test_missing_values_in_lists(read):
     cell = ";".join(["0.5", "", "NA", "nan", "None", "null", "<NA>", "2"] * 3)
     examples = read([cell, "[0.5, NaN, null, 2" + ", 1" * 20 + "]"])
-    first, second = (example.target[:, 0] for example in Table.learned(examples[:1], {}).understood(examples))
+    first, second = (example.target[:, 0] for example in Table.from_examples(examples[:1], {}).encode_targets(examples))
     assert np.flatnonzero(~np.isnan(first)).tolist() == [0, 7, 8, 15, 16, 23]
     assert np.flatnonzero(np.isnan(second)).tolist() == [1, 2]
 
@@ -132,40 +132,40 @@ def test_missing_values_in_lists(read):
 )
 def test_two_readings_or_none_are_refused(read, cells, message):
     with pytest.raises(InputError, match=message) as caught:
-        Table.learned(read(cells), {})
+        Table.from_examples(read(cells), {})
     assert "\n" not in str(caught.value)
 
 
 def test_options_decide(read):
     cells = [f"{n},137" for n in range(1, 61)]
     for decimal, first in (("comma", 1.137), ("point", 1137.0)):
-        task = Table.learned(read(cells), {"decimal": decimal})
-        remembered = Table.remembered(task.settings())
-        assert values(remembered, read(cells[:2]))[0] == pytest.approx(first)
+        task = Table.from_examples(read(cells), {"decimal": decimal})
+        again = Table(**task.settings)
+        assert values(again, read(cells[:2]))[0] == pytest.approx(first)
     units = read([f"-{n},5 kcal/mol" for n in range(60)])
-    assert values(Table.learned(units, {"kind": "regression"}), units[:2]) == [-0.5, -1.5]
+    assert values(Table.from_examples(units, {"kind": "regression"}), units[:2]) == [-0.5, -1.5]
     triples = read([f"{n};{n}.5;{n + 1}" for n in range(9)])
-    assert Table.learned(triples, {"per": "nucleotide"}).kind == "regression"
-    assert len(Table.learned(triples, {"per": "sequence", "kind": "multiclass"}).classes) == 9
+    assert Table.from_examples(triples, {"per": "nucleotide"}).kind == "regression"
+    assert len(Table.from_examples(triples, {"per": "sequence", "kind": "multiclass"}).classes) == 9
 
 
 @pytest.mark.parametrize("cell", ["", "NA", "N/A", "nan", "NaN", "None", "null", "NULL", "<NA>", "#N/A", " na "])
 def test_rows_without_a_value(read, cell):
     examples = read(["1.5", "2.5", cell] * 3)
     with pytest.raises(InputError, match=r"line 4: y (is empty|is '.*', which stands for a missing value)"):
-        Table.learned(examples, {})
-    task = Table.learned(examples, {"missing": "drop"})
+        Table.from_examples(examples, {})
+    task = Table.from_examples(examples, {"missing": "drop"})
     assert values(task, examples) == [1.5, 2.5] * 3
-    assert "6 numbers, 1.5 to 2.5, such as 1.5, 2.5; 3 rows have none" in task.described()
-    assert Table.remembered(task.settings()).missing == "drop"
+    assert "6 numbers, 1.5 to 2.5, such as 1.5, 2.5; 3 rows have none" in task.notes[1]
+    assert Table(**task.settings).missing == "drop"
 
 
 def test_a_word_for_missing_may_name_a_class(read):
     examples = read(["m6A", "None", "Psi"] * 3)
     with pytest.raises(InputError, match=r"line 3: y is 'None', which stands .* options\.missing=drop .* or =class"):
-        Table.learned(examples, {}).understood(examples)
-    assert Table.learned(examples, {"missing": "class"}).classes == ["None", "Psi", "m6A"]
-    assert Table.learned(examples, {"missing": "drop"}).classes == ["Psi", "m6A"]
+        Table.from_examples(examples, {}).encode_targets(examples)
+    assert Table.from_examples(examples, {"missing": "class"}).classes == ["None", "Psi", "m6A"]
+    assert Table.from_examples(examples, {"missing": "drop"}).classes == ["Psi", "m6A"]
 
 
 @pytest.mark.parametrize("cell", ["NA", "None", "null", "<NA>", "#N/A"])
@@ -187,26 +187,26 @@ def test_other_tasks_read_numbers_alike(tmp_path):
     with pytest.raises(InputError, match=r"t\.csv: the target: '1,500' may be 1\.500 or 1500, .*decimal points"):
         RibosomeLoad.read(path, Columns())
     path.write_text("sequence,mrl\nACGU,2\nACGU,2\n")
-    task = RibosomeLoad.learned(RibosomeLoad.read(path, Columns()), {})
-    assert task.described() == "the target is the same in all training examples; there is nothing to learn from it"
+    task = RibosomeLoad.from_examples(RibosomeLoad.read(path, Columns()), {})
+    assert task.notes == ["the target is the same in all training examples; there is nothing to learn from it"]
 
 
 def test_what_is_described(read, make_table):
-    numbers = Table.learned(read([f"{n},5" for n in range(30)] + ["-9999,0"]), {})
-    assert numbers.described().splitlines() == [
+    numbers = Table.from_examples(read([f"{n},5" for n in range(30)] + ["-9999,0"]), {})
+    assert numbers.notes == [
         "y: regression, for each sequence",
         "y: 31 numbers, -9999 to 29.5 with decimal commas, such as '0,5' = 0.5, '1,5' = 1.5, '2,5' = 2.5",
         "y: 1 of 31 numbers far from all others, such as -9999,0 (line 32); leave cells without a value empty",
     ]
-    constant = Table.learned(read(["3.5"] * 9), {})
-    assert "y is the same in all training examples; there is nothing to learn" in constant.described()
-    classes = Table.learned(read(["a", "b, c", "a"] * 4), {})
-    assert classes.described().splitlines()[1] == "y: 2 classes in 12 rows: 'a' (8), 'b, c' (4)"
-    tracks = Table.learned(read(["[0.5, null, 2, 1, 1, 1, 1, 1, 1]"] * 2), {})
-    assert tracks.described().splitlines()[1] == "y: 16 numbers in 2 rows, 0.5 to 2, such as 0.5, 2, 1"
+    constant = Table.from_examples(read(["3.5"] * 9), {})
+    assert constant.notes[2] == "y is the same in all training examples; there is nothing to learn from it"
+    classes = Table.from_examples(read(["a", "b, c", "a"] * 4), {})
+    assert classes.notes[1] == "y: 2 classes in 12 rows: 'a' (8), 'b, c' (4)"
+    tracks = Table.from_examples(read(["[0.5, null, 2, 1, 1, 1, 1, 1, 1]"] * 2), {})
+    assert tracks.notes[1] == "y: 16 numbers in 2 rows, 0.5 to 2, such as 0.5, 2, 1"
     several = make_table("m.csv", sequence=[SEQUENCE] * 3, a=["0.5", "1", ""], b=["1", "", ""])
-    two = Table.learned(Table.read(several, Columns(target=("a", "b"))), {"missing": "drop"})
-    assert two.described().splitlines()[1:] == [
+    two = Table.from_examples(Table.read(several, Columns(target=("a", "b"))), {"missing": "drop"})
+    assert two.notes[1:] == [
         "a: 2 numbers, 0.5 to 1, such as 0.5, 1; 1 row has none",
         "b: 1 number, 1 to 1, such as 1; 2 rows have none",
     ]
@@ -215,7 +215,7 @@ def test_what_is_described(read, make_table):
 def test_columns_of_two_kinds_are_not_learned_together(make_table):
     path = make_table(sequence=[SEQUENCE] * 3, a=["0.5", "1", "2"], b=["0.5;1;;;2", "1;2;;;2;3", "1"])
     with pytest.raises(InputError, match="a has one value for each sequence and b for each nucleotide"):
-        Table.learned(Table.read(path, Columns(target=("a", "b"))), {})
+        Table.from_examples(Table.read(path, Columns(target=("a", "b"))), {})
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
@@ -231,8 +231,8 @@ def test_missing_values_of_typed_files(tmp_path, ending):
     for name, first in (("a", [1.5]), ("t", [0.5])):
         examples = Table.read(path, Columns(target=(name,)))
         with pytest.raises(InputError, match=rf"{name} is (empty|'nan', which)"):
-            Table.learned(examples, {}).understood(examples)
-        task = Table.learned(examples, {"missing": "drop"})
-        understood = task.understood(examples)
-        assert (len(understood), np.ravel(understood[0].target)[:1].tolist()) == (2, first)
-        assert "2 rows have none" in task.described()
+            Table.from_examples(examples, {}).encode_targets(examples)
+        task = Table.from_examples(examples, {"missing": "drop"})
+        encoded = task.encode_targets(examples)
+        assert (len(encoded), np.ravel(encoded[0].target)[:1].tolist()) == (2, first)
+        assert "2 rows have none" in task.notes[1]

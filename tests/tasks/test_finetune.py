@@ -164,7 +164,7 @@ def test_partners_are_learnt_and_survive_half_precision(half, make_recipe, make_
     found = fold(sequences, model)
     assert np.mean([s.dot_bracket == expected for s, expected in zip(found, structures, strict=True)]) > 0.8
     loose = make_table("loose.csv", sequence=["AAAAAAAA", *sequences[:3]], structure=["." * 8, *structures[:3]])
-    assert evaluate(loose, model).figures["f1"].value < 1  # what has no pairs scores 0
+    assert evaluate(loose, model).metrics["f1"].value < 1  # what has no pairs scores 0
     assert [s.pairs for s in fold(sequences[::-1], model)][::-1] == [s.pairs for s in found]
 
 
@@ -180,12 +180,12 @@ def test_classes_and_their_probabilities(make_recipe, make_table, sequences, tmp
     assert found.count == 60
     losses = [line["loss"] for line in read_log(tmp_path / "run") if "loss" in line]
     assert np.mean(losses[-8:]) < np.mean(losses[:8])
-    assert found.figures["accuracy"].low <= found.figures["accuracy"].value <= found.figures["accuracy"].high
+    assert found.metrics["accuracy"].low <= found.metrics["accuracy"].value <= found.metrics["accuracy"].high
     assert sum(group.count for group in found.groups.values()) == 60
     rows = predict(sequences, tmp_path / "run" / "model")
     assert all(row["p(poor)"] + row["p(rich)"] == pytest.approx(1) for row in rows)
     right = np.mean([row["family"] == label for row, label in zip(rows, labels, strict=True)])
-    assert right == pytest.approx(found.figures["accuracy"].value)
+    assert right == pytest.approx(found.metrics["accuracy"].value)
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["count"] == 60
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     for text in ("fine-tuned for ncrna-family from", "| test | 60 |", "| accuracy | ", "the whole model learns"):
@@ -210,7 +210,7 @@ def test_folds_cover_everything_once(make_recipe, make_table, sequences, tmp_pat
     parts = [json.loads((tmp_path / "run" / f"fold-{n}" / "evaluation.json").read_text()) for n in range(3)]
     assert [part["count"] for part in parts] == [20, 20, 20]
     mean = np.mean([part["figures"]["mae"]["value"] for part in parts])
-    assert found.figures["mae"].value == pytest.approx(mean)
+    assert found.metrics["mae"].value == pytest.approx(mean)
 
 
 def test_one_fold_alone(make_recipe, make_table, sequences, tmp_path):
@@ -245,7 +245,7 @@ def test_the_crop_is_remembered(make_recipe, make_table, sequences, tmp_path):
         "cut.csv", sequence=[s[:9] for s in sequences], label=[int(s[:9].count("G") > 2) for s in sequences]
     )
     assert (
-        tested.figures == evaluate(data, Engine(model, "fp32")).figures == evaluate(cut, Engine(model, "fp32")).figures
+        tested.metrics == evaluate(data, Engine(model, "fp32")).metrics == evaluate(cut, Engine(model, "fp32")).metrics
     )
     assert "the model sees 9 nucleotides at most, those at its middle" in (model / "README.md").read_text()
     tracks = make_table("tracks.csv", sequence=sequences, label=[";".join("1.5" for _ in s) for s in sequences])

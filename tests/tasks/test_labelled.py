@@ -33,8 +33,8 @@ def test_a_dataset_trains_as_its_file_does(rows, backbone, tmp_path):
     assert found.count == 20
     files = {name: tmp_path / "rows" / "examples" / f"{name}.jsonl" for name in ("train", "test")}
     again = rinalmo.finetune("table", files["train"], tmp_path / "file", test=files["test"], **given)
-    assert {name: figure.value for name, figure in again.figures.items()} == {
-        name: figure.value for name, figure in found.figures.items()
+    assert {name: figure.value for name, figure in again.metrics.items()} == {
+        name: figure.value for name, figure in found.metrics.items()
     }
     card = (tmp_path / "rows" / "model" / "README.md").read_text()
     assert "| test | 20 |" in card

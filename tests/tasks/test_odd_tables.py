@@ -64,9 +64,9 @@ def test_a_column_that_is_seldom_measured(trained, make_table, sequences):
     run = trained("table", data, targets=("a", "b"), validation=held)
     assert "validation/r2" in {name for row in read_log(run) for name in row}
     whole = evaluate(data, run / "model", columns=Columns(target=("a", "b"), group="family"))
-    assert whole.figures["rmse"].value == (whole.figures["rmse/a"].value + whole.figures["rmse/b"].value) / 2
+    assert whole.metrics["rmse"].value == (whole.metrics["rmse/a"].value + whole.metrics["rmse/b"].value) / 2
     found = evaluate(held, run / "model")
-    assert {name for name in found.figures if "/" in name} == {"r2/a", "spearman/a", "rmse/a", "mae/a"}
+    assert {name for name in found.metrics if "/" in name} == {"r2/a", "spearman/a", "rmse/a", "mae/a"}
     empty = make_table("empty.csv", sequence=sequences[:2], a=["", ""], b=["", ""])
     with pytest.raises(InputError, match=r"empty\.csv: a, b is empty in all rows; there is nothing to score"):
         evaluate(empty, run / "model")
@@ -88,10 +88,10 @@ def test_columns_of_predict_are_not_to_be_predicted(trained, make_table, sequenc
 
 def test_numbers_that_name_classes(make_table, sequences):
     cells = ["1", "2", "1.0", " 2", "3", "3 "] * 10
-    task = Table.learned(Table.read(make_table(sequence=sequences, y=cells), Columns()), {"kind": "multiclass"})
+    task = Table.from_examples(Table.read(make_table(sequence=sequences, y=cells), Columns()), {"kind": "multiclass"})
     assert task.classes == ["1", "2", "3"]
     gaps = make_table("gaps.csv", sequence=sequences[:3], y=["1.0", "2.0", "3.0"])
-    assert [int(example.target) for example in task.understood(Table.read(gaps, Columns()))] == [0, 1, 2]
+    assert [int(example.target) for example in task.encode_targets(Table.read(gaps, Columns()))] == [0, 1, 2]
     families = make_table("families.csv", sequence=sequences[:3], family=["tRNA", " tRNA", "tRNA "])
     assert {example.target for example in NcrnaFamily.read(families, Columns())} == {"tRNA"}
 
@@ -101,7 +101,7 @@ def test_cells_that_are_neither_number_nor_name(tmp_path, sequences):
         path = tmp_path / "cells.jsonl"
         path.write_text("".join(json.dumps({"sequence": s, "y": cell}) + "\n" for s in sequences))
         with pytest.raises(InputError, match=r"cells\.jsonl, line 1: .* is neither a number nor a name"):
-            Table.learned(Table.read(path, Columns()), {})
+            Table.from_examples(Table.read(path, Columns()), {})
 
 
 def test_what_folds_refuse_beforehand(backbone, make_table, sequences, tmp_path):

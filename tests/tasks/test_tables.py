@@ -91,10 +91,10 @@ def test_a_class_unseen_in_training_is_named(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("sequence,label\nACGU,tRNA\nACGG,5S\nACGG,snoRNA\n")
     found = NcrnaFamily.read(path, Columns())
-    task = NcrnaFamily.learned(found[:2], {})
+    task = NcrnaFamily.from_examples(found[:2], {})
     assert task.classes == ["5S", "tRNA"]
     with pytest.raises(InputError, match=r"line 4: the class 'snoRNA' was not in the training data \(5S, tRNA\)"):
-        task.understood(found)
+        task.encode_targets(found)
 
 
 @pytest.mark.parametrize(("label", "truth"), [("1", True), ("0", False), ("yes", True), ("False", False)])
@@ -133,22 +133,22 @@ def table_of(tmp_path, header, *rows, name="t.csv"):
 )
 def test_what_a_table_holds_is_found_out(tmp_path, header, rows, kind, per):
     examples = table_of(tmp_path, header, *rows)
-    task = Table.learned(examples, {})
+    task = Table.from_examples(examples, {})
     assert (task.kind, task.per) == (kind, per)
-    assert Table.remembered(json.loads(json.dumps(task.settings()))).settings() == task.settings()
+    assert Table(**json.loads(json.dumps(task.settings))).settings == task.settings
     width = [len(task.classes)] if kind == "multiclass" else []
     (options,) = [options for name, options in task.heads().items() if name.endswith("_head")]
     assert options == {"num_labels": (width or [len(header.split(","))])[0]}
-    assert task.count(task.understood(examples)) > 0
+    assert sum(example.num_targets for example in task.encode_targets(examples)) > 0
 
 
 def test_letters_are_classes_of_nucleotides(tmp_path):
-    task = Table.learned(table_of(tmp_path, "y", "SSHHS", "SSE"), {"per": "nucleotide", "kind": "multiclass"})
+    task = Table.from_examples(table_of(tmp_path, "y", "SSHHS", "SSE"), {"per": "nucleotide", "kind": "multiclass"})
     assert task.classes == ["E", "H", "S"]
-    (first, second) = task.understood(table_of(tmp_path, "y", "SSHHS", "SSE"))
+    (first, second) = task.encode_targets(table_of(tmp_path, "y", "SSHHS", "SSE"))
     assert first.target.tolist() == [2, 2, 1, 1, 2]
     assert second.target.tolist() == [2, 2, 0, -100, -100]
-    assert task.count([first, second]) == 8
+    assert (first.num_targets, second.num_targets) == (5, 3)
 
 
 @pytest.mark.parametrize(
@@ -163,14 +163,14 @@ def test_wrong_tracks_are_named(tmp_path, rows, said):
     path = tmp_path / "t.csv"
     path.write_text("sequence,y\n" + "".join(f'ACGUA,"{row}"\n' for row in rows))
     with pytest.raises(InputError, match=f"line 2: {said}"):
-        Table.learned(Table.read(path, Columns(target=("y",))), {"kind": "regression", "per": "nucleotide"})
+        Table.from_examples(Table.read(path, Columns(target=("y",))), {"kind": "regression", "per": "nucleotide"})
 
 
 def test_a_text_among_numbers_is_named_and_not_taken_for_a_class(tmp_path):
     examples = table_of(tmp_path, "y", "1.5", "2.5", "high", "3.5")
     with pytest.raises(InputError, match="line 4: 'high' stands among numbers"):
-        Table.learned(examples, {})
-    assert Table.learned(examples, {"kind": "multiclass"}).classes == ["1.5", "2.5", "3.5", "high"]
+        Table.from_examples(examples, {})
+    assert Table.from_examples(examples, {"kind": "multiclass"}).classes == ["1.5", "2.5", "3.5", "high"]
 
 
 def test_nan_is_no_family(tmp_path):
@@ -183,7 +183,7 @@ def test_nan_is_no_family(tmp_path):
 def test_nan_is_no_class_of_a_table(tmp_path):
     examples = table_of(tmp_path, "y", "tRNA", "5S", "nan")
     with pytest.raises(InputError, match="line 4: y is 'nan', which stands for a missing value"):
-        Table.learned(examples, {}).understood(examples)
+        Table.from_examples(examples, {}).encode_targets(examples)
 
 
 def test_a_structure_that_is_missing_is_named(tmp_path):

@@ -20,11 +20,11 @@ from rinalmo.rna.structure import Structure
 from rinalmo.rna.thermodynamics import ensemble, pair_probabilities
 from rinalmo.tasks.base import Example
 from rinalmo.tasks.evaluate import evaluate, outputs, predict
-from rinalmo.tasks.registry import task_of
+from rinalmo.tasks.registry import task_of, with_options
 from rinalmo.tasks.secondary_structure import (
     DEFAULT_WEIGHT,
     LEARNED,
-    WITH_THERMODYNAMICS,
+    THERMODYNAMICS_THRESHOLD,
     WITHOUT_VIENNA,
     default_thermodynamics,
     evidence_from,
@@ -56,7 +56,7 @@ def test_the_mean_of_both(engine):
     structure, found = folded(engine, WITH)
     expected = (1 - WEIGHT) * alone + WEIGHT * pair_probabilities(TRNA.sequence)
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert structure == folded(engine, Decoding("nested", WITH_THERMODYNAMICS, thermodynamics=WEIGHT))[0]
+    assert structure == folded(engine, Decoding("nested", THERMODYNAMICS_THRESHOLD, thermodynamics=WEIGHT))[0]
 
 
 def test_windows_have_it_too(engine):
@@ -71,8 +71,8 @@ def test_evaluate_folds_as_fold_does(engine, tmp_path):
     write_structures(tmp_path / "true.dbn", [TRNA])
     found = evaluate(tmp_path / "true.dbn", engine, thermodynamics=WEIGHT)
     structure, _ = folded(engine, WITH)
-    assert found.threshold == WITH_THERMODYNAMICS
-    assert found.figures["f1"].value == pytest.approx(pair_scores(TRNA.pairs, structure.pairs).f1)
+    assert found.threshold == THERMODYNAMICS_THRESHOLD
+    assert found.metrics["f1"].value == pytest.approx(pair_scores(TRNA.pairs, structure.pairs).f1)
 
 
 def test_all_the_weight_is_thermodynamics_alone(engine):
@@ -88,12 +88,11 @@ def test_a_weight_beyond_its_range_is_refused(engine):
 
 def test_other_tasks_have_none(engine):
     from rinalmo.tasks.classification import SpliceSite
-    from rinalmo.tasks.secondary_structure import as_asked
 
     with pytest.raises(InputError, match="only secondary-structure has thermodynamics, not splice-site"):
-        as_asked(SpliceSite(), engine.spec, None, 0.5)
+        with_options(SpliceSite(), engine.spec, thermodynamics=0.5)
     with pytest.raises(InputError, match="only secondary-structure has windows, not splice-site"):
-        as_asked(SpliceSite(), engine.spec, 100, None)
+        with_options(SpliceSite(), engine.spec, window=100)
 
 
 TEXTBOOK = {
@@ -128,7 +127,7 @@ def test_the_default_is_one_for_all_ways_to_fold(engine, tmp_path):
     write_structures(tmp_path / "true.dbn", [TRNA])
     evaluation = evaluate(tmp_path / "true.dbn", engine)
     assert evaluation.threshold is None  # each RNA has its own
-    assert evaluation.figures["f1"].value == pytest.approx(pair_scores(TRNA.pairs, structure.pairs).f1)
+    assert evaluation.metrics["f1"].value == pytest.approx(pair_scores(TRNA.pairs, structure.pairs).f1)
 
 
 def test_an_rna_alone_and_among_others(engine):

@@ -13,8 +13,8 @@ from rinalmo.io.fasta import Record
 from rinalmo.rna.decoding import METHODS, decode
 from rinalmo.rna.structure import PairList
 from rinalmo.tasks.evaluate import evaluate
-from rinalmo.tasks.registry import settings_of, task_of
-from rinalmo.tasks.secondary_structure import SecondaryStructure, joined, windows_of
+from rinalmo.tasks.registry import task_of
+from rinalmo.tasks.secondary_structure import SecondaryStructure, merge_windows, windows_of
 from rinalmo.weights.checkpoint import load
 
 STEMS = ("GGGCCGCGCC", "GCGUGCGGCC", "GUUGUCGUGC", "GCACGUUCGC", "GCGGAGCGGC", "GACGCCGCGC", "GCUGCACGUC", "GAGGGGGUGC")
@@ -48,7 +48,9 @@ def test_windows_put_together_are_the_square_they_were_cut_from():
     square = np.triu(draw.random((90, 90), np.float32), 1)
     square += square.T
     windows = windows_of(90, 32)
-    found = joined(90, windows, (square[w.start : w.stop, w.start : w.stop] for w in windows), least=0.2)
+    found = merge_windows(
+        90, windows, (square[w.start : w.stop, w.start : w.stop] for w in windows), min_probability=0.2
+    )
     matrix = found.matrix()
     apart = np.abs(np.subtract.outer(np.arange(90), np.arange(90)))
     np.testing.assert_array_equal(matrix[apart <= 16], np.where(square > 0.2, square, 0)[apart <= 16])
@@ -107,7 +109,7 @@ def test_a_model_has_a_window_of_its_own(engine):
     model.spec = replace(model.spec, task={**model.spec.task, "window": 80})
     own = Engine(model, "fp32", threads=1)
     assert fold(LONG, own, CLEAR) == fold(LONG, engine, CLEAR, window=80)
-    assert settings_of(task_of(own.spec)) == own.spec.task
+    assert task_of(own.spec).config() == own.spec.task
     assert fold(LONG, own, CLEAR, window=320) == fold(LONG, engine, CLEAR, window=320)
     with pytest.raises(InputError, match="a window of 31 nt is too small to fold; use 32 or more"):
         SecondaryStructure(window=31)
@@ -118,8 +120,8 @@ def test_evaluation_says_so_and_scores_as_the_whole(engine, tmp_path):
     whole, cut = evaluate(tmp_path / "true.dbn", engine), evaluate(tmp_path / "true.dbn", engine, window=80)
     assert (whole.notes, len(cut.notes)) == ([], 1)
     assert cut.plain()["notes"] == cut.notes
-    assert cut.figures["recall"].value == whole.figures["recall"].value == 1
-    assert cut.figures["precision"].value > 0.6
+    assert cut.metrics["recall"].value == whole.metrics["recall"].value == 1
+    assert cut.metrics["precision"].value > 0.6
 
 
 @pytest.mark.parametrize("method", ["greedy", "nested"])

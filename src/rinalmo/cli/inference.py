@@ -450,16 +450,15 @@ def predict_command(
     from rinalmo.inference.embed import check_input
     from rinalmo.io.tables import check_rows_output, write_rows
     from rinalmo.tasks.evaluate import predict_records, predict_table
-    from rinalmo.tasks.registry import task_of
-    from rinalmo.tasks.regression import filled
-    from rinalmo.tasks.secondary_structure import as_asked
+    from rinalmo.tasks.registry import task_of, with_options
 
     if keep_columns and not is_sequence_table(fasta):
         raise click.UsageError("--keep-columns is for sequences in a table (.csv, .tsv, .jsonl, .parquet)")
     check_input(fasta)
     check_rows_output(output)
     engine = make_engine(model=model, **engine_settings)
-    task = as_asked(filled(task_of(engine.spec), fill_to), engine.spec, window, thermodynamics, noted)
+    folding: dict[str, Any] = {"window": window, "thermodynamics": thermodynamics}
+    task = with_options(task_of(engine.spec), engine.spec, fill_to=fill_to, **folding, note=noted)
     done = 0
     with counter("predicting") as tell:
 
@@ -525,7 +524,7 @@ def evaluate_command(
     kind = task_class(task)
     if output is not None:
         check_rows_output(output)
-        if kind.each is Task.each:
+        if kind.example_metrics is Task.example_metrics:
             raise InputError(f"{task} has no scores of single examples; use --report, or predict")
     if report is not None:
         check_path(report, (".json",))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rinalmo.engine.engine import Engine
     from rinalmo.engine.ray import RayEngine
-    from rinalmo.tasks.evaluate import Evaluation, Figure
+    from rinalmo.tasks.evaluate import Evaluation, Metric
     from rinalmo.training.trainer import Event
 
 
@@ -327,18 +327,18 @@ def print_evaluation(evaluation: Evaluation, what: str) -> None:
     """All figures with their intervals, then each group's main ones."""
     threshold = "" if evaluation.threshold is None else f", threshold {evaluation.threshold:.2f}"
     print(f"{what}: {evaluation.count:,} examples, {evaluation.task}{threshold}; {evaluation.interval}")
-    _print(["figure", "value", "interval"], ([name, *_cells(f)] for name, f in evaluation.figures.items()))
+    _print(["figure", "value", "interval"], ([name, *_cells(f)] for name, f in evaluation.metrics.items()))
     if evaluation.groups:
-        names = [name for name in evaluation.figures if "/" not in name][:6]
+        names = [name for name in evaluation.metrics if "/" not in name][:6]
         rows = (
-            [group, f"{of.count:,}", *(f"{of.figures[n].value:.3f}" if n in of.figures else "" for n in names)]
+            [group, f"{of.count:,}", *(f"{of.metrics[n].value:.3f}" if n in of.metrics else "" for n in names)]
             for group, of in evaluation.groups.items()
         )
         print()
         _print(["group", "examples", *names], rows)
 
 
-def _cells(figure: Figure) -> list[str]:
+def _cells(figure: Metric) -> list[str]:
     return [f"{figure.value:.4f}", f"{figure.low:.4f} – {figure.high:.4f}"]
 
 

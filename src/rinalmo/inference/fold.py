@@ -38,9 +38,15 @@ from rinalmo.rna.decoding import Decoder
 from rinalmo.rna.formats import format_of, read_structures, structure_text, write_structures
 from rinalmo.rna.structure import RECORD, PairList, Structure
 from rinalmo.tasks.base import Example
-from rinalmo.tasks.evaluate import Note, outputs, remarked
+from rinalmo.tasks.evaluate import Note, note_windows, outputs
 from rinalmo.tasks.registry import task_of
-from rinalmo.tasks.secondary_structure import LEARNED, LEAST, SecondaryStructure, Weight, as_asked
+from rinalmo.tasks.secondary_structure import (
+    LEARNED,
+    MIN_PROBABILITY,
+    SecondaryStructure,
+    Weight,
+    resolve_thermodynamics,
+)
 
 Kind = Literal["drawing", "arcs", "map"]
 
@@ -254,7 +260,7 @@ def fold(
     """
     engine = as_engine(model, device)
     task = folding_task(engine.spec, window)
-    records = remarked(peeked(as_records(sequences)), task.remark, warnings.warn)
+    records = note_windows(peeked(as_records(sequences)), task, warnings.warn)
     return [structure for structure, _ in fold_records(records, engine, decoding, window=task.window)]
 
 
@@ -266,7 +272,7 @@ def folding_task(
     model: str = "",
     note: Note = warnings.warn,
 ) -> SecondaryStructure:
-    """The task of a model that folds, as asked (`as_asked`).
+    """The task of a model that folds, with these options.
 
     Raises InputError for one of another task, CheckpointError for one of none; both name it as `model`, if given.
     """
@@ -276,8 +282,7 @@ def folding_task(
         raise CheckpointError(f"{model}: {error}" if model else str(error)) from None
     if not isinstance(task, SecondaryStructure):
         raise InputError(f"{model or 'the model'} was fine-tuned for {task.name}, not for secondary-structure")
-    as_asked(task, spec, window, thermodynamics, note)
-    return task
+    return task.with_options(window=window, thermodynamics=resolve_thermodynamics(spec, thermodynamics, note))
 
 
 def fold_records(
@@ -297,7 +302,8 @@ def fold_records(
     task = folding_task(engine.spec, window, options.pop("thermodynamics"))
     own = {"method": task.decoder, "threshold": task.threshold(engine.head_model)}
     options = {name: own[name] if value is None else value for name, value in options.items()}
-    task.least = LEAST if options["threshold"] is None else min(LEAST, options["threshold"])
+    if options["threshold"] is not None:
+        task = task.with_options(min_probability=min(MIN_PROBABILITY, options["threshold"]))
     examples = (Example(record.id, record.sequence) for record in records)
     waiting: deque[Example] = deque()
 
@@ -360,7 +366,7 @@ def fold_file(
     if plot is not None:
         records = list(records)
         pictures = plot.pictures(records)
-    records = remarked(records, task.remark, note)
+    records = note_windows(records, task, note)
     decoder = Decoder.beside(engine.device.type if isinstance(engine, Engine) else "cpu")
     fold = partial(fold_records, decoding=decoding, window=task.window, decoder=decoder if decoder.processes else None)
     found: AbstractContextManager[Iterator[Folded]]

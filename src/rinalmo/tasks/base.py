@@ -1,11 +1,11 @@
-"""What a task is: examples, a head on the encoder, a loss, figures.
+"""What a task is: data, a head on the encoder, and what is read from the head's outputs.
 
-    examples ─► (encoder) ─► states ─► outputs, one per sequence ─► loss                       while it learns
-                                                               └──► judgement ─► figures       while it is evaluated
-                                                               └──► answer ─► rows of a file   while it predicts
+    data       read → from_examples → encode_targets
+    head       heads → forward → loss
+    decoding   score_example → metrics, or rows of predictions
 
-A task knows nothing of batches, optimizers or files of weights. What it must remember of its training data (names of
-classes, a scale) are its `settings`: plain values that lie in the model's `config.json` under "task".
+A task knows nothing of batches, optimizers or weight files. What it has learned from its training data (names of
+classes, a scale) is in its `settings`: plain values that the model's `config.json` holds under "task".
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from rinalmo.errors import InputError
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 
-Figures = Iterator[tuple[str, float]]
 Per = Literal["sequence", "nucleotide"]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table hold what; None: found by their usual names, or absent."""
+    """Names of the columns of a table; None: the usual names are tried."""
 
     name: str | None = None
     sequence: str | None = None
@@ -39,18 +38,19 @@ class Columns:
 
 @dataclass(frozen=True)
 class Example:
-    """A sequence and what is known of it. `group` is a family or source that figures are also given for."""
+    """A sequence with its target. Metrics are also given for each `group`, such as a family or a source."""
 
     name: str
     sequence: str
     target: Any = None
     group: str = ""
     where: str = field(default="", compare=False)  # file and line, for messages
+    num_targets: int = field(default=1, compare=False)  # terms of the loss
 
 
 @dataclass(frozen=True)
 class Crop:
-    """At most `length` nucleotides of a sequence, those `at` its "start", "middle" or "end"."""
+    """The first, middle or last `length` nucleotides of a sequence; `at` is "start", "middle" or "end"."""
 
     length: int
     at: str = "middle"
@@ -60,117 +60,120 @@ class Crop:
             raise ValueError(f"there is no crop to {self.length} at the {self.at}")
 
     def of(self, sequence: str) -> str:
-        """The part of the sequence that is kept."""
+        """The cropped sequence."""
         surplus = max(0, len(sequence) - self.length)
         start = {"start": 0, "middle": surplus // 2, "end": surplus}[self.at]
         return sequence[start : start + self.length]
 
 
 class Task(ABC):
-    """One kind of prediction."""
+    """One kind of prediction.
+
+    Attributes:
+        options: The recipe options that `from_examples` takes.
+        selection_metric: The validation metric that selects the best checkpoint; higher is better.
+        per: One prediction for each sequence, or one for each nucleotide or pair of nucleotides.
+        settings: The constructor's arguments, for `config.json`.
+        crop: The part of a sequence that the model was trained on; None: all of it.
+        pad_to: Length in tokens that shorter sequences are padded to; `RibosomeLoad` says why.
+        window: Longer sequences are computed in windows of this length; None: always as a whole.
+        notes: What `from_examples` decided, for the user.
+    """
 
     name: ClassVar[str]
-    options: ClassVar[tuple[str, ...]] = ()  # those of a recipe's that `learned` understands
-    per: Per = "sequence"  # whether it answers once for a sequence, or for each nucleotide or pair of them
-    crop: Crop | None = None  # what the model was trained to see of a sequence, if not all of it
-    score: str  # the figure that says which state of a model is best; more is better
-    filled_to: int = 0  # tokens that the model must see in a sequence, pad tokens if need be; `RibosomeLoad` says why
+    options: ClassVar[tuple[str, ...]] = ()
+    selection_metric: str
+    per: Per = "sequence"
+    settings: Mapping[str, Any] = {}
+    crop: Crop | None = None
+    pad_to: int = 0
+    window: int | None = None
+    notes: Sequence[str] = ()
 
-    def settings(self) -> dict[str, Any]:
-        """What has to be remembered beside the weights."""
-        return {}
+    def config(self) -> dict[str, Any]:
+        """The task in the model's `config.json`."""
+        crop = {"crop": self.crop.length, "crop_at": self.crop.at} if self.crop else {}
+        return {"name": self.name, **self.settings, **crop}
 
-    def seen(self, sequence: str) -> str:
-        """What the model is to see of a sequence."""
+    # Data
+
+    def cropped(self, sequence: str) -> str:
+        """The part of a sequence that the model sees."""
         return self.crop.of(sequence) if self.crop else sequence
-
-    def described(self) -> str:
-        """What was made of the training data, in a few words, where there was something to find out."""
-        return ""
-
-    @classmethod
-    def remembered(cls, settings: Mapping[str, Any]) -> Self:
-        """The task again from its settings."""
-        return cls(**settings)
 
     @classmethod
     @abstractmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:
-        """The examples of a file; raises InputError with file and line for whatever cannot be used."""
+        """Read a file of examples; raises InputError with file and line for one that cannot be used."""
 
     @classmethod
     @abstractmethod
-    def learned(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
-        """The task that these training examples speak of. `options` are the recipe's."""
+    def from_examples(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
+        """Make the task for these training examples, with the recipe's options."""
+
+    def encode_targets(self, examples: Sequence[Example]) -> list[Example]:
+        """Replace targets as read by those that `loss` and `metrics` take.
+
+        Raises:
+            InputError: A target cannot be used, such as a class that is not in the training data.
+        """
+        return list(examples)
+
+    # Head
 
     @abstractmethod
     def heads(self) -> dict[str, dict[str, Any]]:
-        """The heads that a model needs, with the arguments of their classes."""
+        """The heads that the model needs, with their arguments."""
 
-    def prepare(self, model: RiNALMo, examples: Sequence[Example]) -> None:  # noqa: B027  # most have nothing to set
-        """Set what a fresh head takes from the training examples."""
-
-    def understood(self, examples: Sequence[Example]) -> list[Example]:
-        """The examples with targets as this task computes with them; raises InputError for the first that it cannot
-        use, such as a class unseen in training."""
-        return list(examples)
-
-    def parts(self, example: Example) -> list[Example]:
-        """What of an example is computed at a time: all of it, or the windows of a long one."""
-        return [example]
-
-    def joined(self, example: Example, outputs: Iterator[Tensor]) -> Any:
-        """One output from those of the parts, each of which is taken when the one before it may be let go."""
-        return next(outputs)
-
-    def remark(self, name: str, length: int) -> str:
-        """What whoever reads the answer for a sequence of this name and length has to know; mostly nothing."""
-        return ""
+    def init_head(self, model: RiNALMo, examples: Sequence[Example]) -> None:  # noqa: B027  # most need nothing
+        """Set what a new head takes from the training examples."""
 
     @abstractmethod
-    def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
-        """What the head says, for each sequence of a packed batch, from its `ids` and the encoder's states
+    def forward(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+        """The head's output for each sequence of a packed batch, from `ids` `(tokens,)` and `states`
         `(tokens, hidden)`."""
 
     @abstractmethod
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
-        """The sum of losses of a batch, fp32."""
+        """The sum of the losses of a batch, fp32."""
 
-    def count(self, examples: Sequence[Example]) -> int:
-        """Number of terms in that sum."""
-        return len(examples)
+    # Decoding
+
+    def merge_windows(self, example: Example, outputs: Iterator[Tensor]) -> Any:
+        """One output from those of the windows of a long sequence, consumed one by one."""
+        raise NotImplementedError
 
     def threshold(self, model: RiNALMo) -> float | None:
-        """The threshold at which this model's answers are taken, for a task that has one."""
+        """The decision threshold of this model, for a task that has one."""
         return model.spec.threshold
 
     @abstractmethod
-    def judge(self, model: RiNALMo, output: Any, example: Example) -> Any:
-        """What `figures` needs of one output, as `joined` gives it; small, as all of them are kept."""
+    def score_example(self, model: RiNALMo, output: Any, example: Example) -> Any:
+        """What `metrics` needs from one output; small, since it is kept for every example."""
 
-    @abstractmethod
-    def figures(self, judged: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> Figures:
-        """Names and values of what is measured over examples; one of them is `score`."""
-
-    def tuned(self, judged: Sequence[Any]) -> float | None:
-        """The threshold that validation data chooses, for a task that has one."""
+    def tune_threshold(self, scores: Sequence[Any]) -> float | None:
+        """The best threshold on validation data, for a task that has one."""
         return None
 
-    def each(self, judged: Sequence[Any], threshold: float | None) -> dict[str, np.ndarray]:
-        """Scores of each example, if the figures are means of such."""
+    def example_metrics(self, scores: Sequence[Any], threshold: float | None) -> dict[str, np.ndarray]:
+        """Metrics of each example, by name, for a task whose metrics are means of these."""
         return {}
 
     @abstractmethod
+    def metrics(self, scores: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> dict[str, float]:
+        """Metrics over examples, by name; `selection_metric` is among them."""
+
+    @abstractmethod
     def rows(self, model: RiNALMo, output: Any, example: Example) -> list[dict[str, Any]]:
-        """What is predicted for one sequence, as rows of a table."""
+        """The predictions for one sequence as rows of a table."""
 
 
 def require(condition: bool, example: Example, message: str) -> None:
-    """Raise InputError that names file and line of an example."""
+    """Raise InputError with file and line of the example unless the condition holds."""
     if not condition:
         raise InputError(f"{example.where or f'example {example.name}'}: {message}")
 
 
-def inner(states: Tensor, layout: Layout) -> list[Tensor]:
-    """Each sequence's states without CLS and EOS."""
+def without_special_tokens(states: Tensor, layout: Layout) -> list[Tensor]:
+    """The states of each sequence without CLS and EOS."""
     return [part[1:-1] for part in layout.split(states)]

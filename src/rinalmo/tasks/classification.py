@@ -1,15 +1,16 @@
-"""A class per sequence: splice sites (yes or no) and ncRNA families.
+"""Labels of sequences and nucleotides: numbers, yes or no, classes; the paper's splice sites and ncRNA families.
 
-Both look at the CLS token, or at the mean of all (`options.pooling`), through two layers. Classes are named by the
-training data, in alphabetical order; the published family model has 88 without names.
+Heads for sequences see the CLS token, or the mean of all tokens (`options.pooling`). Classes are named by the training
+data, in alphabetical order; the published family model has 88 without names.
 
 Reference: Penić et al. 2025 (arXiv:2403.00043), supplement.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,170 +20,224 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rinalmo import metrics
-from rinalmo.errors import InputError
 from rinalmo.io.tables import is_missing
+from rinalmo.model.heads import IGNORE, ProblemType
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
-from rinalmo.tasks.base import Columns, Example, Figures, Task, require
-from rinalmo.tasks.examples import read_single
-
-_YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
+from rinalmo.tasks.base import Columns, Example, Per, Task, require, without_special_tokens
+from rinalmo.tasks.examples import class_name, parse_bool, read_single_target, require_several
 
 
-class SpliceSite(Task):
+class LabelTask(Task):
+    """One or several labels for each sequence or nucleotide, by a linear head."""
+
+    def __init__(
+        self,
+        kind: ProblemType,
+        per: Per,
+        targets: Sequence[str],
+        classes: Sequence[str] = (),
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        pooling: str = "cls",
+    ) -> None:
+        """Make a task for these columns.
+
+        Args:
+            kind: What the columns hold.
+            per: Whether they hold a value for each sequence, or a list with one for each nucleotide.
+            targets: Names of the columns.
+            classes: Names of the classes, for "multiclass".
+            mean: Mean of each column over the training examples, for "regression".
+            std: Standard deviation of each.
+            pooling: What the head sees of a sequence: "cls" or "mean".
+        """
+        self.kind, self.per, self.targets, self.classes = kind, per, list(targets), list(classes)
+        self.mean, self.std = list(mean), list(std)
+        self.pooling_options: dict[str, Any] = {} if pooling == "cls" else {"pooling": pooling}
+        self.class_ids = {name: index for index, name in enumerate(self.classes)}
+
+    def heads(self) -> dict[str, dict[str, Any]]:
+        options = {"num_labels": len(self.classes) or len(self.targets)}
+        if self.per == "nucleotide":
+            return {"token_head": options}
+        return {"pooler": self.pooling_options, "sequence_head": options}
+
+    def forward(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+        if self.per == "sequence":
+            return list(model.head("sequence_head")(model.head("pooler")(states, layout)))
+        parts = without_special_tokens(states, layout)
+        return model.head("token_head")(torch.cat(parts)).split([len(part) for part in parts])
+
+    def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
+        outputs, targets = list(outputs), [example.target for example in examples]
+        logits = (torch.cat(outputs) if self.per == "nucleotide" else torch.stack(outputs)).float()
+        target = np.concatenate(targets) if self.per == "nucleotide" else np.stack(targets)
+        if self.kind == "multiclass":
+            class_ids = torch.from_numpy(target).to(logits.device).long()
+            return F.cross_entropy(logits, class_ids, ignore_index=IGNORE, reduction="sum")
+        keep = torch.from_numpy(_is_known(target)).to(logits.device)
+        if self.kind == "regression":
+            target = (target - np.asarray(self.mean)) / np.asarray(self.std)  # in fp64, which not every device has
+        expected = torch.from_numpy(target.astype(np.float32)).to(logits.device)
+        if self.kind == "regression":
+            return F.mse_loss(logits[keep], expected[keep], reduction="sum")
+        return F.binary_cross_entropy_with_logits(logits[keep], expected[keep], reduction="sum")
+
+    def score_example(self, model: RiNALMo, output: Tensor, example: Example) -> np.ndarray:
+        match self.kind:
+            case "regression":
+                return (output.cpu().double().numpy() * self.std + self.mean).astype(np.float32)
+            case "multiclass":
+                return output.float().softmax(dim=-1).cpu().numpy()
+            case _:
+                return output.float().sigmoid().cpu().numpy()
+
+    def metrics(self, scores: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> dict[str, float]:
+        stack = np.concatenate if self.per == "nucleotide" else np.stack
+        predicted, target = stack(scores), stack([example.target for example in examples])
+        known = _is_known(target)
+        if self.kind == "multiclass":
+            return _class_metrics(predicted[known], target[known].astype(int)) if known.any() else {}
+        of_column = _regression_metrics if self.kind == "regression" else _binary_metrics
+        columns: dict[str, dict[str, float]] = {}
+        for index, name in enumerate(self.targets):
+            rows = known[:, index]
+            if rows.any():
+                columns[name] = of_column(predicted[rows, index], target[rows, index])
+        names = dict.fromkeys(name for values in columns.values() for name in values)
+        means = {name: float(np.mean([v[name] for v in columns.values() if name in v])) for name in names}
+        if len(self.targets) == 1:
+            return means
+        return means | {f"{name}/{column}": v for column, values in columns.items() for name, v in values.items()}
+
+    def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
+        values = self.score_example(model, output, example)
+        if self.per == "sequence":
+            return [{"id": example.name, **self.answer(values)}]
+        nucleotides = enumerate(zip(example.sequence, values, strict=True), start=1)
+        return [
+            {"id": example.name, "position": i, "nucleotide": letter, **self.answer(row)}
+            for i, (letter, row) in nucleotides
+        ]
+
+    def answer(self, values: np.ndarray) -> dict[str, Any]:
+        """The columns of one prediction: numbers, yes or no with probabilities, or the most probable class."""
+        if self.kind == "multiclass":
+            best = int(values.argmax())
+            each = {f"p({name})": float(p) for name, p in zip(self.classes, values, strict=True)}
+            return {self.targets[0]: self.classes[best], "probability": float(values[best]), **each}
+        pairs = list(zip(self.targets, values, strict=True))
+        if self.kind == "regression":
+            return {name: float(value) for name, value in pairs}
+        return {name: int(p > 0.5) for name, p in pairs} | {f"p({name})": float(p) for name, p in pairs}
+
+    def class_id(self, example: Example, name: str) -> int:
+        """The index of a class; raises InputError for one that is not in the training data."""
+        few = ", ".join(self.classes[:8]) + (", …" if len(self.classes) > 8 else "")
+        require(name in self.class_ids, example, f"the class {name!r} was not in the training data ({few})")
+        return self.class_ids[name]
+
+
+class SpliceSite(LabelTask):
     """Whether the centre of the sequence is a splice site; one model for donors, another for acceptors."""
 
     name = "splice-site"
     options = ("pooling",)
-    score = "f1"
+    selection_metric = "f1"
 
     def __init__(self, pooling: str = "cls") -> None:
-        self.pooling = pooling
-
-    def settings(self) -> dict[str, Any]:
-        return pooled(self.pooling)
+        super().__init__("binary", "sequence", ["splice_site"], pooling=pooling)
+        self.settings = self.pooling_options
 
     @classmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:
-        found = read_single(path, columns, ("label", "target", "splice_site"), cls.name)
-        return [Example(e.name, e.sequence, truth(e), e.group, e.where) for e in found]
+        examples = read_single_target(path, columns, ("label", "target", "splice_site"), cls.name)
+        return [replace(example, target=parse_bool(example, example.target)) for example in examples]
 
     @classmethod
-    def learned(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
+    def from_examples(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
         require_several({str(int(example.target)) for example in examples}, "the label")
         return cls(**options)
 
+    def encode_targets(self, examples: Sequence[Example]) -> list[Example]:
+        return [replace(example, target=np.array([example.target], dtype=int)) for example in examples]
+
     def heads(self) -> dict[str, dict[str, Any]]:
-        return {"splice_site_head": pooled(self.pooling)}
+        return {"splice_site_head": self.pooling_options}
 
-    def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
-        return list(model.head("splice_site_head")(states, layout)[:, 0])
+    def forward(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+        return list(model.head("splice_site_head")(states, layout))
 
-    def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
-        logits = torch.stack(list(outputs)).float()
-        target = torch.tensor([float(example.target) for example in examples], device=logits.device)
-        return F.binary_cross_entropy_with_logits(logits, target, reduction="sum")
-
-    def judge(self, model: RiNALMo, output: Tensor, example: Example) -> float:
-        return float(output.float().sigmoid())
-
-    def figures(self, judged: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> Figures:
-        yield from binary_figures(np.array(judged), np.array([example.target for example in examples], dtype=bool))
-
-    def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
-        probability = self.judge(model, output, example)
-        return [{"id": example.name, "splice_site": int(probability > 0.5), "probability": probability}]
+    def answer(self, values: np.ndarray) -> dict[str, Any]:
+        return {"splice_site": int(values[0] > 0.5), "probability": float(values[0])}
 
 
-class NcrnaFamily(Task):
+class NcrnaFamily(LabelTask):
     """The family of a non-coding RNA."""
 
     name = "ncrna-family"
     options = ("pooling",)
-    score = "accuracy"
+    selection_metric = "accuracy"
 
     def __init__(self, classes: Sequence[str], pooling: str = "cls") -> None:
-        self.classes, self.pooling = list(classes), pooling
-        self.places = {name: place for place, name in enumerate(self.classes)}
-
-    def settings(self) -> dict[str, Any]:
-        return {"classes": self.classes} | pooled(self.pooling)
+        super().__init__("multiclass", "sequence", ["family"], classes, pooling=pooling)
+        self.settings = {"classes": self.classes} | self.pooling_options
 
     @classmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:
-        found = read_single(path, columns, ("label", "family", "class", "rna_type", "target"), cls.name)
-        for example in found:
-            require(class_name(example.target) != "", example, "has no class; drop the row or name its class")
-            require_name(example, example.target, "the class")
-        return [Example(e.name, e.sequence, class_name(e.target), e.group, e.where) for e in found]
+        examples = read_single_target(path, columns, ("label", "family", "class", "rna_type", "target"), cls.name)
+        hint = "drop the row, or give the class another name"
+        for example in examples:
+            value = example.target
+            require(class_name(value) != "", example, "has no class; drop the row or name its class")
+            missing = f"the class is {value!r}, which stands for a missing value; {hint}"
+            require(not is_missing(value), example, missing)
+        return [replace(example, target=class_name(example.target)) for example in examples]
 
     @classmethod
-    def learned(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
+    def from_examples(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
         classes = sorted({example.target for example in examples})
         require_several(classes, "the class")
         return cls(classes, **options)
 
+    def encode_targets(self, examples: Sequence[Example]) -> list[Example]:
+        return [replace(example, target=np.array(self.class_id(example, example.target))) for example in examples]
+
     def heads(self) -> dict[str, dict[str, Any]]:
-        return {"ncrna_family_head": {"num_labels": len(self.classes)} | pooled(self.pooling)}
+        return {"ncrna_family_head": {"num_labels": len(self.classes)} | self.pooling_options}
 
-    def understood(self, examples: Sequence[Example]) -> list[Example]:
-        for example in examples:
-            require_known(example, example.target, self.places)
-        return list(examples)
-
-    def outputs(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+    def forward(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
         return list(model.head("ncrna_family_head")(states, layout))
 
-    def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
-        logits = torch.stack(list(outputs)).float()
-        target = torch.tensor([self.places[example.target] for example in examples], device=logits.device)
-        return F.cross_entropy(logits, target, reduction="sum")
 
-    def judge(self, model: RiNALMo, output: Tensor, example: Example) -> np.ndarray:
-        return output.float().softmax(dim=-1).cpu().numpy()
-
-    def figures(self, judged: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> Figures:
-        target = np.array([self.places[example.target] for example in examples])
-        yield from class_figures(np.stack(list(judged)), target)
-
-    def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
-        return [{"id": example.name, **class_answer("family", self.classes, self.judge(model, output, example))}]
+def _is_known(target: np.ndarray) -> np.ndarray:
+    """Where there is a value: numbers that are missing are NaN, other labels -100."""
+    return ~np.isnan(target) if target.dtype.kind == "f" else target != IGNORE
 
 
-def pooled(pooling: str) -> dict[str, Any]:
-    """How a head pools, as one of its options and of a task's settings: nothing where it looks at CLS, as usual."""
-    return {} if pooling == "cls" else {"pooling": pooling}
-
-
-def truth(example: Example) -> bool:
-    """A yes or no, however it is written."""
-    text = str(example.target).strip().lower()
-    require(text in (*_YES, *_NO), example, f"the label is {example.target!r}; it must be 0 or 1")
-    return text in _YES
-
-
-def class_name(value: Any) -> str:
-    """The class that a cell names, without spaces around it. 2.0, as a column with gaps comes to be written, is 2."""
-    return re.sub(r"^([+-]?\d+)\.0+$", r"\1", str("" if value is None else value).strip())
-
-
-def require_several(classes: Collection[str], column: str) -> None:
-    """Raise InputError if there is nothing to tell apart."""
-    if len(classes) < 2:
-        only = ", ".join(map(repr, classes)) or "nothing"
-        raise InputError(f"{column} is {only} in all training examples; give examples of another class too")
-
-
-def require_known(example: Example, name: str, places: Mapping[str, int]) -> None:
-    """Raise InputError for a class that was not among the training examples."""
-    few = ", ".join(list(places)[:8]) + (", …" if len(places) > 8 else "")
-    require(name in places, example, f"the class {name!r} was not in the training data ({few})")
-
-
-def require_name(example: Example, value: Any, column: str) -> None:
-    """Raise InputError for a class called NaN, NA, None or null, which tables write where nothing is known."""
-    hint = "drop the row, or give the class another name"
-    require(not is_missing(value), example, f"{column} is {value!r}, which stands for a missing value; {hint}")
-
-
-def class_answer(column: str, classes: Sequence[str], probabilities: np.ndarray) -> dict[str, Any]:
-    """The likeliest class, its probability, and the probability of each."""
-    best = int(probabilities.argmax())
-    each = {f"p({name})": float(p) for name, p in zip(classes, probabilities, strict=True)}
-    return {column: classes[best], "probability": float(probabilities[best]), **each}
-
-
-def class_figures(probabilities: np.ndarray, target: np.ndarray) -> Figures:
+def _class_metrics(probabilities: np.ndarray, target: np.ndarray) -> dict[str, float]:
     """Accuracy and F1, the mean over classes and weighted by their sizes, from `(examples, classes)`."""
-    found = probabilities.argmax(axis=1)
-    yield "accuracy", metrics.accuracy(target, found)
-    yield "macro_f1", metrics.class_f1(target, found, "macro")
-    yield "weighted_f1", metrics.class_f1(target, found, "weighted")
+    predicted = probabilities.argmax(axis=1)
+    return {
+        "accuracy": metrics.accuracy(target, predicted),
+        "macro_f1": metrics.class_f1(target, predicted, "macro"),
+        "weighted_f1": metrics.class_f1(target, predicted, "weighted"),
+    }
 
 
-def binary_figures(probabilities: np.ndarray, target: np.ndarray) -> Figures:
-    """What a yes-or-no answer is measured by, at a probability of 0.5."""
-    found = probabilities > 0.5
-    yield from metrics.binary_scores(target, found)._asdict().items()
-    if target.any() and not target.all():
-        yield "roc_auc", metrics.roc_auc(target, probabilities)
+def _binary_metrics(probabilities: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """Metrics of a yes or no, at a probability of 0.5; ROC-AUC if there are both."""
+    values = metrics.binary_scores(target, probabilities > 0.5)._asdict()
+    if 0 < target.sum() < len(target):
+        values["roc_auc"] = metrics.roc_auc(target, probabilities)
+    return values
+
+
+def _regression_metrics(predicted: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    return {
+        "r2": metrics.r2(target, predicted),
+        "spearman": metrics.spearman(target, predicted),
+        "rmse": math.sqrt(metrics.mean_squared_error(target, predicted)),
+        "mae": metrics.mean_absolute_error(target, predicted),
+    }

@@ -7,7 +7,6 @@ import tempfile
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -27,9 +26,9 @@ from rinalmo.model.packing import Layout, pack_padded
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.tasks.base import Columns, Example, Task
 from rinalmo.tasks.examples import json_lines
-from rinalmo.tasks.registry import task_of
-from rinalmo.tasks.regression import filled
-from rinalmo.tasks.secondary_structure import SecondaryStructure, Weight, as_asked
+from rinalmo.tasks.registry import task_of, with_options
+from rinalmo.tasks.secondary_structure import Weight, window_note, windows_of
+from rinalmo.tasks.table import Table
 
 Row = dict[str, Any]
 Note = Callable[[str], Any]
@@ -44,17 +43,15 @@ def predict(sequences: Sequences, model: str | Path | RiNALMo | Engine, *, devic
     """
     engine = as_engine(model, device)
     records = peeked(as_records(sequences))
-    task = task_of(engine.spec)
-    if isinstance(task, SecondaryStructure):
-        as_asked(task, engine.spec, None, None)
+    task = with_options(task_of(engine.spec), engine.spec)
     return [row for rows in predict_records(records, engine, task) for row in rows]
 
 
-def remarked(records: Iterable[Record], remark: Callable[[str, int], str], note: Note) -> Iterator[Record]:
-    """The records; `note` is called with what there is to `remark` of one, by its name and length."""
+def note_windows(records: Iterable[Record], task: Task, note: Note) -> Iterator[Record]:
+    """The records; `note` gets a line about each that is computed in windows."""
     for record in records:
-        if text := remark(record.id, len(record.sequence)):
-            note(text)
+        if task.window and len(record.sequence) > task.window:
+            note(window_note(record.id, len(record.sequence), task.window))
         yield record
 
 
@@ -62,7 +59,7 @@ def predict_records(
     records: Iterable[Record], engine: Engine, task: Task, note: Note = warnings.warn
 ) -> Iterator[list[Row]]:
     """As `predict`, record by record, for streams of any length."""
-    examples = (Example(record.id, record.sequence) for record in remarked(records, task.remark, note))
+    examples = (Example(record.id, record.sequence) for record in note_windows(records, task, note))
     for example, output in outputs(examples, engine, task):
         yield task.rows(engine.head_model, output, example)
 
@@ -93,40 +90,46 @@ def predict_table(path: Path, engine: Engine, task: Task, note: Note = warnings.
 
 
 def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator[tuple[Example, Any]]:
-    """What the task's head says of each example, in the order of the input: a tensor, or what the task joins parts to.
+    """The output of the task's head for each example, in the order of the input; windows are merged.
 
-    An output may be as large as length²: use it and let it go.
+    An output may be as large as length²: do not keep it.
     """
     model = engine.head_model
     waiting: deque[tuple[Example, int]] = deque()
 
     def ids() -> Iterator[np.ndarray]:
         for example in examples:
-            parts = task.parts(example)
+            parts = [task.cropped(example.sequence)]
+            if task.window and len(example.sequence) > task.window:
+                windows = windows_of(len(example.sequence), task.window)
+                parts = [example.sequence[window.start : window.stop] for window in windows]
             waiting.append((example, len(parts)))
             for part in parts:
-                yield encode(Record(part.name, "", task.seen(part.sequence)), model.alphabet)
+                yield encode(Record(example.name, "", part), model.alphabet)
 
     def compute(packed: Tensor, layout: Layout) -> Sequence[Tensor]:
-        if task.filled_to:
-            parts = layout.split(packed)
-            packed, layout = pack_padded(parts, task.filled_to, model.alphabet.pad_id, layout.device)
+        if task.pad_to:
+            packed, layout = pack_padded(layout.split(packed), task.pad_to, model.alphabet.pad_id, layout.device)
         states = engine.hidden_states(packed, layout, [model.config.num_hidden_layers])[0]
         with torch.inference_mode():
-            return task.outputs(model, packed, states, layout)
+            return task.forward(model, packed, states, layout)
 
-    found = engine.map(compute, ids())
-    for first in found:
+    computed = engine.map(compute, ids())
+    for first in computed:
         example, count = waiting.popleft()
-        yield example, task.joined(example, chain([first], islice(found, count - 1)))
+        if count == 1:
+            yield example, first
+        else:
+            yield example, task.merge_windows(example, chain([first], islice(computed, count - 1)))
 
 
 SAMPLES = 1000
+"""Bootstrap samples of an interval."""
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure and an interval around it."""
+class Metric:
+    """The value of a metric and an interval around it."""
 
     value: float
     low: float
@@ -135,33 +138,44 @@ class Figure:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures by name over all `count` examples and by group, and a row for each example.
+    """Metrics of a model on labelled examples.
 
-    `interval` says what the intervals are, `notes` what else has to be known of how examples were computed.
+    Attributes:
+        task: Name of the task.
+        count: Number of examples.
+        threshold: The decision threshold, for a task that has one.
+        metrics: Metrics by name over all examples.
+        groups: The same for each group of examples, if there are several.
+        rows: Metrics of each example, for a task whose metrics are means of these.
+        interval: What the intervals are.
+        notes: How examples were computed, and which were left out.
     """
 
     task: str
     count: int
     threshold: float | None
-    figures: dict[str, Figure]
+    metrics: dict[str, Metric]
     groups: dict[str, Evaluation] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list, repr=False)
     interval: str = "95 % bootstrap intervals"
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def figures(self) -> dict[str, Metric]:
+        """The former name of `metrics`."""
+        return self.metrics
+
     def plain(self) -> dict[str, Any]:
         """As plain values for a JSON file, without the rows; what is no number (NaN) is None."""
-        values = asdict(self)
-        del values["rows"]
-        for group in values["groups"].values():
-            del group["rows"], group["groups"], group["notes"]
-        for part in (values, *values["groups"].values()):
-            part["figures"] = {name: _finite(figure) for name, figure in part["figures"].items()}
-        return values
-
-
-def _finite(figure: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in figure.items()}
+        metrics = {
+            name: {key: value if math.isfinite(value) else None for key, value in asdict(metric).items()}
+            for name, metric in self.metrics.items()
+        }
+        values = {"task": self.task, "count": self.count, "threshold": self.threshold, "figures": metrics}
+        groups = {name: group.plain() for name, group in self.groups.items()}
+        for group in groups.values():
+            del group["groups"], group["notes"]
+        return {**values, "groups": groups, "interval": self.interval, "notes": self.notes}
 
 
 def evaluate(
@@ -176,112 +190,108 @@ def evaluate(
     seed: int = 0,
     device: DeviceLike = None,
 ) -> Evaluation:
-    """A fine-tuned model on labelled examples; `task`, if given, must be the model's.
+    """Evaluate a fine-tuned model on labelled examples.
 
-    `data` is a file, or rows or a data frame with the columns that a table would have.
+    Args:
+        data: A file, or rows or a data frame with the columns that a table would have.
+        model: Name, path or loaded model.
+        columns: Names of the columns, if they are not the usual ones or those of the training data.
+        task: Name of the task, which must be the model's.
+        fill_to: For ribosome load: the length in tokens that shorter sequences are padded to; 0: no padding; None: as
+            the model was trained.
+        window: For secondary structure: longer RNAs are folded in windows of this many nucleotides; None: the model's.
+        thermodynamics: For secondary structure: the weight of ViennaRNA's probabilities beside the model's, from 0 to
+            1; None: the default of `rinalmo fold`.
+        seed: Random seed of the bootstrap.
+        device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; None: where a loaded model is.
 
-    `fill_to` is for ribosome load: tokens that sequences are filled up to, 0 for none, None for what the model says.
-    `window` and `thermodynamics` are for secondary structure: nucleotides of the windows that longer RNAs are folded
-    in, the model's own if None, and the weight of ViennaRNA's probabilities beside the model's, None for the default
-    of `rinalmo fold`.
-    `device` is "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps";
-    None: where a loaded model is.
+    Returns:
+        The metrics with 95 % bootstrap intervals, over all examples and for each group.
 
-    Raises InputError for examples that cannot be used, CheckpointError if the model was fine-tuned for nothing.
+    Raises:
+        InputError: An example cannot be used, or an option is for another task.
+        CheckpointError: The model was not fine-tuned.
+
+    Example:
+        >>> rows = [{"sequence": "GGGGAAACCCC", "structure": "((((...))))"}]
+        >>> evaluation = rinalmo.evaluate(rows, "nano-fold", thermodynamics=0)
+        >>> evaluation.count, evaluation.metrics["f1"].value
+        (1, 1.0)
     """
     engine = as_engine(model, device)
-    own = task_of(engine.spec)
+    own, notes = task_of(engine.spec), list[str]()
     if task is not None and task != own.name:
         raise InputError(f"the model was fine-tuned for {own.name}, not for {task}")
-    notes: list[str] = []
-    own = as_asked(filled(own, fill_to), engine.spec, window, thermodynamics, notes.append)
+    folding: dict[str, Any] = {"window": window, "thermodynamics": thermodynamics}
+    own = with_options(own, engine.spec, fill_to=fill_to, **folding, note=notes.append)
     columns = columns or Columns()
-    # A table's columns are those that the model was trained on, unless others are named.
-    columns = replace(columns, target=columns.target or getattr(own, "targets", ()))
-    with _as_file(data) as (path, name):
-        read = own.read(path, columns)
-        read = [replace(example, where=example.where.replace(str(path), name)) for example in read]
-    examples = own.understood(read)
-    if not examples:
-        raise InputError(f"{name}: holds no examples with a value" if read else f"{name}: holds no examples")
-    found = judged_examples(examples, engine, own, seed)
-    if not found.figures:
-        raise InputError(f"{name}: {', '.join(columns.target)} is empty in all rows; there is nothing to score")
-    if len(examples) < len(read):
-        left_out = f"{len(read) - len(examples):,} of {len(read):,} examples have no value and are left out"
-        found = replace(found, notes=[*found.notes, left_out])
-    return replace(found, notes=[*notes, *found.notes])
-
-
-@contextmanager
-def _as_file(data: str | Path | Iterable[Mapping[str, Any]]) -> Iterator[tuple[Path, str]]:
-    """The file of examples and its name in messages; rows are written for as long as they are read."""
+    if isinstance(own, Table) and not columns.target:
+        columns = replace(columns, target=own.targets)
     if isinstance(data, str | Path):
-        yield Path(data), str(data)
-        return
+        name, given = str(data), own.read(Path(data), columns)
+    else:
+        name, given = "data", _read_data(data, own, columns)
+    examples = own.encode_targets(given)
+    if not examples:
+        raise InputError(f"{name}: holds no examples with a value" if given else f"{name}: holds no examples")
+    evaluation = evaluate_examples(examples, engine, own, seed)
+    if not evaluation.metrics:
+        raise InputError(f"{name}: {', '.join(columns.target)} is empty in all rows; there is nothing to score")
+    notes += evaluation.notes
+    if len(examples) < len(given):
+        notes.append(f"{len(given) - len(examples):,} of {len(given):,} examples have no value and are left out")
+    return replace(evaluation, notes=notes)
+
+
+def _read_data(data: Iterable[Mapping[str, Any]], task: Task, columns: Columns) -> list[Example]:
+    """Examples that are not in a file, read as from one."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.jsonl"
+        path = Path(folder) / "data.jsonl"
         with path.open("wb") as file:
             file.writelines(json_lines(data, "data"))
         try:
-            yield path, "data"
+            examples = task.read(path, columns)
         except InputError as error:
             raise InputError(str(error).replace(str(path), "data")) from None
+    return [replace(example, where=example.where.replace(str(path), "data")) for example in examples]
 
 
-def judged_examples(examples: Sequence[Example], engine: Engine, task: Task, seed: int = 0) -> Evaluation:
-    """As `evaluate`, for examples that are there."""
-    judged = [task.judge(engine.head_model, output, example) for example, output in outputs(examples, engine, task)]
-    threshold = task.threshold(engine.head_model)
-    whole = _evaluation(task, judged, examples, threshold, seed)
-    groups = sorted({example.group for example in examples} - {""})
-    parts: dict[str, Evaluation] = {}
-    for group in groups if len(groups) > 1 else ():
-        places = [place for place, example in enumerate(examples) if example.group == group]
-        chosen = [judged[place] for place in places], [examples[place] for place in places]
-        parts[group] = _evaluation(task, *chosen, threshold, seed)
-    each = task.each(judged, threshold)
-    rows = [
-        {"id": example.name, "group": example.group, "length": len(example.sequence)}
-        | {name: float(values[place]) for name, values in each.items()}
-        for place, example in enumerate(examples)
-    ]
-    remarks = (task.remark(example.name, len(example.sequence)) for example in examples)
-    return replace(whole, groups=parts, rows=rows if each else [], notes=[text for text in remarks if text])
+def evaluate_examples(examples: Sequence[Example], engine: Engine, task: Task, seed: int = 0) -> Evaluation:
+    """As `evaluate`, for examples with encoded targets."""
+    model = engine.head_model
+    scores = [task.score_example(model, output, example) for example, output in outputs(examples, engine, task)]
+    threshold = task.threshold(model)
+    evaluation = _with_intervals(task, scores, examples, threshold, seed)
+    groups: dict[str, Evaluation] = {}
+    names = sorted({example.group for example in examples} - {""})
+    for name in names if len(names) > 1 else ():
+        members = [index for index, example in enumerate(examples) if example.group == name]
+        part = [scores[index] for index in members], [examples[index] for index in members]
+        groups[name] = _with_intervals(task, *part, threshold, seed)
+    each, rows = task.example_metrics(scores, threshold), list[Row]()
+    for index, example in enumerate(examples if each else ()):
+        row = {"id": example.name, "group": example.group, "length": len(example.sequence)}
+        rows.append(row | {name: float(values[index]) for name, values in each.items()})
+    long = [example for example in examples if task.window and len(example.sequence) > task.window]
+    notes = [window_note(example.name, len(example.sequence), task.window or 0) for example in long]
+    return replace(evaluation, groups=groups, rows=rows, notes=notes)
 
 
-def _evaluation(
-    task: Task, judged: Sequence[Any], examples: Sequence[Example], threshold: float | None, seed: int
+def _with_intervals(
+    task: Task, scores: Sequence[Any], examples: Sequence[Example], threshold: float | None, seed: int
 ) -> Evaluation:
-    values = dict(task.figures(judged, examples, threshold))
-    if each := task.each(judged, threshold):
-        intervals = {name: bootstrap_interval(scores, seed, SAMPLES) for name, scores in each.items()}
+    values = task.metrics(scores, examples, threshold)
+    if each := task.example_metrics(scores, threshold):
+        intervals = {name: bootstrap_interval(of, seed, SAMPLES) for name, of in each.items()}
     else:
-        samples = np.random.default_rng(seed).integers(len(examples), size=(SAMPLES, len(examples)))
-        drawn = _resampled(task, judged, examples, threshold, samples, values)
-        intervals = {name: _interval(of) for name, of in drawn.items()}
-    figures = {name: Figure(value, *intervals[name]) for name, value in values.items()}
-    return Evaluation(task.name, len(examples), threshold, figures)
-
-
-def _resampled(
-    task: Task,
-    judged: Sequence[Any],
-    examples: Sequence[Example],
-    threshold: float | None,
-    samples: np.ndarray,
-    values: Mapping[str, float],
-) -> dict[str, np.ndarray]:
-    drawn: dict[str, list[float]] = {name: [] for name in values}
-    for sample in samples.tolist():
-        found = dict(
-            task.figures([judged[place] for place in sample], [examples[place] for place in sample], threshold)
-        )
+        drawn: dict[str, list[float]] = {name: [] for name in values}
+        for sample in np.random.default_rng(seed).integers(len(examples), size=(SAMPLES, len(examples))).tolist():
+            again = task.metrics([scores[i] for i in sample], [examples[i] for i in sample], threshold)
+            for name, of in drawn.items():
+                of.append(again.get(name, np.nan))
+        intervals = {}
         for name, of in drawn.items():
-            of.append(found.get(name, np.nan))
-    return {name: np.array(of) for name, of in drawn.items()}
-
-
-def _interval(drawn: np.ndarray) -> tuple[float, float]:
-    low, high = np.nanpercentile(drawn, [2.5, 97.5]) if np.isfinite(drawn).any() else (np.nan, np.nan)
-    return float(low), float(high)
+            low, high = np.nanpercentile(of, [2.5, 97.5]) if np.isfinite(of).any() else (np.nan, np.nan)
+            intervals[name] = float(low), float(high)
+    metrics = {name: Metric(value, *intervals[name]) for name, value in values.items()}
+    return Evaluation(task.name, len(examples), threshold, metrics)

@@ -1,4 +1,4 @@
-"""Cells as spreadsheets, databases and other programs write them: missing values, numbers, lists.
+"""Examples in tables, and their cells as spreadsheets and other programs write them: numbers, classes, lists.
 
 A number may have a decimal comma, thousands separators (comma, point, space, apostrophe), a Unicode minus, a percent
 sign or a unit. How a column writes its numbers is decided over all of its cells, because one cell does not say:
@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,10 +18,12 @@ from typing import Any, Literal
 from rinalmo.engine.inputs import NAME, SEQUENCE, plain_rows
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.io.fasta import make_record
-from rinalmo.io.tables import is_missing, read_rows, require_column
-from rinalmo.tasks.base import Columns, Example
+from rinalmo.io.tables import TableReader, is_missing, open_table
+from rinalmo.tasks.base import Columns, Example, require
 
 Decimal = Literal["point", "comma"]
+
+_YES, _NO = ("1", "1.0", "true", "yes"), ("0", "0.0", "false", "no")
 
 _MINUS = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d"), "-")
 _SPACE = "[ \u00a0\u2009\u202f'\u2019]"
@@ -41,24 +42,24 @@ class NumberFormat:
 
     Attributes:
         decimal: "point" (1,234.5) or "comma" (1.234,5).
-        unit: What stands behind every number, such as "%".
+        unit: The text behind every number, such as "%".
     """
 
     decimal: Decimal = "point"
     unit: str = ""
 
     def parse(self, value: Any) -> float | None:
-        """The number that a cell holds; None if it holds none."""
+        """The number in a cell; None if there is none."""
         if not isinstance(value, str):
             try:
                 return float(value)
             except (TypeError, ValueError, OverflowError):
                 return None
-        text = _tidied(value)
+        text = _normalized(value)
         if self.unit:
             if not text.endswith(self.unit):
                 return None
-            text = _tidied(text.removesuffix(self.unit))
+            text = _normalized(text.removesuffix(self.unit))
         if self.decimal == "comma":
             if _DECIMAL_COMMA.fullmatch(text):
                 text = text.replace(".", "").replace(",", ".")
@@ -66,12 +67,7 @@ class NumberFormat:
                 text = text.replace(".", "")
         elif _GROUPED_BY_COMMA.fullmatch(text):
             text = text.replace(",", "")
-        return _plain(text)
-
-    def described(self) -> str:
-        """What is unusual about the format, for a message."""
-        parts = [f"in {self.unit}"] if self.unit else []
-        return ", ".join([*parts, *(["with decimal commas"] if self.decimal == "comma" else [])])
+        return _plain_number(text)
 
 
 PLAIN = NumberFormat()
@@ -79,7 +75,7 @@ PLAIN = NumberFormat()
 
 def looks_numeric(value: Any) -> bool:
     """Whether a cell is one number in some format, without a unit."""
-    return any(NumberFormat(decimal).parse(value) is not None for decimal in ("point", "comma"))  # type: ignore[arg-type]
+    return PLAIN.parse(value) is not None or NumberFormat("comma").parse(value) is not None
 
 
 def number_format(
@@ -93,27 +89,30 @@ def number_format(
     """How a column writes its numbers, decided over all of its cells.
 
     Args:
-        cells: The cells that are not missing. Those that are no numbers in any format are passed over.
+        cells: The cells that are not missing. Those that are no numbers in any format are ignored.
         column: Name of the column, for messages.
-        decimal: The decimal sign, where the user names it.
-        usual: The format for cells that fit two of them, as known from the training data; None: unknown.
-        hint: What to do about a column that fits two formats.
+        decimal: The decimal sign, if the user names it.
+        usual: The format of the training data, for cells that fit two formats.
+        hint: Advice for a column that fits two formats.
 
     Raises:
-        InputError: The cells are plausible with a decimal comma and with a decimal point.
+        InputError: The cells fit both a decimal comma and a decimal point.
     """
-    texts = [_tidied(cell) for cell in cells if isinstance(cell, str)]
-    unit = _common_unit(texts)
+    texts = [_normalized(cell) for cell in cells if isinstance(cell, str)]
+    matches = [_WITH_UNIT.fullmatch(text) for text in texts if _plain_number(text) is None]
+    units = [match[2] for match in matches if match]
+    # A unit that at least half of the cells have, and none another.
+    unit = units[0] if len(set(units)) == 1 and 2 * len(units) >= len(texts) else ""
     if unit:
-        texts = [_tidied(text.removesuffix(unit)) for text in texts if text.endswith(unit)]
+        texts = [_normalized(text.removesuffix(unit)) for text in texts if text.endswith(unit)]
     if decimal is not None:
         return NumberFormat(decimal, unit)
     with_comma = [text for text in texts if _GROUPED_BY_COMMA.fullmatch(text) or _DECIMAL_COMMA.fullmatch(text)]
     without = [text for text in texts if "," not in text]
-    by_point = [text for text in without if _plain(text) is not None or _GROUPED_BY_POINT.fullmatch(text)]
+    by_point = [text for text in without if _plain_number(text) is not None or _GROUPED_BY_POINT.fullmatch(text)]
     if not with_comma:
         # 1.234.567 is no number with a decimal point, so that 1.234 beside it has a thousands separator too.
-        groups = any(_plain(text) is None for text in by_point)
+        groups = any(_plain_number(text) is None for text in by_point)
         grouped = groups and all(_GROUPED_BY_POINT.fullmatch(text) or text.lstrip("+-").isdigit() for text in by_point)
         return NumberFormat("comma" if grouped else "point", unit)
     comma = [text for text in with_comma if not _GROUPED_BY_COMMA.fullmatch(text)]
@@ -135,14 +134,7 @@ def number_format(
     raise InputError(f"{column}: {text!r} may be {readings[0]} or {readings[1]}, and no other row says which{hint}")
 
 
-def _common_unit(texts: Sequence[str]) -> str:
-    """The unit that most of the cells have behind a number; none where cells have different ones."""
-    matches = [_WITH_UNIT.fullmatch(text) for text in texts if _plain(text) is None]
-    units = Counter(match[2] for match in matches if match)
-    return next(iter(units)) if len(units) == 1 and 2 * units.total() >= len(texts) else ""
-
-
-def _tidied(text: str) -> str:
+def _normalized(text: str) -> str:
     """The text with ASCII minus signs, without spaces around it and between groups of digits."""
     text = text.strip()
     if not text.isascii():
@@ -152,7 +144,7 @@ def _tidied(text: str) -> str:
     return text
 
 
-def _plain(text: str) -> float | None:
+def _plain_number(text: str) -> float | None:
     if "_" in text:  # Python reads 1_2 as 12; in a table it is a name
         return None
     try:
@@ -161,100 +153,8 @@ def _plain(text: str) -> float | None:
         return None
 
 
-# Lists
-
-
-def is_written_list(value: Any) -> bool:
-    """Whether a cell is a list, or a text in brackets."""
-    if isinstance(value, str):
-        return value.strip().startswith("[") and value.strip().endswith("]")
-    return isinstance(value, list | tuple)
-
-
-def split_list(value: Any) -> list[Any]:
-    """The items of a list, or of a text that stands for one.
-
-    Items in brackets may be JSON, or as Python and numpy print them. Others are separated by `;`, else by `,`, else by
-    spaces.
-
-    Raises:
-        ValueError: It is no list of single values.
-    """
-    if isinstance(value, list | tuple):
-        return list(value)
-    text = str(value).strip()
-    if text.startswith("["):
-        try:
-            return list(json.loads(text))
-        except ValueError:
-            if not text.endswith("]") or "[" in text[1:]:
-                raise ValueError("is no list") from None
-        text = text[1:-1]
-        return [item.strip("'\"") for item in _split(text)] if text.strip() else []
-    return _split(text)
-
-
-def fits_length(items: Sequence[Any], length: int) -> list[Any]:
-    """The items without the empty one that a separator at the end makes."""
-    return list(items[:-1]) if len(items) == length + 1 and items[-1] == "" else list(items)
-
-
-def has_separators(value: Any) -> bool:
-    """Whether a text has separators of a list: commas, semicolons, or spaces between numbers."""
-    if not isinstance(value, str):
-        return False
-    if re.search("[,;]", value):
-        return True
-    items = value.split()
-    return len(items) > 1 and all(is_missing(item) or _plain(item) is not None for item in items)
-
-
-def _split(text: str) -> list[str]:
-    separator = next((sign for sign in ";," if sign in text), None)
-    return [item.strip() for item in text.split(separator)]
-
-
 LARGEST = 1e30
-"""The largest number to learn: squares of larger ones do not fit into fp32."""
-
-GROUP = ("family", "group", "type", "set")
-
-
-def read_table(path: Path, columns: Columns, target: Sequence[str]) -> list[Example]:
-    """The examples of a table; the target of each is its cells of the target columns, by name.
-
-    `target` are the usual names of the target column, for a table whose `columns` do not name it.
-    """
-    rows = read_rows(path)
-    first = next(rows, None)
-    if first is None:
-        raise InputError(f"{path}: holds no rows")
-    header = list(first[1])
-    sequence = _column(path, header, columns.sequence, SEQUENCE, "sequence")
-    wanted = list(columns.target) or [_column(path, header, None, target, "target")]
-    for column in wanted:
-        _column(path, header, column, (), "target")
-    name = _optional(path, header, columns.name, NAME)
-    group = _optional(path, header, columns.group, tuple(g for g in GROUP if g not in wanted))
-
-    def example(number: int, where: str, row: dict[str, Any]) -> Example:
-        cells = {column: row[column] for column in wanted}
-        label = str(row[name]) if name and not is_missing(row[name]) else str(number)
-        text = _sequence(row[sequence], label, where)
-        return Example(label, text, cells, str(row[group]) if group and not is_missing(row[group]) else "", where)
-
-    examples = [example(1, *first)]
-    examples.extend(example(number, *row) for number, row in enumerate(rows, start=2))
-    return examples
-
-
-def read_single(path: Path, columns: Columns, target: Sequence[str], task: str) -> list[Example]:
-    """As `read_table`, for a task with one target, which then is the bare cell."""
-    if len(columns.target) > 1:
-        raise InputError(
-            f"{path}: {task} predicts one column, not {len(columns.target)}; the task `table` takes several"
-        )
-    return [replace(e, target=next(iter(e.target.values()))) for e in read_table(path, columns, target)]
+"""The largest number that can be learned: squares of larger ones do not fit into fp32."""
 
 
 def number(value: Any, where: str, column: str, written: NumberFormat = PLAIN, *, missing: bool = False) -> float:
@@ -265,82 +165,173 @@ def number(value: Any, where: str, column: str, written: NumberFormat = PLAIN, *
         where: File and line, for messages.
         column: Name of the column, for messages.
         written: How the column writes its numbers.
-        missing: Whether a cell may hold none; such a cell gives NaN.
+        missing: Whether a cell may be empty; such a cell gives NaN.
 
     Raises:
         InputError: The cell holds no finite number, or one that is too large to learn.
     """
     if missing and is_missing(value):
         return math.nan
-    found = written.parse(value)
+    parsed = written.parse(value)
     hint = "leave the cell empty if it was not measured" if missing else "drop the row if it was not measured"
-    if found is None or not math.isfinite(found):
+    if parsed is None or not math.isfinite(parsed):
         unit = f" with {written.unit!r}, as others have it" if written.unit else ""
         raise InputError(f"{where}: {column} is {value!r}, not a number{unit}; {hint}")
-    if abs(found) > LARGEST:
+    if abs(parsed) > LARGEST:
         raise InputError(f"{where}: {column} is {value!r}, too large to learn; give it in a larger unit, or {hint}")
-    return found
+    return parsed
 
 
-def _sequence(value: Any, name: str, where: str) -> str:
-    try:
-        return make_record("" if is_missing(value) else str(value), name or "?").sequence
-    except SequenceError as error:
-        raise InputError(f"{where}: {error}") from None
+# Classes
 
 
-def _column(path: Path, header: list[str], given: str | None, usual: Sequence[str], what: str) -> str:
+def class_name(value: Any) -> str:
+    """The class that a cell names, without spaces around it. 2.0, as columns with missing integers are saved, is 2."""
+    return re.sub(r"^([+-]?\d+)\.0+$", r"\1", str("" if value is None else value).strip())
+
+
+def parse_bool(example: Example, value: Any) -> bool:
+    """A yes or no, however it is written; raises InputError for anything else."""
+    text = str(value).strip().lower()
+    require(text in (*_YES, *_NO), example, f"the label is {value!r}; it must be 0 or 1")
+    return text in _YES
+
+
+def require_several(classes: Collection[str], column: str) -> None:
+    """Raise InputError for fewer than two classes."""
+    if len(classes) < 2:
+        only = ", ".join(map(repr, classes)) or "nothing"
+        raise InputError(f"{column} is {only} in all training examples; give examples of another class too")
+
+
+# Lists
+
+
+def is_list(value: Any) -> bool:
+    """Whether a cell is a list, or a text in brackets."""
+    if isinstance(value, str):
+        return value.strip().startswith("[") and value.strip().endswith("]")
+    return isinstance(value, list | tuple)
+
+
+def has_separators(value: Any) -> bool:
+    """Whether a text has separators of a list: commas, semicolons, or spaces between numbers."""
+    if not isinstance(value, str):
+        return False
+    if re.search("[,;]", value):
+        return True
+    items = value.split()
+    return len(items) > 1 and all(is_missing(item) or _plain_number(item) is not None for item in items)
+
+
+def list_items(value: Any, length: int) -> list[Any]:
+    """The items of a list, or of a text that holds one, for a sequence of this length.
+
+    Items in brackets may be JSON, or as Python and numpy print them. Others are separated by `;`, else by `,`, else by
+    spaces. One empty item too many, from a separator at the end, is dropped.
+
+    Raises:
+        ValueError: It is no list of single values.
+    """
+    if isinstance(value, list | tuple):
+        items = list(value)
+    elif not (text := str(value).strip()).startswith("["):
+        items = _split(text)
+    else:
+        try:
+            items = list(json.loads(text))
+        except ValueError:
+            if not text.endswith("]") or "[" in text[1:]:
+                raise ValueError("is no list") from None
+            items = [item.strip("'\"") for item in _split(text[1:-1])]
+    return items[:-1] if len(items) == length + 1 and items[-1] == "" else items
+
+
+def _split(text: str) -> list[str]:
+    separator = next((sign for sign in ";," if sign in text), None)
+    return [item.strip() for item in text.split(separator)]
+
+
+# Tables of examples
+
+GROUP = ("family", "group", "type", "set")
+
+
+def read_table(path: Path, columns: Columns, target: Sequence[str]) -> list[Example]:
+    """The examples of a table; the target of each is its cells of the target columns, by name.
+
+    `target` are the usual names of the target column, for a table whose `columns` do not name it.
+    """
+    table = open_table(path)
+    sequence = _find_column(table, columns.sequence, SEQUENCE, "sequence")
+    targets = list(columns.target) or [_find_column(table, None, target, "target")]
+    table.require(*targets)
+    name = _find_column(table, columns.name, NAME)
+    group = _find_column(table, columns.group, [name for name in GROUP if name not in targets])
+    examples = []
+    for index, (line, row) in enumerate(table.rows, start=1):
+        label = str(row[name]) if name and not is_missing(row[name]) else str(index)
+        try:
+            text = make_record("" if is_missing(row[sequence]) else str(row[sequence]), label or "?").sequence
+        except SequenceError as error:
+            raise InputError(f"{table.place(line)}: {error}") from None
+        family = str(row[group]) if group and not is_missing(row[group]) else ""
+        cells = {column: row[column] for column in targets}
+        examples.append(Example(label, text, cells, family, table.place(line)))
+    if not examples:
+        raise InputError(f"{path}: holds no rows")
+    return examples
+
+
+def read_single_target(path: Path, columns: Columns, target: Sequence[str], task: str) -> list[Example]:
+    """As `read_table`, for a task with one target, which then is the bare cell."""
+    if len(columns.target) > 1:
+        raise InputError(
+            f"{path}: {task} predicts one column, not {len(columns.target)}; the task `table` takes several"
+        )
+    return [replace(e, target=next(iter(e.target.values()))) for e in read_table(path, columns, target)]
+
+
+def _find_column(table: TableReader, given: str | None, usual: Sequence[str], required: str = "") -> str:
+    """The column of this name, or of one of the usual names in any case; "" if there is none and none is required."""
     if given is not None:
-        require_column(path, header, given)
+        table.require(given)
         return given
-    lower = {column.lower(): column for column in reversed(header)}
+    lower = {column.lower(): column for column in reversed(table.columns)}
     for name in usual:
         if name in lower:
             return lower[name]
-    there = ", ".join(map(repr, header))
-    raise InputError(f"{path}: which column holds the {what}? There are {there}; say --set data.columns.{what}=NAME")
-
-
-def _optional(path: Path, header: list[str], given: str | None, usual: Sequence[str]) -> str | None:
-    lower = {column.lower(): column for column in reversed(header)}
-    if given is not None:
-        return _column(path, header, given, (), "")
-    return next((lower[name] for name in usual if name in lower), None)
+    if not required:
+        return ""
+    names = ", ".join(map(repr, table.columns))
+    hint = f"say --set data.columns.{required}=NAME"
+    raise InputError(f"{table.name}: which column holds the {required}? There are {names}; {hint}")
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[bytes]:
-    """Rows as JSON lines, class labels by their names.
+    """Rows as JSON lines. Class labels of a `datasets.Dataset` are written by their names.
 
     Args:
         rows: Mappings of columns, or a data frame.
-        name: What they are examples of, for messages.
+        name: Name of the examples, for messages.
 
     Raises:
         InputError: One of them is no mapping.
     """
-    labels = _label_names(rows)
+    features = getattr(rows, "features", None) or {}
+    labels = {column: names for column, feature in features.items() if (names := getattr(feature, "names", None))}
     for number, row in enumerate(plain_rows(rows), start=1):
         if not isinstance(row, Mapping):
             raise InputError(f"{name} example {number} is a {type(row).__name__}; expected a mapping of columns")
-        cells = {column: _named(value, labels.get(column)) for column, value in row.items()}
-        yield json.dumps(cells, default=_as_json).encode() + b"\n"
+        cells = dict(row)
+        for column, names in labels.items():
+            if isinstance(cells.get(column), int):
+                cells[column] = names[cells[column]] if cells[column] >= 0 else None  # -1: no label
+        yield json.dumps(cells, default=_to_json).encode() + b"\n"
 
 
-def _label_names(rows: Iterable[Mapping[str, Any]]) -> dict[str, Sequence[str]]:
-    """Names of class labels by column, of a `datasets.Dataset` that has such columns."""
-    features = getattr(rows, "features", None) or {}
-    return {column: names for column, feature in features.items() if (names := getattr(feature, "names", None))}
-
-
-def _named(value: Any, names: Sequence[str] | None) -> Any:
-    """The name of a class label; -1 stands for none."""
-    if names is None or not isinstance(value, int):
-        return value
-    return names[value] if value >= 0 else None
-
-
-def _as_json(value: Any) -> Any:
-    """Numbers and arrays of numpy and torch as plain ones; other things as text: no task learns from them."""
+def _to_json(value: Any) -> Any:
+    """Numbers and arrays of numpy and torch as plain ones; everything else as text: no task learns from it."""
     if is_missing(value):
         return None
     return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -1,31 +1,31 @@
-"""The tasks by name, and which one a model was trained for."""
+"""The tasks by name, and the task of a model."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 from rinalmo.errors import CheckpointError, InputError
 from rinalmo.model.rinalmo import ModelSpec
 from rinalmo.tasks.base import Crop, Task
 from rinalmo.tasks.classification import NcrnaFamily, SpliceSite
-from rinalmo.tasks.regression import PUBLISHED_FILLING, ExpressionLevel, RibosomeLoad, TranslationEfficiency
-from rinalmo.tasks.secondary_structure import SecondaryStructure
+from rinalmo.tasks.regression import PUBLISHED_PADDING, ExpressionLevel, RibosomeLoad, TranslationEfficiency
+from rinalmo.tasks.secondary_structure import SecondaryStructure, Weight, resolve_thermodynamics
 from rinalmo.tasks.table import Table
 
-TASKS: dict[str, type[Task]] = {
-    task.name: task
-    for task in (
-        SecondaryStructure,
-        RibosomeLoad,
-        TranslationEfficiency,
-        ExpressionLevel,
-        SpliceSite,
-        NcrnaFamily,
-        Table,
-    )
-}
+_CLASSES: list[type[Task]] = [
+    SecondaryStructure,
+    RibosomeLoad,
+    TranslationEfficiency,
+    ExpressionLevel,
+    SpliceSite,
+    NcrnaFamily,
+    Table,
+]
+TASKS: dict[str, type[Task]] = {task.name: task for task in _CLASSES}
 
 
 def task_class(name: str) -> type[Task]:
@@ -37,40 +37,67 @@ def task_class(name: str) -> type[Task]:
 
 
 def task_of(spec: ModelSpec) -> Task:
-    """The task that a model was trained for: as its config says, or as the heads of a published file tell.
+    """The task that a model was trained for, from its config or, for a published file, from its heads.
 
-    A model trained here says its task, so one with heads and without a task is the authors', in whatever layout.
+    Models trained here name their task, so one with heads and without a task is the authors', in whatever layout.
     Raises CheckpointError if it was trained for none.
     """
     if spec.task is not None:
-        return _remembered(spec.task)
+        try:
+            settings = dict(spec.task)
+            crop, at = settings.pop("crop", None), settings.pop("crop_at", "middle")
+            task = task_class(str(settings.pop("name")))(**settings)
+            task.crop = None if crop is None else Crop(int(crop), str(at))
+            return task
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"config: the task {dict(spec.task)!r} cannot be understood ({error})") from None
     heads = spec.heads
     if "structure_head" in heads:
         return SecondaryStructure()
     if "partner_head" in heads:
         return SecondaryStructure("partners")
     if "ribosome_load_head" in heads:
-        return RibosomeLoad(PUBLISHED_FILLING)
+        return RibosomeLoad(PUBLISHED_PADDING)
     if "splice_site_head" in heads:
         return SpliceSite()
     if "ncrna_family_head" in heads:
         count = heads["ncrna_family_head"]["num_labels"]
-        return NcrnaFamily([str(place) for place in range(count)])  # the published file has no names
+        return NcrnaFamily([str(index) for index in range(count)])  # the published file has no names
     raise CheckpointError("this model has no task; train one with `rinalmo finetune`, or name one that was")
 
 
-def settings_of(task: Task) -> dict[str, Any]:
-    """What a model's config says of its task, from which `task_of` makes it again."""
-    crop = {"crop": task.crop.length, "crop_at": task.crop.at} if task.crop else {}
-    return {"name": task.name, **task.settings(), **crop}
+def with_options(
+    task: Task,
+    spec: ModelSpec,
+    *,
+    fill_to: int | None = None,
+    window: int | None = None,
+    thermodynamics: Weight | None = None,
+    note: Callable[[str], Any] = warnings.warn,
+) -> Task:
+    """The task with a user's options; None: the model's defaults.
 
+    Args:
+        task: The task of the model.
+        spec: The model's.
+        fill_to: For ribosome load: the length in tokens that shorter sequences are padded to; 0: no padding.
+        window: For secondary structure: longer RNAs are folded in windows of this length.
+        thermodynamics: For secondary structure: see `resolve_thermodynamics`.
+        note: See `resolve_thermodynamics`.
 
-def _remembered(settings: Mapping[str, Any]) -> Task:
-    try:
-        values = dict(settings)
-        crop, at = values.pop("crop", None), values.pop("crop_at", "middle")
-        task = task_class(str(values.pop("name"))).remembered(values)
-        task.crop = None if crop is None else Crop(int(crop), str(at))
-        return task
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"config: the task {dict(settings)!r} cannot be understood ({error})") from None
+    Raises:
+        InputError: The option is for another task, the window is too small, or the weight out of range.
+        MissingExtraError: A weight above 0 was given and ViennaRNA is not installed.
+    """
+    if fill_to is not None:
+        if not isinstance(task, RibosomeLoad):
+            raise InputError(f"sequences are filled up for ribosome-load only, and the model is for {task.name}")
+        task = copy(task)
+        task.pad_to = fill_to
+    if isinstance(task, SecondaryStructure):
+        weight = resolve_thermodynamics(spec, thermodynamics, note)
+        return task.with_options(window=window, thermodynamics=weight)
+    if window is not None or thermodynamics is not None:
+        option, name = ("--window", "windows") if window is not None else ("--thermodynamics", "thermodynamics")
+        raise InputError(f"only secondary-structure has {name}, not {task.name}; leave {option} out")
+    return task

@@ -24,9 +24,9 @@ from rinalmo.io.files import destination, file_sha256, is_temporary, replacing, 
 from rinalmo.model.packing import Layout, pack
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
 from rinalmo.tasks.base import Columns, Crop, Example, Task
-from rinalmo.tasks.evaluate import Evaluation, Figure, judged_examples
+from rinalmo.tasks.evaluate import Evaluation, Metric, evaluate_examples
 from rinalmo.tasks.examples import json_lines
-from rinalmo.tasks.registry import settings_of, task_class, task_of
+from rinalmo.tasks.registry import task_class, task_of
 from rinalmo.training.distributed import Ranks, joined
 from rinalmo.training.model_card import write_card
 from rinalmo.training.recipes import BackboneRecipe, ExamplesRecipe, FinetuneRecipe, recipe_for
@@ -161,10 +161,10 @@ def build(recipe: FinetuneRecipe, task: Task, examples: Sequence[Example]) -> tu
     names = ("attention_dropout", "hidden_dropout")
     dropouts = {name: value for name in names if (value := getattr(recipe.backbone, name)) is not None}
     heads: dict[str, Any] = {"lm_head": {}} if "lm_head" in given.spec.heads else {}
-    spec = ModelSpec(replace(given.config, **dropouts), given.alphabet, heads | task.heads(), task=settings_of(task))
+    spec = ModelSpec(replace(given.config, **dropouts), given.alphabet, heads | task.heads(), task=task.config())
     model = create(spec, recipe.train.seed)
     goes_on = _was_trained_for(given.spec, task)
-    task.prepare(model, examples)
+    task.init_head(model, examples)
     own = {name: tensor for name, tensor in given.state_dict().items() if goes_on or not _is_new(name, task)}
     known = model.state_dict().keys()
     model.load_state_dict({name: tensor for name, tensor in own.items() if name in known}, strict=False)
@@ -177,7 +177,7 @@ def _was_trained_for(spec: ModelSpec, task: Task) -> bool:
         before = task_of(spec)
     except CheckpointError:
         return False
-    return (before.name, before.settings()) == (task.name, task.settings())
+    return (before.name, before.settings) == (task.name, task.settings)
 
 
 def _is_new(name: str, task: Task) -> bool:
@@ -300,7 +300,7 @@ class Predictor(nn.Module):
         """What the head says, one tensor per sequence."""
         if states is None:
             states = self.model.encoder(ids, layout).last_hidden_state
-        return list(self.task.outputs(self.model, ids, states, layout))
+        return list(self.task.forward(self.model, ids, states, layout))
 
     def train(self, mode: bool = True) -> Predictor:
         super().train(mode)
@@ -388,7 +388,7 @@ class SupervisedTask:
         return batch.layout.lengths if batch.counts else ()
 
     def targets(self, batch: MicroBatch) -> int:
-        return self.task.count(batch.examples) if batch.counts else 0
+        return sum(example.num_targets for example in batch.examples) if batch.counts else 0
 
     def loss(self, module: nn.Module, batch: MicroBatch) -> Tensor:
         outputs = module(batch.ids, batch.layout, batch.states)
@@ -403,11 +403,11 @@ class SupervisedTask:
         together = {place: found for part in ranks.share(mine) for place, found in part.items()}
         losses, terms, judged = zip(*(together[place] for place in range(count)), strict=True)
         yield "validation/loss", sum(losses) / max(1, sum(terms))
-        threshold = self.task.tuned(judged)
+        threshold = self.task.tune_threshold(judged)
         if threshold is not None:
             yield "validation/threshold", threshold
             self._keep_threshold(threshold)
-        for name, value in self.task.figures(judged, self.validation.examples, threshold):
+        for name, value in self.task.metrics(judged, self.validation.examples, threshold).items():
             yield f"validation/{name}", value
 
     def _judged(self, module: nn.Module, chosen: Sequence[int]) -> dict[int, tuple[float, int, Any]]:
@@ -417,13 +417,13 @@ class SupervisedTask:
             outputs = module(batch.ids, batch.layout, batch.states)
             for place, example, output in zip(batch.places, batch.examples, outputs, strict=True):
                 loss = float(self.task.loss(self.model, [output], [example]))
-                judged = self.task.judge(self.model, output, example)
-                found[place] = (loss, self.task.count([example]), judged)
+                judged = self.task.score_example(self.model, output, example)
+                found[place] = (loss, example.num_targets, judged)
         return found
 
     def goodness(self, values: Mapping[str, float]) -> float:
         # Some figures need what the validation examples may not have, such as both classes.
-        return values.get(f"validation/{self.task.score}", -values["validation/loss"])
+        return values.get(f"validation/{self.task.selection_metric}", -values["validation/loss"])
 
     def _keep_threshold(self, threshold: float | None) -> None:
         self.model.spec = replace(self.model.spec, threshold=threshold)
@@ -478,7 +478,7 @@ def _finetune(recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, resume: b
             folder,
             ranks,
             listener,
-            notes=[*changed, *filter(None, task.described().split("\n")), *notes, *fresh],
+            notes=[*changed, *task.notes, *notes, *fresh],
             best=bool(validation) and recipe.checkpoint.keep_best,
             export=partial(merged, model) if recipe.backbone.mode == "lora" else None,
             utilisation=recipe.backbone.mode != "frozen",
@@ -496,11 +496,11 @@ def learned(recipe: FinetuneRecipe, sets: Sets) -> tuple[Task, Sets]:
     if foreign := sorted(options.keys() - set(kind.options)):
         own = f"its options are {', '.join(kind.options)}" if kind.options else "it has no options"
         raise InputError(f"options.{foreign[0]} is not for {kind.name}; {own}")
-    task = kind.learned(sets.train, options)
+    task = kind.from_examples(sets.train, options)
     task.crop = crop_of(recipe.data)
     if task.crop and task.per == "nucleotide":
         raise InputError("data.crop is for tasks with one answer a sequence; leave long ones out by data.max_length")
-    return task, Sets(*(task.understood(examples) for examples in sets))
+    return task, Sets(*(task.encode_targets(examples) for examples in sets))
 
 
 def _left_out(read: Sets, kept: Sets) -> list[str]:
@@ -514,7 +514,7 @@ def _left_out(read: Sets, kept: Sets) -> list[str]:
 
 
 def _encoded(examples: Sequence[Example], model: RiNALMo, task: Task) -> Examples:
-    return Examples(examples, [model.alphabet.encode(task.seen(e.sequence), strict=True) for e in examples])
+    return Examples(examples, [model.alphabet.encode(task.cropped(e.sequence), strict=True) for e in examples])
 
 
 def _with_states(
@@ -592,16 +592,16 @@ def _tested(recipe: FinetuneRecipe, folder: Path, device: DeviceLike) -> Evaluat
         engine = Engine(folder / "model", recipe.train.precision, **with_device)
         task = task_of(engine.spec)
         sets, _ = read_sets(recipe.data, type(task), recipe.train.seed)
-        evaluation = _written(judged_examples(task.understood(sets.test), engine, task), folder)
+        evaluation = _written(evaluate_examples(task.encode_targets(sets.test), engine, task), folder)
     write_card(folder, overwrite=True)
     return evaluation
 
 
 def _mean(found: list[Evaluation]) -> Evaluation:
     """The mean of each figure over folds, from the least to the greatest."""
-    names = [name for name in found[0].figures if all(name in one.figures for one in found)]
-    values = {name: [one.figures[name].value for one in found] for name in names}
-    figures = {name: Figure(sum(of) / len(of), min(of), max(of)) for name, of in values.items()}
+    names = [name for name in found[0].metrics if all(name in one.metrics for one in found)]
+    values = {name: [one.metrics[name].value for one in found] for name in names}
+    figures = {name: Metric(sum(of) / len(of), min(of), max(of)) for name, of in values.items()}
     count = sum(one.count for one in found)
     return Evaluation(found[0].task, count, None, figures, interval=f"mean, least and greatest of {len(found)} folds")
 
