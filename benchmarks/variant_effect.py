@@ -27,7 +27,7 @@ from rinalmo.engine.engine import Engine
 from rinalmo.inference.fill_mask import Nucleotides
 from rinalmo.inference.variants import Method, Variant, compare, score_variants
 from rinalmo.io.tables import open_table
-from rinalmo.metrics import spearman
+from rinalmo.metrics import regression_scores
 
 MEASUREMENTS = ("fitness", "activity")
 MARGINALS: tuple[Method, ...] = ("masked-marginals", "wild-type-marginals")
@@ -71,7 +71,7 @@ def table(scan: Scan, found: dict[str, np.ndarray]) -> None:
     mutations = np.array([len(variant.changes) for variant in scan.variants])
     groups = [(str(number), mutations == number) for number in sorted(set(mutations.tolist()) - {0})]
     for name, group in [*groups, ("all", mutations > 0)] if len(groups) > 1 else groups:
-        values = [spearman(scan.measured[group], score[group]) for score in found.values()]
+        values = [regression_scores(scan.measured[group], score[group]).spearman for score in found.values()]
         cells = ["–" if np.isnan(value) else f"{value:.3f}" for value in values]
         print(f"| {scan.name} | {name} | {group.sum():,} | {' | '.join(cells)} |", flush=True)
 

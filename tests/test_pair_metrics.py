@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rinalmo.metrics import canonical_nested_scores, pair_matthews, pair_scores
+from rinalmo.metrics import canonical_nested_scores, pair_scores
 from rinalmo.rna.formats import read_rows, read_structures
 from rinalmo.rna.structure import Structure
 
@@ -85,14 +85,6 @@ def test_structures_without_pairs_score_nothing():
     assert pair_scores([], []) == (0.0, 0.0, 0.0)
     assert pair_scores([(1, 9)], []) == (0.0, 0.0, 0.0)
     assert pair_scores([], [(1, 9)], tolerance=1) == (0.0, 0.0, 0.0)
-
-
-def test_matthews_over_all_pairs():
-    truth, found = [(0, 9), (1, 8), (2, 7)], [(0, 9), (1, 8), (3, 6)]
-    tp, fp, fn, tn = 2, 1, 1, 45 - 4
-    assert pair_matthews(truth, found, 10) == pytest.approx((tp * tn - fp * fn) / ((tp + fp) * (tn + fn)))
-    assert pair_matthews(truth, truth, 10) == 1.0
-    assert pair_matthews([], truth, 10) == pair_matthews(truth, [], 10) == 0.0
 
 
 def test_canonical_nested_leaves_out_knots_and_odd_pairs():

@@ -98,7 +98,8 @@ class LabelTask(Task):
         predicted, target = stack(scores), stack([example.target for example in examples])
         known = _is_known(target)
         if self.kind == "multiclass":
-            return _class_metrics(predicted[known], target[known].astype(int)) if known.any() else {}
+            classes = predicted[known].argmax(axis=1)
+            return metrics.class_scores(target[known], classes)._asdict() if known.any() else {}
         of_column = _regression_metrics if self.kind == "regression" else _binary_metrics
         columns: dict[str, dict[str, float]] = {}
         for index, name in enumerate(self.targets):
@@ -216,16 +217,6 @@ def _is_known(target: np.ndarray) -> np.ndarray:
     return ~np.isnan(target) if target.dtype.kind == "f" else target != IGNORE
 
 
-def _class_metrics(probabilities: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """Accuracy and F1, the mean over classes and weighted by their sizes, from `(examples, classes)`."""
-    predicted = probabilities.argmax(axis=1)
-    return {
-        "accuracy": metrics.accuracy(target, predicted),
-        "macro_f1": metrics.class_f1(target, predicted, "macro"),
-        "weighted_f1": metrics.class_f1(target, predicted, "weighted"),
-    }
-
-
 def _binary_metrics(probabilities: np.ndarray, target: np.ndarray) -> dict[str, float]:
     """Metrics of a yes or no, at a probability of 0.5; ROC-AUC if there are both."""
     values = metrics.binary_scores(target, probabilities > 0.5)._asdict()
@@ -235,9 +226,5 @@ def _binary_metrics(probabilities: np.ndarray, target: np.ndarray) -> dict[str, 
 
 
 def _regression_metrics(predicted: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    return {
-        "r2": metrics.r2(target, predicted),
-        "spearman": metrics.spearman(target, predicted),
-        "rmse": math.sqrt(metrics.mean_squared_error(target, predicted)),
-        "mae": metrics.mean_absolute_error(target, predicted),
-    }
+    scores = metrics.regression_scores(target, predicted)
+    return {"r2": scores.r2, "spearman": scores.spearman, "rmse": math.sqrt(scores.mse), "mae": scores.mae}

@@ -69,13 +69,7 @@ class Regression(Task):
         return max(float(output.float() * head.target_std + head.target_mean), self.minimum)
 
     def metrics(self, scores: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> dict[str, float]:
-        target = [example.target for example in examples]
-        return {
-            "r2": metrics.r2(target, scores),
-            "spearman": metrics.spearman(target, scores),
-            "mse": metrics.mean_squared_error(target, scores),
-            "mae": metrics.mean_absolute_error(target, scores),
-        }
+        return metrics.regression_scores([example.target for example in examples], scores)._asdict()
 
     def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
         return [{"id": example.name, "prediction": self.score_example(model, output, example)}]
