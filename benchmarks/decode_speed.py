@@ -1,4 +1,4 @@
-"""Time `rinalmo.rna.decoding.decode_greedy` beside the authors' `prob_mat_to_sec_struct`: probabilities to pairs.
+"""Time `rinalmo.rna.decoding.decode` beside the authors' `prob_mat_to_sec_struct`: probabilities to pairs.
 
     python benchmarks/decode_speed.py --official path/to/RiNALMo
 
@@ -47,10 +47,10 @@ def _matrix(draw: Any, length: int, share: float) -> tuple[Any, str]:
 
 
 def rinalmo(length: int, kind: str) -> Run:
-    from rinalmo.rna.decoding import decode_greedy
+    from rinalmo.rna.decoding import decode
 
     given = matrices(length, kind)
-    return lambda: [decode_greedy(probabilities, sequence, THRESHOLD) for probabilities, sequence in given]
+    return lambda: [decode(probabilities, sequence, threshold=THRESHOLD) for probabilities, sequence in given]
 
 
 def official(length: int, kind: str, checkout: str) -> Run:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rinalmo.errors import InputError, MissingExtraError
-from rinalmo.rna.decoding import METHODS, THRESHOLDS, decode, decode_greedy, expected_f1
+from rinalmo.rna.decoding import METHODS, THRESHOLDS, decode, expected_f1
 from rinalmo.rna.structure import CANONICAL_PAIRS, PairList, Structure, can_pair, canonical_mask, heaviest_nested
 
 
@@ -26,7 +26,7 @@ def test_official_decoding(golden, n):
     probabilities, sequence = expected[f"fold_probs_{n}"], str(expected[f"fold_seq_{n}"])
     before = probabilities.copy()
     for text in (sequence, sequence.lower(), sequence.replace("U", "T")):
-        pairs = decode_greedy(probabilities, text, 0.13)
+        pairs = decode(probabilities, text, threshold=0.13)
         np.testing.assert_array_equal(Structure("", sequence, pairs).matrix(), expected[f"fold_pred_{n}"])
     np.testing.assert_array_equal(probabilities, before)
 
@@ -62,7 +62,7 @@ def repeated_maximum(probabilities, sequence, threshold, canonical=True, min_dis
 def test_rounds_equal_repeated_maxima(sequence, seed, levels, canonical):
     matrix = symmetric(len(sequence), seed, levels)
     for kind in (np.float64, np.float32):
-        found = decode_greedy(matrix.astype(kind), sequence, 0.1, canonical=canonical)
+        found = decode(matrix.astype(kind), sequence, threshold=0.1, canonical=canonical)
         assert found == repeated_maximum(matrix.astype(kind), sequence, 0.1, canonical)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rinalmo.errors import MissingExtraError
-from rinalmo.rna.thermodynamics import LEAST, pair_probabilities
+from rinalmo.rna.thermodynamics import MIN_PROBABILITY, pair_probabilities
 
 RNA = pytest.importorskip("RNA")
 TRNA = "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA"
@@ -18,7 +18,7 @@ def test_they_are_viennas():
     expected = np.array(compound.bpp())[1:, 1:]
     found = pair_probabilities(TRNA)
     np.testing.assert_array_equal(found, found.T)
-    np.testing.assert_allclose(np.triu(found), expected, atol=LEAST)
+    np.testing.assert_allclose(np.triu(found), expected, atol=MIN_PROBABILITY)
     assert found.sum(axis=1).max() <= 1.001
 
 

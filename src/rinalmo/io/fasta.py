@@ -1,20 +1,21 @@
-"""FASTA in: a stream of `Record`s whose letters have been checked, from a plain, gzip or zstd file or standard input.
+"""FASTA: a stream of `Record`s with checked letters, from a file of any compression or standard input.
 
-Either every record of the input comes out, in order, or an `InputError` says which one cannot be used and why; a
-compressed file that is cut off is an error, not a shorter file. `docs/formats.md` tables the outcomes.
+Either every record of the input is returned, in order, or an `InputError` says which one cannot be used and why; a
+truncated file is an error, not a shorter file. `docs/formats.md` lists the outcomes.
 
-The surprise is that the parser is ours. needletail fails on CR line ends, byte order marks and leading blank lines,
-replaces Latin-1 letters in names by U+FFFD, lets an empty record through, and must open its file itself, by path; with
-the same letter check it is 3 to 20 % faster than this. It is an oracle of the tests instead.
+The parser is our own because needletail fails on CR line ends, byte order marks and leading blank lines, replaces
+Latin-1 letters in names by U+FFFD, accepts an empty record, and opens files by path only. With the same check of
+letters it is 3 to 20 % faster. The tests compare the two.
 
-The bytes flow through these steps, in blocks, so that memory is bounded by the longest record:
+The bytes are processed in blocks, so that memory is bounded by the longest record:
 
-    read_chunks (rinalmo.io.files) ─► _from_first_header ─► _entries ─► _record
+    read_chunks (rinalmo.io.files) ─► _entries ─► _record
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from os import PathLike
 
 from rinalmo.errors import InputError, SequenceError
@@ -33,8 +34,11 @@ _PROTEIN_LETTERS = b"EFJLOPQZ*"  # * ends a translation
 class Record:
     """One sequence of a FASTA file.
 
-    `id` is the first word of the header and `description` the rest of it, `sequence` is upper-case RNA (T is written
-    as U) without white space, and `number` is the 1-based place in the file, the only name that is surely unique.
+    Attributes:
+        id: The first word of the header.
+        description: The rest of the header.
+        sequence: Upper-case RNA (T is written as U) without white space.
+        number: The position in the file, from 1; unlike the id it is always unique.
     """
 
     id: str
@@ -46,15 +50,27 @@ class Record:
 def read_fasta(
     source: str | PathLike[str], *, letters: str = IUPAC_LETTERS, allow_mask: bool = False
 ) -> Iterator[Record]:
-    """Yield the records of a FASTA file in order; `source` is a path, or "-" for standard input.
+    """Yield the records of a FASTA file in order.
 
-    Compression is recognised by content, not by name. `letters` are accepted in either case, T wherever U is. With
-    `allow_mask` a sequence may also hold `<mask>`, written so and on one line; it is returned verbatim.
+    Args:
+        source: A path, or "-" for standard input. gzip, bzip2, xz and zstd are recognized by content.
+        letters: The letters that are accepted, in either case; T wherever U is.
+        allow_mask: Accept `<mask>`, in lower case and on one line, within a sequence; it is returned as it is.
+
+    Yields:
+        The records.
 
     Raises:
-        SequenceError: a record has no name, no sequence or another letter.
-        InputError: the file is missing, unreadable, empty, cut off, damaged or not FASTA. This can come after
+        SequenceError: A record has no name, no sequence or another letter.
+        InputError: The file is missing, unreadable, empty, truncated, damaged or not FASTA. This can come after
             records, since the end of a file is only seen when it is reached.
+
+    Example:
+        >>> import rinalmo, tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "hairpin.fa"
+        >>> _ = path.write_text(">hairpin of five bases\\nGGGAA\\nATCCC\\n")
+        >>> [(record.id, record.sequence) for record in rinalmo.read_fasta(path)]
+        [('hairpin', 'GGGAAAUCCC')]
     """
     return parse_fasta(read_chunks(source), source_name(source), letters=letters, allow_mask=allow_mask)
 
@@ -62,14 +78,18 @@ def read_fasta(
 def parse_fasta(
     chunks: Iterable[bytes], name: str, *, letters: str = IUPAC_LETTERS, allow_mask: bool = False
 ) -> Iterator[Record]:
-    """As `read_fasta`, from bytes that came in any pieces; `name` is what errors call them."""
+    """As `read_fasta`, from pieces of bytes; `name` is the name of the source in messages."""
     table = _letter_table(letters)
-    for number, entry in enumerate(_entries(_from_first_header(iter(chunks), name)), start=1):
+    for number, entry in enumerate(_entries(iter(chunks), name), start=1):
         yield _record(number, entry, table, allow_mask, name)
 
 
-def _from_first_header(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
-    """Skip a byte order mark, blank lines and the '>' that must come next."""
+def _entries(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
+    """Split the text at each '>' that starts a line: an entry is a header line and the lines up to the next header.
+
+    A byte order mark and blank lines before the first header are skipped. CR, LF and CRLF all end a line. CRLF may
+    become two line ends, since blank lines mean nothing.
+    """
     start = b""
     for chunk in chunks:
         start = (start + chunk).removeprefix(BYTE_ORDER_MARK).lstrip(_WHITESPACE)
@@ -81,18 +101,9 @@ def _from_first_header(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
         raise InputError(f"{name} looks like FASTQ; convert it to FASTA, for example with: seqkit fq2fa")
     if not start.startswith(b">"):
         raise InputError(f"{name} starts with {decode(start[:20])!r}, but FASTA starts with a header, '>name'")
-    yield start[1:]
-    yield from chunks
-
-
-def _entries(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Cut the text at each '>' that starts a line: an entry is a header line and the lines up to the next header.
-
-    CR, LF and CRLF all end a line. CRLF may become two line ends, since blank lines mean nothing.
-    """
     pieces: list[bytes] = []
     line_end = b""  # held back, as a '>' may follow it in the next chunk
-    for chunk in chunks:
+    for chunk in chain((start[1:],), chunks):
         text = line_end + chunk.replace(b"\r", b"\n")
         line_end = b"\n" if text.endswith(b"\n") else b""
         first, *others = text.removesuffix(b"\n").split(b"\n>")
@@ -124,7 +135,11 @@ def _record(number: int, entry: bytes, table: bytes, allow_mask: bool, file: str
         problem = "has a NUL byte; this is not a text file" if words else "names nothing; write '>name'"
         raise SequenceError(f"the header {problem}", file=file, record=str(number))
     id_ = decode(words[0])
-    sequence = _to_rna(body, table, allow_mask)
+    if allow_mask and _MASK in body:
+        # A mask wrapped over two lines stays in two pieces: its '>' could as well start a header.
+        sequence = _MASK.join([piece.translate(table, _WHITESPACE) for piece in body.split(_MASK)])
+    else:
+        sequence = body.translate(table, _WHITESPACE)
     if not sequence:
         in_file = f"no sequence (it is number {number} in the file); remove it, or copy the file again if it is cut off"
         message = in_file if file else "is empty; leave it out"
@@ -139,17 +154,12 @@ def _record(number: int, entry: bytes, table: bytes, allow_mask: bool, file: str
     return Record(id_, description, sequence.decode("ascii"), number)
 
 
-def _to_rna(body: bytes, table: bytes, allow_mask: bool) -> bytes:
-    """Join lines and fold letters. A wrapped `<mask>` stays in two pieces: its '>' could as well start a header."""
-    if allow_mask:
-        return _MASK.join(piece.translate(table, _WHITESPACE) for piece in body.split(_MASK))
-    return body.translate(table, _WHITESPACE)
-
-
 def _letter_problem(written: bytes, start: int, number: int | None, table: bytes, allow_mask: bool) -> str:
-    character = _first_character(written[start : start + 4])
-    where = f" (in record number {number} of the file)" if number else ""
-    problem = f"{character!r}{where} is not an RNA letter; "
+    character = written[start : start + 4].decode("utf-8", "surrogateescape")[0]
+    if "\udc80" <= character <= "\udcff":  # a byte that is not UTF-8
+        character = written[start : start + 1].decode("latin-1")
+    place = f" (in record number {number} of the file)" if number else ""
+    problem = f"{character!r}{place} is not an RNA letter; "
     if character in "-.~":
         return problem + "remove alignment gaps, for example with: seqkit seq -g"
     if character == "\0":
@@ -163,12 +173,3 @@ def _letter_problem(written: bytes, start: int, number: int | None, table: bytes
     if set(written.upper()) & set(_PROTEIN_LETTERS):
         return problem + "this looks like protein; rinalmo reads RNA or DNA"
     return problem + f"allowed are T and {bytes(sorted(set(table) - {0})).decode()}"
-
-
-def _first_character(text: bytes) -> str:
-    for size in range(1, len(text) + 1):
-        try:
-            return text[:size].decode("utf-8")
-        except UnicodeDecodeError:
-            continue
-    return text[:1].decode("latin-1")

@@ -1,17 +1,16 @@
-"""Tokens and their ids: the only place that knows them.
+"""Tokens and their ids.
 
-One RNA character is one token. Several vocabularies exist, because the published weights were written by
-different programs and at different times; a checkpoint's own `vocab.txt` decides which one is meant.
+One RNA character is one token. There are several vocabularies, because the published weights were written by
+different programs at different times; the `vocab.txt` of a checkpoint decides between them.
 
-The surprise: RiNALMo was trained on DNA letters. Its official vocabulary has `T` and no `U`, all later ones have
-`U` and no `T`, so `T` and `U` are one nucleotide here, and each folds into the one that the vocabulary has.
+RiNALMo was trained on DNA letters: its official vocabulary has `T` and no `U`, all later ones have `U` and no `T`. So
+`T` and `U` are one nucleotide here, and the vocabulary decides which of the two it is written as.
 
 IUPAC codes: Cornish-Bowden 1985 (doi:10.1093/nar/13.9.3021); `I` is inosine, `X` an unknown residue.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
@@ -36,7 +35,7 @@ _LETTERS = {
     "nucleobase": tuple("ACGU"),
 }
 _CODON = 3
-_REQUIRED = SPECIAL_TOKENS[:5]  # <null> is unknown to the official vocabulary
+_REQUIRED = SPECIAL_TOKENS[:5]  # the official vocabulary has no <null>
 
 Ids = NDArray[np.int64]
 
@@ -44,9 +43,13 @@ Ids = NDArray[np.int64]
 def tokens_for(alphabet: str | Sequence[str] = "standard", nmers: int = 1, codon: bool = False) -> tuple[str, ...]:
     """The tokens of a vocabulary, in the order of their ids.
 
-    `alphabet` is `standard`, `card`, `iupac`, `streamline`, `nucleobase`, `official`, or a list of letters. With
-    `nmers` above 1 the tokens are all words of that many letters, in the alphabet's order; `codon` means words of
-    three. Raises `InputError` for an unknown name, and for k-mers of the official vocabulary, which has none.
+    Args:
+        alphabet: `standard`, `card`, `iupac`, `streamline`, `nucleobase`, `official`, or a list of letters.
+        nmers: Letters per token. Above 1 the tokens are all k-mers, in the alphabet's order.
+        codon: Tokens of three letters.
+
+    Raises:
+        InputError: The name is unknown, or is the official vocabulary, which has no k-mers, with `nmers` above 1.
     """
     length = word_length(nmers, codon)
     if alphabet == "official" and length == 1:
@@ -55,7 +58,7 @@ def tokens_for(alphabet: str | Sequence[str] = "standard", nmers: int = 1, codon
         named = f"{alphabet!r} with words of {length} letters" if length > 1 else repr(alphabet)
         raise InputError(f"no alphabet {named}; choose one of {', '.join(_LETTERS)}")
     letters = _LETTERS[alphabet] if isinstance(alphabet, str) else alphabet
-    return SPECIAL_TOKENS + tuple("".join(word) for word in product(letters, repeat=length))
+    return SPECIAL_TOKENS + tuple(map("".join, product(letters, repeat=length)))
 
 
 def word_length(nmers: int, codon: bool) -> int:
@@ -71,24 +74,81 @@ def word_length(nmers: int, codon: bool) -> int:
 class Alphabet:
     """A vocabulary and the rules that turn characters into its ids.
 
-    `tokens[i]` is the token with id `i`. With `do_upper_case` lower-case letters read as upper-case ones; with
-    `replace_t_with_u` the one of T and U that the vocabulary lacks reads as the other.
+    Args:
+        tokens: The tokens in the order of their ids.
+        do_upper_case: Read lower-case letters as upper-case ones.
+        replace_t_with_u: Read T as U, or U as T, where the vocabulary has only the second.
+
+    Attributes:
+        index: Token → id.
+        size: Number of tokens.
+        words: The tokens that are not special.
+        special_tokens: The special tokens that the vocabulary has.
+        pad_id, cls_id, eos_id, unk_id, mask_id: Ids of the special tokens.
+        null_id: Id of `<null>`; None in the official vocabulary, which has no such token.
+        folding: The rules on case and on T and U, as a table for `str.translate`. ASCII only, so that a character stays
+            one character.
+
+    Raises:
+        InputError: A special token is missing, a token occurs twice or is not ASCII.
+
+    Example:
+        >>> import rinalmo
+        >>> alphabet = rinalmo.Alphabet()
+        >>> alphabet.encode("acgt<mask>").tolist()
+        [1, 6, 7, 8, 9, 4, 2]
+        >>> alphabet.decode([6, 7, 8, 9])
+        'ACGU'
     """
 
     tokens: tuple[str, ...] = STANDARD_TOKENS
     do_upper_case: bool = True
     replace_t_with_u: bool = True
+    index: dict[str, int] = field(init=False, repr=False, compare=False)
+    size: int = field(init=False, repr=False, compare=False)
+    words: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    special_tokens: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    pad_id: int = field(init=False, repr=False, compare=False)
+    cls_id: int = field(init=False, repr=False, compare=False)
+    eos_id: int = field(init=False, repr=False, compare=False)
+    unk_id: int = field(init=False, repr=False, compare=False)
+    mask_id: int = field(init=False, repr=False, compare=False)
+    null_id: int | None = field(init=False, repr=False, compare=False)
+    folding: dict[int, int] = field(init=False, repr=False, compare=False)
+    _table: Ids = field(init=False, repr=False, compare=False)
+    _is_letter: NDArray[np.bool_] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        missing = [token for token in _REQUIRED if token not in self.tokens]
-        if missing:
-            raise InputError(f"the vocabulary lacks {' '.join(missing)}; every RiNALMo vocabulary has {_REQUIRED}")
-        if len(set(self.tokens)) < len(self.tokens):
-            twice = next(token for token in self.tokens if self.tokens.count(token) > 1)
-            raise InputError(f"the vocabulary has the token {twice!r} twice; each id needs its own token")
-        odd = [token for token in self.tokens if not (token and token.isascii())]
-        if odd:
-            raise InputError(f"the vocabulary has the token {odd[0]!r}; tokens are one or more ASCII characters")
+        index: dict[str, int] = {}
+        for id, token in enumerate(self.tokens):
+            if token in index:
+                raise InputError(f"the vocabulary has the token {token!r} twice; each id needs its own token")
+            if not (token and token.isascii()):
+                raise InputError(f"the vocabulary has the token {token!r}; tokens are one or more ASCII characters")
+            index[token] = id
+        if not index.keys() >= set(_REQUIRED):
+            missing = " ".join(token for token in _REQUIRED if token not in index)
+            raise InputError(f"the vocabulary lacks {missing}; every RiNALMo vocabulary has {_REQUIRED}")
+
+        special = tuple(filter(index.__contains__, SPECIAL_TOKENS))
+        words = tuple(sorted(index.keys() - set(special), key=index.__getitem__))
+        letters = set("".join(words))
+        rna = "TU" if "U" in letters else "UT"
+        folding = str.maketrans(*rna) if self.replace_t_with_u and rna[1] in letters else {}
+        if self.do_upper_case:
+            for low, up in zip(ascii_lowercase, ascii_uppercase, strict=True):
+                folding[ord(low)] = folding.get(ord(up), ord(up))
+
+        table, is_letter = np.full(256, index["<unk>"], dtype=np.int64), np.zeros(256, dtype=bool)
+        for byte in range(128):
+            character = chr(byte).translate(folding)
+            table[byte] = index.get(character, index["<unk>"])
+            is_letter[byte] = character in letters
+        table.flags.writeable = False
+        self.__dict__.update(index=index, size=len(index), words=words, special_tokens=special, folding=folding)
+        self.__dict__.update(_table=table, _is_letter=is_letter)
+        for token in SPECIAL_TOKENS:
+            self.__dict__[f"{token[1:-1]}_id"] = index.get(token)
 
     @classmethod
     def from_vocab_file(
@@ -101,107 +161,50 @@ class Alphabet:
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what is computed on first use: the pickle, and with it the hash of `datasets`, stays the same."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @cached_property
-    def index(self) -> dict[str, int]:
-        """Token → id."""
-        return {token: i for i, token in enumerate(self.tokens)}
-
-    @property
-    def size(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def pad_id(self) -> int:
-        return self.index["<pad>"]
-
-    @property
-    def cls_id(self) -> int:
-        return self.index["<cls>"]
-
-    @property
-    def eos_id(self) -> int:
-        return self.index["<eos>"]
-
-    @property
-    def unk_id(self) -> int:
-        return self.index["<unk>"]
-
-    @property
-    def mask_id(self) -> int:
-        return self.index["<mask>"]
-
-    @property
-    def null_id(self) -> int | None:
-        """None in the official vocabulary, which has no such token."""
-        return self.index.get("<null>")
-
-    @property
-    def special_tokens(self) -> tuple[str, ...]:
-        return tuple(token for token in SPECIAL_TOKENS if token in self.index)
-
-    @cached_property
-    def words(self) -> tuple[str, ...]:
-        """The tokens that are not special."""
-        return tuple(token for token in self.tokens if token not in SPECIAL_TOKENS)
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickled without the tables, so that the hash by which `datasets` knows a function is short and stays the same.
+        return type(self), (self.tokens, self.do_upper_case, self.replace_t_with_u)
 
     @property
     def nucleotide_ids(self) -> tuple[int, int, int, int]:
         """Ids of A, C, G and U (T where the vocabulary has no U)."""
-        last = "U" if "U" in self.index else "T"
+        index = self.index
         try:
-            a, c, g, u = (self.index[letter] for letter in ("A", "C", "G", last))
+            return index["A"], index["C"], index["G"], index["U" if "U" in index else "T"]
         except KeyError as error:
             raise InputError(f"the vocabulary has no token {error} for a single nucleotide") from None
-        return a, c, g, u
 
-    @cached_property
-    def folding(self) -> dict[int, int]:
-        """The case and T/U rules as a table for `str.translate`; ASCII only, so a character stays one character."""
-        letters = set("".join(self.words))
-        rna = "TU" if "U" in letters else "UT"
-        fold = str.maketrans(*rna) if self.replace_t_with_u and rna[1] in letters else {}
-        if self.do_upper_case:
-            fold |= {
-                ord(low): fold.get(ord(up), ord(up)) for low, up in zip(ascii_lowercase, ascii_uppercase, strict=True)
-            }
-        return fold
-
-    @cached_property
+    @property
     def table(self) -> Ids:
-        """Byte → id, shape (256,). Whatever is no token, and every byte above 127, is `<unk>`."""
-        if not any(len(word) == 1 for word in self.words):
+        """Byte → id, shape (256,). Characters that are no token, and bytes above 127, are `<unk>`."""
+        if 1 not in map(len, self.words):
             raise InputError("the tokens are words of several letters; read them with RnaTokenizer(nmers=...)")
-        return self._by_byte({word: self.index[word] for word in self.words if len(word) == 1}, self.unk_id)
-
-    @cached_property
-    def _known(self) -> NDArray[np.bool_]:
-        """Byte → whether the letter is part of any token, shape (256,)."""
-        return self._by_byte(dict.fromkeys("".join(self.words), 1), 0).astype(bool)
-
-    def _by_byte(self, values: dict[str, int], default: int) -> Ids:
-        table = np.full(256, default, dtype=np.int64)
-        for byte in range(128):
-            table[byte] = values.get(chr(byte).translate(self.folding), default)
-        table.flags.writeable = False
-        return table
+        return self._table
 
     def encode(self, sequence: str | bytes, *, special: bool = True, strict: bool = False) -> Ids:
-        """Ids of one sequence, shape (tokens,); `<cls>` and `<eos>` around it if `special`.
+        """The ids of a sequence.
 
-        `<mask>` and the other special tokens are recognised in the text, in lower case only. Any other character
-        that is no token becomes one `<unk>`, or with `strict` raises `SequenceError`. Bytes are read as Latin-1.
+        Args:
+            sequence: `<mask>` and the other special tokens are recognized in it, in lower case only. Bytes are read as
+                Latin-1.
+            special: Put `<cls>` before and `<eos>` after it.
+            strict: Refuse a character that is no token, which otherwise becomes `<unk>`.
+
+        Returns:
+            The ids, shape `(tokens,)`.
+
+        Raises:
+            SequenceError: A character is no token, and `strict`.
+            InputError: The tokens are k-mers.
         """
         text = sequence.decode("latin-1") if isinstance(sequence, bytes) else sequence
         return self.encode_batch([text], special=special, strict=strict)[0]
 
     def encode_batch(self, sequences: Sequence[str], *, special: bool = True, strict: bool = False) -> tuple[Ids, Ids]:
-        """Ids of many sequences laid end to end, shape (tokens,), and the number of tokens of each, shape (n,).
+        """The ids of many sequences laid end to end, by the rules of `encode`.
 
-        Same rules as `encode`. The work is done on one byte array for the whole batch.
+        Returns:
+            The ids, shape `(tokens,)`, and the number of tokens of each sequence, shape `(n,)`.
         """
         # A line break before and after each sequence holds the place of <cls> and <eos>. It is known by its
         # position alone, so a line break inside a sequence is an ordinary unknown character.
@@ -210,12 +213,13 @@ class Alphabet:
         ends = np.cumsum(lengths)
         codes = _byte_codes(text)
         ids, keep = self.table[codes], np.ones(len(codes), dtype=bool)
-        found = self._read_special_tokens(codes, ids, keep) if "<" in text else np.empty(0, dtype=np.int64)
+        special_places = self._read_special_tokens(codes, ids, keep) if "<" in text else np.empty(0, dtype=np.int64)
         borders = np.concatenate([ends - lengths, ends - 1])
         if strict:
-            unknown = ~self._known[codes] & keep
-            unknown[found] = unknown[borders] = False
-            _refuse_unknown(text, unknown, ends - lengths)
+            unknown = ~self._is_letter[codes] & keep
+            unknown[special_places] = unknown[borders] = False
+            if unknown.any():
+                raise _unknown_letter(text, unknown, ends - lengths)
         ids[borders[: len(ends)]], ids[borders[len(ends) :]] = self.cls_id, self.eos_id
         keep[borders] = special
         return (ids, lengths) if keep.all() else (ids[keep], np.add.reduceat(keep, ends - lengths, dtype=np.int64))
@@ -224,14 +228,16 @@ class Alphabet:
         """Raise `SequenceError` at the first character that is part of no token."""
         text = "\n" + sequence
         codes = _byte_codes(text)
-        unknown = ~self._known[codes]
+        unknown = ~self._is_letter[codes]
         ids, keep = np.empty(len(codes), dtype=np.int64), np.ones(len(codes), dtype=bool)
         unknown[self._read_special_tokens(codes, ids, keep)] = unknown[0] = False
-        _refuse_unknown(text, unknown & keep, np.zeros(1, dtype=np.int64))
+        unknown &= keep
+        if unknown.any():
+            raise _unknown_letter(text, unknown, np.zeros(1, dtype=np.int64))
 
     def _read_special_tokens(self, codes: NDArray[np.uint8], ids: Ids, keep: NDArray[np.bool_]) -> Ids:
-        """Write the id of each special token at its `<`, mark the rest of it as not kept, and return where they are."""
-        found = []
+        """Write the id of each special token at its `<`, unset `keep` for its other characters; return where it is."""
+        places = []
         opening = np.flatnonzero(codes == ord("<"))
         for token in self.special_tokens:
             starts = opening[opening <= len(codes) - len(token)]
@@ -239,8 +245,8 @@ class Alphabet:
             hit = (codes[letters] == np.frombuffer(token.encode(), dtype=np.uint8)).all(axis=1)
             ids[starts[hit]] = self.index[token]
             keep[letters[hit, 1:]] = False
-            found.append(starts[hit])
-        return np.concatenate(found)
+            places.append(starts[hit])
+        return np.concatenate(places)
 
     def decode(self, ids: ArrayLike) -> str:
         """The tokens of `ids`, one after the other without spaces. Raises `InputError` for an id out of range."""
@@ -254,7 +260,7 @@ class Alphabet:
 def vocabulary_map(source: Alphabet, target: Alphabet) -> Ids:
     """For each token of `target` the id of the same token in `source`, or -1; shape (target.size,).
 
-    T stands for U, and U for T, where the source has only the other one.
+    Where `source` has only one of T and U, it is the same token as the other.
     """
     other = {"T": "U", "U": "T"}
     return np.array(
@@ -271,13 +277,11 @@ def _byte_codes(text: str) -> NDArray[np.uint8]:
     return np.where(points < 128, points, 255).astype(np.uint8)
 
 
-def _refuse_unknown(text: str, unknown: NDArray[np.bool_], starts: Ids) -> None:
-    """Raise at the first unknown character; `starts` has the border before each sequence of `text`."""
-    if not unknown.any():
-        return
+def _unknown_letter(text: str, unknown: NDArray[np.bool_], starts: Ids) -> SequenceError:
+    """The error at the first unknown character; `starts` has the border before each sequence of `text`."""
     first = int(unknown.argmax())
     record = int(np.searchsorted(starts, first, side="right"))
-    raise SequenceError(
+    return SequenceError(
         f"the vocabulary has no letter {text[first]!r}; write N for an unknown nucleotide, or remove it",
         record=str(record) if len(starts) > 1 else None,
         position=first - int(starts[record - 1]),

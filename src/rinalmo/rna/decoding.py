@@ -1,15 +1,15 @@
-"""From pair probabilities to a structure. Three decoders, one set of candidates.
+"""From pair probabilities to a structure. Three methods, one set of candidates.
 
     greedy     the paper's: the most probable pair first, each nucleotide in at most one pair; may cross
     nested     the heaviest set of pairs without pseudoknots, by dynamic programming (`rinalmo.rna.structure`)
     matching   the heaviest set of pairs, crossing or not: a maximum-weight matching
 
-A candidate is a pair above the threshold, far enough apart and, unless told otherwise, canonical. The last two maximise
+A candidate is a pair above the threshold, far enough apart and, by default, canonical. The last two methods maximize
 the sum of probability - threshold, so that every pair above the threshold gains. For nested structures this is the
 γ-centroid estimator, with threshold = 1 / (γ + 1).
 
 Without a threshold each RNA gets its own: that of `THRESHOLDS` whose structure has the highest expected F1 if the
-probabilities are right, counted with one end off by one allowed.
+probabilities are right, where a pair with one end off by one counts as right.
 
 References: Penić et al. 2025 (arXiv:2403.00043) for greedy; Hamada et al. 2009 (Bioinformatics 25:465) for the sum;
 Hamada, Sato & Asai 2010 (BMC Bioinformatics 11:586) for the expected F1.
@@ -17,6 +17,7 @@ Hamada, Sato & Asai 2010 (BMC Bioinformatics 11:586) for the expected F1.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import subprocess
@@ -25,31 +26,27 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import local
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import numpy as np
+
+from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.rna.structure import PairList, can_pair, canonical_mask, heaviest_nested
 from rinalmo.rna.thermodynamics import Ensemble, ensemble, pair_probabilities
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-import math
-from functools import partial
-
-import numpy as np
-
-from rinalmo.errors import InputError, MissingExtraError
-from rinalmo.rna.structure import PairList, can_pair, canonical_mask, heaviest_nested
-
+METHODS = ("greedy", "nested", "matching")
 MIN_DISTANCE = 4  # a hairpin loop has at least three nucleotides
-THRESHOLDS = (0.1, 0.15, 0.2, 0.25)  # of which one is chosen where none is given
+THRESHOLDS = (0.1, 0.15, 0.2, 0.25)  # the candidates where no threshold is given
 _WEIGHT_STEPS = 2**40  # matching computes in integers
 
 Pairs = list[tuple[int, int]]
-Candidates = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows, columns, probabilities; in order of rows, then columns
 
 
 def decode(
@@ -61,93 +58,95 @@ def decode(
     canonical: bool = True,
     min_distance: int = MIN_DISTANCE,
 ) -> Pairs:
-    """Pairs `(i, j)`, i < j, counted from 0, in order of i; no nucleotide is in two.
+    """Choose the pairs of a structure by their probabilities.
 
-    `probabilities` is symmetric, `(length, length)`, its upper triangle is read and nothing is changed; or it is a list
-    of pairs, which needs no such square. A pair is a candidate if its probability is above `threshold`, j - i is at
-    least `min_distance` and, with `canonical`, it is AU, GC or GU (T reads as U, in either case). `method` is greedy,
-    nested or matching, which needs the extra `fold`. Equal probabilities: greedy takes them in order of i, then j; the
-    others give the same answer every time.
+    Args:
+        probabilities: Pair probabilities, a symmetric array `(length, length)` of which the upper triangle is read, or
+            a list of pairs.
+        sequence: The RNA. T reads as U, in either case.
+        method: `greedy`, `nested` or `matching`; the last needs the extra `fold`.
+        threshold: A candidate pair is more probable than this; None chooses a threshold for this RNA.
+        canonical: Candidates are AU, GC and GU pairs only.
+        min_distance: Candidates have j - i of at least this.
 
-    Raises InputError if the shapes do not fit or the method is unknown.
+    Returns:
+        Pairs `(i, j)`, i < j, counted from 0, in order of i; each nucleotide is in at most one. Of equal probabilities
+        greedy takes that with the smaller i, then j; the other methods give the same result every time.
+
+    Raises:
+        InputError: The shapes do not match or the method is unknown.
+        MissingExtraError: The method is `matching`, and rustworkx is not installed.
+
+    Example:
+        >>> import numpy as np
+        >>> from rinalmo.rna.decoding import decode
+        >>> probabilities = np.zeros((10, 10))
+        >>> probabilities[0, 9] = probabilities[9, 0] = 0.9
+        >>> decode(probabilities, "GGAAAAAACC")
+        [(0, 9)]
     """
     if method not in METHODS:
         raise InputError(f"there is no decoding method {method!r}; use {', '.join(METHODS)}")
     if threshold is None:
-        each = [
-            decode(probabilities, sequence, method, threshold=t, canonical=canonical, min_distance=min_distance)
-            for t in THRESHOLDS
-        ]
-        return max(each, key=partial(expected_f1, probabilities))
+        options = {"canonical": canonical, "min_distance": min_distance}
+        structures = []
+        for each in THRESHOLDS:
+            structures.append(decode(probabilities, sequence, method, threshold=each, **options))  # type: ignore[arg-type]
+        return max(structures, key=partial(expected_f1, probabilities))
     if math.isnan(threshold):
         raise InputError("the threshold is nan; give a probability")
     length = len(sequence)
     if probabilities.shape != (length, length):
         raise InputError(f"probabilities of shape {probabilities.shape} do not fit a sequence of {length} nt")
-    found = _listed if isinstance(probabilities, PairList) else _in_matrix
-    rows, columns, values = found(probabilities, sequence, threshold, canonical, min_distance)  # type: ignore[arg-type]
-    # In double precision, where a value above the threshold stays above it.
-    return METHODS[method](
-        rows, columns, values if method == "greedy" else values.astype(np.float64) - threshold, length
-    )
+    # The candidates, in order of rows, then columns.
+    if isinstance(probabilities, PairList):
+        pairs = probabilities
+        allowed = (pairs.values > threshold) & (pairs.j - pairs.i >= min_distance)
+        if canonical:
+            allowed &= can_pair(sequence, pairs.i, pairs.j)
+        rows, columns, values = pairs.i[allowed], pairs.j[allowed], pairs.values[allowed]
+    else:
+        position = np.arange(length, dtype=np.int32)
+        allowed = probabilities > threshold
+        allowed &= position >= position[:, None] + min_distance
+        if canonical:
+            allowed &= canonical_mask(sequence)
+        rows, columns = np.divmod(np.flatnonzero(allowed), max(length, 1))
+        values = probabilities[rows, columns]
+    if method == "greedy":
+        return _greedy(rows, columns, values, length)
+    weights = values.astype(np.float64) - threshold  # in double precision, where they stay above zero
+    return heaviest_nested(rows, columns, weights) if method == "nested" else _matching(rows, columns, weights, length)
 
 
 def expected_f1(probabilities: np.ndarray | PairList, pairs: Pairs) -> float:
     """The expected F1 of a structure if these probabilities are right; 0 for one without pairs.
 
-    A pair counts as right if it or its shift by one at one end is real. It is the ratio of expectations, which is close
-    to the expectation of the ratio and costs nothing.
+    A pair counts as right if it, or it shifted by one at one end, is in the structure. This is the ratio of
+    expectations, which is close to the expectation of the ratio and cheap.
     """
     if not pairs:
         return 0.0
     i, j = np.array(pairs).T
+    near: Any = 0
+    shifts = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
     if isinstance(probabilities, PairList):
-        at, total = probabilities.at, float(probabilities.values.sum())
+        total = float(probabilities.values.sum())
+        for di, dj in shifts:
+            near = near + probabilities.at(i + di, j + dj)
     else:
-        around = np.pad(probabilities, 1)
-        total = float(np.triu(probabilities).sum())
-
-        def at(i: np.ndarray, j: np.ndarray) -> np.ndarray:
-            return np.asarray(around[i + 1, j + 1])
-
-    near = at(i, j) + at(i - 1, j) + at(i + 1, j) + at(i, j - 1) + at(i, j + 1)
+        total, padded = float(np.triu(probabilities).sum()), np.pad(probabilities, 1)
+        for di, dj in shifts:
+            near = near + padded[i + di + 1, j + dj + 1]
     return 2 * float(np.minimum(near, 1).sum()) / (len(pairs) + total)
 
 
-def _in_matrix(
-    probabilities: np.ndarray, sequence: str, threshold: float, canonical: bool, min_distance: int
-) -> Candidates:
-    position = np.arange(len(sequence), dtype=np.int32)
-    allowed = probabilities > threshold
-    allowed &= position >= position[:, None] + min_distance
-    if canonical:
-        allowed &= canonical_mask(sequence)
-    rows, columns = np.divmod(np.flatnonzero(allowed), max(len(sequence), 1))
-    return rows, columns, probabilities[rows, columns]
-
-
-def _listed(of: PairList, sequence: str, threshold: float, canonical: bool, min_distance: int) -> Candidates:
-    allowed = (of.values > threshold) & (of.j - of.i >= min_distance)
-    if canonical:
-        allowed &= can_pair(sequence, of.i, of.j)
-    return of.i[allowed], of.j[allowed], of.values[allowed]
-
-
-def decode_greedy(
-    probabilities: np.ndarray,
-    sequence: str,
-    threshold: float = 0.5,
-    *,
-    canonical: bool = True,
-    min_distance: int = MIN_DISTANCE,
-) -> Pairs:
-    """`decode` with the paper's method."""
-    return decode(probabilities, sequence, threshold=threshold, canonical=canonical, min_distance=min_distance)
-
-
 def _greedy(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, length: int) -> Pairs:
-    """In rounds: a candidate that comes first at both its ends is one that the search for maxima would take."""
-    order = _descending(values)
+    """In rounds: a candidate that is the most probable one at both its ends is one that greedy would take."""
+    order = np.argsort(-values)
+    ordered = values[order]
+    if (ordered[1:] == ordered[:-1]).any():  # keep the order of equal ones; a stable sort is slow, and ties are rare
+        order = np.argsort(-values, kind="stable")
     rows, columns = rows[order], columns[order]
     partner = np.full(length, -1)
     while len(rows):
@@ -162,13 +161,6 @@ def _greedy(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, length: i
     return [(i, j) for i, j in enumerate(partner.tolist()) if i < j]
 
 
-def _descending(values: np.ndarray) -> np.ndarray:
-    """The order of falling values, equal ones as they come. A stable sort is five times as slow, and ties are rare."""
-    order = np.argsort(-values)
-    ordered = values[order]
-    return order if (ordered[1:] != ordered[:-1]).all() else np.argsort(-values, kind="stable")
-
-
 def _matching(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, length: int) -> Pairs:
     try:
         import rustworkx
@@ -181,24 +173,20 @@ def _matching(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, length
     return sorted((min(pair), max(pair)) for pair in rustworkx.max_weight_matching(graph, weight_fn=int))
 
 
-METHODS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray, int], Pairs]] = {
-    "greedy": _greedy,
-    "nested": lambda rows, columns, weights, length: heaviest_nested(rows, columns, weights),
-    "matching": _matching,
-}
-
-
-Result = TypeVar("Result")
+Item = TypeVar("Item")
 Probabilities = np.ndarray | PairList
 Decoded = tuple[Probabilities, Pairs]
 
 MAX_PROCESSES = 16
-_AHEAD = 4  # RNAs of each process that are decoded or wait for it
+_AHEAD = 4  # RNAs per process that are decoded or wait for it
 _PACKAGE = Path(__file__).parents[2]
 
 
 class Decoder:
-    """Decodes RNAs, in the order that they come; its processes start when needed and end with the `with` block."""
+    """Decodes a stream of RNAs in order, in this process or in others.
+
+    The processes start when they are needed and end with the `with` block.
+    """
 
     def __init__(self, processes: int = 0) -> None:
         """`processes` is the number of other processes; with 0 everything is decoded in this one."""
@@ -208,8 +196,11 @@ class Decoder:
 
     @classmethod
     def beside(cls, device_type: str) -> Decoder:
-        """The decoder for probabilities from this kind of device: other processes, if it is not the CPU."""
-        return cls(0 if device_type == "cpu" else min(MAX_PROCESSES, max(1, _cores() - 1)))
+        """The decoder for probabilities computed on this type of device: other processes, unless it is the CPU."""
+        if device_type == "cpu":
+            return cls()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cls(min(MAX_PROCESSES, max(1, cores - 1)))
 
     def __enter__(self) -> Self:
         return self
@@ -230,20 +221,26 @@ class Decoder:
         """Choose the pairs of each RNA.
 
         Args:
-            rnas: Sequences with their pair probabilities. A `PairList` has thermodynamics in it already.
-            options: For `rinalmo.rna.decoding.decode`.
-            thermodynamics: The weight of ViennaRNA's probabilities beside those of a square, from 0 to 1.
+            rnas: Sequences with their pair probabilities. A `PairList` includes thermodynamics already.
+            options: Keyword arguments of `rinalmo.rna.decoding.decode`.
+            thermodynamics: The weight of ViennaRNA's probabilities beside those of an array, from 0 to 1.
 
         Yields:
             Probabilities, thermodynamics included, and pairs, in the order of the input.
         """
-        waiting: deque[tuple[str, Probabilities, Future[Decoded | None] | None]] = deque()
-        for sequence, probabilities in rnas:
-            waiting.append((sequence, probabilities, self._submit(sequence, probabilities, options, thermodynamics)))
-            if len(waiting) > _AHEAD * self.processes:
-                yield self._result(*waiting.popleft(), options, thermodynamics)
-        while waiting:
-            yield self._result(*waiting.popleft(), options, thermodynamics)
+
+        def request(rna: tuple[str, Probabilities]) -> tuple[Any, ...]:
+            sequence, probabilities = rna
+            if isinstance(probabilities, np.ndarray) and not thermodynamics:
+                # Without a threshold the sum of all probabilities counts.
+                probabilities = _above(probabilities, options["threshold"] or 0.0)
+            return _decode, sequence, probabilities, dict(options), thermodynamics
+
+        for (sequence, probabilities), answer in self._in_order(rnas, request):
+            if answer is None:
+                yield _decode(sequence, probabilities, options, thermodynamics)
+            else:
+                yield (answer[0] if thermodynamics else probabilities), answer[1]
 
     def ensembles(
         self, rnas: Iterable[tuple[str, Tensor | PairList]]
@@ -251,50 +248,48 @@ class Decoder:
         """Compute the thermodynamics of each RNA.
 
         Args:
-            rnas: Sequences with whatever goes with them. A `PairList` has thermodynamics in it already.
+            rnas: Sequences with the output of a model. A `PairList` includes thermodynamics already.
 
         Yields:
-            The same, each with its ensemble, in the order of the input.
+            The same, each with its ensemble, None for a `PairList`; in the order of the input.
         """
-        waiting: deque[tuple[str, Tensor | PairList, Future[Ensemble | None] | None]] = deque()
 
-        def first() -> tuple[str, Tensor | PairList, Ensemble | None]:
-            sequence, output, future = waiting.popleft()
-            if isinstance(output, PairList):
-                return sequence, output, None
-            return sequence, output, self._finished(future) or ensemble(sequence)
+        def request(rna: tuple[str, Tensor | PairList]) -> tuple[Any, ...] | None:
+            return None if isinstance(rna[1], PairList) else (ensemble, rna[0])
 
-        for sequence, output in rnas:
-            future = None if isinstance(output, PairList) else self._start(ensemble, sequence)
-            waiting.append((sequence, output, future))
-            if len(waiting) > _AHEAD * self.processes:
-                yield first()
-        while waiting:
-            yield first()
+        for (sequence, output), answer in self._in_order(rnas, request):
+            if answer is None and not isinstance(output, PairList):
+                answer = ensemble(sequence)
+            yield sequence, output, answer
 
-    def _submit(
-        self, sequence: str, probabilities: Probabilities, options: Mapping[str, Any], thermodynamics: float
-    ) -> Future[Decoded | None] | None:
-        if self.processes and isinstance(probabilities, np.ndarray) and not thermodynamics:
-            # Without a threshold the sum of all probabilities counts.
-            probabilities = _likely(probabilities, options["threshold"] or 0.0)
-        return self._start(_decode, sequence, probabilities, dict(options), thermodynamics)
+    def _in_order(
+        self, items: Iterable[Item], request: Callable[[Item], tuple[Any, ...] | None]
+    ) -> Iterator[tuple[Item, Any]]:
+        """Yield each item with the answer of another process to its request.
 
-    def _start(self, job: Callable[..., Result], *arguments: Any) -> Future[Result | None] | None:
-        if not self.processes:
-            return None
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.processes, thread_name_prefix="rinalmo-decoder")
-        return self._pool.submit(self._ask, job, *arguments)
-
-    def _finished(self, future: Future[Result | None] | None) -> Result | None:
-        if future is None:
-            return None
-        try:
-            return future.result()
-        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
-            self._give_up()
-            return None
+        The answer is None where there is no other process or no request, and after an error.
+        """
+        items, waiting = iter(items), deque[tuple[Item, Future[Any] | None]]()
+        while True:
+            while len(waiting) <= _AHEAD * self.processes and (item := next(items, None)) is not None:
+                future = None
+                if self.processes and (job := request(item)) is not None:
+                    self._pool = self._pool or ThreadPoolExecutor(self.processes, "rinalmo-decoder")
+                    future = self._pool.submit(self._ask, *job)
+                waiting.append((item, future))
+            if not waiting:
+                return
+            item, future = waiting.popleft()
+            answer = None
+            if future is not None:
+                try:
+                    answer = future.result()
+                except (OSError, EOFError, ValueError, pickle.UnpicklingError):
+                    if self.processes:
+                        message = "decoding goes on in this process: the others do not start, or have died"
+                        warnings.warn(message, stacklevel=3)
+                    self.processes = 0
+            yield item, answer
 
     def _ask(self, *request: Any) -> Any:
         """The answer of the process that belongs to this thread."""
@@ -303,26 +298,9 @@ class Decoder:
             self._started.append(self._threads.process)
         return self._threads.process.ask(request)
 
-    def _result(
-        self,
-        sequence: str,
-        probabilities: Probabilities,
-        future: Future[Decoded | None] | None,
-        options: Mapping[str, Any],
-        thermodynamics: float,
-    ) -> Decoded:
-        if (answer := self._finished(future)) is not None:
-            return (answer[0] if thermodynamics else probabilities), answer[1]
-        return _decode(sequence, probabilities, options, thermodynamics)
-
-    def _give_up(self) -> None:
-        if self.processes:
-            warnings.warn("decoding goes on in this process: those beside it do not start, or have died", stacklevel=2)
-        self.processes = 0
-
 
 class _Process:
-    """Another Python that decodes. Not of multiprocessing, which would run the user's script once more in each."""
+    """Another Python that decodes. Not one of multiprocessing, which would run the user's script again in each."""
 
     def __init__(self) -> None:
         path = os.pathsep.join(filter(None, [str(_PACKAGE), os.environ.get("PYTHONPATH")]))
@@ -335,7 +313,7 @@ class _Process:
         )
 
     def ask(self, request: tuple[Any, ...]) -> Any:
-        """What a function gives, of `request`'s first with the rest as its arguments, or None where it raises."""
+        """Call a function, the first of `request`, with the others as arguments; None if it raises."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
@@ -344,15 +322,15 @@ class _Process:
         return pickle.load(stdout)
 
     def end(self) -> None:
-        """Stop it, in the middle of an RNA if need be."""
+        """Stop it, also in the middle of an RNA."""
         self._process.kill()
         self._process.wait()
 
 
 def serve() -> None:
-    """The other end of `_Process`: answers requests until there are no more."""
+    """The other end of `_Process`: answer requests until there are no more."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever libraries print is no answer
+    os.dup2(2, 1)  # output that libraries print must not mix with answers
     while True:
         try:
             job, *arguments = pickle.load(requests)
@@ -361,7 +339,7 @@ def serve() -> None:
         answer: Any
         try:
             answer = job(*arguments)
-        except Exception:  # raised again in the process that asked, which does that RNA itself
+        except Exception:  # raised again in the process that asked, which then decodes that RNA itself
             answer = None
         pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
         answers.flush()
@@ -382,13 +360,9 @@ def blended(probabilities: np.ndarray, sequence: str, thermodynamics: float) -> 
     return mean
 
 
-def _likely(probabilities: np.ndarray, threshold: float) -> PairList:
-    """The pairs above a threshold; what decoders look at."""
+def _above(probabilities: np.ndarray, threshold: float) -> PairList:
+    """The pairs above a threshold, which are all that decoding needs."""
     i, j = np.divmod(np.flatnonzero(probabilities > threshold), max(1, len(probabilities)))
     upper = i < j
     i, j = i[upper].astype(np.int32), j[upper].astype(np.int32)
     return PairList(len(probabilities), i, j, probabilities[i, j])
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

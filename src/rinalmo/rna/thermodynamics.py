@@ -1,4 +1,4 @@
-"""Thermodynamics of an RNA by ViennaRNA (extra `fold`): one partition function, and what is read from it.
+"""Thermodynamics of an RNA by ViennaRNA (extra `fold`): partition function, pair probabilities, free energies.
 
 Reference: Lorenz et al. 2011 (Algorithms Mol Biol 6:26); McCaskill 1990 (Biopolymers 29:1105).
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 from rinalmo.errors import MissingExtraError
 
-LEAST = 1e-4  # less probable pairs are left out
+MIN_PROBABILITY = 1e-4  # less probable pairs are left out
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Ensemble:
 
     Attributes:
         length: Nucleotides of the RNA.
-        i: 5' positions of the pairs more probable than `LEAST`, counted from 0.
+        i: 5' positions of the pairs more probable than `MIN_PROBABILITY`, counted from 0.
         j: Their 3' positions.
         values: Their probabilities, fp32.
         mfe_structure: Structure of minimum free energy in dot-bracket notation.
@@ -70,14 +70,16 @@ def ensemble(sequence: str) -> Ensemble:
     Raises:
         MissingExtraError: ViennaRNA is not installed.
     """
-    need_vienna()
-    import RNA
-
+    try:
+        import RNA
+    except ImportError:
+        need_vienna()
+        raise
     compound = RNA.fold_compound(re.sub("[^ACGU]", "N", sequence.upper().replace("T", "U")))
     structure, mfe = compound.mfe()
     compound.exp_params_rescale(mfe)  # or numbers overflow where RNAs are long
     _, energy = compound.pf()
-    pairs = [(pair.i - 1, pair.j - 1, pair.p) for pair in compound.plist_from_probs(LEAST)]
+    pairs = [(pair.i - 1, pair.j - 1, pair.p) for pair in compound.plist_from_probs(MIN_PROBABILITY)]
     i, j, values = np.array(pairs, dtype=np.float64).reshape(-1, 3).T
     places = i.astype(np.int64), j.astype(np.int64)
     return Ensemble(len(sequence), *places, values.astype(np.float32), structure, mfe, energy)
