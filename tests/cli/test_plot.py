@@ -56,7 +56,7 @@ def test_curves_of_runs(rinalmo_command, tmp_path):
     assert "one/run<" in text  # two runs of the same name go by their paths
     for arguments, words in (
         ((tmp_path, "-o", tmp_path / "d.svg"), "no run, or none that has written a line"),
-        ((*runs, "-o", tmp_path / "d.svg", "--figure", "f1"), "no run has the figure 'f1'; there are loss"),
+        ((*runs, "-o", tmp_path / "d.svg", "--figure", "f1"), "no run has the metric 'f1'; there are loss"),
     ):
         result = rinalmo_command("plot", "curves", *arguments)
         assert (result.code, len(result.err.splitlines())) == (2, 1)

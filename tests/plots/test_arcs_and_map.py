@@ -7,8 +7,8 @@ import pytest
 
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.plots import draw_arcs, draw_pair_map
-from rinalmo.plots.pairs import LONGEST, tick_step
-from rinalmo.plots.style import BLUE, shade
+from rinalmo.plots.pairs import LONGEST_ARCS
+from rinalmo.plots.style import BLUE, shade, tick_step
 from rinalmo.rna.structure import Structure
 
 pytest.importorskip("matplotlib")
@@ -83,7 +83,7 @@ def test_what_cannot_be_drawn(tmp_path):
     with pytest.raises(InputError, match=r"use \.svg, \.png"):
         draw_arcs(KNOT, tmp_path / "x.pdf")
     with pytest.raises(InputError, match="up to 10,000 nt"):
-        draw_arcs(Structure("", "A" * (LONGEST + 1)), tmp_path / "x.svg")
+        draw_arcs(Structure("", "A" * (LONGEST_ARCS + 1)), tmp_path / "x.svg")
     with pytest.raises(InputError, match="up to 5,000 nt"):
         draw_pair_map(Structure("", "A" * 5001), np.zeros((1, 1)), tmp_path / "x.svg")
     with pytest.raises(InputError, match=r"shape \(1, 1\) do not fit 28 nt"):

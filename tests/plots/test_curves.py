@@ -6,7 +6,7 @@ import pytest
 
 from rinalmo.errors import InputError
 from rinalmo.plots import draw_curves
-from rinalmo.plots.curves import figures_of
+from rinalmo.plots.curves import metrics_of
 
 pytest.importorskip("matplotlib")
 
@@ -41,9 +41,9 @@ def test_several_runs_and_figures(tmp_path):
 
 
 def test_what_cannot_be_drawn(tmp_path):
-    assert figures_of({"a": log(1.0)}) == ["accuracy", "loss", "lr"]
+    assert metrics_of({"a": log(1.0)}) == ["accuracy", "loss", "lr"]
     for logs, path, figures, words in (
-        ({"a": log(1.0)}, "x.svg", ["acuracy"], "no run has the figure 'acuracy'; there are accuracy, loss, lr"),
+        ({"a": log(1.0)}, "x.svg", ["acuracy"], "no run has the metric 'acuracy'; there are accuracy, loss, lr"),
         ({"a": log(1.0)}, "x.pdf", ["loss"], "use .svg, .png"),
         ({}, "x.svg", ["loss"], "1 to 8 runs, and there are 0"),
         ({str(n): log(1.0) for n in range(9)}, "x.svg", ["loss"], "1 to 8 runs, and there are 9"),

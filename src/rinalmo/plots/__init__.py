@@ -1,14 +1,14 @@
-"""Pictures: structures drawn, as arcs, as a map of pair probabilities; logos; embeddings; training curves; one style.
+"""Figures: structures drawn, as arcs, as a map of pair probabilities; logos; maps of embeddings; training curves.
 
     draw_structure(structure, "x.svg", probabilities)     letters, helices, loops
-    draw_arcs(structure, "x.png", reference)              each pair an arc, what is right above what is true
+    draw_arcs(structure, "x.png", reference)              each pair an arc, predicted above, reference below
     draw_pair_map(structure, probabilities, "x.svg")      every pair's probability
     draw_embedding_map(embeddings, "x.svg", labels)       sequences in two dimensions
-    draw_curves({"run": log}, "x.svg")                    figures by step
-    draw_logo(probabilities, sequence, "x.svg")           what is expected at each place
+    draw_curves({"run": log}, "x.svg")                    metrics by step
+    draw_logo(probabilities, sequence, "x.svg")           the nucleotides expected at each position
 
-No torch: a `Structure`, a numpy matrix or a log are enough. The drawing needs ViennaRNA (extra `draw`), the others
-matplotlib (extra `plots`).
+They take a `Structure`, numpy arrays or a log, and need no torch. `draw_structure` needs ViennaRNA (extra `draw`), the
+others matplotlib (extra `plots`).
 """
 
 from rinalmo.plots.curves import draw_curves

@@ -1,7 +1,7 @@
-"""How all pictures look: colours, letters, and how a matplotlib figure gets on the disk.
+"""The style of all figures, and what they share: checks before drawing, saving, ticks, wrapped rows.
 
-The colours stay apart for every common kind of colour blindness, and no two things are told apart by colour alone:
-line styles or marks differ too, for print in grey. The same data give the same bytes of SVG.
+The colours are distinct for every common kind of colour blindness, and colour is never the only difference: line styles
+or markers differ too, for print in grey. The same data give the same bytes of SVG.
 
 Reference: Okabe & Ito 2008, Color Universal Design (jfly.uni-koeln.de/color).
 """
@@ -11,21 +11,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rinalmo.errors import MissingExtraError
-from rinalmo.io.files import one_line, replacing
+from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.io.files import check_path, one_line, replacing
 
 BLACK, GREY, PALE, WHITE = "#000000", "#808080", "#d9d9d9", "#ffffff"
 BLUE, VERMILION, SKY = "#0072B2", "#D55E00", "#56B4E9"
 
-# For classes: neighbours differ in lightness too, and each colour has its own mark.
+# For classes: neighbours differ in lightness too, and each colour has its own marker.
 COLOURS = (BLUE, VERMILION, SKY, BLACK, "#E69F00", "#009E73", "#CC79A7", "#F0E442")
-MARKS = ("o", "s", "^", "x", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "x", "D", "v", "P", "X")
 
 ENDINGS = (".svg", ".png")
 FONTS = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 
+_TITLE_LETTER = 0.075  # inches
 _STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 9,
@@ -46,17 +47,27 @@ def shade(probability: float) -> str:
 
 
 def title_of(name: str, longest: int = 60) -> str:
-    """A name as it stands in a picture: on one line, cut if it is long."""
+    """A name as it is written in a figure: on one line, shortened if it is long."""
     text = one_line(name)
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def need_matplotlib(purpose: str) -> None:
-    """Raise MissingExtraError now for what could not be drawn in the end."""
+    """Raise MissingExtraError without matplotlib."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
         raise MissingExtraError("matplotlib", "plots", purpose) from None
+
+
+def check_figure(
+    path: Path, purpose: str, length: int = 0, maximum: int = 0, remedy: str = "draw a part of it"
+) -> None:
+    """Raise InputError or MissingExtraError before computing what could not be drawn."""
+    check_path(path, ENDINGS)
+    if length > maximum:
+        raise InputError(f"{path}: {purpose} takes up to {maximum:,} nt, and the sequence has {length:,}; {remedy}")
+    need_matplotlib(purpose)
 
 
 @contextmanager
@@ -72,3 +83,41 @@ def figure_in(path: Path, purpose: str, **settings: Any) -> Iterator[Any]:
         metadata = {"Date": None} if path.suffix == ".svg" else None
         with replacing(path) as file:
             figure.savefig(file, format=path.suffix[1:], dpi=200, metadata=metadata)
+
+
+def position_ticks(count: int, step: int, start: int = 0) -> tuple[list[int], list[str]]:
+    """Ticks and labels of 1-based positions: the first and each `step`th of `count` from `start` on."""
+    ticks = [n for n in range(count) if (start + n + 1) % step == 0 or start + n == 0]
+    return ticks, [str(start + n + 1) for n in ticks]
+
+
+def tick_step(length: int) -> int:
+    """Positions from one label to the next, for about ten labels in all."""
+    return next((step for step in (10, 20, 50, 100, 200, 500) if length <= 15 * step), 1000)
+
+
+class Rows(NamedTuple):
+    """Sizes in inches of a figure that shows a sequence in rows of equal length."""
+
+    column: float
+    height: float
+    gap: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+    def axes(
+        self, figure: Any, length: int, width: int, title: str
+    ) -> tuple[list[tuple[slice, Any]], dict[str, float]]:
+        """Size a figure for rows of `width` positions; returns positions and axes of each row, and the outer edges."""
+        starts = range(0, length, width)
+        across = max(self.left + width * self.column + self.right, self.left + _TITLE_LETTER * len(title))
+        down = self.top + len(starts) * (self.height + self.gap) - self.gap + self.bottom
+        edges = {"left": self.left / across, "right": (self.left + width * self.column) / across}
+        edges |= {"bottom": self.bottom / down, "top": 1 - self.top / down}
+        figure.set_size_inches(across, down)
+        grid = {**edges, "hspace": self.gap / self.height}
+        rows = figure.subplots(len(starts), 1, squeeze=False, gridspec_kw=grid)[:, 0]
+        figure.text(edges["left"], 1 - 0.2 / down, title, fontsize=9, va="center")
+        return [(slice(start, start + width), axes) for start, axes in zip(starts, rows, strict=True)], edges

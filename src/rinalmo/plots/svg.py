@@ -7,6 +7,8 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
+from rinalmo.plots.style import FONTS, WHITE
+
 
 def element(tag: str, content: str = "", /, **attributes: object) -> str:
     """One element; `class_` is `class`, `stroke_width` is `stroke-width`. `content` is SVG already."""
@@ -38,6 +40,14 @@ def curve(start: np.ndarray, control: np.ndarray, end: np.ndarray, **attributes:
 def polyline(points: Iterable[np.ndarray], **attributes: object) -> str:
     """Straight lines from point to point."""
     return element("polyline", points=" ".join(map(_point, points)), fill="none", **attributes)
+
+
+def page(width: float, height: float, content: Iterable[str]) -> str:
+    """An SVG file with white paper."""
+    size = {"width": f"{width:.0f}", "height": f"{height:.0f}", "viewBox": f"0 0 {width:.0f} {height:.0f}"}
+    paper = element("rect", width="100%", height="100%", fill=WHITE)
+    body = "\n".join(["", paper, *content, ""])
+    return element("svg", body, xmlns="http://www.w3.org/2000/svg", font_family=FONTS, **size) + "\n"
 
 
 def _point(at: np.ndarray) -> str:

@@ -25,7 +25,7 @@ from rinalmo.io.files import replacing
 from rinalmo.plots import draw_arcs, draw_logo, draw_pair_map, heat_map, svg
 from rinalmo.plots.drawing import structure_svg
 from rinalmo.plots.embedding_map import draw_embedding_map
-from rinalmo.plots.logo import COLOURS
+from rinalmo.plots.logo import LETTER_COLOURS
 from rinalmo.plots.style import BLACK, FONTS, GREY, PALE, WHITE
 from rinalmo.web.service import (
     EMBED,
@@ -79,7 +79,7 @@ def _mask(candidates: Sequence[Prediction], top: int) -> Iterator[str]:
         yield svg.text(candidate.token_str, np.array([_START - 8.0, y + 9.0]), **name)
         bar = {"x": _START, "y": y, "height": _ROW - 5}
         yield svg.element("rect", width=_WIDEST, fill=PALE, fill_opacity=0.5, **bar)
-        colour = COLOURS.get(candidate.token_str, GREY)
+        colour = LETTER_COLOURS.get(candidate.token_str, GREY)
         yield svg.element("rect", width=f"{_WIDEST * candidate.score:.1f}", fill=colour, **bar)
         score = f"{candidate.score:.4f}" if candidate.score >= 0.0001 else "< 0.0001"
         yield svg.text(score, np.array([_START + _WIDEST + 10.0, y + 9.0]), font_size=13, **left)
