@@ -30,7 +30,7 @@ def prepared(size: int, length: int, precision: str) -> list[tuple[Any, Any, Any
     """Each way's attention, its queries, keys and values, and its plan of a batch."""
     import torch
 
-    from rinalmo.engine.cpu_attention import ChannelsFirst, TokensFirst, plan
+    from rinalmo.engine.cpu_attention import ChannelsFirst, TokensFirst, make_plan
     from rinalmo.model.packing import Layout
 
     hidden, layout = HEADS * size, Layout((length,) * max(1, TOKENS // length))
@@ -43,24 +43,24 @@ def prepared(size: int, length: int, precision: str) -> list[tuple[Any, Any, Any
         for long in (None, 0):
             attention: Any = kind(HEADS, size, dtype)
             attention.long = long
-            by = plan(layout, attention)
-            filled = torch.zeros(by.total, hidden)
-            filled[by.index] = x
-            qkv = (filled @ attention.arrange(weight, torch.float32).t()).to(dtype)
-            found.append((attention, qkv.t().contiguous() if attention.transposed else qkv, by))
+            plan = make_plan(layout, attention)
+            padded = torch.zeros(plan.total, hidden)
+            padded[plan.index] = x
+            qkv = (padded @ attention.arrange(weight).t()).to(dtype)
+            found.append((attention, qkv.t().contiguous() if attention.is_channels_first else qkv, plan))
     return found
 
 
 def measured(size: int, length: int, precision: str, repeats: int) -> tuple[list[float], float]:
     """Median microseconds per token of each way, in turns, and the largest difference between their results."""
     ways = prepared(size, length, precision)
-    results = [attention(qkv, by)[by.index].float() for attention, qkv, by in ways]
+    results = [attention(qkv, plan)[plan.index].float() for attention, qkv, plan in ways]
     difference = max((result - results[0]).abs().max().item() for result in results)
     seconds: list[list[float]] = [[] for _ in ways]
     for _ in range(repeats):
-        for spent, (attention, qkv, by) in zip(seconds, ways, strict=True):
+        for spent, (attention, qkv, plan) in zip(seconds, ways, strict=True):
             start = time.perf_counter()
-            attention(qkv, by)
+            attention(qkv, plan)
             spent.append(time.perf_counter() - start)
     return [1e6 * statistics.median(each) / len(results[0]) for each in seconds], difference
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import rinalmo
-from rinalmo.engine.engine import Engine, cut, map_packed, windows
+from rinalmo.engine.engine import Engine, map_packed, read_windows, token_batches
 from rinalmo.errors import CheckpointError, InputError, SequenceError
 from rinalmo.io.fasta import Record
 from rinalmo.model.rinalmo import ModelSpec, create
@@ -126,7 +126,7 @@ def test_batches_keep_to_the_budget_and_lose_nothing():
     sequences = [np.full(n, 6) for n in lengths]
     for budget in (1, 7, 20, 1000):
         order = sorted(range(7), key=lambda i: lengths[i])
-        batches = list(cut(order, sequences, budget))
+        batches = list(token_batches(sequences, budget, order))
         assert [i for batch in batches for i in batch] == order
         assert all(batch for batch in batches)
         assert all(len(batch) == 1 or sum(lengths[i] for i in batch) <= budget for batch in batches)
@@ -144,7 +144,7 @@ def test_windows_are_bounded():
             read += 1
             yield np.zeros(10)
 
-    first = next(windows(stream(), lambda: 50))
+    first = next(read_windows(stream(), lambda: 6))
     assert (len(first), read) == (5, 5)
 
 

@@ -1,19 +1,18 @@
-"""Attention of the fast encoder: two ways to lay out queries, keys and values, each the faster one somewhere.
+"""Attention of the fast encoder, in two memory layouts of queries, keys and values; each is faster somewhere.
 
     ChannelsFirst   `(rows, tokens)`: rotary positions and scores run along the tokens, which vectorises for every
                     head size; narrow heads in fp32, all in bf16 on processors without matrix tiles (AMX)
     TokensFirst     `(tokens, rows)`: wide heads in fp32, all in bf16 on processors with AMX
 
-Sequences from `long` on go to torch's `scaled_dot_product_attention`. What surprises in the rest: attention weights are
-2^score, summed by a column of ones beside the values, and the usual maximum is not subtracted. Sums out of `SAFE` send
-the work to torch's kernel, which subtracts it.
+Sequences from `long` on go to torch's `scaled_dot_product_attention`. For shorter ones, attention weights are 2^score,
+summed by a column of ones beside the values, and the usual maximum is not subtracted. Where a sum leaves the range
+`SAFE_SUMS`, torch's kernel, which subtracts it, computes again.
 
-`benchmarks/attention_speed.py` measures where each wins.
+`benchmarks/attention_speed.py` measures where each layout wins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,226 +20,215 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rinalmo.model.kernels import rotation
+from rinalmo.model.kernels import Rotation, channels_first, rotate_channels_first, rotation
 from rinalmo.model.packing import EqualLengthGroup, Layout, gather_heads, scatter_heads
 
 LOG2_E = 1.4426950408889634
-SAFE = (2.0**-100, 2.0**100)
+SAFE_SUMS = (2.0**-100, 2.0**100)
 SCORES = 1 << 20  # elements of the attention matrix that are held at a time
-STEP, SLACK = 8, 0.02  # lengths are filled up to a multiple of this, and to a neighbour's that is this much longer
-ROWS = 32  # the number of tokens is filled up to a multiple of this
+STEP, SLACK = 8, 0.02  # lengths are padded to a multiple of STEP, and to a neighbour's that is longer by up to SLACK
+ROWS = 32  # the number of tokens is padded to a multiple of this
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a packed batch is laid out inside: its runs after filling up, and where its own tokens lie.
+    """A packed batch as the fast encoder computes it: sorted by length and padded.
 
-    Lengths and the number of tokens are filled up so that there are few shapes: oneDNN builds a kernel for each, in
-    about a millisecond. Nothing attends to what was filled in.
+    Lengths and the number of tokens are padded so that there are few shapes: oneDNN builds a kernel for each, in about
+    a millisecond. Nothing attends to padding.
+
+    groups          the sequences, padded, by equal length
+    has_padding     whether a group has padding
+    end             number of tokens in all groups
+    total           `end`, rounded up to a multiple of `ROWS`
+    index           `(tokens,)` where the batch's own tokens are
+    pad_positions   `(padding,)` where the groups' padding is
+    rope            rotary positions in the memory layout of the attention
     """
 
     groups: tuple[EqualLengthGroup, ...]
-    filled: tuple[bool, ...]  # whether a run has places that nothing may attend to
+    has_padding: tuple[bool, ...]
+    end: int
     total: int
     index: Int[Tensor, " tokens"]
-    hidden: Int[Tensor, " fill"]  # those places
-    cos: Tensor
-    sin: Tensor
-
-    @property
-    def end(self) -> int:
-        """One past the last run."""
-        return self.groups[-1].stop if self.groups else 0
+    pad_positions: Int[Tensor, " padding"]
+    rope: Rotation
 
 
-def plan(layout: Layout, attention: ChannelsFirst | TokensFirst) -> Plan:
-    """Sort by length and fill up each sequence to a multiple of `STEP` or, within `SLACK`, to a longer neighbour."""
-    order = sorted(range(len(layout.lengths)), key=lambda i: -layout.lengths[i])
-    inner = Layout(tuple(_filled([layout.lengths[i] for i in order], attention.long)))
-    total = -(-inner.total // ROWS) * ROWS
+def make_plan(layout: Layout, attention: ChannelsFirst | TokensFirst) -> Plan:
+    """Sort by length; pad all but `long` sequences to a multiple of `STEP` or, within `SLACK`, to a longer one."""
+    order = sorted(range(len(layout.lengths)), key=layout.lengths.__getitem__, reverse=True)
+    lengths, longest = [], 0
+    for i in order:
+        length = layout.lengths[i]
+        if attention.long is None or length < attention.long:
+            length = -(-length // STEP) * STEP
+            longest = longest if longest * (1 - SLACK) <= length <= longest else length
+            length = longest
+        lengths.append(length)
+    padded = Layout(tuple(lengths))
+    total = -(-padded.total // ROWS) * ROWS
     starts = torch.zeros(len(order), dtype=torch.long)
-    starts[order] = torch.tensor(inner.offsets[:-1])
-    real = torch.tensor([layout.valid_lengths[i] for i in order])
-    fill = inner.indices >= real[inner.sequence_ids]
-    filled = tuple(bool(fill[run.start : run.stop].any()) for run in inner.groups)
-    hidden = torch.nonzero(fill)[:, 0]
-    positions = F.pad(inner.indices, (0, total - inner.total))
-    index = starts[layout.sequence_ids] + layout.indices
-    return Plan(inner.groups, filled, total, index, hidden, *attention.tables(positions))
-
-
-def _filled(lengths: Sequence[int], long: int | None) -> list[int]:
-    """Lengths after filling up; descending, as they came. What `long` says is left as it is."""
-    filled, longest = [], 0
-    for length in lengths:
-        if long is not None and length >= long:
-            filled.append(length)
-            continue
-        length = -(-length // STEP) * STEP
-        longest = longest if longest * (1 - SLACK) <= length <= longest else length
-        filled.append(longest)
-    return filled
+    starts[order] = torch.tensor(padded.offsets[:-1])
+    is_padding = padded.indices >= torch.tensor(layout.valid_lengths)[order][padded.sequence_ids]
+    rope = rotation(F.pad(padded.indices, (0, total - padded.total)), attention.head_size)
+    if isinstance(attention, ChannelsFirst):
+        rope = channels_first(rope, attention.dtype)
+    else:
+        rope = Rotation(rope.cos[:, :, None].to(attention.dtype), rope.sin[:, :, None].to(attention.dtype))
+    return Plan(
+        groups=padded.groups,
+        has_padding=tuple([bool(is_padding[group.start : group.stop].any()) for group in padded.groups]),
+        end=padded.total,
+        total=total,
+        index=starts[layout.sequence_ids] + layout.indices,
+        pad_positions=is_padding.nonzero()[:, 0],
+        rope=rope,
+    )
 
 
 class ChannelsFirst:
-    """Queries, keys and values as `(rows, tokens)`; a row of ones stands under the values of each head."""
+    """Queries, keys and values as `(rows, tokens)`; below the values of each head is a row of ones."""
 
-    transposed = True
+    is_channels_first = True
 
-    def __init__(self, heads: int, size: int, dtype: torch.dtype) -> None:
-        self.heads, self.size, self.dtype = heads, size, dtype
+    def __init__(self, heads: int, head_size: int, dtype: torch.dtype) -> None:
+        self.heads, self.head_size, self.dtype = heads, head_size, dtype
         # From this length on torch's kernel is the faster one; in bf16 without matrix tiles it never is.
         self.long: int | None = 256 if dtype == torch.float32 else None
 
-    def arrange(self, weight: Float[Tensor, "three_hidden hidden"], dtype: torch.dtype) -> Float[Tensor, "rows hidden"]:
-        """The qkv matrix with the scale of the scores in its queries and a zero row after the values of each head."""
-        q, k, v = _scaled(weight, self.size, dtype)
-        return torch.cat((q, k, F.pad(v.view(self.heads, self.size, -1), (0, 0, 0, 1)).flatten(0, 1)))
+    def arrange(self, weight: Float[Tensor, "three_hidden hidden"]) -> Float[Tensor, "rows hidden"]:
+        """The qkv matrix in fp32 with scaled queries and, after the values of each head, a row of zeros."""
+        q, k, v = _with_scaled_queries(weight, self.head_size)
+        return torch.cat((q, k, F.pad(v.view(self.heads, self.head_size, -1), (0, 0, 0, 1)).flatten(0, 1)))
 
-    def tables(self, positions: Int[Tensor, " filled"]) -> tuple[Tensor, Tensor]:
-        """Cosines and sines `(half, filled)`."""
-        cos, sin = (table[:, 0].t().contiguous().to(self.dtype) for table in rotation(positions, self.size))
-        return cos, sin
-
-    def __call__(self, qkv: Float[Tensor, "rows filled"], by: Plan) -> Float[Tensor, "filled hidden"]:
-        heads, size, tokens = self.heads, self.size, qkv.shape[1]
-        qk = self._rotated(qkv[: 2 * heads * size].view(2 * heads, 2, size // 2, tokens), by)
+    def __call__(self, qkv: Float[Tensor, "rows padded"], plan: Plan) -> Float[Tensor, "padded hidden"]:
+        heads, size, tokens = self.heads, self.head_size, qkv.shape[1]
+        q, k = rotate_channels_first(qkv[: 2 * heads * size].view(2, heads, size, tokens), *plan.rope)
         values = qkv[2 * heads * size :].view(heads, size + 1, tokens)
         values[:, size] = 1.0
-        values.index_fill_(2, by.hidden, 0.0)
+        values.index_fill_(2, plan.pad_positions, 0.0)
         out = torch.empty_like(values)
-        out[..., by.end :] = 1.0
-        for run, filled in zip(by.groups, by.filled, strict=True):
-            if self.long is not None and run.length >= self.long:
-                self._attend_by_kernel(qk, values, out, run, filled)
+        out[..., plan.end :] = 1.0
+        for group, has_padding in zip(plan.groups, plan.has_padding, strict=True):
+            if self.long is not None and group.length >= self.long:
+                self._attend_by_kernel(q, k, values, out, group, has_padding)
             else:
-                self._attend(qk, values, out, run)
-        if not _safe(out[:, size]):
-            for run, filled in zip(by.groups, by.filled, strict=True):
-                self._attend_by_kernel(qk, values, out, run, filled)
+                self._attend(q, k, values, out, group)
+        if not _are_safe(out[:, size]):
+            for group, has_padding in zip(plan.groups, plan.has_padding, strict=True):
+                self._attend_by_kernel(q, k, values, out, group, has_padding)
         return (out[:, :size] / out[:, size:]).flatten(0, 1).t().contiguous()
 
-    def _rotated(self, x: Float[Tensor, "heads 2 half filled"], by: Plan) -> Float[Tensor, "2 heads head filled"]:
-        (a, b), out = x.unbind(1), torch.empty_like(x)
-        torch.mul(a, by.cos, out=out[:, 0]).addcmul_(b, by.sin, value=-1)
-        torch.mul(b, by.cos, out=out[:, 1]).addcmul_(a, by.sin)
-        return out.view(2, self.heads, self.size, x.shape[-1])
-
-    def _attend(self, qk: Tensor, values: Tensor, out: Tensor, run: EqualLengthGroup) -> None:
-        """Write each head's weighted sum of the values, and of the row of ones, into this run's columns of `out`."""
-        q, k = (gather_heads(x, run) for x in qk)
-        v = gather_heads(values, run)
+    def _attend(self, q: Tensor, k: Tensor, values: Tensor, out: Tensor, group: EqualLengthGroup) -> None:
+        """Write each head's weighted sum of the values, and of the row of ones, into this group's columns of `out`."""
+        q, k, v = gather_heads(q, group), gather_heads(k, group), gather_heads(values, group)
         result = torch.empty_like(v)
-        for block, columns in _blocks(len(v), run.length):
-            scores = torch.bmm(k[block].transpose(1, 2), q[block, :, columns])
-            torch.bmm(v[block], scores.exp2_(), out=result[block, :, columns])
-        scatter_heads(out, run, result)
+        matrices, length = len(v), group.length
+        step = min(matrices, max(4, SCORES // length**2))
+        columns = min(length, max(64, SCORES // (step * length) // 64 * 64))
+        for first in range(0, matrices, step):
+            block = slice(first, first + step)
+            for column in range(0, length, columns):
+                queries = slice(column, column + columns)
+                scores = torch.bmm(k[block].transpose(1, 2), q[block, :, queries])
+                torch.bmm(v[block], scores.exp2_(), out=result[block, :, queries])
+        scatter_heads(out, group, result)
 
-    def _attend_by_kernel(self, qk: Tensor, values: Tensor, out: Tensor, run: EqualLengthGroup, filled: bool) -> None:
+    def _attend_by_kernel(
+        self, q: Tensor, k: Tensor, values: Tensor, out: Tensor, group: EqualLengthGroup, has_padding: bool
+    ) -> None:
         """As `_attend`, by torch's own kernel; the row of ones becomes 1."""
-        heads = (run.count, self.heads)
+        size, shape = self.head_size, (group.count, self.heads)
         q, k, v = (
-            gather_heads(x, run).transpose(1, 2).contiguous().unflatten(0, heads) for x in (*qk, values[:, : self.size])
+            gather_heads(x, group).transpose(1, 2).contiguous().unflatten(0, shape) for x in (q, k, values[:, :size])
         )
-        shown = values[0, self.size, run.start : run.stop].view(run.count, 1, 1, run.length) if filled else None
-        y = _softmax_attention(q, k, v, shown)
-        scatter_heads(out[:, : self.size], run, y.flatten(0, 1).transpose(1, 2))
-        out[:, self.size, run.start : run.stop] = 1.0
+        ones = values[0, size, group.start : group.stop].view(group.count, 1, 1, group.length)
+        y = _softmax_attention(q, k, v, ones if has_padding else None)
+        scatter_heads(out[:, :size], group, y.flatten(0, 1).transpose(1, 2))
+        out[:, size, group.start : group.stop] = 1.0
 
 
 class TokensFirst:
     """Queries, keys and values as `(tokens, rows)`.
 
-    The halves that rotary positions turn against each other are brought together, for all heads, by the order of the
-    matrix's rows.
+    The order of the matrix's rows brings together, for all heads, the halves that rotary positions mix.
     """
 
-    transposed = False
+    is_channels_first = False
 
-    def __init__(self, heads: int, size: int, dtype: torch.dtype) -> None:
-        self.heads, self.size, self.dtype = heads, size, dtype
-        self.long: int | None = 256 if size < 32 else 144  # from this length on torch's kernel is the faster one
+    def __init__(self, heads: int, head_size: int, dtype: torch.dtype) -> None:
+        self.heads, self.head_size, self.dtype = heads, head_size, dtype
+        self.long: int | None = 256 if head_size < 32 else 144  # from this length on torch's kernel is the faster one
 
-    def arrange(self, weight: Float[Tensor, "three_hidden hidden"], dtype: torch.dtype) -> Float[Tensor, "rows hidden"]:
-        """The qkv matrix with the scale of the scores in its queries and halves before heads in queries and keys."""
-        q, k, v = (x.view(self.heads, 2, self.size // 2, -1) for x in _scaled(weight, self.size, dtype))
-        return torch.cat((q.transpose(0, 1).flatten(0, 2), k.transpose(0, 1).flatten(0, 2), v.flatten(0, 2)))
+    def arrange(self, weight: Float[Tensor, "three_hidden hidden"]) -> Float[Tensor, "rows hidden"]:
+        """The qkv matrix in fp32 with scaled queries, and halves before heads in queries and keys."""
+        shape = (self.heads, 2, self.head_size // 2, weight.shape[1])
+        q, k, v = _with_scaled_queries(weight, self.head_size)
+        q, k = q.view(shape).transpose(0, 1).flatten(0, 2), k.view(shape).transpose(0, 1).flatten(0, 2)
+        return torch.cat((q, k, v))
 
-    def tables(self, positions: Int[Tensor, " filled"]) -> tuple[Tensor, Tensor]:
-        """Cosines and sines `(filled, 1, 1, half)`."""
-        cos, sin = (table[:, :, None].to(self.dtype) for table in rotation(positions, self.size))
-        return cos, sin
-
-    def __call__(self, qkv: Float[Tensor, "filled rows"], by: Plan) -> Float[Tensor, "filled hidden"]:
-        hidden = self.heads * self.size
-        q, k = self._rotated(qkv[:, : 2 * hidden], by).unbind(1)
-        v = qkv[:, 2 * hidden :].view(-1, self.heads, self.size)
-        v.index_fill_(0, by.hidden, 0.0)
-        ones = v.new_ones(by.total, 1, 1).index_fill_(0, by.hidden, 0.0).expand(-1, self.heads, -1)
-        out = torch.empty(by.total, self.heads, self.size, dtype=qkv.dtype)
-        out[by.end :] = 0.0
-        for run, filled in zip(by.groups, by.filled, strict=True):
-            a, b, c, d = (_per_head(x, run) for x in (q, k, v, ones))
-            shown = d[:, :1, None, :, 0] if filled else None
-            long = self.long is not None and run.length >= self.long
-            _per_head(out, run).copy_(_softmax_attention(a, b, c, shown) if long else self._attend(a, b, c, d, shown))
+    def __call__(self, qkv: Float[Tensor, "padded rows"], plan: Plan) -> Float[Tensor, "padded hidden"]:
+        heads, size, hidden = self.heads, self.head_size, self.heads * self.head_size
+        a, b = qkv[:, : 2 * hidden].view(len(qkv), 2, 2, heads, size // 2).unbind(2)
+        rotated = torch.empty(len(qkv), 2, heads, 2, size // 2, dtype=qkv.dtype)
+        torch.mul(a, plan.rope.cos, out=rotated[:, :, :, 0]).addcmul_(b, plan.rope.sin, value=-1)
+        torch.mul(b, plan.rope.cos, out=rotated[:, :, :, 1]).addcmul_(a, plan.rope.sin)
+        q, k = rotated.flatten(3).unbind(1)
+        v = qkv[:, 2 * hidden :].view(-1, heads, size)
+        v.index_fill_(0, plan.pad_positions, 0.0)
+        ones = v.new_ones(plan.total, 1, 1).index_fill_(0, plan.pad_positions, 0.0).expand(-1, heads, -1)
+        out = torch.empty(plan.total, heads, size, dtype=qkv.dtype)
+        out[plan.end :] = 0.0
+        for group, has_padding in zip(plan.groups, plan.has_padding, strict=True):
+            qs, ks, vs, ones_s = (_heads_of(x, group) for x in (q, k, v, ones))
+            key_padding_mask = ones_s[:, :1, None, :, 0] if has_padding else None
+            if self.long is not None and group.length >= self.long:
+                result = _softmax_attention(qs, ks, vs, key_padding_mask)
+            else:
+                result = self._attend(qs, ks, vs, ones_s, key_padding_mask)
+            _heads_of(out, group).copy_(result)
         return out.flatten(1)
 
-    def _rotated(self, x: Float[Tensor, "filled two_hidden"], by: Plan) -> Float[Tensor, "filled 2 heads head"]:
-        a, b = x.view(len(x), 2, 2, self.heads, self.size // 2).unbind(2)
-        out = torch.empty(len(x), 2, self.heads, 2, self.size // 2, dtype=x.dtype)
-        torch.mul(a, by.cos, out=out[:, :, :, 0]).addcmul_(b, by.sin, value=-1)
-        torch.mul(b, by.cos, out=out[:, :, :, 1]).addcmul_(a, by.sin)
-        return out.flatten(3)
-
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, ones: Tensor, shown: Tensor | None
+        self, q: Tensor, k: Tensor, v: Tensor, ones: Tensor, key_padding_mask: Tensor | None
     ) -> Float[Tensor, "count heads length head"]:
         shape = q.shape[:2]
         scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2))
         sums = torch.bmm(scores.exp2_(), torch.cat((v, ones), -1).flatten(0, 1)).unflatten(0, shape)
-        total = sums[..., self.size :]
-        if not _safe(total):
-            return _softmax_attention(q, k, v, shown)
-        return sums[..., : self.size] / total
+        total = sums[..., self.head_size :]
+        if not _are_safe(total):
+            return _softmax_attention(q, k, v, key_padding_mask)
+        return sums[..., : self.head_size] / total
 
 
-def best_attention(heads: int, size: int, dtype: torch.dtype) -> ChannelsFirst | TokensFirst:
+def best_attention(heads: int, head_size: int, dtype: torch.dtype) -> ChannelsFirst | TokensFirst:
     """The faster of the two on this processor."""
     if dtype == torch.float32:
-        return (TokensFirst if size >= 32 else ChannelsFirst)(heads, size, dtype)
-    return (TokensFirst if torch.cpu._is_amx_tile_supported() else ChannelsFirst)(heads, size, dtype)
+        return (TokensFirst if head_size >= 32 else ChannelsFirst)(heads, head_size, dtype)
+    return (TokensFirst if torch.cpu._is_amx_tile_supported() else ChannelsFirst)(heads, head_size, dtype)
 
 
-def _scaled(weight: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries with the scale of the scores, keys, values."""
-    q, k, v = weight.chunk(3)
-    return (q.float() * (LOG2_E * size**-0.5)).to(dtype), k.to(dtype), v.to(dtype)
+def _with_scaled_queries(weight: Tensor, head_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The matrices of queries, keys and values; queries have the factor of the scores, for powers of 2."""
+    q, k, v = weight.float().chunk(3)
+    return q * (LOG2_E * head_size**-0.5), k, v
 
 
-def _safe(sums: Tensor) -> bool:
-    """Whether sums of 2^score lost nothing by not subtracting the maximum."""
+def _are_safe(sums: Tensor) -> bool:
+    """Whether sums of 2^score are accurate although the maximum was not subtracted."""
     low, high = sums.aminmax()
-    return SAFE[0] < low.item() and high.item() < SAFE[1]
+    return SAFE_SUMS[0] < low.item() and high.item() < SAFE_SUMS[1]
 
 
-def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, shown: Tensor | None) -> Tensor:
-    """The queries carry log2(e), for which 2^score needs no scale; e^score needs it back.
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, key_padding_mask: Tensor | None) -> Tensor:
+    """Attention by torch's kernel. Queries have the factor log2(e) of `_with_scaled_queries`, which is taken back.
 
-    Nothing attends where `shown`, `(count, 1, 1, length)`, is 0; None if that is nowhere.
+    `key_padding_mask`, `(count, 1, 1, length)`, is 0 where nothing may attend; None stands for no padding.
     """
-    mask = None if shown is None else torch.where(shown > 0, 0.0, float("-inf")).to(q.dtype)
+    mask = None if key_padding_mask is None else torch.where(key_padding_mask > 0, 0.0, float("-inf")).to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1 / LOG2_E)
 
 
-def _per_head(x: Float[Tensor, "filled heads any"], run: EqualLengthGroup) -> Float[Tensor, "count heads length any"]:
-    return x[run.start : run.stop].unflatten(0, (run.count, run.length)).transpose(1, 2)
-
-
-def _blocks(planes: int, length: int) -> Iterator[tuple[slice, slice]]:
-    """Blocks of planes and of queries whose scores stay within `SCORES` elements."""
-    step = min(planes, max(4, SCORES // length**2))
-    columns = min(length, max(64, SCORES // (step * length) // 64 * 64))
-    for first in range(0, planes, step):
-        for column in range(0, length, columns):
-            yield slice(first, first + step), slice(column, column + columns)
+def _heads_of(x: Float[Tensor, "padded heads any"], group: EqualLengthGroup) -> Float[Tensor, "count heads length any"]:
+    return x[group.start : group.stop].unflatten(0, (group.count, group.length)).transpose(1, 2)

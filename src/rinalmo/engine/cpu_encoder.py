@@ -1,81 +1,70 @@
-"""Linear layers for inference on a CPU, their weights packed for oneDNN once, in fp32, bf16 or 8 bits.
+"""The encoder for inference on a CPU, its weights packed for oneDNN once, in fp32, bf16 or 8 bits.
 
 fp32 is never bf16 inside, whatever torch's global setting. In 8 bits activations are unsigned bytes around 128, with
 one scale per call after a layer norm and one per token elsewhere; weights have one scale per output.
 
 oneDNN's operators are looked up when a layer is made or called, and never at import: torch on a Mac has none. There
-`PlainLinear` and `PlainTransposedLinear` do the same in fp32 by torch's own products.
+`Linear` computes the same in fp32 by torch's own products.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rinalmo.engine.cpu_attention import Plan, best_attention, plan
+from rinalmo.engine.cpu_attention import Plan, best_attention, make_plan
 from rinalmo.engine.devices import has_onednn
 from rinalmo.model.encoder import Encoder, EncoderBlock, drop_tokens
 from rinalmo.model.packing import Layout
 
+PackedPrecision = Literal["fp32", "bf16", "int8"]
+
 
 class Linear:
-    """A linear layer packed for oneDNN; the last argument of `__call__` is fused into the multiplication."""
+    """A linear layer whose weight is packed for oneDNN; without oneDNN's operators, plain torch.
 
-    def __init__(self, weight: Float[Tensor, "out into"], bias: Tensor | None, dtype: torch.dtype) -> None:
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype))
-        self.bias = None if bias is None else bias.to(dtype)
+    With `channels_first` the output is `(out, tokens)`: the tokens are the "weights" of oneDNN's product then, so the
+    layer's own are not packed. Such a layer has no bias.
+    """
 
-    def __call__(self, x: Float[Tensor, "tokens into"], then: str = "none") -> Float[Tensor, "tokens out"]:
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, then, [], "")
-
-    def add_to(self, x: Float[Tensor, "tokens into"], y: Float[Tensor, "tokens out"]) -> Float[Tensor, "tokens out"]:
-        """`y` plus the product. The bias is added first: oneDNN takes 3 ms more for it beside a second operand."""
-        y = y if self.bias is None else y.add_(self.bias)
-        return torch.ops.mkldnn._linear_pointwise(x, y, self.weight, None, "add")
-
-
-class TransposedLinear:
-    """A linear layer without bias whose result comes out channels first: the tokens are the "weights" here."""
-
-    def __init__(self, weight: Float[Tensor, "out into"], dtype: torch.dtype) -> None:
-        self.weight = weight.to(dtype)
-
-    def __call__(self, x: Float[Tensor, "tokens into"]) -> Float[Tensor, "out tokens"]:
-        return torch.ops.mkldnn._linear_pointwise(self.weight, x, None, "none", [], "")
-
-
-class PlainLinear:
-    """As `Linear` in fp32, without oneDNN's operators."""
-
-    def __init__(self, weight: Float[Tensor, "out into"], bias: Tensor | None, dtype: torch.dtype) -> None:
-        self.weight = weight.to(dtype, copy=True)
+    def __init__(
+        self,
+        weight: Float[Tensor, "out into"],
+        bias: Float[Tensor, " out"] | None,
+        dtype: torch.dtype,
+        channels_first: bool = False,
+    ) -> None:
+        self.onednn, self.channels_first = has_onednn(), channels_first
+        packs = self.onednn and not channels_first
+        weight = weight.to(dtype, copy=not packs)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if packs else weight
         self.bias = None if bias is None else bias.to(dtype, copy=True)
 
-    def __call__(self, x: Float[Tensor, "tokens into"], then: str = "none") -> Float[Tensor, "tokens out"]:
+    def __call__(self, x: Float[Tensor, "tokens into"], activation: str = "none") -> Float[Tensor, "rows columns"]:
+        """`x · weightᵀ + bias`, then "none" or "swish", which oneDNN fuses."""
+        if self.channels_first:
+            if self.onednn:
+                return torch.ops.mkldnn._linear_pointwise(self.weight, x, None, "none", [], "")
+            return self.weight @ x.t()
+        if self.onednn:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], "")
         y = F.linear(x, self.weight, self.bias)
-        return F.silu(y, inplace=True) if then == "swish" else y
+        return F.silu(y, inplace=True) if activation == "swish" else y
 
     def add_to(self, x: Float[Tensor, "tokens into"], y: Float[Tensor, "tokens out"]) -> Float[Tensor, "tokens out"]:
-        """`y`, to which the product has been added in place."""
+        """`y` plus the product, in place. The bias is added first: oneDNN takes 3 ms more to add both at once."""
         y = y if self.bias is None else y.add_(self.bias)
+        if self.onednn:
+            return torch.ops.mkldnn._linear_pointwise(x, y, self.weight, None, "add")
         return y.addmm_(x, self.weight.t())
-
-
-class PlainTransposedLinear:
-    """As `TransposedLinear`, without oneDNN's operators."""
-
-    def __init__(self, weight: Float[Tensor, "out into"], dtype: torch.dtype) -> None:
-        self.weight = weight.to(dtype, copy=True)
-
-    def __call__(self, x: Float[Tensor, "tokens into"]) -> Float[Tensor, "out tokens"]:
-        return self.weight @ x.t()
 
 
 @dataclass(frozen=True)
@@ -89,24 +78,24 @@ class Quantised:
 class LinearInt8:
     """As `Linear`, with weights of one byte and one scale per output."""
 
-    def __init__(self, weight: Float[Tensor, "out into"], bias: Tensor | None) -> None:
+    def __init__(self, weight: Float[Tensor, "out into"], bias: Float[Tensor, " out"] | None = None) -> None:
         weight = weight.float()
         self.scale = weight.abs().amax(1).clamp(min=1e-12) / 127
         self.weight = torch.ops.onednn.qlinear_prepack((weight / self.scale[:, None]).round().to(torch.int8), None)
         self.zero = torch.zeros(len(weight), dtype=torch.int32)
         self.bias = bias
 
-    def __call__(self, x: Quantised, then: str = "none") -> Float[Tensor, "tokens out"]:
-        return self._product(x.values, x.scale.item(), self.bias, then)
+    def __call__(self, x: Quantised, activation: str = "none") -> Float[Tensor, "tokens out"]:
+        return self._product(x.values, x.scale.item(), self.bias, activation)
 
     def add_to(self, x: Quantised, y: Float[Tensor, "tokens out"]) -> Float[Tensor, "tokens out"]:
-        """`y`, to which the product has been added in place."""
+        """`y` plus the product, in place."""
         y = y if self.bias is None else y.add_(self.bias)
         return y.addcmul_(self._product(x.values, 1.0, None, "none"), x.scale)
 
-    def _product(self, x: Tensor, scale: float, bias: Tensor | None, then: str) -> Tensor:
+    def _product(self, x: Tensor, scale: float, bias: Tensor | None, activation: str) -> Tensor:
         weight, out = (self.weight, self.scale, self.zero), torch.bfloat16
-        return torch.ops.onednn.qlinear_pointwise(x, scale, 128, *weight, bias, 1.0, 0, out, then, [], "")
+        return torch.ops.onednn.qlinear_pointwise(x, scale, 128, *weight, bias, 1.0, 0, out, activation, [], "")
 
 
 def quantise(x: Float[Tensor, "tokens hidden"], *, per_token: bool) -> Quantised:
@@ -117,80 +106,54 @@ def quantise(x: Float[Tensor, "tokens hidden"], *, per_token: bool) -> Quantised
     return Quantised((x / scale).round_().to(torch.int8).view(torch.uint8).add_(128), scale)
 
 
-Precision = Literal["fp32", "bf16", "int8"]
-M = TypeVar("M", bound=torch.nn.Module)
-
-
 class FastBlock:
     """One `EncoderBlock` with packed weights; see there for the order of norms and residuals."""
 
-    def __init__(self, block: EncoderBlock, precision: Precision) -> None:
+    def __init__(self, block: EncoderBlock, precision: PackedPrecision) -> None:
         self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        self.int8, self.onednn = precision == "int8", has_onednn()
+        self.int8 = precision == "int8"
         size, hidden = block.attention.head_size, len(block.attention.output.weight)
         self.attention = best_attention(hidden // size, size, self.dtype)
-        self.attention_norm, self.ffn_norm = _own(block.attention_norm), _own(block.ffn_norm)
-        self.qkv = self._packed_qkv(block)
-        ffn = block.ffn
+        self.attention_norm, self.ffn_norm = _layer_norm(block.attention_norm), _layer_norm(block.ffn_norm)
+        # In 8 bits the norm's weight and bias are part of the next layer: one scale for all columns then costs half
+        # the error.
+        self.standardise = partial(F.layer_norm, normalized_shape=(hidden,), eps=block.ffn_norm.eps)
+        qkv, ffn = self.attention.arrange(block.attention.qkv.weight.detach()), block.ffn
         gate_up, bias = ffn.gate_up.weight.detach().float(), ffn.gate_up.bias.detach().float()
+        linear: Any = LinearInt8 if self.int8 else partial(Linear, dtype=self.dtype)
         if self.int8:
             gate_up, bias = _fold(block.ffn_norm, gate_up, bias)
+            self.qkv: Any = LinearInt8(*_fold(block.attention_norm, qkv))
+        else:
+            self.qkv = Linear(qkv, None, self.dtype, self.attention.is_channels_first)
         # x·σ(βx)·u is silu(βx)·u/β; a β of 0 gives x/2·u, and so does a very small one.
         beta = ffn.beta.detach().float() if ffn.beta.abs() > 1e-4 else torch.full((1,), 1e-4)
         (gate, up), (gate_bias, up_bias) = gate_up.chunk(2), bias.chunk(2)
-        self.gate, self.up = self._pack(gate * beta, gate_bias * beta), self._pack(up / beta, up_bias / beta)
-        self.output = self._pack(block.attention.output.weight.detach())
-        self.down = self._pack(ffn.down.weight.detach(), ffn.down.bias.detach())
+        self.gate, self.up = linear(gate * beta, gate_bias * beta), linear(up / beta, up_bias / beta)
+        self.output = linear(block.attention.output.weight.detach(), None)
+        self.down = linear(ffn.down.weight.detach(), ffn.down.bias.detach())
 
-    def __call__(self, x: Float[Tensor, "filled hidden"], by: Plan) -> Float[Tensor, "filled hidden"]:
-        normed = _norm(self.attention_norm, x)
-        y = self.attention(self._queries_keys_values(x, normed), by)
-        x = self.output.add_to(self._input(y), normed)
-        z: Any = quantise(_standardise(self.ffn_norm, x), per_token=False) if self.int8 else _norm(self.ffn_norm, x)
-        hidden = self.gate(z, "swish").mul_(self.up(z))
-        return self.down.add_to(self._input(hidden), x)
-
-    def _packed_qkv(self, block: EncoderBlock) -> Any:
-        qkv = block.attention.qkv.weight.detach()
-        weight = self.attention.arrange(qkv, torch.float32 if self.int8 else self.dtype)
-        if self.int8:
-            return LinearInt8(*_fold(block.attention_norm, weight))
-        if not self.attention.transposed:
-            return self._pack(weight)
-        return (TransposedLinear if self.onednn else PlainTransposedLinear)(weight, self.dtype)
-
-    def _queries_keys_values(self, x: Tensor, normed: Tensor) -> Tensor:
-        """Laid out as the attention wants them."""
+    def __call__(self, x: Float[Tensor, "padded hidden"], plan: Plan) -> Float[Tensor, "padded hidden"]:
+        normed = self.attention_norm(x)
         if not self.int8:
-            return self.qkv(normed)
-        qkv = self.qkv(quantise(_standardise(self.attention_norm, x), per_token=False))
-        return qkv.t().contiguous() if self.attention.transposed else qkv
-
-    def _pack(self, weight: Tensor, bias: Tensor | None = None) -> Any:
-        if self.int8:
-            return LinearInt8(weight, bias)
-        return (Linear if self.onednn else PlainLinear)(weight, bias, self.dtype)
-
-    def _input(self, x: Tensor) -> Any:
-        return quantise(x, per_token=True) if self.int8 else x
+            x = self.output.add_to(self.attention(self.qkv(normed), plan), normed)
+            y = self.ffn_norm(x)
+            return self.down.add_to(self.gate(y, "swish").mul_(self.up(y)), x)
+        qkv = self.qkv(quantise(self.standardise(x), per_token=False))
+        y = self.attention(qkv.t().contiguous() if self.attention.is_channels_first else qkv, plan)
+        x = self.output.add_to(quantise(y, per_token=True), normed)
+        z = quantise(self.standardise(x), per_token=False)
+        return self.down.add_to(quantise(self.gate(z, "swish").mul_(self.up(z)), per_token=True), x)
 
 
-def _own(module: M) -> M:
-    """A copy in fp32 that keeps nothing of the mapped file alive."""
-    return copy.deepcopy(module).float()
-
-
-def _norm(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
-    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-
-
-def _standardise(norm: torch.nn.LayerNorm, x: Tensor) -> Tensor:
-    """The norm without its weight and bias: one scale for all columns then costs half the error."""
-    return F.layer_norm(x, norm.normalized_shape, eps=norm.eps)
+def _layer_norm(norm: torch.nn.LayerNorm) -> Callable[[Tensor], Tensor]:
+    """The norm with copies of its weights in fp32, which keep nothing of the mapped file alive."""
+    weight, bias = (parameter.detach().to(torch.float32, copy=True) for parameter in (norm.weight, norm.bias))
+    return partial(F.layer_norm, normalized_shape=norm.normalized_shape, weight=weight, bias=bias, eps=norm.eps)
 
 
 def _fold(norm: torch.nn.LayerNorm, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The linear layer after `norm` as one after `_standardise`."""
+    """Weight and bias of the linear layer after `norm`, for an input without the norm's own weight and bias."""
     shift = weight @ norm.bias.detach().float()
     return weight * norm.weight.detach().float(), shift if bias is None else shift + bias
 
@@ -198,38 +161,37 @@ def _fold(norm: torch.nn.LayerNorm, weight: Tensor, bias: Tensor | None = None) 
 class FastEncoder:
     """An `Encoder` packed for inference on a CPU.
 
-    Its weights are copied, once, here: from the encoder, or block by block beforehand, where the encoder's own were
-    not kept.
+    Its weights are copied once: from the encoder here, or block by block before, where the encoder's own are not kept.
     """
 
     def __init__(
-        self, encoder: Encoder, precision: Precision = "bf16", blocks: Sequence[FastBlock] | None = None
+        self, encoder: Encoder, precision: PackedPrecision = "bf16", blocks: Sequence[FastBlock] | None = None
     ) -> None:
         self.config = encoder.config
-        self.embedding, self.final_norm = _own(encoder.embedding), _own(encoder.final_norm)
+        self.embedding, self.final_norm = copy.deepcopy(encoder.embedding).float(), _layer_norm(encoder.final_norm)
         self.blocks = blocks or [FastBlock(block, precision) for block in encoder.blocks]  # type: ignore[arg-type]
 
     @torch.no_grad()
     def __call__(self, ids: Int[Tensor, " tokens"], layout: Layout, layers: Sequence[int]) -> list[Tensor]:
-        """Packed states `(tokens, hidden)`, fp32, of the chosen layers: 0 the embedding, n block n's output.
+        """Packed states `(tokens, hidden)`, fp32, of the chosen layers: 0 the embedding, n the output of block n.
 
-        The last block's number stands for its output after the final layer norm.
+        The last block's output comes after the final layer norm.
         """
+        config = self.config
         if layout.total == 0:
-            return [torch.zeros(0, self.config.hidden_size) for _ in layers]
+            return [torch.zeros(0, config.hidden_size) for _ in layers]
         first = self.blocks[0]
-        by = plan(layout, first.attention)
-        x = torch.zeros(by.total, self.config.hidden_size, dtype=first.dtype)
-        x[by.index] = self._embed(ids, layout).to(first.dtype)
-        found = {0: x[by.index].float()} if 0 in layers else {}
+        plan = make_plan(layout, first.attention)
+        embedded = self.embedding(ids)
+        if config.token_dropout:
+            embedded = drop_tokens(embedded, ids == config.mask_token_id, layout)
+        x = torch.zeros(plan.total, config.hidden_size, dtype=first.dtype)
+        x[plan.index] = embedded.to(first.dtype)
+        states = {0: x[plan.index].float()} if 0 in layers else {}
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x, by)
+            x = block(x, plan)
             if number in layers:
-                found[number] = x[by.index].float()
-        if (last := len(self.blocks)) in found:
-            found[last] = self.final_norm(found[last])
-        return [found[layer] for layer in layers]
-
-    def _embed(self, ids: Tensor, layout: Layout) -> Tensor:
-        x = self.embedding(ids)
-        return drop_tokens(x, ids == self.config.mask_token_id, layout) if self.config.token_dropout else x
+                states[number] = x[plan.index].float()
+        if (last := len(self.blocks)) in states:
+            states[last] = self.final_norm(states[last])
+        return [states[layer] for layer in layers]

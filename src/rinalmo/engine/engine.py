@@ -1,11 +1,11 @@
-"""Many sequences through the model, in bounded memory and in the order they came.
+"""Batching and the `Engine`: many sequences through the model, in bounded memory, results in input order.
 
-A window of sequences is read ahead, sorted by length so that equal lengths lie together, cut into packed batches of
-at most `batch_tokens` tokens (a longer sequence is a batch of its own) and computed; its results are handed out in
-input order before the next window is read.
+A window of sequences is read ahead, sorted by length so that equal lengths lie together, split into packed batches of
+at most `batch_tokens` tokens (a longer sequence is a batch of its own) and computed; its results are yielded in input
+order before the next window is read.
 
 On CUDA two threads compute, each on a stream of its own: while one waits for its results or works on the host, the
-other keeps the GPU busy. The next window is then begun before the results of the last are handed out.
+other keeps the GPU busy. The next window is then started before the results of the last are yielded.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rinalmo.engine.cpu_encoder import FastBlock, FastEncoder
-from rinalmo.engine.cpu_encoder import Precision as PackedPrecision
+from rinalmo.engine.cpu_encoder import FastBlock, FastEncoder, PackedPrecision
 from rinalmo.engine.devices import (
     DeviceLike,
     Precision,
@@ -52,15 +51,25 @@ from rinalmo.rna.alphabet import Alphabet
 from rinalmo.weights.catalog import resolve
 from rinalmo.weights.checkpoint import load
 
+logger = logging.getLogger(__name__)
+
 R = TypeVar("R")
+Item = TypeVar("Item")
 Ids = np.ndarray
 Compute = Callable[[Tensor, Layout], Sequence[R]]
+Advance = Callable[[int], Any]  # called with how many more are done
+# Makes the function that an engine applies to each of many items. It may be sent to other processes, so it has to be
+# picklable.
+Job = Callable[["Engine", Advance], Callable[[Item], R]]
 
+CACHED_ENGINES = 2
 _WINDOW_BATCHES = 8
 _WINDOW_SEQUENCES = 4096
 _CUDA_BATCHES = 2  # in flight at once
-# Streams are used again: torch keeps the memory that was freed in one for that one.
+# Streams are used again: torch caches memory freed in a stream for that stream.
 _idle_streams: defaultdict[torch.device, deque[torch.cuda.Stream]] = defaultdict(deque)
+
+# --- Batching ---
 
 
 def map_packed(
@@ -74,51 +83,98 @@ def map_packed(
     """Apply a function to all sequences, packed into batches.
 
     Args:
-        compute: Packed ids and their layout to one result per sequence. With several batches in flight it is called
-            from several threads. Results that are tensors on a CUDA device are brought to the host.
+        compute: Takes packed ids and their layout, returns one result per sequence. With several batches in flight it
+            is called from several threads. Results that are tensors on a CUDA device are copied to the host.
         sequences: Token ids, one array each; read in the caller's thread.
-        batch_tokens: Tokens of a batch, asked before each window: it may shrink when a device's memory turns out to be
-            too small.
+        batch_tokens: Returns the maximum number of tokens of a batch; called before each window, since it may shrink
+            when a device's memory turns out to be too small.
         device: Where `compute` expects its input.
-        in_flight: Batches computed at once; two on CUDA, else one, if None.
+        in_flight: Batches computed at once; by default two on CUDA, else one.
 
     Yields:
         Results in the order of the input.
     """
     device = torch.device(device)
-    worker = _Worker(compute, device)
-    count = in_flight or (_CUDA_BATCHES if device.type == "cuda" else 1)
+    run: Callable[[Sequence[Ids]], Sequence[R]] = partial(_compute_batch, compute, device)
+    windows, count = read_windows(sequences, batch_tokens), in_flight or (_CUDA_BATCHES if device.type == "cuda" else 1)
     if count > 1:
-        yield from _overlapping(worker, sequences, batch_tokens, count)
+        yield from _overlapping(run, windows, batch_tokens, count)
         return
-    for window in windows(sequences, lambda: _WINDOW_BATCHES * batch_tokens()):
+    for window in windows:
         results: list[R | None] = [None] * len(window)
-        for batch in _batches(window, batch_tokens()):
-            for i, result in zip(batch, worker([window[i] for i in batch]), strict=True):
+        for batch in token_batches(window, batch_tokens()):
+            for i, result in zip(batch, run([window[i] for i in batch]), strict=True):
                 results[i] = result
-        yield from results  # type: ignore[misc]  # every place has been filled
+        yield from results  # type: ignore[misc]  # none of them is None now
+
+
+def read_windows(sequences: Iterable[Ids], batch_tokens: Callable[[], int]) -> Iterator[list[Ids]]:
+    """The input in parts of about eight batches, never empty."""
+    window: list[Ids] = []
+    total = 0
+    for sequence in sequences:
+        window.append(sequence)
+        total += len(sequence)
+        if total >= _WINDOW_BATCHES * batch_tokens() or len(window) >= _WINDOW_SEQUENCES:
+            yield window
+            window, total = [], 0
+    if window:
+        yield window
+
+
+def token_batches(
+    sequences: Sequence[Ids], batch_tokens: int, order: Sequence[int] | None = None
+) -> Iterator[list[int]]:
+    """Indices of the sequences in groups of at most `batch_tokens` tokens; a longer sequence is a group of its own.
+
+    Groups are consecutive in `order`, which is by length unless given.
+    """
+    if order is None:
+        lengths = list(map(len, sequences))
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    batch: list[int] = []
+    total = 0
+    for i in order:
+        if batch and total + len(sequences[i]) > batch_tokens:
+            yield batch
+            batch, total = [], 0
+        batch.append(i)
+        total += len(sequences[i])
+    if batch:
+        yield batch
 
 
 def _overlapping(
-    worker: _Worker[R], sequences: Iterable[Ids], batch_tokens: Callable[[], int], count: int
+    run: Callable[[Sequence[Ids]], Sequence[R]],
+    windows: Iterator[list[Ids]],
+    batch_tokens: Callable[[], int],
+    count: int,
 ) -> Iterator[R]:
     """As `map_packed`, with `count` batches in flight."""
-    source = windows(sequences, lambda: _WINDOW_BATCHES * batch_tokens())
-    before: list[_Started[R]] = []
+    previous: list[_Started[R]] = []
     with ThreadPoolExecutor(count, thread_name_prefix="rinalmo-batch") as pool:
         try:
             while True:
                 failure: Exception | None = None
                 try:
-                    window = next(source, None)
-                except Exception as error:  # of the input: what came before it is handed out first
+                    window = next(windows, None)
+                except Exception as error:  # of the input: results for what came before it are yielded first
                     failure, window = error, None
                 started: list[_Started[R]] = []
-                for batch in _batches(window or [], batch_tokens()):
+                for batch in token_batches(window or [], batch_tokens()):
                     ids = [window[i] for i in batch]  # type: ignore[index]
-                    started.append(_Started(batch, ids, pool.submit(worker, ids)))
-                yield from _finished(before, worker, started)
-                before = started
+                    started.append((batch, ids, pool.submit(run, ids)))
+                results: dict[int, R] = {}
+                for batch, ids, future in previous:
+                    try:
+                        computed = future.result()
+                    except Exception:
+                        # Alone it may have the memory that it lacked beside another batch.
+                        wait([other for _, _, other in (*previous, *started)])
+                        computed = run(ids)
+                    results.update(zip(batch, computed, strict=True))
+                yield from map(results.__getitem__, range(len(results)))
+                previous = started
                 if failure is not None:
                     raise failure
                 if window is None:
@@ -127,58 +183,35 @@ def _overlapping(
             pool.shutdown(cancel_futures=True)
 
 
-class _Started(Generic[R]):
-    """A batch that is being computed: its places in the window, its ids, and what will come of it."""
-
-    def __init__(self, places: list[int], ids: list[Ids], results: Future[Sequence[R]]) -> None:
-        self.places, self.ids, self.results = places, ids, results
+_Started = tuple[list[int], list[Ids], Future[Sequence[R]]]  # a batch's indices in the window, its ids, its results
 
 
-def _finished(batches: list[_Started[R]], worker: _Worker[R], later: list[_Started[R]]) -> list[R]:
-    """The results of a window's batches in the order of the input."""
-    results: dict[int, R] = {}
-    for batch in batches:
-        try:
-            found = batch.results.result()
-        except Exception:
-            # Alone it may have the memory that it lacked beside another.
-            wait([other.results for other in (*batches, *later)])
-            found = worker(batch.ids)
-        results.update(zip(batch.places, found, strict=True))
-    return [results[place] for place in range(len(results))]
-
-
-class _Worker(Generic[R]):
-    """Computes a batch; on CUDA in a stream of its own."""
-
-    def __init__(self, compute: Compute[R], device: torch.device) -> None:
-        self.compute, self.device = compute, device
-
-    def __call__(self, sequences: Sequence[Ids]) -> Sequence[R]:
-        with self._stream():
-            ids, layout = pack((torch.from_numpy(sequence) for sequence in sequences), self.device)
-            return _results_on_host(self.compute(ids, layout))
-
-    @contextmanager
-    def _stream(self) -> Iterator[None]:
-        if self.device.type != "cuda":
-            yield
-            return
-        idle = _idle_streams[self.device]
-        try:
-            stream = idle.pop()
-        except IndexError:
-            stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.default_stream(self.device))  # where weights may still be on their way
-        try:
-            with torch.cuda.stream(stream):
-                yield
-        finally:
-            idle.append(stream)
+def _compute_batch(compute: Compute[R], device: torch.device, sequences: Sequence[Ids]) -> Sequence[R]:
+    """Pack and compute one batch; on CUDA in a stream of its own, with results on the host."""
+    if device.type != "cuda":
+        return compute(*pack(map(torch.from_numpy, sequences), device))
+    idle = _idle_streams[device]
+    try:
+        stream = idle.pop()
+    except IndexError:
+        stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.default_stream(device))  # where weights may still be on their way
+    try:
+        with torch.cuda.stream(stream):
+            results = compute(*pack(map(torch.from_numpy, sequences), device))
+            if isinstance(results, Tensor):
+                return to_host(results)[0]
+            on_host: list[Any] = list(results)
+            indices = [i for i, result in enumerate(on_host) if isinstance(result, Tensor) and result.is_cuda]
+            for i, result in zip(indices, to_host(*(on_host[i] for i in indices)), strict=True):
+                on_host[i] = result
+            return on_host
+    finally:
+        idle.append(stream)
 
 
 def to_host(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Copies on the host: all transfers at once, into pinned memory, and one wait. What is on the host stays as it is.
+    """Copies on the host: all transfers at once, into pinned memory, and one wait. Host tensors are returned as is.
 
     The wait is for the current stream alone.
     """
@@ -193,64 +226,15 @@ def to_host(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(copy.clone() for copy in pinned)  # results may be kept for long, and pinned memory is scarce
 
 
-def _results_on_host(results: Sequence[R]) -> Sequence[R]:
-    if isinstance(results, Tensor):
-        return to_host(results)[0] if results.is_cuda else results
-    found: list[Any] = list(results)
-    places = [place for place, result in enumerate(found) if isinstance(result, Tensor) and result.is_cuda]
-    for place, copy in zip(places, to_host(*(found[place] for place in places)) if places else (), strict=True):
-        found[place] = copy
-    return found
-
-
-def _batches(window: Sequence[Ids], batch_tokens: int) -> Iterator[list[int]]:
-    return cut(sorted(range(len(window)), key=lambda i: len(window[i])), window, batch_tokens)
-
-
-def windows(sequences: Iterable[Ids], tokens: Callable[[], int]) -> Iterator[list[Ids]]:
-    """Stretches of the input with about `tokens()` tokens, never empty."""
-    window: list[Ids] = []
-    total = 0
-    for sequence in sequences:
-        window.append(sequence)
-        total += len(sequence)
-        if total >= tokens() or len(window) >= _WINDOW_SEQUENCES:
-            yield window
-            window, total = [], 0
-    if window:
-        yield window
-
-
-def cut(order: Iterable[int], window: Sequence[Ids], batch_tokens: int) -> Iterator[list[int]]:
-    """Consecutive groups of `order` with at most `batch_tokens` tokens; an oversized sequence goes alone."""
-    batch: list[int] = []
-    total = 0
-    for i in order:
-        if batch and total + len(window[i]) > batch_tokens:
-            yield batch
-            batch, total = [], 0
-        batch.append(i)
-        total += len(window[i])
-    if batch:
-        yield batch
-
-
-logger = logging.getLogger(__name__)
-
-CACHED_ENGINES = 2
-
-Item = TypeVar("Item")
-Advance = Callable[[int], Any]  # called with how many more are done
-# What an engine is to do with each of many items. It may travel to other processes, so it has to be picklable.
-Job = Callable[["Engine", Advance], Callable[[Item], R]]
+# --- The engine ---
 
 
 class Engine:
-    """A model, a device, a precision, a number of threads and a token budget per batch.
+    """A model with its device, precision, number of threads and token budget per batch.
 
     Args:
-        model: A loaded `RiNALMo`, or a catalog name, folder or file. What is loaded here keeps one copy of the
-            encoder's weights: on a CPU the packed one.
+        model: A loaded `RiNALMo`, or a catalog name, folder or file. A model that the engine loads has one copy of the
+            encoder's weights in memory: on a CPU the packed one.
         precision: "fp32"; "bf16"; "fp16" (GPUs); "int8" (weights and activations of matrix products, bf16
             elsewhere; CPUs with VNNI); "auto": bf16, or fp16 on a GPU without it, where the device multiplies it
             natively, fp32 elsewhere.
@@ -260,6 +244,12 @@ class Engine:
         device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N", "mps". None: where a loaded model
             is, "auto" for anything else.
 
+    Attributes:
+        device: The `torch.device` that computes.
+        precision: The precision of the encoder; never "auto".
+        batch_tokens: The token budget as given, or the default.
+        head_model: The model whose heads are applied to the states; its encoder may be without weights.
+
     Raises:
         InputError: A precision that is unknown or not for this processor, a budget or threads below 1, or a device
             that this machine does not have.
@@ -267,12 +257,14 @@ class Engine:
     Example:
         >>> import rinalmo
         >>> engine = rinalmo.Engine("nano", "fp32", device="cpu")
+        >>> engine.describe()
+        'cpu, fp32'
         >>> rinalmo.embed(["GGGAAAUCCC"], engine).shape
         (1, 320)
     """
 
     announce: Callable[[str], Any] | None = None  # called once, with `describe()`, before the first batch
-    _fitting_tokens: int | None = None  # the most that a full memory has left; `batch_tokens` stays what was asked for
+    _reduced_tokens: int | None = None  # the budget after memory was full; `batch_tokens` stays as it was given
 
     def __init__(
         self,
@@ -291,15 +283,17 @@ class Engine:
             raise InputError(
                 f"a {type(model).__name__} is no model here; give a name, a path or what rinalmo.load gives"
             )
-        given = isinstance(model, RiNALMo)
+        if isinstance(model, RiNALMo) and device is None:
+            self.device = model.encoder.embedding.weight.device
+        else:
+            self.device = choose_device(device)
         self._source, self._threads = model, threads
-        self.device = _device_of(model) if given and device is None else choose_device(device)  # type: ignore[arg-type]
         self.precision: Precision = choose_precision(precision, self.device)
         self.batch_tokens = default_batch_tokens(self.device) if batch_tokens is None else batch_tokens
         self.head_model: RiNALMo
         self._encoder: GpuEncoder | FastEncoder | None
         try:
-            self.head_model, self._encoder = self._on_cpu(model) if self.device.type == "cpu" else self._on_gpu(model)
+            self.head_model, self._encoder = self._load(model)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -307,25 +301,24 @@ class Engine:
                 f"the model does not fit into the memory of {device_name(self.device)}; use --device cpu"
             ) from None
 
-    def _on_cpu(self, model: str | Path | RiNALMo) -> tuple[RiNALMo, FastEncoder | None]:
-        """The model, and its encoder with weights packed for this processor where that can be done."""
-        packs, blocks = packs_weights(self.precision), list[FastBlock]()
+    def _load(self, model: str | Path | RiNALMo) -> tuple[RiNALMo, GpuEncoder | FastEncoder | None]:
+        """The model, and its encoder prepared for the device; None where the plain one computes."""
+        precision: Any = self.precision
+        if self.device.type == "cpu":
+            packs, blocks = packs_weights(precision), list[FastBlock]()
+            if isinstance(model, RiNALMo):
+                head_model = model.to(self.device)
+            else:
+                pack_block = partial(_pack_and_free, blocks=blocks, precision=precision)
+                head_model = load(model, consume=pack_block if packs else None)
+            return head_model, FastEncoder(head_model.encoder, precision, blocks) if packs else None
         if isinstance(model, RiNALMo):
-            heads = model.to(self.device)
+            head_model = model.to(self.device)
         else:
-            pack_block: Any = partial(_pack_and_free, blocks=blocks, precision=self.precision)  # type: ignore[arg-type]
-            heads = load(model, consume=pack_block if packs else None)
-        return heads, FastEncoder(heads.encoder, self.precision, blocks) if packs else None  # type: ignore[arg-type]
-
-    def _on_gpu(self, model: str | Path | RiNALMo) -> tuple[RiNALMo, GpuEncoder]:
-        """The model with its heads on the device, and its encoder there, cast once."""
-        if isinstance(model, RiNALMo):
-            heads = model.to(self.device)
-        else:
-            heads = load(model)  # the encoder's own weights stay mapped; only the cast ones take memory
-            for name in heads.spec.heads:
-                heads.head(name).to(self.device)
-        return heads, GpuEncoder(heads.encoder, self.precision, device=self.device)  # type: ignore[arg-type]
+            head_model = load(model)  # the encoder's own weights stay mapped; only the cast ones take memory
+            for name in head_model.spec.heads:
+                head_model.head(name).to(self.device)
+        return head_model, GpuEncoder(head_model.encoder, precision, device=self.device)
 
     @property
     def model(self) -> RiNALMo:
@@ -345,23 +338,23 @@ class Engine:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of config, vocabulary and the small tensors, which no training leaves as they were."""
+        """A hash of config, vocabulary and the small tensors, all of which any training changes."""
         return fingerprint(self.head_model)
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model is built from."""
+        """All that is needed to build the model, except its weights."""
         return self.head_model.spec
 
     @property
     def config(self) -> ModelConfig:
         """The encoder's sizes."""
-        return self.spec.config
+        return self.head_model.config
 
     @property
     def alphabet(self) -> Alphabet:
         """The tokens that the model's ids stand for."""
-        return self.spec.alphabet
+        return self.head_model.alphabet
 
     def head(self, name: str) -> nn.Module:
         """One of the model's heads; raises CheckpointError if it does not have it."""
@@ -379,24 +372,41 @@ class Engine:
 
     @torch.inference_mode()
     def hidden_states(self, ids: Tensor, layout: Layout, layers: Sequence[int]) -> list[Tensor]:
-        """The packed states of the chosen layers (0 is the embedding, the number of blocks the final norm), fp32."""
+        """Packed states of some layers, in fp32.
+
+        Args:
+            ids: Packed token ids `(tokens,)`, on the engine's device.
+            layout: Where each sequence lies.
+            layers: 0 for the embedding, n for the output of block n; the last one is after the final layer norm.
+
+        Returns:
+            One tensor `(tokens, hidden)` per layer.
+        """
         with self._computing():
             if self._encoder is not None:
                 return self._encoder(ids, layout, layers)
-            last = self.config.num_hidden_layers
-            with (
-                _evaluating(self.head_model),
-                torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
-            ):
-                intermediate = any(layer != last for layer in layers)
-                out = self.head_model.encoder(ids, layout, output_hidden_states=intermediate)
+            model, last, was_training = self.head_model, self.config.num_hidden_layers, self.head_model.training
+            model.eval()
+            try:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    intermediate = any(layer != last for layer in layers)
+                    out = model.encoder(ids, layout, output_hidden_states=intermediate)
+            finally:
+                model.train(was_training)
             states = out.hidden_states or ()
             return [(out.last_hidden_state if layer == last else states[layer]).float() for layer in layers]
 
     def map(self, compute: Callable[[Tensor, Layout], Sequence[R]], sequences: Iterable[np.ndarray]) -> Iterator[R]:
-        """`compute` over all sequences of ids, packed into batches; results one by one, in the order of the input.
+        """`compute` over all sequences of ids, packed into batches.
 
-        A batch that does not fit into the device's memory is computed in halves, and all that follow are smaller.
+        A batch that does not fit into the device's memory is computed in halves, and all later ones are smaller.
+
+        Args:
+            compute: Takes packed ids and their layout, returns one result per sequence.
+            sequences: Token ids, one array each.
+
+        Yields:
+            Results one by one, in the order of the input.
 
         Raises:
             InputError: A single sequence does not fit.
@@ -409,17 +419,22 @@ class Engine:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-            # Outside of the except clause: its traceback keeps the tensors alive that have to go.
+            # Outside of the except clause, whose traceback keeps tensors alive that have to go.
             release_memory(self.device)
-            self._require_smaller(layout)
-            return [result for part in _halves(ids, layout) for result in compute_batch(*part)]
+            self._reduce_budget(layout)
+            middle, results = len(layout.lengths) // 2, list[R]()
+            for part in (slice(None, middle), slice(middle, None)):
+                half = Layout(layout.lengths[part], layout.device, layout.valid_lengths[part])
+                start = layout.offsets[part.start or 0]
+                results.extend(compute_batch(ids[start : start + half.total], half))
+            return results
 
         return map_packed(compute_batch, sequences, batch_tokens=self._budget, device=self.device)
 
     def _budget(self) -> int:
-        return self.batch_tokens if self._fitting_tokens is None else min(self.batch_tokens, self._fitting_tokens)
+        return self.batch_tokens if self._reduced_tokens is None else min(self.batch_tokens, self._reduced_tokens)
 
-    def _require_smaller(self, layout: Layout) -> None:
+    def _reduce_budget(self, layout: Layout) -> None:
         """Halve the token budget to below the size of a batch that was too large."""
         if len(layout.lengths) == 1:
             raise InputError(
@@ -428,17 +443,17 @@ class Engine:
             )
         smaller = max(1, min(self._budget(), layout.total) // 2)
         if smaller < self._budget():
-            if self._fitting_tokens is None:
+            if self._reduced_tokens is None:
                 logger.warning(
                     "%s is out of memory: going on with batches of %s tokens and fewer (--batch-tokens)",
                     device_name(self.device),
                     f"{smaller:,}",
                 )
-            self._fitting_tokens = smaller
+            self._reduced_tokens = smaller
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """This engine's own types and threads for a while, whatever the caller's are."""
+        """This engine's types and number of threads for a while, whatever the caller's are."""
         announce, self.announce = self.announce, None
         if announce is not None:
             announce(self.describe())
@@ -453,17 +468,13 @@ class Engine:
                 torch.set_num_threads(before)
 
     def __reduce__(self) -> Any:
-        # Packed weights cannot be copied.
-        settings = {"threads": self._threads, "batch_tokens": self.batch_tokens, "device": self.device}
-        return _rebuild, (self._source, self.precision, settings)
-
-
-def _rebuild(model: str | Path | RiNALMo, precision: Precision, settings: dict[str, Any]) -> Engine:
-    return Engine(model, precision, **settings)
+        # Packed weights cannot be copied: a copy loads or packs the model again.
+        settings: dict[str, Any] = {"threads": self._threads, "batch_tokens": self.batch_tokens, "device": self.device}
+        return partial(Engine, self._source, self.precision, **settings), ()
 
 
 def fingerprint(model: RiNALMo) -> str:
-    """A hash of a model's config, vocabulary and small tensors, which no training leaves as they were."""
+    """A hash of a model's config, vocabulary and small tensors, all of which any training changes."""
     digest = hashlib.sha256(repr((model.config, model.alphabet.tokens)).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if tensor.dim() < 2 or name == "encoder.embedding.weight":
@@ -472,7 +483,7 @@ def fingerprint(model: RiNALMo) -> str:
 
 
 def _pack_and_free(block: EncoderBlock, *, blocks: list[FastBlock], precision: PackedPrecision) -> None:
-    """Pack a block's weights and leave the block without its matrices; what is small it keeps as its own."""
+    """Pack a block's weights and free its matrices; its small tensors become copies, not views of the file."""
     blocks.append(FastBlock(block, precision))
     for module in block.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -482,35 +493,12 @@ def _pack_and_free(block: EncoderBlock, *, blocks: list[FastBlock], precision: P
 
 
 def _trim_heap() -> None:
-    """Hand freed memory to the system. glibc keeps the gaps between packed weights, a third of their size in fp32."""
+    """Return freed memory to the system. glibc keeps the gaps between packed weights, a third of their size in fp32."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 
 
-def _device_of(model: RiNALMo) -> torch.device:
-    return model.encoder.embedding.weight.device
-
-
-def _halves(ids: Tensor, layout: Layout) -> Iterator[tuple[Tensor, Layout]]:
-    """The sequences of a packed batch in two parts."""
-    middle = len(layout.lengths) // 2
-    start = 0
-    for part in (slice(None, middle), slice(middle, None)):
-        half = Layout(layout.lengths[part], layout.device, layout.valid_lengths[part])
-        yield ids[start : start + half.total], half
-        start += half.total
-
-
-@contextmanager
-def _evaluating(model: RiNALMo) -> Iterator[None]:
-    """Evaluation mode for a while: a model in the middle of its training is given back as it was."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
+# --- The cache of engines ---
 
 _cache: OrderedDict[tuple[Any, ...], Engine] = OrderedDict()
 _cache_lock = Lock()
@@ -553,7 +541,7 @@ def as_engine(
 
 
 def clear_engine_cache() -> None:
-    """Forget the engines that `embed`, `fill_mask`, `score`, `fold`, `predict` and `evaluate` keep for later calls.
+    """Free the engines that `embed`, `fill_mask`, `score`, `fold`, `predict` and `evaluate` keep for later calls.
 
     Example:
         >>> import rinalmo

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
-from rinalmo.engine.cpu_encoder import FastEncoder, Precision
+from rinalmo.engine.cpu_encoder import FastEncoder, PackedPrecision
 from rinalmo.engine.devices import packs_weights
 from rinalmo.model.encoder import Attention, Embedding, Encoder, EncoderBlock, SwiGLU
 
 _OURS = {Encoder, Embedding, EncoderBlock, Attention, SwiGLU, nn.ModuleList, nn.LayerNorm, nn.Linear, nn.Dropout}
-_PRECISIONS: dict[torch.dtype, Precision] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+_PRECISIONS: dict[torch.dtype, PackedPrecision] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
 class FastPath:
@@ -51,7 +51,7 @@ class FastPath:
         return FastPath, ()
 
 
-def _precision(encoder: Encoder) -> Precision | None:
+def _precision(encoder: Encoder) -> PackedPrecision | None:
     """What to compute in, if the fast encoder may stand in for this one now."""
     parameters = list(encoder.parameters())
     if encoder.training or torch.compiler.is_compiling():

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rinalmo.data import sampling
 from rinalmo.engine.devices import DeviceLike, Precision
-from rinalmo.engine.engine import Engine, cut, to_host
+from rinalmo.engine.engine import Engine, to_host, token_batches
 from rinalmo.errors import CheckpointError, InputError, MissingExtraError
 from rinalmo.io.files import destination, file_sha256, is_temporary, replacing, replacing_path
 from rinalmo.model.packing import Layout, pack
@@ -377,7 +377,7 @@ class SupervisedTask:
 
     def _micro_batches(self, of: Examples, chosen: Sequence[int]) -> Iterator[MicroBatch]:
         order = sorted(chosen, key=lambda i: len(of.ids[i]))
-        for part in cut(order, of.ids, self.recipe.data.micro_tokens):
+        for part in token_batches(of.ids, self.recipe.data.micro_tokens, order):
             ids, layout = pack((torch.from_numpy(of.ids[i]) for i in part), self.ranks.device)
             states = None
             if of.states is not None:
