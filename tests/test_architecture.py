@@ -108,7 +108,7 @@ print("unchanged")
 
 def test_public_names():
     assert rinalmo.__all__ == sorted(rinalmo.__all__)
-    assert set(rinalmo._WHERE) | {"__version__"} == set(rinalmo.__all__)
+    assert set(rinalmo._MODULES) | {"__version__"} == set(rinalmo.__all__)
     for name in rinalmo.__all__:
         assert getattr(rinalmo, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -2,15 +2,15 @@
 
     import rinalmo
 
-    rinalmo.fill_mask("GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU")     # what stands at the mask
+    rinalmo.fill_mask("GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU")     # predict the masked nucleotide
     rinalmo.embed(["UAGCUUAUCAGACUGAUGUUGA"])                     # (1, hidden) array
-    rinalmo.score("GGUCUCUCUGGUUAGACC", ["G2A", "G2A:C17U"])      # how likely mutants are, next to the wild type
+    rinalmo.score("GGUCUCUCUGGUUAGACC", ["G2A", "G2A:C17U"])      # mutants compared with the wild type
     rinalmo.finetune("table", dataset, "run", target="half_life") # your own labels, from files or rows
-    model = rinalmo.load("nano")                               # torch module on packed tokens
+    model = rinalmo.load("nano")                                  # torch module on packed tokens
     rinalmo.RiNALMoModel.from_pretrained(...)                     # Hugging Face class
 
-Names are imported when first used: `import rinalmo` alone loads neither torch nor transformers. It does make the
-Hugging Face Auto classes and pipelines know the model, whenever transformers is imported (`rinalmo.hf.registration`).
+Names are imported when first used: `import rinalmo` alone loads neither torch nor transformers. It does register the
+model with the Hugging Face Auto classes and pipelines, as soon as transformers is imported (`rinalmo.hf.registration`).
 """
 
 from importlib import import_module as _import_module
@@ -53,41 +53,28 @@ if TYPE_CHECKING:
     from rinalmo.weights.catalog import models, resolve
     from rinalmo.weights.checkpoint import convert, info, load, save
 
-_WHERE = {
-    "Alphabet": "rna.alphabet",
-    "CheckpointError": "errors",
-    "DownloadError": "errors",
-    "Engine": "engine.engine",
-    "InputError": "errors",
-    "MissingExtraError": "errors",
-    "ModelConfig": "model.config",
-    "RiNALMoConfig": "hf.configuration",
-    "RiNALMoForContactPrediction": "hf.modeling",
-    "RiNALMoForMaskedLM": "hf.modeling",
-    "RiNALMoForPreTraining": "hf.modeling",
-    "RiNALMoForSecondaryStructurePrediction": "hf.modeling",
-    "RiNALMoForSequencePrediction": "hf.modeling",
-    "RiNALMoForTokenPrediction": "hf.modeling",
-    "RiNALMoModel": "hf.modeling",
-    "RinalmoError": "errors",
-    "RnaTokenizer": "hf.tokenization",
-    "SequenceError": "errors",
-    "clear_engine_cache": "engine.engine",
-    "convert": "weights.checkpoint",
-    "embed": "inference.embed",
-    "evaluate": "tasks.evaluate",
-    "fill_mask": "inference.fill_mask",
-    "finetune": "training.finetune",
-    "fold": "inference.fold",
-    "info": "weights.checkpoint",
-    "load": "weights.checkpoint",
-    "models": "weights.catalog",
-    "predict": "tasks.evaluate",
-    "read_fasta": "io.fasta",
-    "resolve": "weights.catalog",
-    "save": "weights.checkpoint",
-    "score": "inference.variants",
+_NAMES = {
+    "engine.engine": "Engine clear_engine_cache",
+    "errors": "CheckpointError DownloadError InputError MissingExtraError RinalmoError SequenceError",
+    "hf.configuration": "RiNALMoConfig",
+    "hf.modeling": (
+        "RiNALMoForContactPrediction RiNALMoForMaskedLM RiNALMoForPreTraining RiNALMoForSecondaryStructurePrediction "
+        "RiNALMoForSequencePrediction RiNALMoForTokenPrediction RiNALMoModel"
+    ),
+    "hf.tokenization": "RnaTokenizer",
+    "inference.embed": "embed",
+    "inference.fill_mask": "fill_mask",
+    "inference.fold": "fold",
+    "inference.variants": "score",
+    "io.fasta": "read_fasta",
+    "model.config": "ModelConfig",
+    "rna.alphabet": "Alphabet",
+    "tasks.evaluate": "evaluate predict",
+    "training.finetune": "finetune",
+    "weights.catalog": "models resolve",
+    "weights.checkpoint": "convert info load save",
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "Alphabet",
@@ -128,9 +115,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module 'rinalmo' has no attribute {name!r}")
-    value = getattr(_import_module(f"rinalmo.{_WHERE[name]}"), name)
+    value = getattr(_import_module(f"rinalmo.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

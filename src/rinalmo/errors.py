@@ -1,22 +1,26 @@
 """Every error that this package raises on purpose.
 
-    RinalmoError                    base; str() is one line that says what is wrong, where, and what to do
+    RinalmoError                    base; str() is one line: the problem, its place, and what to do
     ├── InputError                  the user's sequences, files or options (also a ValueError)
-    │   └── SequenceError           one record: knows file, record and position
+    │   └── SequenceError           one record, with its file, name and position
     ├── CheckpointError             a model file that is damaged, foreign, unsafe or does not fit (also a ValueError)
     ├── TrainingError               a run that cannot go on: full disk, lost process, loss of NaN (also a RuntimeError)
     ├── DownloadError               a published model could not be fetched (also an OSError)
-    │   └── SourceUnavailable       one address did not deliver; another may (in rinalmo.weights.download)
+    │   └── SourceUnavailable       one address failed; another may work (in rinalmo.weights.download)
     ├── ToolError                   an external program failed (also a RuntimeError)
     └── MissingExtraError           an optional package is not installed (also an ImportError)
 
-The command line turns a `RinalmoError` into its one line and its `exit_code`: 2 for what the user gave, 1 for what
-happened while running. Anything else is a bug.
+The command line prints the one line of a `RinalmoError` and exits with its `exit_code`: 2 for faults of the input, 1
+for faults while running. Any other exception is a bug.
 """
 
 
 class RinalmoError(Exception):
-    """Base of all deliberate errors."""
+    """Base of all deliberate errors.
+
+    Attributes:
+        exit_code: Exit status of the command line.
+    """
 
     exit_code = 2
 
@@ -28,8 +32,20 @@ class InputError(RinalmoError, ValueError):
 class SequenceError(InputError):
     """One record of a sequence file cannot be used.
 
-    `file`, `line` (1-based), `record` (its name or 1-based number) and `position` (1-based, in the sequence) are kept
-    for programs that want them, and so is the `problem` without them.
+    Attributes:
+        problem: The message without the place.
+        file: The file, if any.
+        line: Its line, from 1.
+        record: The name of the record, or its number, from 1.
+        position: The position in the sequence, from 1.
+
+    Example:
+        >>> import rinalmo
+        >>> try:
+        ...     rinalmo.embed(["GGGA-CCC"], model="nano")
+        ... except rinalmo.SequenceError as error:
+        ...     (error.record, error.position)
+        ('1', 5)
     """
 
     def __init__(
@@ -41,25 +57,15 @@ class SequenceError(InputError):
         record: str | None = None,
         position: int | None = None,
     ) -> None:
-        where = [
-            part
-            for part in (
-                file,
-                f"line {line}" if line is not None else None,
-                f"record {record}" if record is not None else None,
-                f"position {position}" if position is not None else None,
-            )
-            if part is not None
-        ]
-        super().__init__(f"{', '.join(where)}: {message}" if where else message)
-        self.problem = message
-        self.file = file
-        self.line = line
-        self.record = record
-        self.position = position
+        place = file or ""
+        for name, value in (("line", line), ("record", record), ("position", position)):
+            if value is not None:
+                place += f"{', ' if place else ''}{name} {value}"
+        super().__init__(f"{place}: {message}" if place else message)
+        self.problem, self.file, self.line, self.record, self.position = message, file, line, record, position
 
-    def found_in(self, file: str | None, line: int | None, record: str | None) -> "SequenceError":
-        """The same problem, with the place it was read from."""
+    def with_location(self, file: str | None, line: int | None, record: str | None) -> "SequenceError":
+        """The same problem in a record of a file."""
         return SequenceError(self.problem, file=file, line=line, record=record, position=self.position)
 
 
@@ -68,7 +74,7 @@ class CheckpointError(RinalmoError, ValueError):
 
 
 class TrainingError(RinalmoError, RuntimeError):
-    """A run cannot go on, for a reason outside what the user gave. What it saved is kept."""
+    """A run cannot go on, for a reason other than its input. The checkpoints that it saved are kept."""
 
     exit_code = 1
 
@@ -78,20 +84,24 @@ class DownloadError(RinalmoError, OSError):
 
 
 class ToolError(RinalmoError, RuntimeError):
-    """An external program failed, or did not do what it should."""
+    """An external program failed."""
 
     exit_code = 1
 
 
 class MissingExtraError(RinalmoError, ImportError):
-    """An optional dependency is missing."""
+    """An optional dependency is missing.
+
+    Attributes:
+        package: The package.
+        extra: The extra of rinalmo that installs it.
+        purpose: The function that needs it.
+    """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package!r}; install it with: pip install 'rinalmo[{extra}]'")
-        self.package = package
-        self.extra = extra
-        self.purpose = purpose
+        self.package, self.extra, self.purpose = package, extra, purpose
 
     def __reduce__(self) -> tuple[object, ...]:
-        # From another process; by default the message alone would be given to __init__.
+        # Across processes; by default __init__ would be called with the message alone.
         return type(self), (self.package, self.extra, self.purpose)

@@ -55,7 +55,7 @@ def test_single_values_are_set(recipe_file):
         ("sources: {a: {table: {family: {column: x, pattern: '('}}}}", "no regular expression"),
         ("sources: {a: {table: {family: {pattern: x}}}}", "column is missing"),
         ("a: [", "not YAML"),
-        ("seed: 1\nseed: 2", "seed stands twice, line 2"),
+        ("seed: 1\nseed: 2", "seed is given twice, line 2"),
         ("- a", "holds no sections"),
         ("", "holds no sections"),
     ],

@@ -102,7 +102,7 @@ def test_names_and_files(tmp_path):
     for text, message in [
         ("train: [", "not YAML"),
         ("", "holds no sections"),
-        ("train: {max_steps: 3, max_steps: 4}", "max_steps stands twice"),
+        ("train: {max_steps: 3, max_steps: 4}", "max_steps is given twice"),
         ("model: !!python/object/apply:os.system ['true']", "not YAML"),
         ("train: {max_steps: 3}", "optimizer is missing"),
     ]:

@@ -168,7 +168,7 @@ def read_from(source: object) -> Iterator[None]:
     except SequenceError as error:
         if error.file is not None or not isinstance(source, Path):
             raise
-        raise error.found_in(source_name(str(source)), error.line, error.record) from None
+        raise error.with_location(source_name(str(source)), error.line, error.record) from None
 
 
 def encode(record: Record, alphabet: Alphabet) -> np.ndarray:
@@ -178,7 +178,7 @@ def encode(record: Record, alphabet: Alphabet) -> np.ndarray:
     try:
         return alphabet.encode(record.sequence, strict=True)
     except SequenceError as error:
-        raise error.found_in(None, None, record.id) from None
+        raise error.with_location(None, None, record.id) from None
 
 
 def require_whole(name: str, given: object) -> None:

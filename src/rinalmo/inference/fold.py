@@ -113,7 +113,7 @@ def _references(path: Path | None, records: list[Record]) -> list[Structure | No
         try:
             check_reference(Structure(record.id, record.sequence), by_name[record.id])
         except SequenceError as error:
-            raise error.found_in(str(path), None, error.record) from None
+            raise error.with_location(str(path), None, error.record) from None
     return [by_name[record.id] for record in records]
 
 

@@ -57,16 +57,7 @@ class LockHeldError(Exception):
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` when the block ends, and is removed after an error.
 
-    A device, a named pipe or an open descriptor such as /dev/stdout is written to directly.
-
-    Args:
-        path: The output. A symbolic link is followed and stays.
-
-    Yields:
-        The file to write to.
-
-    Raises:
-        OSError: The file cannot be written; the error names `path`.
+    A device, a named pipe or an open descriptor such as /dev/stdout is written to directly. Every OSError names `path`.
     """
     if is_stream(path):
         with path.open("ab") as file:
@@ -78,17 +69,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def replacing_path(path: Path, scratch: Path | None = None) -> Iterator[Path]:
-    """As `replacing`, for writers that open files themselves: yields a temporary path to write to.
+    """As `replacing`, for writers that open files themselves: yields the path of an empty temporary file.
 
-    Args:
-        path: The output. A symbolic link is followed and stays.
-        scratch: A folder on the same disk for the temporary file; None for the output's own.
-
-    Yields:
-        The path of an empty file.
-
-    Raises:
-        OSError: The file cannot be written; the error names `path`.
+    The temporary file is in `scratch`, a folder on the same disk, or else beside the output.
     """
     if is_stream(path):
         with tempfile.TemporaryDirectory() as folder:
@@ -127,15 +110,9 @@ def temporary_folder(path: Path) -> Path:
 
 
 def publish_folder(folder: Path, path: Path, *, overwrite: bool = False) -> None:
-    """Rename a complete folder to its final name, once its content is on the disk.
+    """Rename a folder made by `temporary_folder` to its final name, once its content is on the disk.
 
-    Args:
-        folder: A folder made by `temporary_folder`.
-        path: The final name. A symbolic link is followed and stays; an empty folder is replaced.
-        overwrite: Replace a folder that is not empty, too, as a whole.
-
-    Raises:
-        OSError: It cannot be written. The old folder is still there.
+    An empty folder of this name is replaced, and with `overwrite` any other; it is still there after an OSError.
     """
     target = destination(path)
     mode = stat.S_IMODE(folder.stat().st_mode) & 0o666
@@ -162,11 +139,7 @@ def publish_folder(folder: Path, path: Path, *, overwrite: bool = False) -> None
 
 
 def destination(path: Path) -> Path:
-    """The file or folder that a path leads to: the target of a symbolic link, which need not exist.
-
-    Raises:
-        OSError: The links form a loop.
-    """
+    """The target of a symbolic link, or any other path itself. Raises OSError if links form a loop."""
     if is_stream(path) or not path.is_symlink():
         return path
     target = Path(os.path.realpath(path))
@@ -270,16 +243,8 @@ def file_sha256(path: Path) -> str:
 def file_lock(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
     """Lock a file, which is made if it does not exist. The system frees the lock of a process that died.
 
-    Args:
-        path: The file; nothing is written into it.
-        on_wait: Called once if the lock is held elsewhere, before waiting for it.
-
-    Yields:
-        Whether the lock is held: False on a file system without locks, after a warning.
-
-    Raises:
-        LockHeldError: The lock is held elsewhere, and `on_wait` is None.
-        OSError: The file cannot be made.
+    If the lock is held elsewhere, `on_wait` is called once before waiting for it; without `on_wait` LockHeldError is
+    raised. Yields False on a file system without locks, after a warning.
     """
     from filelock import FileLock, SoftFileLock, Timeout
 
@@ -314,18 +279,10 @@ def file_lock(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator
 
 @contextmanager
 def held(folder: Path, output: Path, *, temporary: bool = False) -> Iterator[bool]:
-    """Lock a folder, which is made if it does not exist, so that one process at a time works in it.
+    """Lock a folder, which is made if it does not exist, so that one process at a time writes `output` there.
 
-    Args:
-        folder: The folder; its lock is the file `LOCK` in it.
-        output: What is being written, for the message.
-        temporary: Remove the folder at the end if only the lock is left in it.
-
-    Yields:
-        Whether the folder is locked: False on a file system without locks, after a warning.
-
-    Raises:
-        InputError: Another process holds the lock.
+    Raises InputError if another process holds the lock, which is the file `LOCK`. Yields False on a file system without
+    locks, after a warning. A `temporary` folder is removed at the end if only the lock is left in it.
     """
     try:
         with contextlib.ExitStack() as stack:
@@ -423,10 +380,8 @@ def open_binary(source: str | PathLike[str]) -> Iterator[BinaryIO]:
 def read_chunks(source: str | PathLike[str]) -> Iterator[bytes]:
     """Yield the decompressed bytes of a file, or of "-" for standard input, in pieces of bounded size.
 
-    gzip (bgzip, too), bzip2, xz and zstd are recognized by content.
-
-    Raises:
-        InputError: The file is missing, unreadable, truncated, damaged, or a zip archive or UTF-16 text.
+    gzip (also bgzip), bzip2, xz and zstd are recognized by content. Raises InputError if the file is missing,
+    unreadable, truncated, damaged, a zip archive or UTF-16 text.
     """
     with open_binary(source) as file:
         try:
@@ -499,18 +454,14 @@ def _decompress(blocks: Iterable[bytes], head: bytes) -> Iterator[bytes]:
 def read_lines(source: str | PathLike[str], *, strict: bool = False) -> Iterator[str]:
     """Yield the lines of a text file with their ends (LF, CRLF or CR), without a byte order mark.
 
-    Args:
-        source: As for `read_chunks`.
-        strict: Refuse a line that is not UTF-8, instead of reading it as Latin-1.
-
-    Raises:
-        InputError: As `read_chunks`; or a line has a NUL byte, or is not UTF-8 and `strict`.
+    A line that is not UTF-8 is read as Latin-1, or refused if `strict`. Raises InputError as `read_chunks`, and for a
+    NUL byte.
     """
-    name, number, rest = source_name(source), 0, b""
+    name, number, unfinished = source_name(source), 0, b""
     for chunk in chain(read_chunks(source), (None,)):
-        lines = (rest + (chunk or b"")).splitlines(keepends=True)
+        lines = (unfinished + (chunk or b"")).splitlines(keepends=True)
         # A line without LF may go on in the next chunk; a CR may be half of a CRLF.
-        rest = lines.pop() if chunk is not None and lines and not lines[-1].endswith(b"\n") else b""
+        unfinished = lines.pop() if chunk is not None and lines and not lines[-1].endswith(b"\n") else b""
         for line in lines:
             number += 1
             if b"\0" in line:

@@ -1,7 +1,7 @@
-"""Recipes as files: YAML that is checked whole before anything is computed.
+"""Recipes: YAML files that are validated before anything is computed.
 
-A recipe is a name (one of those in `rinalmo/recipes/`) or a path. What is wrong is named with its key, and an unknown
-key with the nearest known one.
+A recipe is given by name (one of those in `rinalmo/recipes/`) or path. An error names the key, and for an unknown key
+the nearest known one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_BYTES = 1 << 20
 
 
 class Section(BaseModel):
-    """Part of a recipe: unknown keys are errors, and what was read stays as it is."""
+    """Part of a recipe: unknown keys are errors, and values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -30,7 +30,7 @@ R = TypeVar("R", bound=Section)
 
 
 def names(prefix: str = "") -> list[str]:
-    """The recipes that the package brings along."""
+    """The recipes of the package."""
     return sorted(path.stem for path in RECIPES.glob(f"{prefix}*.yaml"))
 
 
@@ -38,9 +38,11 @@ def find(source: str | Path, prefix: str = "") -> Path:
     """The file of a recipe given by name or path; names begin with `prefix`."""
     if Path(source).is_file():
         return Path(source)
-    name, known = str(source).removesuffix(".yaml"), names(prefix)
-    if name in known:
-        return RECIPES / f"{name}.yaml"
+    name = str(source).removesuffix(".yaml")
+    path = RECIPES / f"{name}.yaml"
+    if name.startswith(prefix) and path.parent == RECIPES and path.is_file():
+        return path
+    known = names(prefix)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
     raise InputError(f"no recipe {str(source)!r} and no such file; {hint}")
@@ -61,11 +63,20 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def parse(kind: type[R], values: Mapping[str, Any], source: str) -> R:
-    """A recipe from nested values; `source` is what errors call it."""
+    """A recipe from nested values; `source` is its name in messages."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{source}: {_explain(kind, error)}") from None
+        first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = _nearest(kind, key)
+        problem = f"no key {key!r}" + (f"; did you mean {near}?" if near else "")
+    elif first["type"] == "missing":
+        problem = f"{key} is missing"
+    else:
+        problem = f"{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    raise InputError(f"{source}: {problem}")
 
 
 def load(
@@ -75,28 +86,21 @@ def load(
     prefix: str = "",
     given: Mapping[str, Any] | None = None,
 ) -> R:
-    """A recipe by name or file, or the defaults, with values `given` by key, then `section.key=value` overrides.
-
-    Raises InputError naming the key, its value and, for an unknown key, the nearest one.
-    """
+    """A recipe by name or file, or the defaults, with values `given` by key, then `section.key=value` overrides."""
     values = read(find(source, prefix)) if source is not None else {}
     for key, value in (given or {}).items():
         _set(values, key.split("."), value)
     for override in overrides:
-        _set(values, *_override(override))
+        key, sign, text = override.partition("=")
+        keys = key.strip().split(".")
+        if not sign or not keys[-1]:
+            raise InputError(f"--set {override!r}: write section.key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        _set(values, keys, value)
     return parse(kind, values, "options" if source is None else str(source))
-
-
-def _override(text: str) -> tuple[list[str], Any]:
-    """The sections with the key, and the value, of `section.key=value`."""
-    key, sign, value = text.partition("=")
-    names = key.strip().split(".")
-    if not sign or not names[-1]:
-        raise InputError(f"--set {text!r}: write section.key=value")
-    try:
-        return names, yaml.safe_load(value)
-    except yaml.YAMLError:
-        return names, value
 
 
 def _set(values: dict[str, Any], names: Sequence[str], value: Any) -> None:
@@ -109,42 +113,29 @@ def _set(values: dict[str, Any], names: Sequence[str], value: Any) -> None:
 
 
 class _NoDuplicates(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error; PyYAML alone would take the last in silence."""
+    """YAML in which a repeated key is an error; PyYAML alone silently takes the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.YAMLError(f"{key} stands twice, line {key_node.start_mark.line + 1}")
+                raise yaml.YAMLError(f"{key} is given twice, line {key_node.start_mark.line + 1}")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-def _explain(kind: type[Section], error: ValidationError) -> str:
-    """The first thing that is wrong, in one line."""
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        near = nearest(kind, key)
-        return f"no key {key!r}" + (f"; did you mean {near}?" if near else "")
-    if first["type"] == "missing":
-        return f"{key} is missing"
-    return f"{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-def nearest(kind: type[BaseModel], key: str) -> str | None:
-    """The known key most like this one: almost the same, the same name in another section, or a similar spelling."""
+def _nearest(kind: type[BaseModel], key: str) -> str | None:
+    """The known key nearest to this one: almost the same, the same name in another section, or a similar spelling."""
     known = list(_keys(kind))
     if almost := difflib.get_close_matches(key, known, n=1, cutoff=0.9):
         return almost[0]
     last = key.rpartition(".")[2]
-    moved = [name for name in known if name.rpartition(".")[2] == last]
-    if moved:
-        return moved[0]
-    ends = {name.rpartition(".")[2]: name for name in reversed(known)}
-    similar = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or difflib.get_close_matches(last, ends, n=1)
-    return ends.get(similar[0], similar[0]) if similar else None
+    by_last = {name.rpartition(".")[2]: name for name in reversed(known)}
+    if last in by_last:
+        return by_last[last]
+    similar = difflib.get_close_matches(key, known, n=1, cutoff=0.6) or difflib.get_close_matches(last, by_last, n=1)
+    return by_last.get(similar[0], similar[0]) if similar else None
 
 
 def _keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:

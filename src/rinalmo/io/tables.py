@@ -107,15 +107,9 @@ def require_column(name: str | PathLike[str], columns: Sequence[str], column: st
 
 
 def open_table(path: str | PathLike[str], format: Format | None = None) -> TableReader:
-    """Open a table and read its header.
+    """Open a table, or "-" for standard input, and read its header; the ending gives the format if it is None.
 
-    Args:
-        path: The file; "-" is standard input.
-        format: The format; None for that of the ending.
-
-    Raises:
-        InputError: The file is missing, unreadable, truncated, damaged, no table, or has no header. Faults of rows are
-            raised when these are read.
+    Raises InputError if the file is unreadable, no table, or has no header. Faults of rows are raised as they are read.
     """
     name = source_name(path)
     format = format or table_format(path)
@@ -231,16 +225,10 @@ def check_rows_output(path: str | Path) -> None:
 
 
 def write_rows(path: str | Path, rows: Iterable[Row], *, columns: Sequence[str] = (), schema: Any = None) -> None:
-    """Write a table, which appears under its name when it is complete.
+    """Write a table, which appears under its name when it is complete; "-" is CSV on standard output.
 
-    Args:
-        path: The file; its ending gives the format and, for text, the compression. "-" is CSV on standard output.
-        rows: Mappings of columns to cells, with the same columns each. In CSV and TSV numbers have six digits.
-        columns: The names of the columns; needed only where there may be no rows.
-        schema: The `pyarrow.Schema` of a Parquet file; None derives it from the first rows.
-
-    Raises:
-        InputError: The path cannot be written, or there are no rows and no columns.
+    The ending gives the format and, for text, the compression. In CSV and TSV numbers have six digits. `columns` are
+    needed only where there may be no rows; the `pyarrow.Schema` of a Parquet file is by default that of the first rows.
     """
     check_rows_output(path)
     rows = iter(rows)

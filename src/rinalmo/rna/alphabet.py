@@ -41,15 +41,10 @@ Ids = NDArray[np.int64]
 
 
 def tokens_for(alphabet: str | Sequence[str] = "standard", nmers: int = 1, codon: bool = False) -> tuple[str, ...]:
-    """The tokens of a vocabulary, in the order of their ids.
+    """The tokens of a vocabulary, in the order of their ids: the special tokens and all words of `nmers` letters.
 
-    Args:
-        alphabet: `standard`, `card`, `iupac`, `streamline`, `nucleobase`, `official`, or a list of letters.
-        nmers: Letters per token. Above 1 the tokens are all k-mers, in the alphabet's order.
-        codon: Tokens of three letters.
-
-    Raises:
-        InputError: The name is unknown, or is the official vocabulary, which has no k-mers, with `nmers` above 1.
+    `alphabet` is a list of letters, or the name of one: `standard`, `card`, `iupac`, `streamline`, `nucleobase`, or
+    `official`, which has no words of several letters.
     """
     length = word_length(nmers, codon)
     if alphabet == "official" and length == 1:
@@ -162,7 +157,7 @@ class Alphabet:
             raise InputError(f"{path}: {error}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pickled without the tables, so that the hash by which `datasets` knows a function is short and stays the same.
+        # Pickled without the tables, so that the hash by which `datasets` identifies a function stays the same.
         return type(self), (self.tokens, self.do_upper_case, self.replace_t_with_u)
 
     @property
@@ -270,7 +265,7 @@ def vocabulary_map(source: Alphabet, target: Alphabet) -> Ids:
 
 
 def _byte_codes(text: str) -> NDArray[np.uint8]:
-    """One byte per character: its ASCII code, or 255 for all others, which no table knows."""
+    """One byte per character: its ASCII code, or 255 for all others, which are unknown in every table."""
     if text.isascii():
         return np.frombuffer(text.encode("ascii"), dtype=np.uint8)
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)

@@ -218,15 +218,10 @@ class Decoder:
     def decoded(
         self, rnas: Iterable[tuple[str, Probabilities]], options: Mapping[str, Any], thermodynamics: float = 0.0
     ) -> Iterator[Decoded]:
-        """Choose the pairs of each RNA.
+        """Yield the probabilities and the pairs of each RNA, in order; `options` are those of `decode`.
 
-        Args:
-            rnas: Sequences with their pair probabilities. A `PairList` includes thermodynamics already.
-            options: Keyword arguments of `rinalmo.rna.decoding.decode`.
-            thermodynamics: The weight of ViennaRNA's probabilities beside those of an array, from 0 to 1.
-
-        Yields:
-            Probabilities, thermodynamics included, and pairs, in the order of the input.
+        `thermodynamics` is the weight of ViennaRNA's probabilities in the result, from 0 to 1; a `PairList` includes
+        them already.
         """
 
         def request(rna: tuple[str, Probabilities]) -> tuple[Any, ...]:
@@ -245,14 +240,7 @@ class Decoder:
     def ensembles(
         self, rnas: Iterable[tuple[str, Tensor | PairList]]
     ) -> Iterator[tuple[str, Tensor | PairList, Ensemble | None]]:
-        """Compute the thermodynamics of each RNA.
-
-        Args:
-            rnas: Sequences with the output of a model. A `PairList` includes thermodynamics already.
-
-        Yields:
-            The same, each with its ensemble, None for a `PairList`; in the order of the input.
-        """
+        """Yield each RNA with its ensemble, in order; None for a `PairList`, which includes thermodynamics already."""
 
         def request(rna: tuple[str, Tensor | PairList]) -> tuple[Any, ...] | None:
             return None if isinstance(rna[1], PairList) else (ensemble, rna[0])
@@ -265,10 +253,7 @@ class Decoder:
     def _in_order(
         self, items: Iterable[Item], request: Callable[[Item], tuple[Any, ...] | None]
     ) -> Iterator[tuple[Item, Any]]:
-        """Yield each item with the answer of another process to its request.
-
-        The answer is None where there is no other process or no request, and after an error.
-        """
+        """Yield each item with the answer of another process to its request; None without either, or after an error."""
         items, waiting = iter(items), deque[tuple[Item, Future[Any] | None]]()
         while True:
             while len(waiting) <= _AHEAD * self.processes and (item := next(items, None)) is not None:

@@ -1,12 +1,12 @@
-"""Header lines of the databases: name, RNA type, family and species, as far as each says them.
+"""Header lines of the databases: name, RNA type, family and species, as far as each has them.
 
     RNAcentral   >URS000149A9AF rRNA from 1 species        >URS00000B15DA_9606 Homo sapiens (human) microRNA hsa-mir-21
     Rfam         >X01556.1/3-118 Halococcus morrhuae …     >RF00001;5S_rRNA;X01556.1/3-118   2252:Halococcus morrhuae
     Ensembl      >ENST00000364460.1 ncrna chromosome:… gene:… gene_biotype:snoRNA transcript_biotype:snoRNA …
     NCBI nt      >NR_024570.1 Escherichia coli strain U 5/41 16S ribosomal RNA, partial sequence
 
-The surprise is what is missing. Rfam's own files name no family: it stands in the file's name (RF00001.fa.gz).
-Ensembl's name the species only there too. RNAcentral and NCBI give no type but in words, which `type_in_words` reads.
+Much is missing. Rfam's own files have the family in the name of the file only (RF00001.fa.gz), Ensembl's the species.
+RNAcentral and NCBI give the type in words only, which `type_in_words` reads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a header line says; "" where it does not."""
+    """The fields of a header line; "" for those that it lacks."""
 
     name: str
     type: str = ""
@@ -35,7 +35,7 @@ _BIOTYPE = re.compile(r"transcript_biotype:(\S+)")
 _ENSEMBL_FILE = re.compile(r"([A-Z][a-z0-9]*(?:_[a-zA-Z0-9]+)+)\.")
 _ACCESSION = re.compile(r"[A-Z]{1,6}_?\d{4,}\.\d+$")
 
-# In this order: the first that is found decides.
+# In this order: the first that matches decides.
 _NOT_AN_RNA = re.compile(
     r"\b(?:mRNA|CDS|cds|proteins?|genome|chromosome|plasmid|scaffold|contig|clone library|exon|promoter)\b"
     r"|\b\w+ase\b(?! (?:P|MRP)\b)(?! RNA)"
@@ -71,13 +71,20 @@ _WORDS = [
 
 
 def read_header(id: str, description: str, style: str = "auto", file: str = "") -> Header:
-    """Read a header line of a style, or of the one it looks like; `file` is the name of its file."""
-    reader = _READERS.get(style if style != "auto" else _style(id, description, file), _plain)
-    return reader(id, description, file)
+    """Parse a header line.
+
+    Args:
+        id: Its first word.
+        description: The rest of it.
+        style: `rnacentral`, `rfam`, `ensembl`, `ncbi` or `plain`; `auto` recognizes it.
+        file: The name of the file, which Rfam and Ensembl give meaning.
+    """
+    reader = _READERS.get(_style(id, description, file) if style == "auto" else style)
+    return reader(id, description, file) if reader else Header(id)
 
 
 def type_in_words(text: str) -> str:
-    """The RNA type that a description names, in RNAcentral's spelling; "" if it names none, or a protein's gene."""
+    """The RNA type named in a description, in RNAcentral's spelling; "" if there is none, or it is a protein's gene."""
     for name, pattern in _WORDS:
         if pattern.search(text):
             return "" if _NOT_AN_RNA.search(text) else name
@@ -97,17 +104,16 @@ def _style(id: str, description: str, file: str) -> str:
 
 
 def _rnacentral(id: str, description: str, file: str) -> Header:
-    found = _URS.match(id)
-    counted = _COUNTED.match(description)
+    urs, counted = _URS.match(id), _COUNTED.match(description)
     type_ = counted[1].replace(" ", "_") if counted else type_in_words(description)
-    return Header(id, type_, taxon=(found[1] or "") if found else "")
+    return Header(id, type_, taxon=(urs[1] or "") if urs else "")
 
 
 def _rfam(id: str, description: str, file: str) -> Header:
-    found, in_name = _RFAM_ID.match(id), _RFAM_FILE.match(file)
+    full_id, in_name = _RFAM_ID.match(id), _RFAM_FILE.match(file)
     taxon = _RFAM_TAXON.match(description)
-    family = found[1] if found else in_name[1] if in_name else ""
-    return Header(found[2] if found else id, "", family, taxon[1] if taxon else "")
+    family = full_id[1] if full_id else in_name[1] if in_name else ""
+    return Header(full_id[2] if full_id else id, "", family, taxon[1] if taxon else "")
 
 
 def _ensembl(id: str, description: str, file: str) -> Header:
@@ -117,14 +123,10 @@ def _ensembl(id: str, description: str, file: str) -> Header:
 
 
 def _ncbi(id: str, description: str, file: str) -> Header:
-    # nt joins the headers of identical sequences with Control-A; the first speaks for all.
+    # nt joins the headers of identical sequences with Control-A; the first one is used.
     first = description.split("\x01", 1)[0]
     words = first.removeprefix("PREDICTED: ").split()
     return Header(id, type_in_words(first), taxon=" ".join(words[:2]))
 
 
-def _plain(id: str, description: str, file: str) -> Header:
-    return Header(id)
-
-
-_READERS = {"rnacentral": _rnacentral, "rfam": _rfam, "ensembl": _ensembl, "ncbi": _ncbi, "plain": _plain}
+_READERS = {"rnacentral": _rnacentral, "rfam": _rfam, "ensembl": _ensembl, "ncbi": _ncbi}

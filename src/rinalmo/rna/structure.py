@@ -43,15 +43,9 @@ def _codes(sequence: str) -> np.ndarray:
 
 
 def heaviest_nested(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray) -> list[tuple[int, int]]:
-    """The set of nested pairs with the greatest total weight, by dynamic programming.
+    """The nested set of the candidate pairs `(rows, columns)`, `rows < columns`, with the greatest total weight.
 
-    Args:
-        rows: The 5' positions of the candidate pairs.
-        columns: Their 3' positions, `rows < columns`.
-        weights: Their weights, above zero.
-
-    Returns:
-        Pairs in order of their 5' positions. Of sets of equal weight it is one whose pairs close early.
+    Weights are above zero. The pairs are returned in order; of sets of equal weight it is one whose pairs close early.
     """
     positions, places = np.unique(np.stack([rows, columns]), return_inverse=True)
     rows, columns = places.reshape(2, -1)

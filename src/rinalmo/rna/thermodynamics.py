@@ -57,18 +57,9 @@ def need_vienna() -> None:
 
 
 def ensemble(sequence: str) -> Ensemble:
-    """Compute the partition function of an RNA.
+    """Compute the partition function of an RNA at 37 °C, in time that grows with the third power of its length.
 
-    Time grows with the third power of the length.
-
-    Args:
-        sequence: The RNA. T reads as U, in either case; letters other than A, C, G and U pair with nothing.
-
-    Returns:
-        Its ensemble at 37 °C.
-
-    Raises:
-        MissingExtraError: ViennaRNA is not installed.
+    T reads as U, in either case; letters other than A, C, G and U pair with nothing.
     """
     try:
         import RNA
