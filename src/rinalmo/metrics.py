@@ -29,7 +29,6 @@ __all__ = [
     "class_scores",
     "pair_scores",
     "regression_scores",
-    "roc_auc",
 ]
 
 Pair = tuple[int, int]
@@ -182,7 +181,7 @@ def regression_scores(target: ArrayLike, predicted: ArrayLike) -> RegressionScor
 
 
 class BinaryScores(NamedTuple):
-    """Metrics of a confusion matrix of two classes."""
+    """Metrics of a yes or no; `roc_auc` is the chance that a positive scores higher than a negative."""
 
     accuracy: float
     precision: float
@@ -190,34 +189,44 @@ class BinaryScores(NamedTuple):
     specificity: float
     f1: float
     mcc: float
+    roc_auc: float
 
 
 def binary_scores(target: ArrayLike, predicted: ArrayLike) -> BinaryScores:
-    """Metrics of 0/1 predictions; 0 where a metric's denominator is 0.
+    """Metrics of predicted probabilities, or of predicted classes 0 and 1.
 
     Args:
         target: True classes, 0 or 1.
-        predicted: Predicted classes, as many.
+        predicted: Probabilities of class 1, as many; those above 0.5 predict it.
+
+    Returns:
+        0 where a metric's denominator is 0; ROC-AUC counts ties half, and is NaN unless there are both classes.
 
     Raises:
-        InputError: There are other classes, or the numbers differ.
+        InputError: The target has other classes, or the numbers differ.
 
     Example:
-        >>> binary_scores([1, 1, 0, 0], [1, 0, 0, 0]).recall
-        0.5
+        >>> scores = binary_scores([1, 1, 0, 0], [0.9, 0.3, 0.4, 0.1])
+        >>> scores.recall, scores.roc_auc
+        (0.5, 0.75)
     """
-    matrix = _confusion_matrix(target, predicted, 2)
-    if len(matrix) > 2:
-        raise InputError(f"there are {len(matrix)} classes; use class_scores for more than two")
-    (tn, fp), (fn, tp) = matrix.tolist()
+    true, values = _paired(target, predicted)
+    if not np.isin(true, (0, 1)).all():
+        raise InputError("the target must hold the classes 0 and 1; use class_scores for others")
+    positive, chosen = true == 1, values > 0.5
+    tp, fp = int((positive & chosen).sum()), int((~positive & chosen).sum())
+    fn, tn = int((positive & ~chosen).sum()), int((~positive & ~chosen).sum())
     product = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    pairs = (tp + fn) * (tn + fp)
+    above = _ranks(values)[positive].sum() - (tp + fn) * (tp + fn + 1) / 2
     return BinaryScores(
-        accuracy=(tp + tn) / (tp + tn + fp + fn),
+        accuracy=(tp + tn) / len(true),
         precision=tp / (tp + fp) if tp else 0.0,
         recall=tp / (tp + fn) if tp else 0.0,
         specificity=tn / (tn + fp) if tn else 0.0,
         f1=2 * tp / (2 * tp + fp + fn) if tp else 0.0,
         mcc=(tp * tn - fp * fn) / sqrt(product) if product else 0.0,
+        roc_auc=float(above / pairs) if pairs else float("nan"),
     )
 
 
@@ -243,7 +252,13 @@ def class_scores(target: ArrayLike, predicted: ArrayLike) -> ClassScores:
         >>> class_scores([0, 1, 2, 2], [0, 1, 2, 0]).accuracy
         0.75
     """
-    matrix = _confusion_matrix(target, predicted)
+    classes = []
+    for name, values in zip(("target", "prediction"), _paired(target, predicted), strict=True):
+        if (values != np.floor(values)).any() or values.min() < 0:
+            raise InputError(f"the {name} must hold class numbers, whole and from 0")
+        classes.append(values.astype(np.int64))
+    size = int(max(map(np.max, classes))) + 1
+    matrix = np.bincount(classes[0] * size + classes[1], minlength=size * size).reshape(size, size)
     hits, true, positive = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
     present = true + positive > 0
     f1 = 2 * hits[present] / (true + positive)[present]
@@ -251,64 +266,21 @@ def class_scores(target: ArrayLike, predicted: ArrayLike) -> ClassScores:
     return ClassScores(float(hits.sum() / matrix.sum()), float(f1.mean()), weighted)
 
 
-def roc_auc(target: ArrayLike, scores: ArrayLike) -> float:
-    """The area under the ROC curve: the chance that a positive scores higher than a negative, ties counted half.
-
-    Args:
-        target: True classes, 0 or 1.
-        scores: A score for each, such as a probability; higher for class 1.
-
-    Returns:
-        From 0 to 1; NaN unless there are both classes.
-
-    Raises:
-        InputError: There are other classes, or the numbers differ.
-
-    Example:
-        >>> roc_auc([0, 0, 1, 1], [0.1, 0.4, 0.3, 0.9])
-        0.75
-    """
-    true, values = _paired(target, scores, name="the scores", classes=(True, False))
-    if true.max() > 1:
-        raise InputError("ROC-AUC is for the classes 0 and 1")
-    positives = int(true.sum())
-    negatives = len(true) - positives
-    if not positives or not negatives:
-        return float("nan")
-    above = _ranks(values)[true == 1].sum() - positives * (positives + 1) / 2
-    return float(above / (positives * negatives))
-
-
-def _numbers(name: str, values: ArrayLike, *, classes: bool = False) -> np.ndarray:
-    """The values as a flat array of float64, or of integers from 0."""
-    array = np.asarray(values, dtype=np.float64).reshape(-1)
-    if not len(array):
-        raise InputError(f"{name} is empty; there is nothing to score")
-    bad = len(array) - np.count_nonzero(np.isfinite(array))
-    if bad:
-        raise InputError(f"{name} has {bad:,} NaN or infinite of {len(array):,} values; leave them out first")
-    if not classes:
-        return array
-    integers = array.astype(np.int64)
-    if (integers != array).any() or integers.min() < 0:
-        raise InputError(f"{name} must hold class numbers, whole and from 0")
-    return integers
-
-
-def _paired(
-    target: ArrayLike, predicted: ArrayLike, name: str = "the prediction", classes: tuple[bool, bool] = (False, False)
-) -> tuple[np.ndarray, np.ndarray]:
-    true, values = _numbers("the target", target, classes=classes[0]), _numbers(name, predicted, classes=classes[1])
+def _paired(target: ArrayLike, predicted: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Both as flat arrays of float64."""
+    true, values = _numbers("the target", target), _numbers("the prediction", predicted)
     if len(true) != len(values):
         raise InputError(f"{len(true):,} targets do not fit {len(values):,} predictions")
     return true, values
 
 
-def _confusion_matrix(target: ArrayLike, predicted: ArrayLike, classes: int = 0) -> np.ndarray:
-    """How often each class (row) was predicted as each (column); at least `classes` of them."""
-    true, values = _paired(target, predicted, classes=(True, True))
-    size = max(classes, int(true.max()) + 1, int(values.max()) + 1)
-    return np.bincount(true * size + values, minlength=size * size).reshape(size, size)
+def _numbers(name: str, values: ArrayLike) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64).reshape(-1)
+    if not len(array):
+        raise InputError(f"{name} is empty; there is nothing to score")
+    if bad := len(array) - np.count_nonzero(np.isfinite(array)):
+        raise InputError(f"{name} has {bad:,} NaN or infinite of {len(array):,} values; leave them out first")
+    return array
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

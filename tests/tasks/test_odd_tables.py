@@ -135,7 +135,7 @@ def test_a_report_without_nan(trained, make_table, sequences):
     [
         (b"sequence;y\nACGU;1\n", "its fields are separated by ';'; save it as CSV in UTF-8"),
         (b"sequence\ty\nACGU\t1\n", r"its fields are separated by '\\t'"),
-        ("sequence,y\nACGU,1\n".encode("utf-16"), "is no text in UTF-8; save it as CSV"),
+        ("sequence,y\nACGU,1\n".encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
     ],
 )
 def test_tables_as_spreadsheets_save_them(tmp_path, content, said):

@@ -26,7 +26,6 @@ from rinalmo.tasks.secondary_structure import (
     LEARNED,
     THERMODYNAMICS_THRESHOLD,
     WITHOUT_VIENNA,
-    default_thermodynamics,
     evidence_from,
     resolve_thermodynamics,
 )
@@ -218,9 +217,9 @@ def test_the_combiner_heeds_the_model(engine, said):
 def test_models_without_a_combiner(engine):
     heads = {name: options for name, options in engine.spec.heads.items() if name != "combiner"}
     spec = replace(engine.spec, heads=heads)
-    assert default_thermodynamics(engine.spec) == LEARNED
-    assert default_thermodynamics(spec) == DEFAULT_WEIGHT
-    assert default_thermodynamics(replace(spec, heads={"structure_head": {}})) == 0
+    published = replace(spec, heads={"structure_head": {}})
+    for each, weight in ((engine.spec, LEARNED), (spec, DEFAULT_WEIGHT), (published, 0)):
+        assert resolve_thermodynamics(each, None, warnings.warn) == weight
     with pytest.raises(CheckpointError, match="no combiner"):
         resolve_thermodynamics(spec, LEARNED, warnings.warn)
 

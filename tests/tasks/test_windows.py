@@ -14,7 +14,7 @@ from rinalmo.rna.decoding import METHODS, decode
 from rinalmo.rna.structure import PairList
 from rinalmo.tasks.evaluate import evaluate
 from rinalmo.tasks.registry import task_of
-from rinalmo.tasks.secondary_structure import SecondaryStructure, merge_windows, windows_of
+from rinalmo.tasks.secondary_structure import SecondaryStructure, windows_of
 from rinalmo.weights.checkpoint import load
 
 STEMS = ("GGGCCGCGCC", "GCGUGCGGCC", "GUUGUCGUGC", "GCACGUUCGC", "GCGGAGCGGC", "GACGCCGCGC", "GCUGCACGUC", "GAGGGGGUGC")
@@ -48,9 +48,7 @@ def test_windows_put_together_are_the_square_they_were_cut_from():
     square = np.triu(draw.random((90, 90), np.float32), 1)
     square += square.T
     windows = windows_of(90, 32)
-    found = merge_windows(
-        90, windows, (square[w.start : w.stop, w.start : w.stop] for w in windows), min_probability=0.2
-    )
+    found = PairList.of(90, [w.pairs(square[w.start : w.stop, w.start : w.stop], 0.2) for w in windows])
     matrix = found.matrix()
     apart = np.abs(np.subtract.outer(np.arange(90), np.arange(90)))
     np.testing.assert_array_equal(matrix[apart <= 16], np.where(square > 0.2, square, 0)[apart <= 16])

@@ -77,6 +77,7 @@ class Task(ABC):
         crop: The part of a sequence that the model was trained on; None: all of it.
         pad_to: Length in tokens that shorter sequences are padded to; `RibosomeLoad` says why.
         window: Longer sequences are computed in windows of this length; None: always as a whole.
+        thresholds: Decision thresholds to choose from on validation data, if there are any (`tune_threshold`).
         notes: What `from_examples` decided, for the user.
     """
 
@@ -88,6 +89,7 @@ class Task(ABC):
     crop: Crop | None = None
     pad_to: int = 0
     window: int | None = None
+    thresholds: Sequence[float] = ()
     notes: Sequence[str] = ()
 
     def config(self) -> dict[str, Any]:
@@ -151,9 +153,9 @@ class Task(ABC):
     def score_example(self, model: RiNALMo, output: Any, example: Example) -> Any:
         """What `metrics` needs from one output; small, since it is kept for every example."""
 
-    def tune_threshold(self, scores: Sequence[Any]) -> float | None:
-        """The best threshold on validation data, for a task that has one."""
-        return None
+    def tune_threshold(self, scores: Sequence[Any]) -> float:
+        """The best of `thresholds` on validation data."""
+        raise NotImplementedError
 
     def example_metrics(self, scores: Sequence[Any], threshold: float | None) -> dict[str, np.ndarray]:
         """Metrics of each example, by name, for a task whose metrics are means of these."""
@@ -172,8 +174,3 @@ def require(condition: bool, example: Example, message: str) -> None:
     """Raise InputError with file and line of the example unless the condition holds."""
     if not condition:
         raise InputError(f"{example.where or f'example {example.name}'}: {message}")
-
-
-def without_special_tokens(states: Tensor, layout: Layout) -> list[Tensor]:
-    """The states of each sequence without CLS and EOS."""
-    return [part[1:-1] for part in layout.split(states)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +25,7 @@ from rinalmo.io.tables import is_missing
 from rinalmo.model.heads import IGNORE, ProblemType
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
-from rinalmo.tasks.base import Columns, Example, Per, Task, require, without_special_tokens
+from rinalmo.tasks.base import Columns, Example, Per, Task, require
 from rinalmo.tasks.examples import class_name, parse_bool, read_single_target, require_several
 
 
@@ -55,7 +56,6 @@ class LabelTask(Task):
         self.kind, self.per, self.targets, self.classes = kind, per, list(targets), list(classes)
         self.mean, self.std = list(mean), list(std)
         self.pooling_options: dict[str, Any] = {} if pooling == "cls" else {"pooling": pooling}
-        self.class_ids = {name: index for index, name in enumerate(self.classes)}
 
     def heads(self) -> dict[str, dict[str, Any]]:
         options = {"num_labels": len(self.classes) or len(self.targets)}
@@ -66,17 +66,16 @@ class LabelTask(Task):
     def forward(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
         if self.per == "sequence":
             return list(model.head("sequence_head")(model.head("pooler")(states, layout)))
-        parts = without_special_tokens(states, layout)
+        parts = [part[1:-1] for part in layout.split(states)]  # without CLS and EOS
         return model.head("token_head")(torch.cat(parts)).split([len(part) for part in parts])
 
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
-        outputs, targets = list(outputs), [example.target for example in examples]
-        logits = (torch.cat(outputs) if self.per == "nucleotide" else torch.stack(outputs)).float()
-        target = np.concatenate(targets) if self.per == "nucleotide" else np.stack(targets)
+        logits = (torch.cat if self.per == "nucleotide" else torch.stack)(list(outputs)).float()
+        target = (np.concatenate if self.per == "nucleotide" else np.stack)(list(map(_target_of, examples)))
         if self.kind == "multiclass":
             class_ids = torch.from_numpy(target).to(logits.device).long()
             return F.cross_entropy(logits, class_ids, ignore_index=IGNORE, reduction="sum")
-        keep = torch.from_numpy(_is_known(target)).to(logits.device)
+        keep = torch.from_numpy(is_known(target)).to(logits.device)
         if self.kind == "regression":
             target = (target - np.asarray(self.mean)) / np.asarray(self.std)  # in fp64, which not every device has
         expected = torch.from_numpy(target.astype(np.float32)).to(logits.device)
@@ -95,22 +94,30 @@ class LabelTask(Task):
 
     def metrics(self, scores: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> dict[str, float]:
         stack = np.concatenate if self.per == "nucleotide" else np.stack
-        predicted, target = stack(scores), stack([example.target for example in examples])
-        known = _is_known(target)
+        predicted, target = stack(scores), stack(list(map(_target_of, examples)))
+        known = is_known(target)
         if self.kind == "multiclass":
             classes = predicted[known].argmax(axis=1)
             return metrics.class_scores(target[known], classes)._asdict() if known.any() else {}
-        of_column = _regression_metrics if self.kind == "regression" else _binary_metrics
-        columns: dict[str, dict[str, float]] = {}
-        for index, name in enumerate(self.targets):
+        of_each: dict[str, list[float]] = {}
+        of_column: dict[str, float] = {}
+        for index, column in enumerate(self.targets):
             rows = known[:, index]
-            if rows.any():
-                columns[name] = of_column(predicted[rows, index], target[rows, index])
-        names = dict.fromkeys(name for values in columns.values() for name in values)
-        means = {name: float(np.mean([v[name] for v in columns.values() if name in v])) for name in names}
-        if len(self.targets) == 1:
-            return means
-        return means | {f"{name}/{column}": v for column, values in columns.items() for name, v in values.items()}
+            if not rows.any():
+                continue
+            if self.kind == "regression":
+                of_numbers = metrics.regression_scores(target[rows, index], predicted[rows, index])
+                values = {"r2": of_numbers.r2, "spearman": of_numbers.spearman}
+                values |= {"rmse": math.sqrt(of_numbers.mse), "mae": of_numbers.mae}
+            else:
+                values = metrics.binary_scores(target[rows, index], predicted[rows, index])._asdict()
+            for name, value in values.items():
+                if name == "roc_auc" and math.isnan(value):  # only one class
+                    continue
+                of_each.setdefault(name, []).append(value)
+                of_column[f"{name}/{column}"] = value
+        means = dict(zip(of_each, map(float, map(np.mean, of_each.values())), strict=True))
+        return means if len(self.targets) == 1 else means | of_column
 
     def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
         values = self.score_example(model, output, example)
@@ -136,8 +143,8 @@ class LabelTask(Task):
     def class_id(self, example: Example, name: str) -> int:
         """The index of a class; raises InputError for one that is not in the training data."""
         few = ", ".join(self.classes[:8]) + (", …" if len(self.classes) > 8 else "")
-        require(name in self.class_ids, example, f"the class {name!r} was not in the training data ({few})")
-        return self.class_ids[name]
+        require(name in self.classes, example, f"the class {name!r} was not in the training data ({few})")
+        return self.classes.index(name)
 
 
 class SpliceSite(LabelTask):
@@ -212,19 +219,9 @@ class NcrnaFamily(LabelTask):
         return list(model.head("ncrna_family_head")(states, layout))
 
 
-def _is_known(target: np.ndarray) -> np.ndarray:
+_target_of = attrgetter("target")
+
+
+def is_known(target: np.ndarray) -> np.ndarray:
     """Where there is a value: numbers that are missing are NaN, other labels -100."""
     return ~np.isnan(target) if target.dtype.kind == "f" else target != IGNORE
-
-
-def _binary_metrics(probabilities: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """Metrics of a yes or no, at a probability of 0.5; ROC-AUC if there are both."""
-    values = metrics.binary_scores(target, probabilities > 0.5)._asdict()
-    if 0 < target.sum() < len(target):
-        values["roc_auc"] = metrics.roc_auc(target, probabilities)
-    return values
-
-
-def _regression_metrics(predicted: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    scores = metrics.regression_scores(target, predicted)
-    return {"r2": scores.r2, "spearman": scores.spearman, "rmse": math.sqrt(scores.mse), "mae": scores.mae}

@@ -207,21 +207,23 @@ def require_several(classes: Collection[str], column: str) -> None:
 # Lists
 
 
-def is_list(value: Any) -> bool:
-    """Whether a cell is a list, or a text in brackets."""
-    if isinstance(value, str):
-        return value.strip().startswith("[") and value.strip().endswith("]")
-    return isinstance(value, list | tuple)
+def list_style(value: Any) -> str:
+    """How a cell holds a list.
 
-
-def has_separators(value: Any) -> bool:
-    """Whether a text has separators of a list: commas, semicolons, or spaces between numbers."""
+    Returns:
+        "brackets" for a list or a text in brackets; "separators" for a text with commas, semicolons, or spaces between
+        numbers; "" for a single value.
+    """
     if not isinstance(value, str):
-        return False
-    if re.search("[,;]", value):
-        return True
-    items = value.split()
-    return len(items) > 1 and all(is_missing(item) or _plain_number(item) is not None for item in items)
+        return "brackets" if isinstance(value, list | tuple) else ""
+    text = value.strip()
+    if text.startswith("[") and text.endswith("]"):
+        return "brackets"
+    if "," in text or ";" in text:
+        return "separators"
+    items = text.split()
+    numbers = len(items) > 1 and all(is_missing(item) or _plain_number(item) is not None for item in items)
+    return "separators" if numbers else ""
 
 
 def list_items(value: Any, length: int) -> list[Any]:
@@ -267,7 +269,7 @@ def read_table(path: Path, columns: Columns, target: Sequence[str]) -> list[Exam
     targets = list(columns.target) or [_find_column(table, None, target, "target")]
     table.require(*targets)
     name = _find_column(table, columns.name, NAME)
-    group = _find_column(table, columns.group, [name for name in GROUP if name not in targets])
+    group = _find_column(table, columns.group, GROUP, other_than=targets)
     examples = []
     for index, (line, row) in enumerate(table.rows, start=1):
         label = str(row[name]) if name and not is_missing(row[name]) else str(index)
@@ -276,7 +278,7 @@ def read_table(path: Path, columns: Columns, target: Sequence[str]) -> list[Exam
         except SequenceError as error:
             raise InputError(f"{table.place(line)}: {error}") from None
         family = str(row[group]) if group and not is_missing(row[group]) else ""
-        cells = {column: row[column] for column in targets}
+        cells = dict(zip(targets, map(row.__getitem__, targets), strict=True))
         examples.append(Example(label, text, cells, family, table.place(line)))
     if not examples:
         raise InputError(f"{path}: holds no rows")
@@ -292,19 +294,20 @@ def read_single_target(path: Path, columns: Columns, target: Sequence[str], task
     return [replace(e, target=next(iter(e.target.values()))) for e in read_table(path, columns, target)]
 
 
-def _find_column(table: TableReader, given: str | None, usual: Sequence[str], required: str = "") -> str:
+def _find_column(
+    table: TableReader, given: str | None, usual: Sequence[str], required: str = "", other_than: Sequence[str] = ()
+) -> str:
     """The column of this name, or of one of the usual names in any case; "" if there is none and none is required."""
     if given is not None:
         table.require(given)
         return given
-    lower = {column.lower(): column for column in reversed(table.columns)}
     for name in usual:
-        if name in lower:
-            return lower[name]
+        for column in table.columns:
+            if column.lower() == name and name not in other_than:
+                return column
     if not required:
         return ""
-    names = ", ".join(map(repr, table.columns))
-    hint = f"say --set data.columns.{required}=NAME"
+    names, hint = ", ".join(map(repr, table.columns)), f"say --set data.columns.{required}=NAME"
     raise InputError(f"{table.name}: which column holds the {required}? There are {names}; {hint}")
 
 

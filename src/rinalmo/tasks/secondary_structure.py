@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -36,7 +36,7 @@ from rinalmo.rna.decoding import blended, decode
 from rinalmo.rna.formats import read_structures
 from rinalmo.rna.structure import PairList, Structure, pairs_of
 from rinalmo.rna.thermodynamics import Ensemble, ensemble, has_vienna, need_vienna
-from rinalmo.tasks.base import Columns, Example, Task, require, without_special_tokens
+from rinalmo.tasks.base import Columns, Example, Task, require
 from rinalmo.tasks.examples import read_single_target
 
 WINDOW = 4096
@@ -112,12 +112,14 @@ class SecondaryStructure(Task):
         if head not in _HEADS:
             raise InputError(f"there is no head {head!r} for {self.name}; use {' or '.join(_HEADS)}")
         self.head, self.module, self.decoder = head, _HEADS[head].module, _HEADS[head].decoder
-        given = {"channels": channels, "num_blocks": num_blocks}
-        self.shape = _HEADS[head].shape | {name: value for name, value in given.items() if value is not None}
+        self.shape = dict(_HEADS[head].shape)
+        if channels is not None:
+            self.shape["channels"] = channels
+        if num_blocks is not None:
+            self.shape["num_blocks"] = num_blocks
         check_window(window)
         self.window, self.min_probability = window, MIN_PROBABILITY
         self.thermodynamics: Weight = 0.0  # in training the model folds alone
-        self.thresholds: tuple[float, ...] = ()  # to choose from on validation data, in training
         self.combiner: Combiner | None = None  # the model's, after the first batch
         # The paper's head has no name in the settings, as before there was another.
         named = {} if head == "pairs" else {"head": head}
@@ -179,13 +181,12 @@ class SecondaryStructure(Task):
             assert isinstance(combiner, Combiner)
             # Its evidence is scattered reads of small tensors: nothing for a GPU, nor for half precision.
             self.combiner = copy.deepcopy(combiner).float().cpu()
-        head, parts = model.head(self.module), without_special_tokens(states, layout)
-        if self.head == "pairs":
-            return [head(part)[..., 0] for part in parts]
-        nucleotides = ["ACGU".find(token) if len(token) == 1 else -1 for token in model.alphabet.tokens]
-        table = torch.tensor(nucleotides, device=ids.device) % (UNKNOWN + 1)
-        sequences = without_special_tokens(table[ids], layout)
-        return [head(part, sequence) for part, sequence in zip(parts, sequences, strict=True)]
+        head, outputs = model.head(self.module), []
+        table = torch.tensor(list(map("ACGU".find, model.alphabet.tokens)), device=ids.device) % (UNKNOWN + 1)
+        for part, letters in zip(layout.split(states), layout.split(table[ids]), strict=True):
+            part, letters = part[1:-1], letters[1:-1]  # without CLS and EOS
+            outputs.append(head(part)[..., 0] if self.head == "pairs" else head(part, letters))
+        return outputs
 
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
         loss = _pair_loss if self.head == "pairs" else _partner_loss
@@ -193,14 +194,19 @@ class SecondaryStructure(Task):
         return torch.stack([loss(output, example.target) for output, example in pairs]).sum()
 
     def merge_windows(self, example: Example, outputs: Iterator[Tensor]) -> PairList:
-        windows = windows_of(len(example.sequence), self.window)
-        parts = zip(windows, outputs, strict=True)
-        matrices = (self._matrix(output, example.sequence[part.start : part.stop]) for part, output in parts)
-        return merge_windows(len(example.sequence), windows, matrices, self.min_probability)
+        length, parts = len(example.sequence), []
+        for window, output in zip(windows_of(length, self.window), outputs, strict=True):
+            matrix = self.probabilities(output, example.sequence[window.start : window.stop])
+            assert isinstance(matrix, np.ndarray)
+            parts.append(window.pairs(matrix, self.min_probability))
+        return PairList.of(length, parts)
 
     def probabilities(self, output: Tensor | PairList, sequence: str) -> np.ndarray | PairList:
         """The pair probabilities `(length, length)` from the head's output; a list of merged windows as it is."""
-        return output if isinstance(output, PairList) else self._matrix(output, sequence)
+        if self.thermodynamics == LEARNED:
+            return self.combined(output, sequence, None)
+        matrix = self.model_probabilities(output)
+        return matrix if isinstance(matrix, PairList) else blended(matrix, sequence, float(self.thermodynamics))
 
     def model_probabilities(self, output: Tensor | PairList) -> np.ndarray | PairList:
         """As `probabilities`, but of a matrix without thermodynamics."""
@@ -219,12 +225,6 @@ class SecondaryStructure(Task):
         assert self.combiner is not None
         with torch.inference_mode():
             return self.combiner.matrix(evidence_from(output, sequence, thermodynamics or ensemble(sequence))).numpy()
-
-    def _matrix(self, output: Tensor, sequence: str) -> np.ndarray:
-        learned = self.thermodynamics == LEARNED
-        matrix = self.combined(output, sequence, None) if learned else self.model_probabilities(output)
-        assert isinstance(matrix, np.ndarray)
-        return matrix if learned else blended(matrix, sequence, float(self.thermodynamics))
 
     def threshold(self, model: RiNALMo) -> float | None:
         """The minimum probability of a pair: tuned on this model's validation data, or fixed with thermodynamics.
@@ -313,16 +313,6 @@ def windows_of(length: int, size: int) -> list[Window]:
     return [Window(*each) for each in zip(starts, stops, borders[:-1], borders[1:], strict=True)]
 
 
-def merge_windows(
-    length: int,
-    windows: Iterable[Window],
-    matrices: Iterator[np.ndarray],
-    min_probability: float = MIN_PROBABILITY,
-) -> PairList:
-    """The pairs of all windows, from the probabilities `(size, size)` of each, consumed one after the other."""
-    return PairList.of(length, [window.pairs(next(matrices), min_probability) for window in windows])
-
-
 def window_note(name: str, length: int, window: int) -> str:
     """The limits of a structure that is folded in windows."""
     return (
@@ -334,19 +324,11 @@ def window_note(name: str, length: int, window: int) -> str:
 # Thermodynamics
 
 
-def default_thermodynamics(spec: ModelSpec) -> Weight:
-    """How a model takes thermodynamics into account by default.
-
-    By its combiner, if it has one; otherwise with the head `partners` by `DEFAULT_WEIGHT`. Models with the paper's head
-    fold alone, as they were published and tuned.
-    """
-    if "combiner" in spec.heads:
-        return LEARNED
-    return DEFAULT_WEIGHT if "partner_head" in spec.heads else 0.0
-
-
 def resolve_thermodynamics(spec: ModelSpec, given: Weight | None, note: Callable[[str], Any]) -> Weight:
     """The weight of thermodynamics that a model folds with.
+
+    By default a model folds with its combiner, if it has one; otherwise with the head `partners` by `DEFAULT_WEIGHT`.
+    Models with the paper's head fold alone, as they were published and tuned.
 
     Args:
         spec: The model's.
@@ -362,7 +344,7 @@ def resolve_thermodynamics(spec: ModelSpec, given: Weight | None, note: Callable
         MissingExtraError: A weight above 0 was given and ViennaRNA is not installed.
     """
     if given is None:
-        default = default_thermodynamics(spec)
+        default = LEARNED if "combiner" in spec.heads else DEFAULT_WEIGHT if "partner_head" in spec.heads else 0.0
         if default and not has_vienna():
             note(WITHOUT_VIENNA)
             return 0.0
@@ -379,7 +361,7 @@ def resolve_thermodynamics(spec: ModelSpec, given: Weight | None, note: Callable
 
 def evidence_from(output: Tensor, sequence: str, thermodynamics: Ensemble) -> Evidence:
     """A combiner's input: the output of the head `partners` and a partition function."""
-    letters = torch.tensor(["ACGU".find(letter) for letter in sequence.upper().replace("T", "U")], dtype=torch.long)
+    letters = torch.tensor(list(map("ACGU".find, sequence.upper().replace("T", "U"))), dtype=torch.long)
     in_mfe = torch.zeros(output.shape, dtype=torch.bool)
     ends = torch.as_tensor(_pair_array(pairs_of(thermodynamics.mfe_structure)))
     in_mfe[ends[:, 0], ends[:, 1]] = in_mfe[ends[:, 1], ends[:, 0]] = True

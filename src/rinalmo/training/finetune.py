@@ -403,7 +403,7 @@ class SupervisedTask:
         together = {place: found for part in ranks.share(mine) for place, found in part.items()}
         losses, terms, judged = zip(*(together[place] for place in range(count)), strict=True)
         yield "validation/loss", sum(losses) / max(1, sum(terms))
-        threshold = self.task.tune_threshold(judged)
+        threshold = self.task.tune_threshold(judged) if self.task.thresholds else None
         if threshold is not None:
             yield "validation/threshold", threshold
             self._keep_threshold(threshold)
