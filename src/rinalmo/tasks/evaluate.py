@@ -167,15 +167,15 @@ class Evaluation:
 
     def plain(self) -> dict[str, Any]:
         """As plain values for a JSON file, without the rows; what is no number (NaN) is None."""
-        metrics = {
-            name: {key: value if math.isfinite(value) else None for key, value in asdict(metric).items()}
-            for name, metric in self.metrics.items()
-        }
-        values = {"task": self.task, "count": self.count, "threshold": self.threshold, "figures": metrics}
-        groups = {name: group.plain() for name, group in self.groups.items()}
-        for group in groups.values():
-            del group["groups"], group["notes"]
-        return {**values, "groups": groups, "interval": self.interval, "notes": self.notes}
+        values: dict[str, Any] = {"task": self.task, "count": self.count, "threshold": self.threshold, "figures": {}}
+        for name, metric in self.metrics.items():
+            figure = asdict(metric)
+            values["figures"][name] = {key: value if math.isfinite(value) else None for key, value in figure.items()}
+        values |= {"groups": {}, "interval": self.interval, "notes": self.notes}
+        for name, group in self.groups.items():
+            values["groups"][name] = group.plain()
+            del values["groups"][name]["groups"], values["groups"][name]["notes"]
+        return values
 
 
 def evaluate(
@@ -213,6 +213,7 @@ def evaluate(
         CheckpointError: The model was not fine-tuned.
 
     Example:
+        >>> import rinalmo
         >>> rows = [{"sequence": "GGGGAAACCCC", "structure": "((((...))))"}]
         >>> evaluation = rinalmo.evaluate(rows, "nano-fold", thermodynamics=0)
         >>> evaluation.count, evaluation.metrics["f1"].value

@@ -112,9 +112,11 @@ def number_format(
     by_point = [text for text in without if _plain_number(text) is not None or _GROUPED_BY_POINT.fullmatch(text)]
     if not with_comma:
         # 1.234.567 is no number with a decimal point, so that 1.234 beside it has a thousands separator too.
-        groups = any(_plain_number(text) is None for text in by_point)
-        grouped = groups and all(_GROUPED_BY_POINT.fullmatch(text) or text.lstrip("+-").isdigit() for text in by_point)
-        return NumberFormat("comma" if grouped else "point", unit)
+        groups = [text for text in by_point if _plain_number(text) is None]
+        others = [
+            text for text in by_point if not _GROUPED_BY_POINT.fullmatch(text) and not text.lstrip("+-").isdigit()
+        ]
+        return NumberFormat("comma" if groups and not others else "point", unit)
     comma = [text for text in with_comma if not _GROUPED_BY_COMMA.fullmatch(text)]
     point = [text for text in with_comma if not _DECIMAL_COMMA.fullmatch(text)]
     fractions = [text for text in by_point if "." in text]

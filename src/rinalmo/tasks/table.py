@@ -133,8 +133,8 @@ class Table(LabelTask):
         else:
             for name, written in formats.items():
                 # A format with commas is kept too: evaluation data may not tell what they mean.
-                has_comma = any("," in value for value in columns[name].values if isinstance(value, str))
-                if options.get("decimal") or written != PLAIN or has_comma:
+                commas = [value for value in columns[name].values if isinstance(value, str) and "," in value]
+                if options.get("decimal") or written != PLAIN or commas:
                     unusual[name] = asdict(written)
         arguments: dict[str, Any] = {"formats": unusual, "missing": options.get("missing")}
         arguments["pooling"] = options.get("pooling") or "cls"
@@ -164,8 +164,12 @@ class Table(LabelTask):
 
     def encode_targets(self, examples: Sequence[Example]) -> list[Example]:
         columns = {}
-        for name in self.targets if self.kind != "multiclass" else ():
-            if all(name in example.target for example in examples):
+        for name in self.targets:
+            for example in examples:
+                if name not in example.target:
+                    hint = "give this column its name, or leave --target out"
+                    raise InputError(f"{example.where}: the model predicts {name!r}, not what was named; {hint}")
+            if self.kind != "multiclass":
                 columns[name] = read_column(examples, name, self.per)
         # A file for evaluation may write its numbers in another way than the training data.
         formats = number_formats(columns, usual=self.formats)
@@ -174,9 +178,6 @@ class Table(LabelTask):
         for example in examples:
             empty, values = True, []
             for name in self.targets:
-                if name not in example.target:
-                    hint = "give this column its name, or leave --target out"
-                    raise InputError(f"{example.where}: the model predicts {name!r}, not what was named; {hint}")
                 empty = empty and (is_missing(example.target[name]) or example.target[name] in _EMPTY_LISTS)
             if empty and self.missing == "drop":
                 continue
@@ -348,8 +349,7 @@ def infer_kind(columns: Mapping[str, Column], formats: Mapping[str, NumberFormat
     numbers: set[float] = set()
     for name, column in columns.items():
         written = formats[name]
-        keys = [value if value.__hash__ else str(value) for value in column.values]
-        parsed = dict(zip(keys, map(written.parse, column.values), strict=True))
+        parsed = dict(zip(column.values, map(written.parse, column.values), strict=True))
         if None in parsed.values():
             _check_names(name, column, parsed, per)
             return "multiclass"
