@@ -42,9 +42,9 @@ from torch import Tensor, nn
 import sides
 from held_out import codes
 from rinalmo.tasks.base import Example, Task
-from rinalmo.tasks.classification import LabelTask
 from rinalmo.tasks.registry import TASKS
 from rinalmo.tasks.regression import Regression
+from rinalmo.tasks.table import Table
 from rinalmo.training.finetune import Sets, columns_of, crop_of, read_sets
 from rinalmo.training.recipes import ExamplesRecipe
 
@@ -65,9 +65,9 @@ class Problem:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.per_nucleotide = task.per == "nucleotide"
-        self.kind = task.kind if isinstance(task, LabelTask) else "regression"
-        self.classes = 2 if self.kind == "binary" else len(task.classes) if isinstance(task, LabelTask) else 0
-        self.columns = self.classes or (len(task.targets) if isinstance(task, LabelTask) else 1)
+        self.kind = task.kind if isinstance(task, Table) else "regression"
+        self.classes = 2 if self.kind == "binary" else len(task.classes) if isinstance(task, Table) else 0
+        self.columns = self.classes or (len(task.targets) if isinstance(task, Table) else 1)
         if self.kind == "multilabel" or (self.classes and self.per_nucleotide):
             sys.exit("no baselines for several labels, nor for classes of nucleotides")
 

@@ -226,7 +226,7 @@ def evaluate(
     folding: dict[str, Any] = {"window": window, "thermodynamics": thermodynamics}
     own = with_options(own, engine.spec, fill_to=fill_to, **folding, note=notes.append)
     columns = columns or Columns()
-    if isinstance(own, Table) and not columns.target:
+    if type(own) is Table and not columns.target:
         columns = replace(columns, target=own.targets)
     if isinstance(data, str | Path):
         name, given = str(data), own.read(Path(data), columns)

@@ -14,16 +14,22 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, Self
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Self
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from rinalmo import metrics
 from rinalmo.errors import InputError
 from rinalmo.io.tables import is_missing
 from rinalmo.model.heads import IGNORE, ProblemType
-from rinalmo.tasks.base import Columns, Example, Per, require
-from rinalmo.tasks.classification import LabelTask, is_known
+from rinalmo.model.packing import Layout
+from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.tasks.base import Columns, Example, Per, Task, require
 from rinalmo.tasks.examples import (
     PLAIN,
     Decimal,
@@ -61,11 +67,11 @@ class Column(NamedTuple):
     values: list[Any]
 
 
-class Table(LabelTask):
-    """Labels in the columns of a table, of the kind that the columns hold."""
+class Table(Task):
+    """One or several labels for each sequence or nucleotide, as the columns of a table hold them, by a linear head."""
 
     name = "table"
-    options = ("kind", "per", "pooling", "decimal", "missing")
+    options: ClassVar[tuple[str, ...]] = ("kind", "per", "pooling", "decimal", "missing")
 
     def __init__(
         self,
@@ -82,15 +88,22 @@ class Table(LabelTask):
         """Make a task for these columns.
 
         Args:
-            kind: See `LabelTask`, also for the arguments up to `pooling`.
+            kind: What the columns hold.
+            per: Whether they hold a value for each sequence, or a list with one for each nucleotide.
+            targets: Names of the columns.
+            classes: Names of the classes, for "multiclass".
+            mean: Mean of each column over the training examples, for "regression".
+            std: Standard deviation of each.
+            pooling: What the head sees of a sequence: "cls" or "mean".
             formats: Arguments of `NumberFormat` by column, for those that are not written plainly.
             missing: "drop": examples without a value are left out. "class": words such as NA name a class.
         """
-        super().__init__(kind, per, targets, classes, mean, std, pooling)
+        self.kind, self.per, self.targets, self.classes = kind, per, list(targets), list(classes)
+        self.mean, self.std, self.missing = list(mean), list(std), missing
+        self.pooling_options: dict[str, Any] = {} if pooling == "cls" else {"pooling": pooling}
         self.formats: dict[str, NumberFormat] = {}
         for name, arguments in (formats or {}).items():
             self.formats[name] = NumberFormat(**arguments)
-        self.missing = missing
         self.selection_metric = _SELECTION_METRICS[kind]
         self.settings = {
             "kind": kind,
@@ -215,6 +228,103 @@ class Table(LabelTask):
         or_class = ", or =class if it names one" if text and self.kind == "multiclass" else ""
         hint = f"drop the row, or say --set options.missing=drop to leave out such rows{or_class}"
         raise InputError(f"{example.where}: {name} {problem}; {hint}")
+
+    def heads(self) -> dict[str, dict[str, Any]]:
+        options = {"num_labels": len(self.classes) or len(self.targets)}
+        if self.per == "nucleotide":
+            return {"token_head": options}
+        return {"pooler": self.pooling_options, "sequence_head": options}
+
+    def forward(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+        if self.per == "sequence":
+            return list(model.head("sequence_head")(model.head("pooler")(states, layout)))
+        parts = [part[1:-1] for part in layout.split(states)]  # without CLS and EOS
+        return model.head("token_head")(torch.cat(parts)).split([len(part) for part in parts])
+
+    def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
+        logits = (torch.cat if self.per == "nucleotide" else torch.stack)(list(outputs)).float()
+        target = (np.concatenate if self.per == "nucleotide" else np.stack)(list(map(_target_of, examples)))
+        if self.kind == "multiclass":
+            class_ids = torch.from_numpy(target).to(logits.device).long()
+            return F.cross_entropy(logits, class_ids, ignore_index=IGNORE, reduction="sum")
+        keep = torch.from_numpy(is_known(target)).to(logits.device)
+        if self.kind == "regression":
+            target = (target - np.asarray(self.mean)) / np.asarray(self.std)  # in fp64, which not every device has
+        expected = torch.from_numpy(target.astype(np.float32)).to(logits.device)
+        if self.kind == "regression":
+            return F.mse_loss(logits[keep], expected[keep], reduction="sum")
+        return F.binary_cross_entropy_with_logits(logits[keep], expected[keep], reduction="sum")
+
+    def score_example(self, model: RiNALMo, output: Tensor, example: Example) -> np.ndarray:
+        match self.kind:
+            case "regression":
+                return (output.cpu().double().numpy() * self.std + self.mean).astype(np.float32)
+            case "multiclass":
+                return output.float().softmax(dim=-1).cpu().numpy()
+            case _:
+                return output.float().sigmoid().cpu().numpy()
+
+    def metrics(self, scores: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> dict[str, float]:
+        stack = np.concatenate if self.per == "nucleotide" else np.stack
+        predicted, target = stack(scores), stack(list(map(_target_of, examples)))
+        known = is_known(target)
+        if self.kind == "multiclass":
+            classes = predicted[known].argmax(axis=1)
+            return metrics.class_scores(target[known], classes)._asdict() if known.any() else {}
+        of_each: dict[str, list[float]] = {}
+        of_column: dict[str, float] = {}
+        for index, column in enumerate(self.targets):
+            rows = known[:, index]
+            if not rows.any():
+                continue
+            if self.kind == "regression":
+                of_numbers = metrics.regression_scores(target[rows, index], predicted[rows, index])
+                values = {"r2": of_numbers.r2, "spearman": of_numbers.spearman}
+                values |= {"rmse": math.sqrt(of_numbers.mse), "mae": of_numbers.mae}
+            else:
+                values = metrics.binary_scores(target[rows, index], predicted[rows, index])._asdict()
+            for name, value in values.items():
+                if name == "roc_auc" and math.isnan(value):  # only one class
+                    continue
+                of_each.setdefault(name, []).append(value)
+                of_column[f"{name}/{column}"] = value
+        means = dict(zip(of_each, map(float, map(np.mean, of_each.values())), strict=True))
+        return means if len(self.targets) == 1 else means | of_column
+
+    def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
+        values = self.score_example(model, output, example)
+        if self.per == "sequence":
+            return [{"id": example.name, **self.answer(values)}]
+        nucleotides = enumerate(zip(example.sequence, values, strict=True), start=1)
+        return [
+            {"id": example.name, "position": i, "nucleotide": letter, **self.answer(row)}
+            for i, (letter, row) in nucleotides
+        ]
+
+    def answer(self, values: np.ndarray) -> dict[str, Any]:
+        """The columns of one prediction: numbers, yes or no with probabilities, or the most probable class."""
+        if self.kind == "multiclass":
+            best = int(values.argmax())
+            each = {f"p({name})": float(p) for name, p in zip(self.classes, values, strict=True)}
+            return {self.targets[0]: self.classes[best], "probability": float(values[best]), **each}
+        pairs = list(zip(self.targets, values, strict=True))
+        if self.kind == "regression":
+            return {name: float(value) for name, value in pairs}
+        return {name: int(p > 0.5) for name, p in pairs} | {f"p({name})": float(p) for name, p in pairs}
+
+    def class_id(self, example: Example, name: str) -> int:
+        """The index of a class; raises InputError for one that is not in the training data."""
+        few = ", ".join(self.classes[:8]) + (", …" if len(self.classes) > 8 else "")
+        require(name in self.classes, example, f"the class {name!r} was not in the training data ({few})")
+        return self.classes.index(name)
+
+
+_target_of = attrgetter("target")
+
+
+def is_known(target: np.ndarray) -> np.ndarray:
+    """Where there is a value: numbers that are missing are NaN, other labels -100."""
+    return ~np.isnan(target) if target.dtype.kind == "f" else target != IGNORE
 
 
 # What columns hold
