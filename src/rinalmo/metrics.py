@@ -1,7 +1,7 @@
 """Metrics of predictions: base pairs, numbers, classes, and bootstrap intervals; numpy in, floats out.
 
-The definitions are scikit-learn's and scipy's, and the tests compare with them. They are not imported: that takes 4 s,
-and one call on 60 examples up to a hundred times as long as here, which a bootstrap repeats a thousand times.
+The definitions are scikit-learn's and scipy's, and the tests compare with them. They are not imported: that takes 3 s,
+and a call on 60 examples up to 75 times as long as here, which a bootstrap repeats a thousand times (docs/log.md).
 
 NaN is refused with an InputError: leave missing values out first.
 """

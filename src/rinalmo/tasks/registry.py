@@ -75,18 +75,10 @@ def with_options(
     thermodynamics: Weight | None = None,
     note: Callable[[str], Any] = warnings.warn,
 ) -> Task:
-    """The task with a user's options; None: the model's defaults.
-
-    Args:
-        task: The task of the model.
-        spec: The model's.
-        fill_to: For ribosome load: the length in tokens that shorter sequences are padded to; 0: no padding.
-        window: For secondary structure: longer RNAs are folded in windows of this length.
-        thermodynamics: For secondary structure: see `resolve_thermodynamics`.
-        note: See `resolve_thermodynamics`.
+    """The model's task with options as `rinalmo.evaluate` takes them; None: the model's defaults.
 
     Raises:
-        InputError: The option is for another task, the window is too small, or the weight out of range.
+        InputError: An option is for another task, the window is too small, or the weight out of range.
         MissingExtraError: A weight above 0 was given and ViennaRNA is not installed.
     """
     if fill_to is not None:

@@ -117,8 +117,7 @@ class SecondaryStructure(Task):
             self.shape["channels"] = channels
         if num_blocks is not None:
             self.shape["num_blocks"] = num_blocks
-        check_window(window)
-        self.window, self.min_probability = window, MIN_PROBABILITY
+        self.window, self.min_probability = check_window(window), MIN_PROBABILITY
         self.thermodynamics: Weight = 0.0  # in training the model folds alone
         self.combiner: Combiner | None = None  # the model's, after the first batch
         # The paper's head has no name in the settings, as before there was another.
@@ -132,19 +131,11 @@ class SecondaryStructure(Task):
         thermodynamics: Weight | None = None,
         min_probability: float | None = None,
     ) -> Self:
-        """A copy with other options of folding; None: as it is.
-
-        Raises:
-            InputError: The window is too small.
-        """
+        """A copy with other options of folding; None: as it is."""
         task = copy.copy(self)
-        if window is not None:
-            check_window(window)
-            task.window = window
-        if thermodynamics is not None:
-            task.thermodynamics = thermodynamics
-        if min_probability is not None:
-            task.min_probability = min_probability
+        task.window = self.window if window is None else check_window(window)
+        task.thermodynamics = self.thermodynamics if thermodynamics is None else thermodynamics
+        task.min_probability = self.min_probability if min_probability is None else min_probability
         return task
 
     @classmethod
@@ -297,10 +288,11 @@ class Window:
         return (i + self.start).astype(np.int32), (j + self.start).astype(np.int32), probabilities[i, j]
 
 
-def check_window(size: int) -> None:
-    """Raise InputError for windows that are too small for a hairpin and its surroundings."""
+def check_window(size: int) -> int:
+    """The size; raises InputError for windows that are too small for a hairpin and its surroundings."""
     if size < MIN_WINDOW:
         raise InputError(f"a window of {size} nt is too small to fold; use {MIN_WINDOW} or more")
+    return size
 
 
 def windows_of(length: int, size: int) -> list[Window]:
