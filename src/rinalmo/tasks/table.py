@@ -60,7 +60,7 @@ _PREDICTED = {"id", "position", "nucleotide", "probability"}  # columns that `pr
 _SELECTION_METRICS = {"regression": "r2", "binary": "roc_auc", "multilabel": "roc_auc", "multiclass": "accuracy"}
 
 
-class Column(NamedTuple):
+class ColumnValues(NamedTuple):
     """The values of a column that are not missing, each with the example that it is from."""
 
     examples: list[Example]
@@ -127,7 +127,7 @@ class Table(Task):
         for name in sorted({*targets} & _PREDICTED):
             raise InputError(f"`predict` has a column {name!r} of its own; give the column to predict another name")
         per: Per = options.get("per") or infer_per(examples, targets)
-        columns, formats = dict[str, Column](), dict.fromkeys(targets, PLAIN)
+        columns, formats = dict[str, ColumnValues](), dict.fromkeys(targets, PLAIN)
         if options.get("kind") != "multiclass":
             for name in targets:
                 columns[name] = read_column(examples, name, per)
@@ -336,12 +336,12 @@ def read_column(
     per: Per | None,
     kind: ProblemType | None = None,
     missing: Literal["drop", "class"] | None = None,
-) -> Column:
+) -> ColumnValues:
     """The single values of a column; with `per` None lists in one piece.
 
     With `missing` "class", words such as NA of a column with one value a sequence count as values.
     """
-    column, words = Column([], []), Column([], [])
+    column, words = ColumnValues([], []), ColumnValues([], [])
     for example in examples:
         value = example.target.get(name)
         if is_missing(value) or value in _EMPTY_LISTS:
@@ -356,7 +356,7 @@ def read_column(
                 raise InputError(f"{example.where}: {str(item)[:30]} is neither a number nor a name")
             column.examples.append(example)
             column.values.append(item)
-    return Column(column.examples + words.examples, column.values + words.values)
+    return ColumnValues(column.examples + words.examples, column.values + words.values)
 
 
 def items_of(example: Example, value: Any, name: str, kind: ProblemType | None) -> list[Any]:
@@ -393,7 +393,7 @@ def infer_per(examples: Sequence[Example], targets: Sequence[str]) -> Per:
     return per
 
 
-def _per_of_column(name: str, column: Column) -> Per:
+def _per_of_column(name: str, column: ColumnValues) -> Per:
     examples, values = column
     styles = list(map(list_style, values))
     listed = styles.count("brackets")
@@ -440,7 +440,7 @@ def _is_one_number_each(values: Sequence[Any]) -> bool:
 
 
 def number_formats(
-    columns: Mapping[str, Column], decimal: Decimal | None = None, usual: Mapping[str, NumberFormat] | None = None
+    columns: Mapping[str, ColumnValues], decimal: Decimal | None = None, usual: Mapping[str, NumberFormat] | None = None
 ) -> dict[str, NumberFormat]:
     """How each of the columns writes its numbers; see `number_format`."""
     formats = {}
@@ -450,7 +450,9 @@ def number_formats(
     return formats
 
 
-def infer_kind(columns: Mapping[str, Column], formats: Mapping[str, NumberFormat], per: Per, rows: int) -> ProblemType:
+def infer_kind(
+    columns: Mapping[str, ColumnValues], formats: Mapping[str, NumberFormat], per: Per, rows: int
+) -> ProblemType:
     """The kind of values in the columns of a table with so many rows.
 
     Raises:
@@ -477,7 +479,7 @@ def infer_kind(columns: Mapping[str, Column], formats: Mapping[str, NumberFormat
     return "multiclass" if few and all(map(float.is_integer, numbers)) else "regression"
 
 
-def _check_names(name: str, column: Column, parsed: Mapping[Any, float | None], per: Per) -> None:
+def _check_names(name: str, column: ColumnValues, parsed: Mapping[Any, float | None], per: Per) -> None:
     """Raise InputError for a text in a column of numbers, unless the numbers are names as well, and for names of which
     no two rows have the same."""
     examples, values = column
@@ -496,7 +498,9 @@ def _check_names(name: str, column: Column, parsed: Mapping[Any, float | None], 
         )
 
 
-def _description(name: str, column: Column, rows: int, kind: ProblemType, per: Per, written: NumberFormat) -> list[str]:
+def _description(
+    name: str, column: ColumnValues, rows: int, kind: ProblemType, per: Per, written: NumberFormat
+) -> list[str]:
     """Values or classes of a column with their numbers of rows, how many rows have none, three examples."""
     examples, values = column
     lacking = rows - len({*map(id, examples)})
