@@ -39,7 +39,7 @@ class SequenceError(InputError):
         record: The name of the record, or its number, from 1.
         position: The position in the sequence, from 1.
 
-    Example:
+    Examples:
         >>> import rinalmo
         >>> try:
         ...     rinalmo.embed(["GGGA-CCC"], model="nano")

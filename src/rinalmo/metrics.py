@@ -57,7 +57,7 @@ def pair_scores(target: Iterable[Pair], predicted: Iterable[Pair], *, tolerance:
     Returns:
         The three metrics from 0 to 1; 0 without pairs.
 
-    Example:
+    Examples:
         >>> from rinalmo.metrics import pair_scores
         >>> pair_scores([(0, 8), (1, 7)], [(0, 8), (2, 7)])
         PairScores(precision=0.5, recall=0.5, f1=0.5)
@@ -93,7 +93,7 @@ def canonical_nested_scores(target: Structure, predicted: Iterable[Pair]) -> Pai
     Returns:
         As `pair_scores`.
 
-    Example:
+    Examples:
         >>> from rinalmo.metrics import canonical_nested_scores
         >>> from rinalmo.rna.structure import Structure
         >>> hairpin = Structure.from_dot_bracket("hairpin", "GGAAAAAAC", "((.....))")  # G-C and G-A
@@ -123,7 +123,7 @@ def bootstrap_interval(
     Raises:
         InputError: There are no values, some are NaN, or the level is not between 0 and 1.
 
-    Example:
+    Examples:
         >>> from rinalmo.metrics import bootstrap_interval
         >>> low, high = bootstrap_interval([0.5, 0.7, 0.9, 1.0])
         >>> low < 0.775 < high
@@ -164,7 +164,7 @@ def regression_scores(target: ArrayLike, predicted: ArrayLike) -> RegressionScor
     Raises:
         InputError: The numbers differ, or there are none, NaN or infinite ones.
 
-    Example:
+    Examples:
         >>> from rinalmo.metrics import regression_scores
         >>> regression_scores([1, 2, 3], [1, 2, 4])
         RegressionScores(r2=0.5, spearman=1.0, mse=0.3333333333333333, mae=0.3333333333333333)
@@ -209,7 +209,7 @@ def binary_scores(target: ArrayLike, predicted: ArrayLike) -> BinaryScores:
     Raises:
         InputError: The target has other classes, or the numbers differ.
 
-    Example:
+    Examples:
         >>> from rinalmo.metrics import binary_scores
         >>> scores = binary_scores([1, 1, 0, 0], [0.9, 0.3, 0.4, 0.1])
         >>> scores.recall, scores.roc_auc
@@ -253,7 +253,7 @@ def class_scores(target: ArrayLike, predicted: ArrayLike) -> ClassScores:
     Raises:
         InputError: A class is no such integer, or the numbers differ.
 
-    Example:
+    Examples:
         >>> from rinalmo.metrics import class_scores
         >>> class_scores([0, 1, 2, 2], [0, 1, 2, 0]).accuracy
         0.75

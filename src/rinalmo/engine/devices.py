@@ -240,7 +240,7 @@ def system_report() -> list[tuple[str, str]]:
     Returns:
         Pairs of a name and its value, in the order in which they are printed.
 
-    Example:
+    Examples:
         >>> import rinalmo
         >>> from rinalmo.engine.devices import system_report
         >>> dict(system_report())["rinalmo"] == rinalmo.__version__

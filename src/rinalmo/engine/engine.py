@@ -254,7 +254,7 @@ class Engine:
         InputError: A precision that is unknown or not for this processor, a budget or threads below 1, or a device
             that this machine does not have.
 
-    Example:
+    Examples:
         >>> import rinalmo
         >>> engine = rinalmo.Engine("nano", "fp32", device="cpu")
         >>> engine.describe()
@@ -543,7 +543,7 @@ def as_engine(
 def clear_engine_cache() -> None:
     """Free the engines that `embed`, `fill_mask`, `score`, `fold`, `predict` and `evaluate` keep for later calls.
 
-    Example:
+    Examples:
         >>> import rinalmo
         >>> rinalmo.clear_engine_cache()
     """

@@ -449,7 +449,7 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
 class RiNALMoModel(RiNALMoPreTrainedModel):
     """The encoder and a pooled vector per sequence.
 
-    Example:
+    Examples:
         >>> from rinalmo import RiNALMoModel, RnaTokenizer
         >>> tokenizer, model = RnaTokenizer.from_pretrained("nano"), RiNALMoModel.from_pretrained("nano")
         >>> output = model(**tokenizer("GGGAAACCC", return_tensors="pt"))
@@ -603,7 +603,7 @@ class RiNALMoForMaskedLM(RiNALMoHeadModel):
 
     Logits `(batch, length, vocabulary)` in fp32; `labels (batch, length)` count where they are not -100.
 
-    Example:
+    Examples:
         >>> from rinalmo import RiNALMoForMaskedLM, RnaTokenizer
         >>> tokenizer, model = RnaTokenizer.from_pretrained("nano"), RiNALMoForMaskedLM.from_pretrained("nano")
         >>> tuple(model(**tokenizer("GGG<mask>AACCC", return_tensors="pt")).logits.shape)

@@ -65,7 +65,7 @@ def read_fasta(
         InputError: The file is missing, unreadable, empty, truncated, damaged or not FASTA. This can come after
             records, since the end of a file is only seen when it is reached.
 
-    Example:
+    Examples:
         >>> import rinalmo, tempfile, pathlib
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "hairpin.fa"
         >>> _ = path.write_text(">hairpin of five bases\\nGGGAA\\nATCCC\\n")

@@ -41,7 +41,7 @@ class ModelConfig:
 
     Source: Penić et al. 2025, https://arxiv.org/abs/2403.00043.
 
-    Example:
+    Examples:
         >>> from rinalmo import ModelConfig
         >>> config = ModelConfig.preset("giga")
         >>> config.hidden_size, config.head_size, config.ffn_size

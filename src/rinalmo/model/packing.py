@@ -54,7 +54,7 @@ class Layout:
         groups: Maximal stretches of neighbouring sequences of equal, positive length.
         has_padding: Whether a sequence has tokens that are not valid.
 
-    Example:
+    Examples:
         >>> from rinalmo.model.packing import Layout
         >>> layout = Layout((3, 2))
         >>> layout.cu_seqlens.tolist(), layout.sequence_ids.tolist()
@@ -135,7 +135,7 @@ def pack_padded(
     Returns:
         The int64 ids `(tokens,)`, and their layout, whose `valid_lengths` are the lengths before padding.
 
-    Example:
+    Examples:
         >>> from rinalmo.model.packing import pack_padded
         >>> ids, layout = pack_padded([[1, 6, 2], [1, 2]], length=3, pad_id=0)
         >>> ids.tolist(), layout.lengths, layout.valid_lengths

@@ -45,7 +45,7 @@ def draw_curves(
         InputError: Another ending, too many runs, or a metric that no run has.
         MissingExtraError: matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from rinalmo.plots import draw_curves
         >>> log = [{"step": 1, "loss": 1.4}, {"step": 2, "loss": 1.3}, {"step": 2, "validation/loss": 1.35}]

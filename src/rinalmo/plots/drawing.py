@@ -85,7 +85,7 @@ def draw_structure(structure: Structure, path: str | Path, probabilities: np.nda
         InputError: A structure too long, another ending, or probabilities of another shape.
         MissingExtraError: ViennaRNA is not installed.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from rinalmo.plots import draw_structure
         >>> from rinalmo.rna.structure import Structure

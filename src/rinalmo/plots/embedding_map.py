@@ -71,7 +71,7 @@ def draw_embedding_map(
         InputError: Another ending, too few sequences, or labels that do not fit.
         MissingExtraError: matplotlib or UMAP is not installed.
 
-    Example:
+    Examples:
         >>> import numpy as np, tempfile
         >>> from rinalmo.plots import draw_embedding_map
         >>> points, axes = draw_embedding_map(np.eye(4, 8), tempfile.mkdtemp() + "/map.svg", ["a", "a", "b", "b"])

@@ -57,7 +57,7 @@ def draw_logo(
         InputError: Another ending, a sequence of more than 1,000 nt, or numbers that are no probabilities.
         MissingExtraError: matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> import numpy as np, tempfile
         >>> from rinalmo.plots import draw_logo
         >>> draw_logo(np.full((4, 4), 0.25), "ACGU", tempfile.mkdtemp() + "/logo.svg", heights="probability")

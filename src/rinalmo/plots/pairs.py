@@ -75,7 +75,7 @@ def draw_arcs(structure: Structure, path: str | Path, reference: Structure | Non
         InputError: Another ending, a sequence of more than 10,000 nt, or a reference of another sequence.
         MissingExtraError: matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from rinalmo.plots import draw_arcs
         >>> from rinalmo.rna.structure import Structure
@@ -160,7 +160,7 @@ def draw_pair_map(
         InputError: Another ending, a sequence of more than 5,000 nt, or probabilities or a reference that do not fit.
         MissingExtraError: matplotlib is not installed.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from rinalmo.plots import draw_pair_map
         >>> from rinalmo.rna.structure import Structure

@@ -87,7 +87,7 @@ class Alphabet:
     Raises:
         InputError: A special token is missing, a token occurs twice or is not ASCII.
 
-    Example:
+    Examples:
         >>> import rinalmo
         >>> alphabet = rinalmo.Alphabet()
         >>> alphabet.encode("acgt<mask>").tolist()

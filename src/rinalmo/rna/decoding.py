@@ -77,7 +77,7 @@ def decode(
         InputError: The shapes do not match or the method is unknown.
         MissingExtraError: The method is `matching`, and rustworkx is not installed.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from rinalmo.rna.decoding import decode
         >>> probabilities = np.zeros((10, 10))

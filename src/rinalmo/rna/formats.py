@@ -356,7 +356,7 @@ def read_structures(path: Source, format: str | None = None, *, column: str = "s
         SequenceError: A record is wrong; the message has file, line, record and position.
         InputError: The file is missing, unreadable, empty, of an unknown format or lacks a column.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> from rinalmo.rna.formats import read_structures
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "hairpin.dbn"
@@ -411,7 +411,7 @@ def write_structures(path: Source, structures: Iterable[Structure], format: str 
     Raises:
         InputError: There is no such folder, or the format is unknown.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> from rinalmo.rna.formats import write_structures
         >>> from rinalmo.rna.structure import Structure

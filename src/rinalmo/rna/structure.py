@@ -111,7 +111,7 @@ class Structure:
         SequenceError: The name is not one line, a letter is not a letter, a pair does not fit the sequence, or a
             position has two partners.
 
-    Example:
+    Examples:
         >>> from rinalmo.rna.structure import Structure
         >>> structure = Structure("hairpin", "GGGAAAUCCC", [(0, 9), (1, 8), (2, 7)])
         >>> structure.dot_bracket

@@ -212,7 +212,7 @@ def evaluate(
         InputError: An example cannot be used, or an option is for another task.
         CheckpointError: The model was not fine-tuned.
 
-    Example:
+    Examples:
         >>> import rinalmo
         >>> rows = [{"sequence": "GGGGAAACCCC", "structure": "((((...))))"}]
         >>> evaluation = rinalmo.evaluate(rows, "nano-fold", thermodynamics=0)

@@ -154,7 +154,7 @@ CATALOG: dict[str, CatalogEntry] = {
 def models() -> list[CatalogEntry]:
     """The published models, smallest first.
 
-    Example:
+    Examples:
         >>> import rinalmo
         >>> [model.name for model in rinalmo.models()]
         ['nano', 'nano-fold', 'micro', 'mega', 'giga']
@@ -183,7 +183,7 @@ def resolve(name_or_path: str | Path) -> Path:
         CheckpointError: There is neither such a path nor such a model.
         DownloadError: The model cannot be downloaded.
 
-    Example:
+    Examples:
         >>> import rinalmo
         >>> rinalmo.resolve("nano").name
         'nano'

@@ -255,7 +255,7 @@ def load(
         CheckpointError: A damaged, foreign or unsafe file.
         DownloadError: A published model cannot be downloaded.
 
-    Example:
+    Examples:
         >>> import rinalmo
         >>> model = rinalmo.load("nano")
         >>> model.config.hidden_size, model.config.num_hidden_layers
@@ -302,7 +302,7 @@ def save(model: RiNALMo, target: str | Path, layout: LayoutName = "rinalmo", *, 
     Raises:
         CheckpointError: The target exists or cannot be written, or the layout has no place for this model.
 
-    Example:
+    Examples:
         >>> import rinalmo, tempfile
         >>> folder = rinalmo.save(rinalmo.load("nano"), tempfile.mkdtemp() + "/copy")
         >>> sorted(path.name for path in folder.iterdir())
@@ -336,7 +336,7 @@ def convert(
     Raises:
         CheckpointError: The source cannot be read, or the target cannot be written.
 
-    Example:
+    Examples:
         >>> import rinalmo, tempfile
         >>> rinalmo.convert("nano", tempfile.mkdtemp() + "/nano.pt", "official").layout
         'multimolecule'
@@ -448,7 +448,7 @@ def info(model: str | Path | ModelConfig | None = None, *, tokens: int = PUBLISH
     Raises:
         CheckpointError: The model cannot be read.
 
-    Example:
+    Examples:
         >>> import rinalmo
         >>> [giga] = rinalmo.info("giga")
         >>> giga.parameters
