@@ -44,11 +44,12 @@ if TYPE_CHECKING:
     from rinalmo.inference.embed import embed
     from rinalmo.inference.fill_mask import fill_mask
     from rinalmo.inference.fold import fold
+    from rinalmo.inference.predict import predict
     from rinalmo.inference.variants import score
     from rinalmo.io.fasta import read_fasta
     from rinalmo.model.config import ModelConfig
     from rinalmo.rna.alphabet import Alphabet
-    from rinalmo.tasks.evaluate import evaluate, predict
+    from rinalmo.tasks.evaluate import evaluate
     from rinalmo.training.finetune import finetune
     from rinalmo.weights.catalog import models, resolve
     from rinalmo.weights.checkpoint import convert, info, load, save
@@ -65,11 +66,12 @@ _NAMES = {
     "inference.embed": "embed",
     "inference.fill_mask": "fill_mask",
     "inference.fold": "fold",
+    "inference.predict": "predict",
     "inference.variants": "score",
     "io.fasta": "read_fasta",
     "model.config": "ModelConfig",
     "rna.alphabet": "Alphabet",
-    "tasks.evaluate": "evaluate predict",
+    "tasks.evaluate": "evaluate",
     "training.finetune": "finetune",
     "weights.catalog": "models resolve",
     "weights.checkpoint": "convert info load save",

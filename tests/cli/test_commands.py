@@ -315,6 +315,11 @@ def test_read_only_folder(tmp_path):
     assert "cannot be written" in done.stderr
 
 
+def base_4(number):
+    """A sequence of its own for each number."""
+    return "".join("ACGU"[number >> shift & 3] for shift in range(0, 12, 2))
+
+
 @pytest.mark.posix_only
 def test_full_disk(rinalmo_command, backbone, tmp_path):
     small = tmp_path / "small"
@@ -322,7 +327,7 @@ def test_full_disk(rinalmo_command, backbone, tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], check=False).returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        (tmp_path / "many.fa").write_text("".join(f">{n}\nACGUACGU{'ACGU'[n % 4]}\n" for n in range(3000)))
+        (tmp_path / "many.fa").write_text("".join(f">{n}\n{base_4(n)}\n" for n in range(3000)))
         for ending in ("npz", "parquet", "h5", "h5ad"):
             result = rinalmo_command("embed", tmp_path / "many.fa", "--model", backbone, "-o", small / f"out.{ending}")
             assert result.code in (1, 2), ending
@@ -351,18 +356,22 @@ def test_reader_that_never_came(backbone):
     assert re.fullmatch("(device: .*\n)?", done.stderr)
 
 
-# The command, which a SIGINT reaches when its second chunk has been written.
+# The command, which a SIGINT reaches when its second chunk has been computed.
 INTERRUPTED = """
 import os, signal, sys
 from rinalmo.cli import main
 from rinalmo.engine import jobs
 
 class Stopping(jobs.Job):
-    def write(self, number, chunk):
-        super().write(number, chunk)
-        if number == 1:
-            os.kill(os.getpid(), signal.SIGINT)
+    waits = 0
 
+    def _wait(self):
+        self.waits += 1
+        if self.waits == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        super()._wait()
+
+jobs.SAVE_SECONDS = 0
 jobs.Job = Stopping
 sys.argv = ["rinalmo", *sys.argv[1:]]
 main()
@@ -378,7 +387,7 @@ def test_interrupted_run_is_resumed_to_the_same_bytes(rinalmo_command, backbone,
     process = [sys.executable, "-c", INTERRUPTED, *command, str(output)]
     done = subprocess.run(process, capture_output=True, text=True, check=False)
     assert done.returncode == 130, done.stderr
-    assert "sequences are kept; the same command goes on" in done.stderr
+    assert "sequences are kept; run the same command to continue" in done.stderr
     assert not output.exists()
     again = rinalmo_command(*command, output)
     assert again.code == 0

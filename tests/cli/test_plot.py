@@ -29,11 +29,11 @@ def test_embed_draws_a_map_and_plot_draws_it_again(rinalmo_command, tmp_path):
     ("options", "words"),
     [
         (("--plot", "{tmp}/a.pdf"), "use .svg, .png"),
-        (("--plot", "{tmp}/a.svg", "--per-token"), "one vector a sequence"),
-        (("--plot", "{tmp}/a.svg", "--layers", "0,1"), "one vector a sequence"),
-        (("--plot", "{tmp}/a.svg", "--colour-by", "none.csv:x"), "none.csv: cannot be read"),
+        (("--plot", "{tmp}/a.svg", "--per-token"), "one vector per sequence"),
+        (("--plot", "{tmp}/a.svg", "--layers", "0,1"), "one vector per sequence"),
+        (("--plot", "{tmp}/a.svg", "--colour-by", "none.csv:x"), "none.csv does not exist"),
         (("--plot", "{tmp}/a.svg", "--colour-by", "type"), "keeps no headers"),
-        (("--colour-by", "type"), "for the picture of --plot"),
+        (("--colour-by", "type"), "for the figure of --plot"),
     ],
 )
 def test_what_could_not_be_drawn_is_not_computed(rinalmo_command, tmp_path, options, words):

@@ -118,7 +118,7 @@ def test_workers_killed_in_the_middle(many, one, folder, tmp_path):
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
-    embed_file(folder / "in.fa", tmp_path / "many.parquet", many, tell=kill)
+    embed_file(folder / "in.fa", tmp_path / "many.parquet", many, progress=kill)
     assert len(killed) == 2
     assert not set(killed) & set(workers())
     assert pq.read_table(tmp_path / "many.parquet")["id"].to_pylist() == [f"s{n}" for n in range(60)]
@@ -128,16 +128,16 @@ def test_workers_killed_in_the_middle(many, one, folder, tmp_path):
 DRIVER = """
 import os, signal, sys
 from rinalmo.cli import main
-from rinalmo.engine import ray_engine, runs
+from rinalmo.engine import jobs
 
-class Stopping(runs.Run):
-    def write(self, number, chunk):
-        super().write(number, chunk)
-        if self.finished() == 20:
+class Stopping(jobs.Job):
+    def _save(self, chunks, settings):
+        super()._save(chunks, settings)
+        if len(list(self.folder.glob("*.npz"))) == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
-runs.CHUNK_RECORDS = 4
-runs.Run = Stopping
+jobs.CHUNK_RECORDS, jobs.SAVE_SECONDS = 4, 0
+jobs.Job = Stopping
 sys.argv = ["rinalmo", *sys.argv[1:]]
 main()
 """
@@ -151,9 +151,9 @@ def test_resume_after_the_command_was_killed(address, many, one, folder, tmp_pat
     given = (sys.executable, "-c", DRIVER, "embed", folder / "in.fa", "-o", output, "--precision", "fp32", *where)
     done = subprocess.run(given, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert Job(output).finished() == 20
+    assert Job(output).saved_count() == 20
     computed = []
-    embed_file(folder / "in.fa", output, many, resume=True, tell=computed.append)
+    embed_file(folder / "in.fa", output, many, resume=True, progress=computed.append)
     assert computed == list(range(24, 61, CHUNK))
     embed_file(folder / "in.fa", tmp_path / "one.parquet", one)
     assert output.read_bytes() == (tmp_path / "one.parquet").read_bytes()
@@ -280,7 +280,7 @@ def test_gpus_that_make_no_sense(gpus, device, words):
     ("arguments", "words"),
     [
         (("embed", "in.fa", "-o", "out.npz", "--workers", 2), "--workers and --gpus-per-worker are for --engine ray"),
-        (("score", "ACGU", "--all-single", "--engine", "ray"), "--engine ray writes a file"),
+        (("score", "ACGU", "--all-single", "--engine", "ray"), "--resume, --restart and --engine ray write a file"),
         (("fold", "in.fa", "--engine", "ray"), "--resume, --restart and --engine ray write a file"),
         (("fold", "in.fa", "--resume"), "--resume, --restart and --engine ray write a file"),
     ],

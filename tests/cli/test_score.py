@@ -67,7 +67,7 @@ def test_positions_left_out_are_counted(rinalmo_command):
         ((WILD,), "one of --mutations, --variants and --all-single"),
         ((WILD, "--all-single", "--variants", "x"), "one of --mutations"),
         ((WILD, "--variants", "x", "--plot", "p.svg"), "--plot draws the map"),
-        ((WILD, "--all-single", "--resume"), "--resume goes on with a file"),
+        ((WILD, "--all-single", "--resume"), "--resume, --restart and --engine ray write a file"),
     ],
 )
 def test_usage(rinalmo_command, arguments, words):
@@ -80,7 +80,7 @@ def test_usage(rinalmo_command, arguments, words):
     ("arguments", "words"),
     [
         (("none.fa", "--all-single"), "none.fa does not exist"),
-        ((WILD, "--mutations", "none.csv"), "none.csv: cannot be read as a table (No such file"),
+        ((WILD, "--mutations", "none.csv"), "none.csv does not exist; check the path"),
         ((WILD, "--variants", "none.fa"), "none.fa does not exist"),
         ((WILD, "--all-single", "-o", "out.txt"), "cannot write '.txt'"),
         ((WILD, "--all-single", "--plot", "out.pdf"), "use .svg, .png"),

@@ -48,30 +48,30 @@ def test_shards_together_are_the_whole(engine, fasta, tmp_path):
     embed_file(fasta, tmp_path / "whole.npz", engine)
     whole = np.load(tmp_path / "whole.npz")
     for index in (1, 2, 3):
-        embed_file(fasta, tmp_path / f"{index}.npz", engine, part=f"{index}/3")
+        embed_file(fasta, tmp_path / f"{index}.npz", engine, shard=f"{index}/3")
         part = np.load(tmp_path / f"{index}.npz")
         assert list(part["ids"]) == [f"s{n}" for n in range(index - 1, 60, 3)]
         np.testing.assert_allclose(part["embeddings"], whole["embeddings"][index - 1 :: 3], atol=1e-5)
 
 
-@pytest.mark.parametrize("part", ["0/3", "4/3", "x", "1", "1/0", f"1/{10**20}"])
-def test_shards_that_do_not_exist(engine, fasta, tmp_path, part):
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "x", "1", "1/0", f"1/{10**20}"])
+def test_shards_that_do_not_exist(engine, fasta, tmp_path, shard):
     with pytest.raises(InputError, match="--shard"):
-        embed_file(fasta, tmp_path / "out.npz", engine, part=part)
+        embed_file(fasta, tmp_path / "out.npz", engine, shard=shard)
     assert others(tmp_path) == []
 
 
 def test_a_wrong_shard_clears_nothing(engine, fasta, tmp_path):
     with pytest.raises(StoppedError):
-        embed_file(fasta, tmp_path / "out.npz", engine, tell=stop_at(30))
+        embed_file(fasta, tmp_path / "out.npz", engine, progress=stop_at(30))
     with pytest.raises(InputError, match="--shard"):
-        embed_file(fasta, tmp_path / "out.npz", engine, part="4/3")
-    assert Job(tmp_path / "out.npz").finished() == 28
+        embed_file(fasta, tmp_path / "out.npz", engine, shard="4/3")
+    assert Job(tmp_path / "out.npz").saved_count() == 28
 
 
 def test_empty_shard(engine, fasta, tmp_path):
     with pytest.raises(InputError, match="no sequence falls in"):
-        embed_file(fasta, tmp_path / "out.npz", engine, part="100/100")
+        embed_file(fasta, tmp_path / "out.npz", engine, shard="100/100")
     assert others(tmp_path) == []
 
 
@@ -91,8 +91,8 @@ def stop_at(count):
 def test_what_is_kept_is_not_computed_again(engine, fasta, tmp_path, monkeypatch, resume):
     output = tmp_path / "out.npz"
     with pytest.raises(StoppedError):
-        embed_file(fasta, output, engine, tell=stop_at(30))
-    assert len(Job(output).chunk_files()) == 7
+        embed_file(fasta, output, engine, progress=stop_at(30))
+    assert Job(output).saved_count() == 28
     computed = 0
     original = engine.hidden_states
 
@@ -113,7 +113,7 @@ def test_what_is_kept_is_not_computed_again(engine, fasta, tmp_path, monkeypatch
 def test_changed_run_is_not_resumed(engine, backbone, fasta, tmp_path, what):
     output = tmp_path / "out.npz"
     with pytest.raises(StoppedError):
-        embed_file(fasta, output, engine, tell=stop_at(30))
+        embed_file(fasta, output, engine, progress=stop_at(30))
     options = {}
     if what == "input":
         fasta.write_text(fasta.read_text().replace("s59", "s60"))
@@ -128,7 +128,7 @@ def test_changed_run_is_not_resumed(engine, backbone, fasta, tmp_path, what):
     for resume in (True, False):
         with pytest.raises(InputError, match=f"cannot be resumed: {what} changed .*--restart"):
             embed_file(fasta, output, engine, resume=resume, **options)
-        assert Job(output).finished() == 28
+        assert Job(output).saved_count() == 28
     assert embed_file(fasta, output, engine, restart=True, **options) == 60
 
 
@@ -147,15 +147,32 @@ def test_changed_run_is_not_resumed(engine, backbone, fasta, tmp_path, what):
 def test_what_was_kept_is_damaged(engine, fasta, tmp_path, name, content):
     output = tmp_path / "out.npz"
     with pytest.raises(StoppedError):
-        embed_file(fasta, output, engine, tell=stop_at(30))
+        embed_file(fasta, output, engine, progress=stop_at(30))
     damaged = Job(output).folder / name
     if content == "foreign":
         np.savez(damaged, other=np.zeros(3))
     else:
         damaged.write_bytes(content)
-    with pytest.raises(InputError, match=rf"out.npz: what an interrupted run kept is damaged \(.*{name}\)"):
+    with pytest.raises(InputError, match=rf"out.npz: the results kept by an interrupted run are damaged \(.*{name}\)"):
         embed_file(fasta, output, engine)
     assert embed_file(fasta, output, engine, restart=True) == 60
+
+
+def test_a_short_run_writes_nothing_but_its_output(engine, fasta, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(np, "savez", lambda *arguments, **arrays: saved.append(arrays))
+    assert embed_file(fasta, tmp_path / "out.npz", engine) == 60
+    assert saved == []
+
+
+def test_a_file_that_changes_while_it_is_read(engine, fasta, tmp_path):
+    def append(count):
+        if count == 30:
+            fasta.write_text(fasta.read_text() + ">more\nACGU\n")
+
+    with pytest.raises(InputError, match="was changed while it was read; run the command again"):
+        embed_file(fasta, tmp_path / "out.npz", engine, progress=append)
+    assert others(tmp_path) == []
 
 
 def test_resume_of_nothing_is_a_start(engine, fasta, tmp_path):
@@ -164,7 +181,7 @@ def test_resume_of_nothing_is_a_start(engine, fasta, tmp_path):
 
 def test_a_run_of_another_version_is_not_continued(engine, fasta, tmp_path, monkeypatch):
     with pytest.raises(StoppedError):
-        embed_file(fasta, tmp_path / "out.npz", engine, tell=stop_at(30))
+        embed_file(fasta, tmp_path / "out.npz", engine, progress=stop_at(30))
     monkeypatch.setattr(jobs, "__version__", "another")
     with pytest.raises(InputError, match="version changed"):
         embed_file(fasta, tmp_path / "out.npz", engine)
@@ -182,7 +199,7 @@ def test_of_what_can_be_read_only_once_nothing_is_kept(engine, fasta, tmp_path):
     writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes(fasta.read_bytes()))
     writer.start()
     with pytest.raises(StoppedError):
-        embed_file(tmp_path / "pipe", tmp_path / "out.npz", engine, tell=stop_at(30))
+        embed_file(tmp_path / "pipe", tmp_path / "out.npz", engine, progress=stop_at(30))
     writer.join()
     assert others(tmp_path) == ["pipe"]
 
@@ -192,7 +209,7 @@ def test_a_linked_output_is_followed(engine, fasta, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out.npz").symlink_to(tmp_path / "elsewhere" / "real.npz")
     with pytest.raises(StoppedError):
-        embed_file(fasta, tmp_path / "out.npz", engine, tell=stop_at(30))
+        embed_file(fasta, tmp_path / "out.npz", engine, progress=stop_at(30))
     assert others(tmp_path / "elsewhere") == [".real.npz.partial"]
     assert embed_file(fasta, tmp_path / "out.npz", engine) == 60
     assert (tmp_path / "out.npz").is_symlink()
@@ -234,9 +251,12 @@ def forked(function):
 
 
 @pytest.mark.posix_only
-@pytest.mark.parametrize("ending", ["npz", pytest.param("parquet", marks=pytest.mark.slow)])
-def test_stopped_anywhere_and_resumed_to_the_same_bytes(engine, fasta, tmp_path, ending):
+@pytest.mark.parametrize(
+    ("ending", "seconds"), [("npz", 0), ("npz", 10), pytest.param("parquet", 0, marks=pytest.mark.slow)]
+)
+def test_stopped_anywhere_and_resumed_to_the_same_bytes(engine, fasta, tmp_path, monkeypatch, ending, seconds):
     """Killed and interrupted in turn, at every other durable call from the first to the last."""
+    monkeypatch.setattr(jobs, "SAVE_SECONDS", seconds)
     whole, output = tmp_path / f"whole.{ending}", tmp_path / f"out.{ending}"
     fasta.write_text("".join(fasta.read_text().splitlines(keepends=True)[:40]))  # twenty records, five chunks
     embed_file(fasta, whole, engine)
@@ -257,7 +277,7 @@ def test_stopped_anywhere_and_resumed_to_the_same_bytes(engine, fasta, tmp_path,
         assert same(output, whole), number
         assert others(tmp_path) == sorted([output.name, whole.name]), number
         output.unlink()
-    assert number > 15
+    assert number > (10 if seconds else 15)
     assert same(output, whole)
     assert others(tmp_path) == sorted([output.name, whole.name])
 
@@ -266,12 +286,12 @@ def test_chunks_finished_in_another_order_are_kept(engine, fasta, tmp_path):
     whole, output = tmp_path / "whole.npz", tmp_path / "out.npz"
     embed_file(fasta, whole, engine)
     with pytest.raises(StoppedError):
-        embed_file(fasta, output, engine, tell=stop_at(50))
+        embed_file(fasta, output, engine, progress=stop_at(50))
     run = Job(output)
     (run.folder / "000003.npz").unlink()
-    assert run.finished() == 44
+    assert run.saved_count() == 44
     told = []
-    embed_file(fasta, output, engine, resume=True, tell=told.append)
+    embed_file(fasta, output, engine, resume=True, progress=told.append)
     assert told == list(range(45, 61))
     assert same(output, whole)
 
@@ -306,7 +326,7 @@ def test_two_writers_without_locks(engine, fasta, tmp_path, monkeypatch):
             assert same(output, whole)
 
     with pytest.raises(InputError, match=r"out\.npz: "):
-        embed_file(fasta, output, engine, tell=end_the_other)
+        embed_file(fasta, output, engine, progress=end_the_other)
     assert same(output, whole)
     embed_file(fasta, output, engine, restart=True)
     assert same(output, whole)

@@ -8,7 +8,7 @@ import pytest
 from rinalmo import read_fasta
 from rinalmo.engine.engine import Engine
 from rinalmo.errors import InputError
-from rinalmo.inference.embed import MapPlot, _FaultKeeper, common_fields, embed_file, read_embeddings, values_of
+from rinalmo.inference.embed import MapPlot, _DeferredErrors, common_fields, embed_file, read_embeddings, values_of
 
 FASTA = """>a type=tRNA species="E. coli"
 ACGUAC
@@ -52,7 +52,7 @@ def test_every_format_is_read_back(fasta, engine, tmp_path, ending):
 @pytest.mark.parametrize("options", [{"pooling": "none"}, {"layers": (0, -1)}])
 def test_more_than_one_vector_a_sequence_is_refused(fasta, engine, tmp_path, ending, options):
     embed_file(fasta, tmp_path / f"out.{ending}", engine, **options)
-    with pytest.raises(InputError, match="more than one vector a sequence"):
+    with pytest.raises(InputError, match="more than one vector per sequence"):
         read_embeddings(tmp_path / f"out.{ending}")
 
 
@@ -76,7 +76,7 @@ def test_fields_of_headers(tmp_path):
     assert values_of("length", ids, descriptions, [1, 2, 3]) == ["1", "2", "3"]
     assert values_of("description", ids, descriptions, [1, 2, 3]) == descriptions
     assert common_fields(ids, descriptions) == {"taxon": ["9606", "Halococcus", ""], "type": ["miRNA", "", "own"]}
-    with pytest.raises(InputError, match="no header says 'famly'; there are length, id, description, family"):
+    with pytest.raises(InputError, match="no header has 'famly'; there are length, id, description, family"):
         values_of("famly", ids, descriptions, [1, 2, 3])
 
 
@@ -125,12 +125,12 @@ def test_a_header_with_anndatas_own_name_is_left_out(engine, tmp_path):
 def test_a_file_that_cannot_grow_keeps_its_fault(tmp_path):
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with _FaultKeeper(tmp_path / "out.h5", "w+") as file:
+    with _DeferredErrors(tmp_path / "out.h5", "w+") as file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
         try:
             assert file.truncate(1 << 20) == 1 << 20
             assert file.write(b"lost") == 4
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert "too large" in str(file.fault)
+        assert "too large" in str(file.error)
     assert (tmp_path / "out.h5").stat().st_size == 0

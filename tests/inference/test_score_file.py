@@ -156,21 +156,21 @@ def test_an_interrupted_run_ends_the_same(engine, tmp_path, method, monkeypatch)
     monkeypatch.setattr(variants, "BLOCK_VARIANTS", 6)
     source, output, whole = all_single(ONE), tmp_path / "out.csv", tmp_path / "whole.csv"
     passes = []
-    score_file(source, whole, engine, method=method, tell=passes.append)
+    score_file(source, whole, engine, method=method, progress=passes.append)
 
     def stop(count):
         if count > passes[-1] // 2:
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        score_file(source, output, engine, method=method, tell=stop)
+        score_file(source, output, engine, method=method, progress=stop)
     assert not output.exists()
-    assert 0 < Job(output).finished() < 33
+    assert 0 < Job(output).saved_count() < 33
     if method == "pll":
         with pytest.raises(InputError, match="cannot be resumed: method changed"):
             score_file(source, output, engine, resume=True)
     resumed = []
-    assert score_file(source, output, engine, method=method, resume=True, tell=resumed.append) == 33
+    assert score_file(source, output, engine, method=method, resume=True, progress=resumed.append) == 33
     assert resumed[-1] < passes[-1]
     assert output.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "whole.csv"]

@@ -74,7 +74,7 @@ def test_columns_of_frames():
     named = frame.set_index("id").loc[["b"]]
     assert [(record.id, record.sequence) for record in as_records(named)] == [("b", "GGUU")]
     for missing in (None, np.nan, pd.NA):
-        with pytest.raises(InputError, match=r"sequence 2 is .*, which stands for a missing value; leave it out"):
+        with pytest.raises(InputError, match=r"sequence 2 is .*, a missing value; leave it out"):
             list(as_records(pd.Series(["ACGU", missing], dtype=object)))
     with pytest.raises(InputError, match="row 2: sequence is empty; leave the row out"):
         list(as_records(pd.DataFrame({"sequence": ["ACGU", None]})))

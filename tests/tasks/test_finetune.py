@@ -11,7 +11,8 @@ import rinalmo
 from rinalmo.engine.engine import Engine
 from rinalmo.errors import CheckpointError, InputError
 from rinalmo.inference.fold import fold
-from rinalmo.tasks.evaluate import evaluate, predict
+from rinalmo.inference.predict import predict
+from rinalmo.tasks.evaluate import evaluate
 from rinalmo.training.checkpoint import listed
 from rinalmo.training.finetune import finetune_and_test, finetune_from_recipe
 from rinalmo.training.recipes import load_finetune_recipe

@@ -43,13 +43,13 @@ def test_resume(model, fasta, tmp_path):
     fold_file(fasta, tmp_path / "whole.dbn", engine, probabilities=tmp_path / "whole.npz")
     output, matrices = tmp_path / "out.dbn", tmp_path / "out.npz"
     with pytest.raises(StoppedError):
-        fold_file(fasta, output, engine, probabilities=matrices, tell=stop)
-    assert (Job(output).finished(), output.exists(), matrices.exists()) == (8, False, False)
+        fold_file(fasta, output, engine, probabilities=matrices, progress=stop)
+    assert (Job(output).saved_count(), output.exists(), matrices.exists()) == (8, False, False)
     for resume in (True, False):
         with pytest.raises(InputError, match="cannot be resumed: decoding, probabilities changed"):
             fold_file(fasta, output, engine, Decoding("nested"), resume=resume)
     told = []
-    assert fold_file(fasta, output, engine, probabilities=matrices, tell=told.append) == 12
+    assert fold_file(fasta, output, engine, probabilities=matrices, progress=told.append) == 12
     assert told == [9, 10, 11, 12]
     assert output.read_bytes() == (tmp_path / "whole.dbn").read_bytes()
     assert matrices.read_bytes() == (tmp_path / "whole.npz").read_bytes()
@@ -58,7 +58,7 @@ def test_resume(model, fasta, tmp_path):
 
 def test_another_head_is_another_model(model, fasta, tmp_path):
     with pytest.raises(StoppedError):
-        fold_file(fasta, tmp_path / "out.dbn", Engine(model, "fp32"), tell=stop)
+        fold_file(fasta, tmp_path / "out.dbn", Engine(model, "fp32"), progress=stop)
     other = create(model.spec, seed=1)
     other.head("structure_head").prediction.bias.data += 1
     with pytest.raises(InputError, match="cannot be resumed: model changed"):

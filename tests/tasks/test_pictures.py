@@ -15,7 +15,7 @@ def records(*names, sequence="GGGAAACCC"):
 
 
 def names(plot, *given):
-    return [picture.path.name for picture in plot.pictures(records(*given))]
+    return [picture.path.name for picture in plot.figures(records(*given))]
 
 
 def test_paths(tmp_path):
@@ -31,22 +31,22 @@ def test_references(tmp_path):
     path = tmp_path / "true.dbn"
     path.write_text(">b\nGGGAAACCC\n(((...)))\n>a\nGGGAAACCC\n((.....))\n")
     plot = Plot(tmp_path / "{name}.svg", reference=path)
-    found = plot.pictures(records("a", "b"))
+    found = plot.figures(records("a", "b"))
     assert [picture.kind for picture in found] == ["arcs", "arcs"]
     assert [picture.reference.dot_bracket for picture in found] == ["((.....))", "(((...)))"]
     with pytest.raises(InputError, match="has no structure named 'c'"):
-        plot.pictures(records("a", "c"))
+        plot.figures(records("a", "c"))
     with pytest.raises(SequenceError, match="record a: has 3 nt, and its reference 9"):
-        plot.pictures(records("a", sequence="ACG"))
+        plot.figures(records("a", sequence="ACG"))
     with pytest.raises(InputError, match="a drawing shows no reference"):
-        Plot(tmp_path, "drawing", path).pictures(records("a"))
+        Plot(tmp_path, "drawing", path).figures(records("a"))
     path.write_text(">other name\nGGGAAACCC\n(((...)))\n")
-    assert plot.pictures(records("a"))[0].reference.name == "other name"
+    assert plot.figures(records("a"))[0].reference.name == "other name"
     path.write_text(">a\nGGG\n...\n>a\nGGG\n...\n")
-    with pytest.raises(InputError, match="a name stands twice"):
-        plot.pictures(records("a"))
+    with pytest.raises(InputError, match="two structures have the same name"):
+        plot.figures(records("a"))
 
 
 def test_too_long_for_a_drawing(tmp_path):
     with pytest.raises(InputError, match="up to 2,000 nt"):
-        Plot(tmp_path / "{name}.svg").pictures(records("short") + records("long", sequence="A" * 2001))
+        Plot(tmp_path / "{name}.svg").figures(records("short") + records("long", sequence="A" * 2001))

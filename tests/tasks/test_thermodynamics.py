@@ -13,13 +13,14 @@ from rinalmo.engine import jobs
 from rinalmo.engine.engine import Engine
 from rinalmo.errors import CheckpointError, InputError, MissingExtraError
 from rinalmo.inference.fold import Decoding, fold_file, fold_records
+from rinalmo.inference.predict import predict
 from rinalmo.io.fasta import Record
 from rinalmo.metrics import pair_scores
 from rinalmo.rna.formats import write_structures
 from rinalmo.rna.structure import Structure
 from rinalmo.rna.thermodynamics import ensemble, pair_probabilities
 from rinalmo.tasks.base import Example
-from rinalmo.tasks.evaluate import evaluate, outputs, predict
+from rinalmo.tasks.evaluate import evaluate, outputs
 from rinalmo.tasks.registry import task_of, with_options
 from rinalmo.tasks.secondary_structure import (
     DEFAULT_WEIGHT,
@@ -170,7 +171,7 @@ def test_a_run_is_resumed_with_what_it_was_started_with(engine, tmp_path, monkey
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        fold_file(tmp_path / "in.fa", tmp_path / "out.dbn", engine, tell=stop)
+        fold_file(tmp_path / "in.fa", tmp_path / "out.dbn", engine, progress=stop)
     with pytest.raises(InputError, match="cannot be resumed: decoding changed"):
         fold_file(tmp_path / "in.fa", tmp_path / "out.dbn", engine, WITH, resume=True)
     monkeypatch.setitem(sys.modules, "RNA", None)

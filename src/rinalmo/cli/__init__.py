@@ -1,17 +1,18 @@
 """The command line: parse, call one library function, print.
 
-Each command lives in a module of its own that is imported when it runs, so that `--help` needs neither torch nor the
-model. What is wrong is one line on standard error, and the exit code is
+The module of a command is imported when it runs, so that `--help` needs neither torch nor the model. An error is one
+line on standard error, and the exit code is
 
-    0      all is well, also where the reader of a pipe (such as head) has had enough
-    1      a fault while running (full disk, no permission, memory, another program), or, with a traceback, a bug
-    2      what the user gave: an option, a file, a sequence, a model
+    0      success, also where the reader of a pipe (such as head) has closed it
+    1      a failure while running (full disk, no permission, memory, another program), or, with a traceback, a bug
+    2      invalid input: an option, a file, a sequence, a model
     130    Ctrl-C
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from importlib import import_module
@@ -25,28 +26,38 @@ import click
 import rinalmo
 from rinalmo.errors import RinalmoError
 
-# command → (module, one line for the overview); the line stands here so that the overview imports nothing
+# command → (module, one line for the overview, here so that the overview imports nothing)
 COMMANDS = {
     "card": ("training", "Write the model card of a run or a model."),
-    "convert": ("models", "Write a model in another layout."),
+    "convert": ("models", "Convert a model between checkpoint formats."),
     "data": ("data", "Make token stores from sequence databases."),
-    "embed": ("inference", "Embed the sequences of a FASTA file."),
-    "evaluate": ("inference", "Measure a fine-tuned model on labelled examples."),
+    "embed": ("inference", "Embed the sequences of a FASTA file or table."),
+    "evaluate": ("inference", "Evaluate a fine-tuned model on labelled examples."),
     "fold": ("inference", "Predict secondary structures."),
-    "fill-mask": ("inference", "Predict the nucleotides at <mask>."),
+    "fill-mask": ("inference", "Predict masked nucleotides."),
     "finetune": ("training", "Train a model for a task on labelled examples."),
-    "info": ("models", "Sizes and costs of a model, as on its card."),
-    "models": ("models", "List the models that can be named."),
+    "info": ("models", "Show the sizes and costs of a model."),
+    "models": ("models", "List the available models."),
     "plot": ("plot", "Draw embeddings or training curves."),
     "predict": ("inference", "Predict with a fine-tuned model."),
     "pretrain": ("training", "Train a model on a token store."),
-    "score": ("inference", "Score mutations without training."),
-    "web": ("web", "Serve a page with all of it in a browser."),
+    "score": ("inference", "Score variants without training."),
+    "web": ("web", "Serve the web app."),
 }
 
 
+class _MessageHandler(logging.Handler):
+    """Prints what the library logs as lines on standard error; a progress bar makes room for them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr, flush=True)
+
+
+_MESSAGES = _MessageHandler()
+
+
 class _ReaderGoneError(Exception):
-    """Nobody reads standard output any more. As a BrokenPipeError click would take it for a failure."""
+    """Nobody reads standard output any more. click would take a BrokenPipeError for a failure."""
 
 
 class _Commands(click.Group):
@@ -76,7 +87,7 @@ class _Commands(click.Group):
 
 
 class _Context(click.Context):
-    """Gives help in the letters that standard output has; click would write UTF-8 where the encoding is ASCII."""
+    """Writes help in the encoding of standard output; click would write UTF-8 where it is ASCII."""
 
     def get_help(self) -> str:
         encoding = sys.stdout.encoding or "utf-8"
@@ -84,7 +95,7 @@ class _Context(click.Context):
 
 
 def _examples_last(command: click.Command) -> click.Command:
-    """The command (and its own), with the examples that end its docstring below the options, where a terminal stops."""
+    """The command and its subcommands, with the examples of its docstring moved below the options."""
     command.context_class = _Context
     text, mark, examples = (command.help or "").rpartition("\b\n")
     if mark:
@@ -103,6 +114,9 @@ def cli() -> None:
     rinalmo fill-mask "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"
     rinalmo embed sequences.fa -o embeddings.parquet
     """
+    logger = logging.getLogger("rinalmo")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_MESSAGES)
 
 
 _examples_last(cli)
@@ -110,9 +124,7 @@ _examples_last(cli)
 
 def main() -> None:
     """Entry point of the `rinalmo` command."""
-    sys.stdout, sys.stderr = map(_opened, (sys.stdout, sys.stderr))
-    _replace_foreign_letters(sys.stdout)
-    _replace_foreign_letters(sys.stderr)
+    sys.stdout, sys.stderr = map(_usable, (sys.stdout, sys.stderr))
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -132,15 +144,13 @@ def main() -> None:
         _stop("interrupted", 130)
 
 
-def _opened(stream: TextIO | None) -> TextIO:
-    """A stream that the caller has closed (2>&-) is None, and the next file to be opened would take its place."""
-    return stream or Path(os.devnull).open("w", encoding="utf-8")
-
-
-def _replace_foreign_letters(stream: TextIO) -> None:
-    """Let a letter that a stream's encoding lacks be a question mark, not a traceback in the middle of the output."""
+def _usable(stream: TextIO | None) -> TextIO:
+    """A stream that prints a question mark for a letter that its encoding lacks."""
+    if stream is None:  # closed by the caller (2>&-); the next file to be opened would take its place
+        return Path(os.devnull).open("w", encoding="utf-8")
     if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
         stream.reconfigure(errors="replace")
+    return stream
 
 
 def _stop(message: str, code: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from rinalmo.cli.options import progress
 from rinalmo.errors import InputError
 
 
@@ -30,7 +31,7 @@ def data_command() -> None:
     "--recipe", metavar="NAME|FILE", help="How to read, filter and cluster: a name (data-nano) or a YAML file."
 )
 @click.option(
-    "--table", "tables", multiple=True, metavar="LABEL=FILE", help="Facts by id for a source: CSV or TSV, .gz."
+    "--table", "tables", multiple=True, metavar="LABEL=FILE", help="Metadata by id for a source: CSV or TSV, .gz."
 )
 @click.option(
     "--exclude",
@@ -39,18 +40,18 @@ def data_command() -> None:
     metavar="FASTA",
     help="Keep these sequences and their cluster mates out, such as a test set; may be given several times.",
 )
-@click.option("--no-cluster", is_flag=True, help="Do without MMseqs2: every sequence is a cluster of its own.")
-@click.option("--validation-fraction", type=click.FloatRange(0, 1), help="Share of the clusters to validate with.")
-@click.option("--seed", type=int, help="Chooses the validation clusters.")
+@click.option("--no-cluster", is_flag=True, help="Do not run MMseqs2: every sequence is its own cluster.")
+@click.option("--validation-fraction", type=click.FloatRange(0, 1), help="Fraction of the clusters for validation.")
+@click.option("--seed", type=int, help="Random seed for the choice of validation clusters.")
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Another value than the recipe's, such as filters.max_length=1000.",
+    help="Change one value of the recipe, such as filters.max_length=1000.",
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of MMseqs2; all by default.")
-@click.option("--restart", is_flag=True, help="Throw away what an interrupted run of this OUT has done.")
+@click.option("--restart", is_flag=True, help="Discard the finished steps of an interrupted run into OUT.")
 def prepare_command(
     out: Path,
     sources: tuple[str, ...],
@@ -66,9 +67,9 @@ def prepare_command(
 ) -> None:
     """Prepare the token store OUT from FASTA files or folders of them (plain, .gz or .zst).
 
-    Sequences of 16 to 8192 nt are kept, equal ones once, clustered with MMseqs2 at 70 % identity and 80 % coverage, and
-    split by cluster. What was dropped is counted in OUT/report.json, what is in it described in OUT/card.md. An
-    interrupted run goes on with the same command.
+    Sequences of 16 to 8192 nt are kept, without duplicates, clustered with MMseqs2 at 70 % identity and 80 % coverage,
+    and split by cluster. OUT/report.json counts the dropped sequences by reason, OUT/card.md describes the store. The
+    same command continues an interrupted run.
 
     \b
     rinalmo data prepare store rfam=Rfam.fa.gz rnacentral=rnacentral_active.fasta.gz
@@ -77,22 +78,22 @@ def prepare_command(
     from rinalmo.data.prepare import prepare
     from rinalmo.data.sources import load_recipe
 
-    given = {"split.validation_fraction": validation_fraction, "split.seed": seed}
-    changes = [*overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]
+    values = {"split.validation_fraction": validation_fraction, "split.seed": seed}
+    changes = [*overrides, *(f"{key}={value}" for key, value in values.items() if value is not None)]
     changes += ["clustering.method=none"] if no_cluster else []
     try:
         store = prepare(
             out,
-            [_labelled(source) for source in sources],
+            [_split_label(source) for source in sources],
             recipe=load_recipe(recipe, changes),
-            tables=dict(_labelled(table) for table in tables),
+            tables=dict(_split_label(table) for table in tables),
             exclude=exclude,
             threads=threads,
             restart=restart,
-            progress=_step,
+            progress=_step_progress,
         )
     except KeyboardInterrupt:
-        click.echo(f"rinalmo: the finished steps of {out} are kept; the same command goes on", err=True)
+        click.echo(f"rinalmo: the finished steps of {out} are kept; run the same command to continue", err=True)
         raise
     parts = ", ".join(f"{split} {store.num_clusters(split):,}" for split in ("train", "validation"))
     click.echo(f"{out}: {len(store):,} sequences in {store.manifest['clusters']:,} clusters ({parts})", err=True)
@@ -101,7 +102,7 @@ def prepare_command(
 @data_command.command("check")
 @click.argument("store", type=click.Path(path_type=Path))
 def check_command(store: Path) -> None:
-    """Read all of STORE and compare its sums with those it was written with.
+    """Read all of STORE and compare its checksums with the recorded ones.
 
     \b
     rinalmo data check store
@@ -110,7 +111,7 @@ def check_command(store: Path) -> None:
 
     opened = TokenStore.open(store)
     opened.verify()
-    print(f"{store}: whole: {len(opened):,} sequences, fingerprint {opened.fingerprint}")
+    print(f"{store}: intact: {len(opened):,} sequences, fingerprint {opened.fingerprint}")
 
 
 @data_command.command("card")
@@ -121,54 +122,50 @@ def card_command(store: Path) -> None:
     \b
     rinalmo data card store
     """
-    from rinalmo.cli.options import counter
     from rinalmo.data.data_card import write_card
 
-    with counter("counting") as tell:
-        path = write_card(store, tell)
+    with progress("counting") as report:
+        path = write_card(store, report)
     click.echo(f"{path}: written", err=True)
 
 
 @data_command.command("download")
 @click.argument("database", metavar="DATABASE")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--mirror", metavar="URL", help="Another address that has the same files in the same places.")
+@click.option("--mirror", metavar="URL", help="Another server with the same files at the same paths.")
 def download_command(database: str, folder: Path, mirror: str | None) -> None:
     """Fetch a database: rnacentral, rfam, ensembl (release 109), ensembl-bacteria (release 56) or nt.
 
-    What has arrived is kept: the same command goes on where it was. Give the folder to `prepare` as LABEL=DIR.
+    The same command continues an interrupted download. Give the folder to `prepare` as LABEL=DIR.
 
     \b
     rinalmo data download rfam databases/rfam
     rinalmo data prepare store rfam=databases/rfam
     """
-    from rinalmo.cli.options import counter
     from rinalmo.data.databases import download
 
-    with counter(f"downloading {database}", "files") as tell:
-        files = download(database, folder, mirror=mirror, tell=tell)
+    with progress(f"downloading {database}", "files") as report:
+        files = download(database, folder, mirror=mirror, tell=report)
     click.echo(f"{folder}: {len(files):,} files of {database}", err=True)
 
 
 @contextmanager
-def _step(what: str) -> Iterator[Callable[[int], None]]:
+def _step_progress(step: str) -> Iterator[Callable[[int], None]]:
     """Progress of one step, and a line when it is done."""
-    from rinalmo.cli.options import counter
+    start, total = time.monotonic(), 0
+    with progress(step) as report:
 
-    start, last = time.monotonic(), 0
-    with counter(what) as tell:
+        def update(count: int) -> None:
+            nonlocal total
+            total = count
+            report(count)
 
-        def note(count: int) -> None:
-            nonlocal last
-            last = count
-            tell(count)
-
-        yield note
-    number = f"{last:,} sequences, " if last else ""
-    click.echo(f"{what}: {number}{time.monotonic() - start:.0f} s", err=True)
+        yield update
+    number = f"{total:,} sequences, " if total else ""
+    click.echo(f"{step}: {number}{time.monotonic() - start:.0f} s", err=True)
 
 
-def _labelled(text: str) -> tuple[str, Path]:
+def _split_label(text: str) -> tuple[str, Path]:
     label, sign, path = text.partition("=")
     if not (sign and label and path):
         raise InputError(f"{text!r}: write LABEL=PATH, such as rfam=Rfam.fa.gz")

@@ -1,4 +1,4 @@
-"""`rinalmo models`."""
+"""Commands about models: models, info, convert."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 
 @click.command("models")
 def models_command() -> None:
-    """List the models that can be named, and whether they are here.
+    """List the available models, and whether they are on this machine.
 
     \b
     rinalmo models
@@ -30,14 +30,12 @@ def models_command() -> None:
     show_default=True,
     help="Sequence length for FLOPs and MACs; the published figures hold for 128.",
 )
-@click.option(
-    "--system", is_flag=True, help="Versions, processor, devices and kernels instead: what a bug report needs."
-)
+@click.option("--system", is_flag=True, help="Show versions, processor, devices and kernels instead, for a bug report.")
 def info_command(model: str | None, tokens: int, system: bool) -> None:
-    """Sizes and costs of MODEL (a preset, a name, a folder or a file), or of all presets.
+    """Show the sizes and costs of MODEL (a preset, a name, a folder or a file), or of all presets.
 
     Parameters are those of encoder and pooler, in millions. FLOPs and MACs are for one sequence of --tokens tokens
-    through both. Max tokens is the length seen in pre-training, where known; the model itself takes any.
+    through both. Max tokens is the length used in pre-training, where known; the model itself takes any.
 
     \b
     rinalmo info giga
@@ -65,7 +63,7 @@ def info_command(model: str | None, tokens: int, system: bool) -> None:
         sizes = (row.num_layers, row.hidden_size, row.num_heads, row.intermediate_size)
         costs = (row.parameters / 1e6, row.flops / 1e9, row.macs / 1e9)
         table.add_row(row.name, *map(str, sizes), *(f"{cost:.2f}" for cost in costs), str(row.max_tokens or "–"))
-    # A pipe has no width; a table there is not to be folded to some default.
+    # A pipe has no width, and the default would wrap the table.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)
     print(f"FLOPs and MACs for one sequence of {tokens} tokens.")
@@ -81,15 +79,15 @@ def info_command(model: str | None, tokens: int, system: bool) -> None:
     show_default=True,
     help="rinalmo and multimolecule are folders, official is one .pt file.",
 )
-@click.option("--heads", type=click.IntRange(min=1), help="Attention heads, for a file that does not say.")
+@click.option("--heads", type=click.IntRange(min=1), help="Attention heads, for a file that does not record them.")
 @click.option("--half", is_flag=True, help="Write matrices in fp16: half the size, weights rounded to 11 bits.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 def convert_command(source: str, target: str, layout: str, heads: int | None, half: bool, overwrite: bool) -> None:
-    """Write a model in another layout.
+    """Convert a model between all three checkpoint formats.
 
-    IN is a name from `rinalmo models`, a folder or a file; its layout is recognised. Weights are copied bit by bit
-    unless --half is given; only the token rows change between the authors' 22 tokens (with T) and the 28 of the others
-    (with U).
+    IN is a name from `rinalmo models`, a folder or a file in any of the formats. Weights are copied bit by bit unless
+    --half is given; only the token rows change between the authors' 22 tokens (with T) and the 28 of the others (with
+    U).
 
     \b
     rinalmo convert rinalmo_giga_pretrained.pt giga

@@ -10,15 +10,15 @@ import click
 from rinalmo.cli.options import colour_option
 
 _OUTPUT = click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Picture to write, .svg or .png."
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Figure to write, .svg or .png."
 )
 
 
 @click.group("plot")
 def plot_command() -> None:
-    """Draw what is computed already: embeddings, training curves.
+    """Draw embeddings and training curves.
 
-    Other pictures are drawn where their numbers are made: `fold --plot`, `score --plot`, `embed --plot`.
+    Other figures are drawn by the commands that compute them: `fold --plot`, `score --plot`, `embed --plot`.
 
     \b
     rinalmo plot map embeddings.parquet -o map.svg --colour-by family
@@ -30,11 +30,15 @@ def plot_command() -> None:
 @click.argument("embeddings", type=click.Path(path_type=Path), metavar="FILE")
 @_OUTPUT
 @click.option(
-    "--method", type=click.Choice(["pca", "umap"]), default="pca", show_default=True, help="How to get two dimensions."
+    "--method",
+    type=click.Choice(["pca", "umap"]),
+    default="pca",
+    show_default=True,
+    help="Projection to 2-D.",
 )
 @colour_option
 def map_(embeddings: Path, output: Path, method: Any, colour_by: str | None) -> None:
-    """Draw the embeddings of a file that `rinalmo embed` has written, one point a sequence.
+    """Draw the embeddings of a file that `rinalmo embed` has written, one point per sequence.
 
     \b
     rinalmo plot map embeddings.parquet -o map.svg --colour-by family
@@ -52,13 +56,13 @@ def map_(embeddings: Path, output: Path, method: Any, colour_by: str | None) -> 
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN…")
 @_OUTPUT
 @click.option(
-    "--figure", "figures", multiple=True, metavar="NAME", help="Figure of the log, one panel each.  [default: loss]"
+    "--figure", "names", multiple=True, metavar="NAME", help="Metric of the log, one panel each.  [default: loss]"
 )
-def curves(runs: tuple[Path, ...], output: Path, figures: tuple[str, ...]) -> None:
+def curves(runs: tuple[Path, ...], output: Path, names: tuple[str, ...]) -> None:
     """Draw the training curves of one or several runs, finished or not.
 
-    A RUN is the folder of `rinalmo pretrain` or `rinalmo finetune`, or a fold of one. A figure of one validation
-    source is named SOURCE/FIGURE.
+    A RUN is the folder of `rinalmo pretrain` or `rinalmo finetune`, or a fold of one. A metric of one validation
+    source is named SOURCE/METRIC.
 
     \b
     rinalmo plot curves run -o curves.svg
@@ -67,5 +71,5 @@ def curves(runs: tuple[Path, ...], output: Path, figures: tuple[str, ...]) -> No
     from rinalmo.plots.curves import draw_curves
     from rinalmo.training.run_folder import logs_of
 
-    draw_curves(logs_of(runs), output, figures or ("loss",), rates=True)
+    draw_curves(logs_of(runs), output, names or ("loss",), rates=True)
     click.echo(f"{output}: drawn", err=True)

@@ -1,36 +1,35 @@
-"""`rinalmo pretrain`."""
+"""Commands that train, and the model card: pretrain, finetune, card."""
 
 from __future__ import annotations
 
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from rinalmo.cli.options import device_option, threads_option
+from rinalmo.cli.options import combined, device_option, print_evaluation, threads_option, training_progress
 
-if TYPE_CHECKING:
-    from rinalmo.training.trainer import Outcome
+_PATH = click.Path(path_type=Path)
+_run_options = combined(
+    click.option("-o", "--output", required=True, type=_PATH, metavar="RUN", help="Folder for the run."),
+    click.option("--resume", is_flag=True, help="Continue the run in RUN from its last checkpoint, if it has one."),
+    click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe."),
+    threads_option,
+    device_option,
+)
 
 
 @click.command("pretrain")
 @click.argument("recipe", metavar="RECIPE|FILE.yaml")
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="RUN", help="Folder for the run."
-)
-@click.option("--resume", is_flag=True, help="Go on with the run in RUN from its last checkpoint, if it has one.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
-@threads_option
-@device_option
+@_run_options
 def pretrain_command(
     recipe: str, output: Path, resume: bool, overrides: tuple[str, ...], threads: int | None, device: str
 ) -> None:
     """Train a model on a token store (`rinalmo data prepare` makes one); the result is in RUN/model.
 
     RECIPE is pretrain-tiny, -nano-cpu, -nano, -micro, -mega or -giga, or a YAML file. SIGTERM and Ctrl-C stop after a
-    checkpoint; the same command with --resume goes on. Several processes are started by torchrun.
+    checkpoint; the same command with --resume continues. Start several processes with torchrun.
 
     \b
     rinalmo pretrain pretrain-tiny --set data.store=STORE --output RUN
@@ -39,7 +38,6 @@ def pretrain_command(
     """
     import torch
 
-    from rinalmo.cli.options import training
     from rinalmo.training.pretrain import pretrain
     from rinalmo.training.recipes import load_recipe
     from rinalmo.training.trainer import Listener
@@ -47,39 +45,30 @@ def pretrain_command(
     chosen = load_recipe(recipe, overrides)
     if threads is not None:
         torch.set_num_threads(threads)
-    with training() as (tell, note):
-        outcome = pretrain(chosen, output, resume=resume, listener=Listener(tell, note), device=device)
-    if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks for all
-        click.echo(_told(outcome, output), err=True)
+    with training_progress() as callbacks:
+        outcome = pretrain(chosen, output, resume=resume, listener=Listener(*callbacks), device=device)
+    if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes prints for all
+        where = output / "model"
+        trained = f"{where}: trained for {outcome.step:,} steps; use it with --model {where}"
+        stopped = f"{output}: stopped and saved after step {outcome.step:,}; continue with --resume"
+        click.echo(trained if outcome.finished else stopped, err=True)
     if outcome.signal == signal.SIGINT:
         raise KeyboardInterrupt
 
 
-def _told(outcome: Outcome, output: Path) -> str:
-    if outcome.finished:
-        return f"{output / 'model'}: trained for {outcome.step:,} steps; use it with --model {output / 'model'}"
-    return f"{output}: stopped and saved after step {outcome.step:,}; go on with --resume"
-
-
 @click.command("finetune")
 @click.argument("task", metavar="TASK")
-@click.argument("data", type=click.Path(path_type=Path), metavar="DATA")
+@click.argument("data", type=_PATH, metavar="DATA")
 @click.option("-m", "--model", metavar="MODEL", help="Backbone to start from.  [default: nano]")
-@click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), metavar="RUN", help="Folder for the run."
-)
-@click.option("--validation", type=click.Path(path_type=Path), help="Validation examples.  [default: a tenth of DATA]")
-@click.option("--test", type=click.Path(path_type=Path), help="Test examples, evaluated at the end.")
+@click.option("--validation", type=_PATH, help="Validation examples.  [default: a tenth of DATA]")
+@click.option("--test", type=_PATH, help="Test examples, evaluated at the end.")
 @click.option(
     "--target", "targets", multiple=True, metavar="COLUMN", help="Column to predict; more than one for table."
 )
-@click.option("--folds", type=click.IntRange(min=3), help="Cross-validation with so many runs, in RUN/fold-0, …")
-@click.option("--fold", type=click.IntRange(min=0), help="Only this one of --folds, from 0 on.")
-@click.option("--recipe", metavar="NAME|FILE.yaml", help="Another recipe than finetune-TASK.")
-@click.option("--resume", is_flag=True, help="Go on with the run in RUN from its last checkpoint, if it has one.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
-@threads_option
-@device_option
+@click.option("--folds", type=click.IntRange(min=3), help="Number of folds for cross-validation, in RUN/fold-0, …")
+@click.option("--fold", type=click.IntRange(min=0), help="Train only this one of the --folds, counted from 0.")
+@click.option("--recipe", metavar="NAME|FILE.yaml", help="Recipe.  [default: finetune-TASK]")
+@_run_options
 def finetune_command(
     task: str,
     data: Path,
@@ -100,7 +89,7 @@ def finetune_command(
 
     TASK is secondary-structure, ribosome-load, translation-efficiency, expression-level, splice-site, ncrna-family or
     table. DATA is a table (CSV, TSV, JSON lines, Parquet; plain, .gz or .zst), for structures also DBN, CT, BPSEQ, ST.
-    Ctrl-C stops after a checkpoint; the same command with --resume goes on.
+    Ctrl-C stops after a checkpoint; the same command with --resume continues.
 
     \b
     rinalmo finetune table measured.csv --target half_life --output run
@@ -109,7 +98,6 @@ def finetune_command(
     """
     import torch
 
-    from rinalmo.cli.options import print_evaluation, training
     from rinalmo.tasks.registry import task_class
     from rinalmo.training.finetune import finetune_and_test
     from rinalmo.training.recipes import recipe_for
@@ -130,9 +118,9 @@ def finetune_command(
     )
     if threads is not None:
         torch.set_num_threads(threads)
-    with training() as (tell, note):
+    with training_progress() as callbacks:
         outcome, evaluation = finetune_and_test(
-            chosen, output, resume=resume, listener=Listener(tell, note), device=device
+            chosen, output, resume=resume, listener=Listener(*callbacks), device=device
         )
     if os.environ.get("RANK", "0") == "0":
         if evaluation is not None:
@@ -143,24 +131,22 @@ def finetune_command(
         else:
             where = (output if only is None else output / f"fold-{only}") / "model"
             done = f"{where}: trained for {outcome.step:,} steps; use it with --model {where}"
-        click.echo(done if outcome.finished else f"{output}: stopped and saved; go on with --resume", err=True)
+        click.echo(done if outcome.finished else f"{output}: stopped and saved; continue with --resume", err=True)
     if outcome.signal == signal.SIGINT:
         raise KeyboardInterrupt
 
 
 @click.command("card")
 @click.argument("source", metavar="RUN|MODEL")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="File to write, instead of README.md in the model's folder."
-)
-@click.option("--name", help="Name of the model on the card; that of the folder by default.")
+@click.option("-o", "--output", type=_PATH, help="File to write.  [default: README.md in the model's folder]")
+@click.option("--name", help="Name of the model on the card.  [default: the folder's]")
 @click.option("--license", "license_id", metavar="ID", help="Licence for the card's header, such as apache-2.0.")
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 def card_command(source: str, output: Path | None, name: str | None, license_id: str | None, overwrite: bool) -> None:
-    """Write the model card of a run (with its data, procedure and validation figures) or of any model.
+    """Write the model card of a run (with its data, procedure and validation metrics) or of any model.
 
-    It has the metadata header of the Hugging Face Hub, the specification table and, computed now, the model's
-    predictions for two well-known RNAs.
+    The card has the metadata header of the Hugging Face Hub, the specification table and the model's predictions for
+    two well-known RNAs, computed now.
 
     \b
     rinalmo card RUN --license apache-2.0

@@ -8,9 +8,9 @@ from rinalmo.cli.options import FOLD_MODEL, device_option, model_option, threads
 
 
 @click.command("web")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on; 0.0.0.0 is all of them.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on; 0.0.0.0 for all.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="Port to serve on; 0 is a free one."
+    "--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="Port to serve on; 0 for a free one."
 )
 @model_option
 @click.option(
@@ -18,15 +18,15 @@ from rinalmo.cli.options import FOLD_MODEL, device_option, model_option, threads
     default=FOLD_MODEL,
     show_default=True,
     metavar="MODEL",
-    help="The one for the tab Fold, fine-tuned for secondary structure.",
+    help="Model for folding, fine-tuned for secondary structure.",
 )
 @threads_option
 @device_option
 def web_command(host: str, port: int, model: str, fold_model: str, threads: int | None, device: str) -> None:
-    """Serve a page to fill masks, fold, embed and score variants in a browser.
+    """Serve a web app that fills masks, folds, embeds and scores variants.
 
-    It is for this machine, unless --host says otherwise; then everybody who reaches the address can use it, without a
-    password. Nothing is sent anywhere else. Its API answers gradio_client. Stop it with Ctrl-C.
+    It is for this machine, unless --host says otherwise; then everybody who can reach the address can use it, without a
+    password. Nothing is sent anywhere else. gradio_client can call its API. Stop it with Ctrl-C.
 
     \b
     rinalmo web
@@ -34,17 +34,8 @@ def web_command(host: str, port: int, model: str, fold_model: str, threads: int 
     """
     from rinalmo.web.server import serve
 
-    serve(
-        model,
-        fold_model,
-        host=host,
-        port=port,
-        threads=threads,
-        device=device,
-        ready=_announce,
-    )
+    def announce(address: str, device: str) -> None:
+        click.echo(f"device: {device}", err=True)
+        print(f"serving on {address}  (Ctrl-C stops)", flush=True)
 
-
-def _announce(address: str, device: str) -> None:
-    click.echo(f"device: {device}", err=True)
-    print(f"serving on {address}  (Ctrl-C stops)", flush=True)
+    serve(model, fold_model, host=host, port=port, threads=threads, device=device, ready=announce)

@@ -41,7 +41,7 @@ from rinalmo.engine.devices import (
     release_memory,
 )
 from rinalmo.engine.gpu_encoder import GpuEncoder
-from rinalmo.engine.inputs import require_whole
+from rinalmo.engine.inputs import check_positive_int
 from rinalmo.errors import InputError
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.encoder import EncoderBlock
@@ -276,9 +276,9 @@ class Engine:
         device: DeviceLike = None,
     ) -> None:
         if batch_tokens is not None:
-            require_whole("batch_tokens", batch_tokens)
+            check_positive_int("batch_tokens", batch_tokens)
         if threads is not None:
-            require_whole("threads", threads)
+            check_positive_int("threads", threads)
         if not isinstance(model, str | Path | RiNALMo):
             raise InputError(
                 f"a {type(model).__name__} is no model here; give a name, a path or what rinalmo.load gives"

@@ -1,12 +1,12 @@
-"""`RayEngine`: many engines on a Ray, of this machine or of a cluster. The only file that knows Ray.
+"""`RayEngine`: many engines on Ray, on this machine or on a cluster. The only file that imports Ray.
 
-Each worker is an actor: a process with an `Engine` of its own. A worker gets one item, a chunk of records, at a time
-and sends its result back; it writes no file. So whatever becomes of workers, each result arrives once, and a worker
-that dies costs the item it was at, which another one gets. An item at which one worker after the other dies is set
-apart: the rest is computed, and then its records one by one, to say at which of them they die.
+Each worker is an actor: a process with an `Engine` of its own. A worker computes one item, a chunk of records, at a
+time and sends its result back; it writes no file. If it dies, another worker computes its item, so each result arrives
+exactly once. An item that kills several workers is set aside until all others are computed; then its records are
+computed one by one, to name the one that kills workers.
 
-Plain actors rather than Ray Data, whose restart wants an id that is unique in the input and a file system that all
-machines share, and whose output is a folder of files: docs/ray.md.
+Plain actors rather than Ray Data, which needs a unique id for each record and a file system shared by all machines to
+resume, and whose output is a folder of files: docs/ray.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -36,21 +37,31 @@ Item = TypeVar("Item", bound=Sequence[Any])
 R = TypeVar("R")
 
 
+def opened(engine: EngineLike) -> AbstractContextManager[Engine | RayEngine]:
+    """The engine for the length of a `with`; one that is an engine already stays open."""
+    return nullcontext(engine) if isinstance(engine, Engine | RayEngine) else engine
+
+
 class RayEngine:
-    """Engines in many processes, to be used in a `with`; `run` is that of an `Engine`, and so are its first arguments.
+    """Engines in many processes, to be used in a `with`.
 
-    model     a catalog name, or a path that every machine of the cluster has
-    threads   CPU threads of each worker, 1 if None
-    device    of each worker, as for an `Engine`; None or "auto": a GPU where workers have one, else the CPU
-    gpus_per_worker   GPUs of each worker, also a fraction such as 0.5: workers then share one. None: 1 where the
-              cluster has GPUs and `device` does not say "cpu", else 0
-    address   HOST:PORT of a running Ray, "auto" for the one of this machine, None to start one for this process
-    workers   their number; as many as there are CPUs and GPUs for if None. Those that find none are not waited for
+    A Ray that this process is connected to already is used and left running.
 
-    A Ray that the process is connected to already is used as it is, and left running.
+    Args:
+        model: A catalog name, or a path that every machine of the cluster has.
+        precision: As for an `Engine`.
+        threads: CPU threads of each worker; 1 if None.
+        batch_tokens: As for an `Engine`.
+        device: Of each worker, as for an `Engine`. None or "auto": a GPU where workers have one, else the CPU.
+        address: HOST:PORT of a running Ray, "auto" for the one on this machine, None to start one for this process.
+        workers: Number of workers; None: as many as there are CPUs and GPUs for. Those that get none are not awaited.
+        gpus_per_worker: GPUs of each worker; with a fraction such as 0.5 workers share one. None: 1 where the cluster
+            has GPUs and `device` is not "cpu", else 0.
 
-    Raises MissingExtraError without Ray, InputError for an address where none answers and for threads or GPUs that no
-    machine has, ToolError if no worker could be started.
+    Raises:
+        MissingExtraError: Ray is not installed.
+        InputError: No Ray answers at the address, or no machine has that many threads or GPUs.
+        ToolError: No worker could be started.
     """
 
     fingerprint: str
@@ -72,16 +83,19 @@ class RayEngine:
     ) -> None:
         self._threads = threads or 1
         _check_gpus(gpus_per_worker, device)
-        # A worker has another working folder.
-        place = str(Path(model).absolute()) if Path(model).exists() else str(model)
         self._settings = {
-            "model": place,
+            # A worker has another working folder.
+            "model": str(Path(model).absolute()) if Path(model).exists() else str(model),
             "precision": precision,
             "threads": self._threads,
             "batch_tokens": batch_tokens,
             "device": None if device is None else str(device),
         }
-        self._ray = _imported()
+        try:
+            import ray
+        except ImportError:
+            raise MissingExtraError("ray", "ray", "--engine ray") from None
+        self._ray: Any = ray
         self._owns_ray = _connect(self._ray, address, None if workers is None else workers * self._threads)
         self._workers: list[Any] = []
         try:
@@ -111,12 +125,12 @@ class RayEngine:
         """The job on numbered items, each result once, in the order in which they are finished.
 
         `advance` is called with the size of each finished item. What the job raises is raised here. Raises ToolError
-        in the end if there are items at which several workers died; it names the first of their records that they
-        die at.
+        in the end if there are items at which several workers died; it names the first of their records that kills
+        a worker.
         """
         tasks = (_Task(number, item) for number, item in items)
         waiting: deque[_Task] = deque()
-        apart: list[_Task] = []
+        set_aside: list[_Task] = []
         idle: list[Any] = []
         calls: dict[Any, tuple[Any, _Task | None]] = {
             worker.start.remote(job): (worker, None) for worker in self._workers
@@ -136,8 +150,8 @@ class RayEngine:
                 answer = self._answer(ready)
             except _LostError:
                 if finished is not None:
-                    again = _Task(finished.number, finished.item, finished.deaths + 1)
-                    (apart.append if again.deaths == ATTEMPTS else waiting.appendleft)(again)
+                    again = replace(finished, deaths=finished.deaths + 1)
+                    (set_aside.append if again.deaths == ATTEMPTS else waiting.appendleft)(again)
                 new = self._replaced(worker)
                 calls[new.start.remote(job)] = (new, None)
                 continue
@@ -147,23 +161,36 @@ class RayEngine:
             else:
                 yield finished.number, answer
                 advance(len(finished.item))
-        if apart:
-            raise ToolError(_given_up(apart, self._deadly(job, apart[0].item)))
+        if set_aside:
+            size, fatal = sum(len(task.item) for task in set_aside), self._fatal_record(job, set_aside[0].item)
+            raise ToolError(
+                f"{ATTEMPTS} workers died at the same {size:,} records{fatal}; all others are finished and kept. If "
+                "memory was short, continue with --resume and fewer --workers or --batch-tokens; if not, leave such a "
+                "record out"
+            )
 
-    def _deadly(self, job: Job[Any, Any], item: Sequence[Any]) -> Any:
-        """The first record of an item at which a worker dies by itself; None if they do not."""
+    def _fatal_record(self, job: Job[Any, Any], item: Sequence[Any]) -> str:
+        """The first record of an item that kills a worker by itself, in words; empty if there is none."""
         worker, record = self._replaced(self._workers[0]), None
         try:
             self._answer(worker.start.remote(job))
             for record in item:
                 self._answer(worker.compute.remote([record]))
         except _LostError:
-            return record
-        return None
+            if record is None:
+                return ""
+            name = getattr(record, "id", None) or " ".join(map(str, getattr(record, "cells", ())))
+            length = len(getattr(record, "sequence", "") or getattr(record, "wild_type", ""))
+            return f", and one at record {name} ({length:,} nt) by itself"
+        return ""
 
     def _start(self, workers: int | None, gpus_per_worker: float | None) -> None:
-        """Start the workers and learn of their model from the first that answers."""
-        gpus = self._gpus_of_each(gpus_per_worker)
+        """Start the workers; the first that answers describes the model."""
+        resources = self._ray.cluster_resources()
+        gpus = gpus_per_worker
+        if gpus is None:
+            wants_gpu = not str(self._settings["device"] or "auto").startswith(("cpu", "mps"))
+            gpus = 1.0 if wants_gpu and resources.get("GPU", 0) >= 1 else 0.0
         if not gpus and self._settings["device"] in (None, "auto"):
             self._settings["device"] = "cpu"
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -171,25 +198,13 @@ class RayEngine:
             raise InputError(f"--threads {self._threads}: the largest machine of this Ray has {largest:.0f} CPUs")
         if (largest := max(node.get("GPU", 0) for node in nodes)) < gpus:
             raise InputError(f"--gpus-per-worker {gpus:g}: the most that a machine of this Ray has is {largest:.0f}")
-        count = workers or self._places(gpus)
+        room = int(resources["CPU"]) // self._threads
+        room = max(1, min(room, int(resources.get("GPU", 0) / gpus)) if gpus else room)
         self._actor = self._ray.remote(num_cpus=self._threads, num_gpus=gpus)(_RayWorker)
-        self._workers = [self._actor.remote(self._settings) for _ in range(count)]
-        about = self._first_answer({worker.about.remote(): worker for worker in self._workers})
-        self.fingerprint, self.precision, self.spec, self.batch_tokens, device = about
+        self._workers = [self._actor.remote(self._settings) for _ in range(workers or room)]
+        self._about = self._first_answer({worker.about.remote(): worker for worker in self._workers})
+        self.fingerprint, self.precision, self.spec, self.batch_tokens, device = self._about
         self.device = torch.device(device)
-        self._about = about
-
-    def _gpus_of_each(self, given: float | None) -> float:
-        if given is not None:
-            return given
-        wants_gpu = not str(self._settings["device"] or "auto").startswith(("cpu", "mps"))
-        return 1.0 if wants_gpu and self._ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
-
-    def _places(self, gpus: float) -> int:
-        """How many workers the CPUs and GPUs of the cluster are enough for."""
-        resources = self._ray.cluster_resources()
-        places = int(resources["CPU"]) // self._threads
-        return max(1, min(places, int(resources.get("GPU", 0) / gpus)) if gpus else places)
 
     def describe(self) -> str:
         """Workers, device and precision in a few words, such as `2 Ray workers on cpu, bf16`."""
@@ -241,7 +256,7 @@ class RayEngine:
 
 
 class _About(NamedTuple):
-    """What all workers must have in common."""
+    """Properties that all workers must have in common."""
 
     fingerprint: str
     precision: Precision
@@ -285,29 +300,8 @@ class _Task:
     deaths: int = 0
 
 
-def _given_up(tasks: Sequence[_Task], deadly: Any) -> str:
-    """What is said of items that were set apart; `deadly` is a record of the first."""
-    size, alone = sum(len(task.item) for task in tasks), ""
-    if deadly is not None:
-        name = getattr(deadly, "id", None) or " ".join(map(str, getattr(deadly, "cells", ())))
-        length = len(getattr(deadly, "sequence", "") or getattr(deadly, "wild_type", ""))
-        alone = f", and one at record {name} ({length:,} nt) by itself"
-    return (
-        f"{ATTEMPTS} workers died at the same {size:,} records{alone}; all others are finished and kept. If memory "
-        "was short, go on with --resume and fewer --workers or --batch-tokens; if not, leave such a record out"
-    )
-
-
 class _LostError(Exception):
     """A worker died, or cannot be reached."""
-
-
-def _imported() -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise MissingExtraError("ray", "ray", "--engine ray") from None
-    return ray
 
 
 def _connect(ray: Any, address: str | None, cpus: int | None) -> bool:
@@ -353,3 +347,7 @@ def _check_address(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise InputError(f"--address {address}: no Ray answers there ({error}); is it running?") from None
+
+
+EngineLike = Engine | RayEngine | AbstractContextManager[Engine | RayEngine]
+"""An engine, or a context manager that makes one."""

@@ -27,7 +27,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from rinalmo.engine.devices import default_batch_tokens
 from rinalmo.engine.engine import Engine
-from rinalmo.engine.inputs import Sequences, as_records, peeked
+from rinalmo.engine.inputs import Sequences, as_records, require_nonempty
 from rinalmo.errors import InputError
 from rinalmo.hf.configuration import RiNALMoConfig
 from rinalmo.hf.fast_path import FastPath
@@ -537,7 +537,7 @@ class RiNALMoModel(RiNALMoPreTrainedModel):
         self.eval()
         try:
             engine = _ModelEngine(self, batch_tokens)
-            pairs = embed_records(peeked(as_records(sequences)), engine, pooling=pooling, layers=[layer])
+            pairs = embed_records(require_nonempty(as_records(sequences)), engine, pooling=pooling, layers=[layer])
             embeddings = [vectors for _, vectors in pairs]
         finally:
             self.train(was_training)

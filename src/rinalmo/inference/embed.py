@@ -1,26 +1,29 @@
-"""What is known of sequences beside their letters: from their header lines, or from a table.
+"""Embeddings: computed, written and read in five formats, and drawn as a map.
 
-length, id, description        of the record itself
-type, family, taxon            as the databases write them (`rinalmo.rna.headers`)
-KEY                            of `KEY=value` or `KEY:value` in the header
-TABLE:COLUMN                   a column of a CSV or TSV file, whose column `id` (or its first) holds the ids
+A map is coloured by a field of the sequences:
+
+    length, id, description        of the record itself
+    type, family, taxon            as the databases write them (`rinalmo.rna.headers`)
+    KEY                            of `KEY=value` or `KEY:value` in the header
+    TABLE:COLUMN                   a column of a table, whose column `id` (or its first) holds the ids
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
+import json
+import logging
 import re
 import zipfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from operator import index
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -28,10 +31,18 @@ from torch import Tensor
 
 from rinalmo import __version__
 from rinalmo.engine.devices import DeviceLike
-from rinalmo.engine.engine import Advance, Engine, as_engine, to_host
-from rinalmo.engine.inputs import Sequences, as_records, encode, peeked, read_from, read_sequences
-from rinalmo.engine.jobs import Chunk, Job, adding, chunked, input_sum, shard
-from rinalmo.engine.ray import RayEngine
+from rinalmo.engine.engine import Engine, as_engine, to_host
+from rinalmo.engine.inputs import (
+    SequenceFile,
+    Sequences,
+    as_records,
+    encode,
+    map_encoded,
+    name_source_in_errors,
+    require_nonempty,
+)
+from rinalmo.engine.jobs import Arrays, Job, Progress, chunked, compute_records, take_shard
+from rinalmo.engine.ray import EngineLike, opened
 from rinalmo.errors import InputError, MissingExtraError
 from rinalmo.io.fasta import Record
 from rinalmo.io.files import check_path, replacing_path
@@ -42,63 +53,7 @@ from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.plots.embedding_map import Method, check_embedding_map, draw_embedding_map
 from rinalmo.rna.headers import read_header
 
-OWN = ("length", "id", "description")
-_NAMED = ("type", "family", "taxon")
-_KEY = re.compile(r"""(?:^|[\s;|])([A-Za-z_][\w.-]*)[=:]("[^"]*"|[^\s;|]+)""")
-
-
-def values_of(field: str, ids: Sequence[str], descriptions: Sequence[str], lengths: Sequence[int]) -> list[str]:
-    """The field's value for each sequence, "" where it is not known; raises InputError if none has it."""
-    if field == "length":
-        return [str(length) for length in lengths]
-    if field in OWN:
-        return list(ids if field == "id" else descriptions)
-    if (table := table_of(field)) is not None:
-        known = read_column(*table)
-        values = [known.get(id, "") for id in ids]
-        if not any(values):
-            raise InputError(f"{table[0]}: names none of the {len(ids):,} sequences, such as {ids[0]!r}")
-        return values
-    fields = _fields(ids, descriptions)
-    values = [of.get(field, "") for of in fields]
-    if not any(values):
-        there = sorted({name for of in fields for name in of} - {*OWN})
-        raise InputError(f"no header says {field!r}; there are {', '.join([*OWN, *there[:20]])}, and TABLE:COLUMN")
-    return values
-
-
-def common_fields(ids: Sequence[str], descriptions: Sequence[str]) -> dict[str, list[str]]:
-    """The fields of headers that at least half of the sequences have, by name, "" where one has it not."""
-    fields = _fields(ids, descriptions)
-    counts = Counter(name for of in fields for name in of)
-    names = sorted(name for name, count in counts.items() if 2 * count >= len(ids) and name not in OWN)
-    return {name: [of.get(name, "") for of in fields] for name in names}
-
-
-def table_of(field: str) -> tuple[Path, str] | None:
-    """File and column, if the field is `TABLE:COLUMN`."""
-    file, colon, column = field.rpartition(":")
-    return (Path(file), column) if colon and table_format(file) else None
-
-
-def read_column(path: Path, column: str) -> dict[str, str]:
-    """A column of a table by id. Raises InputError if it is missing."""
-    table = open_table(path)
-    table.require(column)
-    key = "id" if "id" in table.columns else table.columns[0]
-    return {str(row[key]): "" if row[column] is None else str(row[column]) for _, row in table.rows}
-
-
-def _fields(ids: Sequence[str], descriptions: Sequence[str]) -> list[dict[str, str]]:
-    return [_of(id, text) for id, text in zip(ids, descriptions, strict=True)]
-
-
-def _of(id: str, description: str) -> dict[str, str]:
-    header = read_header(id, description)
-    named = {name: value for name in _NAMED if (value := getattr(header, name))}
-    written = {key: value.strip('"') for key, value in _KEY.findall(description)}
-    return {**named, **written}
-
+logger = logging.getLogger(__name__)
 
 Pooling = Literal["mean", "cls", "none"]
 
@@ -111,23 +66,36 @@ def embed(
     layers: Sequence[int] = (-1,),
     device: DeviceLike = None,
 ) -> np.ndarray | list[np.ndarray]:
-    """Embeddings of one or more sequences, FASTA records, rows, or the `Path` of a FASTA file or table, in fp32.
+    """Embed sequences.
 
-    Rows are mappings with a column `sequence`, as those of a `datasets.Dataset` or a DataFrame.
+    Args:
+        sequences: One or more sequences, FASTA records, rows with a column `sequence` (a `datasets.Dataset`, a
+            DataFrame), or the `Path` of a FASTA file or table.
+        model: A name, folder, file or loaded model, computed in fp32; an `Engine` for other precisions.
+        pooling: "mean" over the nucleotides (without CLS and EOS), "cls", or "none": one vector per nucleotide.
+        layers: 0 is the embedding, n the output of block n, -1 the last, after the final layer norm.
+        device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; None: where a loaded model is.
 
-    model     a name, folder, file or loaded model, computed in fp32; an `Engine` for any other way
-    pooling   "mean" over the nucleotides (CLS and EOS left out), "cls", or "none": one vector per nucleotide
-    layers    0 is the embedding, n the output of block n, -1 the last, after the final layer norm
-    device    "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; None: where a loaded model is
+    Returns:
+        `(sequences, hidden)` in fp32, or with several layers `(sequences, layers, hidden)`; with pooling "none" a list
+        of `(length, [layers,] hidden)`. The result for a sequence does not depend on the others.
 
-    Returns `(sequences, hidden)`, or with several layers `(sequences, layers, hidden)`; with pooling "none" a list of
-    `(length, [layers,] hidden)`. The result for a sequence does not depend on the others.
+    Raises:
+        InputError: No sequences, an unknown pooling or a layer that the model does not have.
+        SequenceError: A sequence is empty or has other letters than RNA.
+
+    Example:
+        >>> import rinalmo
+        >>> rinalmo.embed(["GGGAAAUCCC", "ACGU"]).shape
+        (2, 320)
+        >>> [vectors.shape for vectors in rinalmo.embed(["GGGAAAUCCC", "ACGU"], pooling="none")]
+        [(10, 320), (4, 320)]
     """
     engine = as_engine(model, device)
-    with read_from(sequences):
-        records = peeked(as_records(sequences))
-        found = [values for _, values in embed_records(records, engine, pooling=pooling, layers=layers)]
-    return found if pooling == "none" else np.stack(found)
+    with name_source_in_errors(sequences):
+        records = require_nonempty(as_records(sequences))
+        embeddings = [values for _, values in embed_records(records, engine, pooling=pooling, layers=layers)]
+    return embeddings if pooling == "none" else np.stack(embeddings)
 
 
 def embed_records(
@@ -137,15 +105,9 @@ def embed_records(
     if pooling not in get_args(Pooling):
         raise InputError(f"pooling {pooling!r} is unknown; use one of {', '.join(get_args(Pooling))}")
     chosen = layer_indices(layers, engine.config.num_hidden_layers)
-    waiting: deque[Record] = deque()
 
-    def ids() -> Iterator[np.ndarray]:
-        for record in records:
-            waiting.append(record)
-            yield encode(record, engine.alphabet)
-
-    def compute(packed: Tensor, layout: Layout) -> Sequence[np.ndarray]:
-        states = engine.hidden_states(packed, layout, chosen)
+    def compute(ids: Tensor, layout: Layout) -> Sequence[np.ndarray]:
+        states = engine.hidden_states(ids, layout, chosen)
         # One layer gives no layer axis, so that the common case is a plain matrix.
         stacked = torch.stack(states, dim=1) if len(states) > 1 else states[0]
         # One transfer for the whole batch; on a GPU each one waits for the device.
@@ -156,71 +118,157 @@ def embed_records(
         together = to_host(torch.cat(inner))[0].numpy()
         return np.split(together, np.cumsum([len(part) for part in inner])[:-1])
 
-    for values in engine.map(compute, ids()):
-        yield waiting.popleft(), values
+    return map_encoded(engine, records, partial(encode, alphabet=engine.alphabet), compute)
 
 
 def layer_indices(layers: Sequence[int], num_blocks: int) -> list[int]:
     """Layers counted from 0 (the embedding) to `num_blocks`; negative ones count from the end."""
     try:
-        chosen = [index(layer) for layer in layers]
+        chosen = list(map(index, layers))
     except TypeError:
         raise InputError(f"layers is {layers!r}; give a list of whole numbers, such as [-1] or [0, 3]") from None
     if not chosen:
         raise InputError("no layers given")
-    for layer in chosen:
+    for n, layer in enumerate(chosen):
         if not -num_blocks - 1 <= layer <= num_blocks:
             raise InputError(f"there is no layer {layer}; this model has 0 (the embedding) to {num_blocks}")
-    return [layer % (num_blocks + 1) for layer in chosen]
+        chosen[n] = layer % (num_blocks + 1)
+    return chosen
 
 
 def mean_of_nucleotides(states: Tensor, layout: Layout) -> Tensor:
-    """The mean of each sequence's states without CLS and EOS.
+    """The mean of each sequence's packed states `(tokens, …)` without CLS and EOS: `(sequences, …)`."""
+    means = []
+    for group in layout.groups:  # adjacent sequences of equal length are one operation
+        means.append(states[group.start : group.stop].unflatten(0, (group.count, group.length))[:, 1:-1].mean(dim=1))
+    return torch.cat(means)
+
+
+def embed_file(
+    source: str | Path,
+    output: str | Path,
+    engine: EngineLike,
+    *,
+    pooling: Pooling = "mean",
+    layers: Sequence[int] = (-1,),
+    resume: bool = False,
+    restart: bool = False,
+    shard: str | None = None,
+    progress: Progress = lambda count: None,
+    model_name: str = "",
+) -> int:
+    """Embed every sequence of a FASTA file or table into a file.
+
+    An interrupted run keeps its results in a hidden folder beside the output. The same call continues it, and the
+    result is the same to the byte.
 
     Args:
-        states: `(tokens, …)`, packed.
-        layout: Where each sequence lies. Sequences of equal length side by side are one operation.
+        source: The input; "-" is FASTA on standard input.
+        output: .npz, .parquet, .h5 or .h5ad.
+        engine: An `Engine` or `RayEngine`, or a context manager that makes one once the options are known to be valid.
+        pooling: See `embed`.
+        layers: See `embed`.
+        resume: Refuse an input that can be read only once.
+        restart: Discard what an interrupted run has kept.
+        shard: "i/n" takes every n-th sequence, from the i-th on; no result depends on it.
+        progress: Called with the number of sequences done so far.
+        model_name: The name of the model in an .h5ad file.
 
     Returns:
-        `(sequences, …)`.
+        The number of sequences.
+
+    Raises:
+        InputError: Input or options cannot be used, or differ from those of the interrupted run.
     """
-    blocks = [states[g.start : g.stop].unflatten(0, (g.count, g.length)) for g in layout.groups]
-    return torch.cat([block[:, 1:-1].mean(dim=1) for block in blocks])
+    output, per_token = Path(output), pooling == "none"
+    check_output(output, per_token=per_token, num_layers=len(layers))
+    file = SequenceFile(source)
+    records = take_shard(file, shard)
+    with opened(engine) as engine:
+        chosen = layer_indices(layers, engine.spec.config.num_hidden_layers)
+        compute = partial(
+            compute_records,
+            stream=partial(embed_records, pooling=pooling, layers=chosen),
+            pack=partial(pack_embeddings, per_token=per_token),
+        )
+        # A GPU idles at the end of each chunk, so it gets larger ones; less so for single nucleotides: gigabytes.
+        scale = 1 if engine.device.type == "cpu" else 4 if per_token else 16
+        chunks = chunked(records, lambda record: len(record.sequence), scale=scale)
+        options = {"pooling": pooling, "layers": chosen, "shard": shard}
+        job = Job(output)
+        with job.run(engine, compute, chunks, file, options, resume=resume, restart=restart, progress=progress):
+            if not job.count:
+                raise InputError(f"{source}: no sequence falls in --shard {shard}")
+            about: dict[str, Any] = {"model": model_name, "fingerprint": engine.fingerprint}
+            about |= {"precision": engine.precision, "pooling": pooling, "layer": chosen[0], "rinalmo": __version__}
+            write_embeddings(output, job.results, job.folder, per_token=per_token, about=about)
+        logger.info("%s: %s sequences, %s dimensions", output, f"{job.count:,}", engine.spec.config.hidden_size)
+    return job.count
 
 
-Chunks = Callable[[], Iterator[Chunk]]
+Chunks = Callable[..., Iterator[Arrays]]
+"""From names of arrays to an iterator over all chunks: `names` (JSON), `lengths` and `values`.
+
+`values` has one row per record, or with per-nucleotide embeddings one row per nucleotide.
+"""
 About = Mapping[str, Any]
+
+
+def pack_embeddings(embeddings: Sequence[tuple[Record, np.ndarray]], *, per_token: bool = False) -> Arrays:
+    """A chunk of records and the array of each."""
+    records, values = zip(*embeddings, strict=True)
+    names = [(record.id, record.description) for record in records]
+    return {
+        "names": np.array(json.dumps(names)),
+        "lengths": np.array([len(record.sequence) for record in records], dtype=np.int64),
+        "values": np.concatenate(values) if per_token else np.stack(values),
+    }
 
 
 def check_output(path: Path, *, per_token: bool = False, num_layers: int = 1) -> None:
     """Raise InputError or MissingExtraError now for what could not be written in the end."""
-    check_path(path, _WRITERS)
+    check_path(path, _FORMATS)
     if path.suffix == ".h5ad" and (per_token or num_layers > 1):
         raise InputError(f"{path}: h5ad holds one vector per sequence; use .npz, .parquet or .h5 for more")
     if path.suffix in (".h5", ".hdf5"):
-        extra("h5py", "h5", "writing HDF5")
+        import_extra("h5py", "h5", "writing HDF5")
     if path.suffix == ".h5ad":
-        extra("anndata", "h5ad", "writing h5ad")
+        import_extra("anndata", "h5ad", "writing h5ad")
 
 
 def write_embeddings(
     path: Path, chunks: Chunks, scratch: Path, *, per_token: bool = False, about: About | None = None
 ) -> None:
-    """Write all chunks to `path`, in the format of its ending. `chunks` may be called more than once.
+    """Write all chunks to `path`, in the format of its ending.
 
-    The file grows in the folder `scratch`, on the same disk, and is moved to its name when it is complete. `about` is
-    what .h5ad says of the model, under `uns`.
+    The file grows in the folder `scratch`, on the same disk, and is moved to its name when it is complete. `about`
+    describes the model in an .h5ad file, under `uns`.
     """
-    with replacing_path(path, scratch) as partial:
-        _WRITERS[path.suffix](partial, chunks, per_token, about or {})
+    with replacing_path(path, scratch) as partial_path:
+        _FORMATS[path.suffix].write(partial_path, chunks, per_token, about or {})
 
 
-def _npz(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
-    index = _Index(chunks)
-    arrays = {
-        "ids": np.array(index.ids),
-        "lengths": index.lengths,
-    }
+class _Index:
+    """Ids, descriptions and lengths of all sequences, and the shape of their embeddings."""
+
+    def __init__(self, chunks: Chunks, per_token: bool) -> None:
+        self.ids: list[str] = []
+        self.descriptions: list[str] = []
+        lengths: list[np.ndarray] = []
+        for chunk in chunks("names", "lengths"):
+            for name, description in json.loads(str(chunk["names"])):
+                self.ids.append(name)
+                self.descriptions.append(description)
+            lengths.append(chunk["lengths"])
+        self.lengths = np.concatenate(lengths)
+        self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        rows = int(self.offsets[-1]) if per_token else len(self.ids)
+        self.shape = (rows, *next(chunks("values"))["values"].shape[1:])
+
+
+def _write_npz(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
+    index = _Index(chunks, per_token)
+    arrays = {"ids": np.array(index.ids), "lengths": index.lengths}
     if per_token:
         arrays["offsets"] = index.offsets
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
@@ -228,63 +276,57 @@ def _npz(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
         with archive.open("embeddings.npy", "w", force_zip64=True) as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": index.shape(per_token)}
+            header = {"descr": "<f4", "fortran_order": False, "shape": index.shape}
             np.lib.format.write_array_header_2_0(file, header)
-            for chunk in chunks():
-                file.write(np.ascontiguousarray(chunk.values, dtype="<f4").tobytes())
+            for chunk in chunks("values"):
+                file.write(np.ascontiguousarray(chunk["values"], dtype="<f4").tobytes())
 
 
-def _parquet(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
+def _write_parquet(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         file: Any = None
-        for chunk in chunks():
+        for chunk in chunks("names", "lengths", "values"):
+            ids, descriptions = zip(*json.loads(str(chunk["names"])), strict=True)
+            # Fixed-size axes, but for the nucleotides of each sequence.
+            values = pa.array(chunk["values"].reshape(-1))
+            for size in reversed(chunk["values"].shape[1:]):
+                values = pa.FixedSizeListArray.from_arrays(values, size)
+            if per_token:
+                offsets = np.concatenate([[0], np.cumsum(chunk["lengths"])]).astype(np.int32)
+                values = pa.ListArray.from_arrays(pa.array(offsets), values)
             columns = {
-                "id": pa.array(chunk.ids, pa.string()),
-                "description": pa.array(chunk.descriptions, pa.string()),
-                "length": pa.array(chunk.lengths),
-                "embedding": _nested(chunk, per_token),
+                "id": pa.array(ids, pa.string()),
+                "description": pa.array(descriptions, pa.string()),
+                "length": pa.array(chunk["lengths"]),
+                "embedding": values,
             }
             table = pa.table(columns)
             file = file or stack.enter_context(pq.ParquetWriter(path, table.schema))
             file.write_table(table)
 
 
-def _nested(chunk: Chunk, per_token: bool) -> Any:
-    """The values as an Arrow list column: fixed-size axes, but for the nucleotides of each sequence."""
-    import pyarrow as pa
-
-    inner = pa.array(chunk.values.reshape(-1))
-    for size in reversed(chunk.values.shape[1:]):
-        inner = pa.FixedSizeListArray.from_arrays(inner, size)
-    if not per_token:
-        return inner
-    offsets = np.concatenate([[0], np.cumsum(chunk.lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), inner)
-
-
-def _h5(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
-    index = _Index(chunks)
-    text = extra("h5py", "h5", "writing HDF5").string_dtype()
-    with _hdf5(path) as file:
+def _write_h5(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
+    index = _Index(chunks, per_token)
+    text = import_extra("h5py", "h5", "writing HDF5").string_dtype()
+    with _new_hdf5(path) as file:
         file.create_dataset("ids", data=np.array(index.ids, dtype=object), dtype=text)
         file.create_dataset("descriptions", data=np.array(index.descriptions, dtype=object), dtype=text)
         file.create_dataset("lengths", data=index.lengths)
         if per_token:
             file.create_dataset("offsets", data=index.offsets)
-        _fill(file, "embeddings", index.shape(per_token), chunks)
+        _write_matrix(file, "embeddings", index.shape, chunks)
 
 
-def _h5ad(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
+def _write_h5ad(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
     import pandas as pd
 
-    anndata = extra("anndata", "h5ad", "writing h5ad")
-    index = _Index(chunks)
-    shape = index.shape(per_token)
+    anndata = import_extra("anndata", "h5ad", "writing h5ad")
+    index = _Index(chunks, per_token)
     fields = common_fields(index.ids, index.descriptions)
-    fields.pop("_index", None)  # anndata's own name, which it refuses
+    fields.pop("_index", None)  # reserved by anndata
     obs = pd.DataFrame(
         {
             "id": index.ids,
@@ -294,95 +336,65 @@ def _h5ad(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
         },
         index=pd.Index(_unique(index.ids), dtype="object"),
     )
-    var = pd.DataFrame(index=pd.Index([f"dim_{n}" for n in range(shape[1])], dtype="object"))
-    with _hdf5(path) as file:
+    var = pd.DataFrame(index=pd.Index([f"dim_{n}" for n in range(index.shape[1])], dtype="object"))
+    with _new_hdf5(path) as file:
         anndata.io.write_elem(file, "/", anndata.AnnData(obs=obs, var=var, uns={"rinalmo": dict(about)}))
         if "X" in file:
             del file["X"]
         # The matrix is written chunk by chunk, marked as anndata marks a dense array.
-        _fill(file, "X", shape, chunks).attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        dataset = _write_matrix(file, "X", index.shape, chunks)
+        dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
 
 
-_WRITERS: dict[str, Callable[[Path, Chunks, bool, About], None]] = {
-    ".npz": _npz,
-    ".parquet": _parquet,
-    ".h5": _h5,
-    ".hdf5": _h5,
-    ".h5ad": _h5ad,
-}
-
-
-class _Index:
-    """What is known of all sequences without their embeddings."""
-
-    def __init__(self, chunks: Chunks) -> None:
-        self.ids: list[str] = []
-        self.descriptions: list[str] = []
-        lengths: list[np.ndarray] = []
-        self.inner: tuple[int, ...] = ()
-        for chunk in chunks():
-            self.ids += chunk.ids
-            self.descriptions += chunk.descriptions
-            lengths.append(chunk.lengths)
-            self.inner = chunk.values.shape[1:]
-        self.lengths = np.concatenate(lengths)
-
-    @property
-    def offsets(self) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum(self.lengths)])
-
-    def shape(self, per_token: bool) -> tuple[int, ...]:
-        return (int(self.lengths.sum()) if per_token else len(self.ids), *self.inner)
-
-
-def _fill(file: Any, name: str, shape: tuple[int, ...], chunks: Chunks) -> Any:
+def _write_matrix(file: Any, name: str, shape: tuple[int, ...], chunks: Chunks) -> Any:
     dataset = file.create_dataset(name, shape=shape, dtype="f4")
     start = 0
-    for chunk in chunks():
-        dataset[start : start + len(chunk.values)] = chunk.values
-        start += len(chunk.values)
+    for chunk in chunks("values"):
+        stop = start + len(chunk["values"])
+        dataset[start:stop] = chunk["values"]
+        start = stop
     return dataset
 
 
-class _FaultKeeper(io.FileIO):
-    """A file that keeps its first fault for later and seems to go on.
+class _DeferredErrors(io.FileIO):
+    """A file that keeps its first error for later and seems to go on.
 
-    The HDF5 library cannot let go of a file that refuses a write: it tries again whenever an object is freed, and
-    prints each failure.
+    Left to itself, the HDF5 library retries a refused write whenever an object is freed, to the end of the process,
+    and prints a traceback each time.
     """
 
-    fault: OSError | None = None
+    error: OSError | None = None
 
     def write(self, data: Any) -> int:
         try:
             written = 0
-            while written < len(data) and self.fault is None:
+            while written < len(data) and self.error is None:
                 written += super().write(memoryview(data)[written:]) or 0
         except OSError as error:
-            self.fault = error
+            self.error = error
         return len(data)
 
     def truncate(self, size: int | None = None) -> int:
         try:
-            if self.fault is None:
+            if self.error is None:
                 return super().truncate(size)
         except OSError as error:
-            self.fault = error
+            self.error = error
         return self.tell() if size is None else size
 
 
-@contextlib.contextmanager
-def _hdf5(path: Path) -> Iterator[Any]:
-    """A new HDF5 file; a fault of the disk is raised once, when the file is closed."""
-    h5py = extra("h5py", "h5", "writing HDF5")
-    with _FaultKeeper(path, "w+") as raw:
+@contextmanager
+def _new_hdf5(path: Path) -> Iterator[Any]:
+    """A new HDF5 file; an error of the disk is raised once, when the file is closed."""
+    h5py = import_extra("h5py", "h5", "writing HDF5")
+    with _DeferredErrors(path, "w+") as raw:
         with h5py.File(raw, "w") as file:
             yield file
-        if raw.fault is not None:
-            raise raw.fault
+        if raw.error is not None:
+            raise raw.error
 
 
-def extra(package: str, extra: str, purpose: str) -> Any:
+def import_extra(package: str, extra: str, purpose: str) -> Any:
     """The optional package, or MissingExtraError."""
     try:
         return import_module(package)
@@ -406,9 +418,9 @@ def _unique(names: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Embeddings `(sequences, hidden)` in fp32, and what the file says of each sequence.
+    """Embeddings `(sequences, hidden)` in fp32, with ids, descriptions and lengths of the sequences.
 
-    `descriptions` is None where the format has no place for them (.npz).
+    `descriptions` is None where the format does not hold them (.npz).
     """
 
     ids: list[str]
@@ -418,32 +430,26 @@ class Embeddings:
 
 
 def read_embeddings(path: str | Path) -> Embeddings:
-    """Read a file that `rinalmo embed` has written with one vector a sequence.
+    """Read a file that `rinalmo embed` has written with one vector per sequence.
 
-    Raises InputError for another file, one vector a nucleotide or several layers, MissingExtraError where the format
-    needs a package that is not there.
+    Raises InputError for another file, one vector per nucleotide or several layers, MissingExtraError where the format
+    needs a package that is not installed.
     """
     path = Path(path)
-    if path.suffix not in _READERS:
-        raise InputError(f"{path}: holds no embeddings by its name; use {', '.join(_READERS)}")
+    if path.suffix not in _FORMATS:
+        raise InputError(f"{path}: is no file of embeddings by its name; use {', '.join(_FORMATS)}")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    with _understood(path):
-        found = _READERS[path.suffix](path)
-    if found.values.ndim != 2 or len(found.values) != len(found.ids):
-        raise InputError(f"{path}: holds more than one vector a sequence; embed without --per-token, with one layer")
-    return found
-
-
-@contextmanager
-def _understood(path: Path) -> Iterator[None]:
     try:
-        yield
-    except (InputError, MissingExtraError):
+        embeddings = _FORMATS[path.suffix].read(path)
+    except MissingExtraError:
         raise
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: cannot be read as embeddings ({reason})") from None
+    if embeddings.values.ndim != 2 or len(embeddings.values) != len(embeddings.ids):
+        raise InputError(f"{path}: holds more than one vector per sequence; embed without --per-token, with one layer")
+    return embeddings
 
 
 def _read_npz(path: Path) -> Embeddings:
@@ -458,7 +464,7 @@ def _read_parquet(path: Path) -> Embeddings:
     table = pq.read_table(path)
     column = table["embedding"].combine_chunks()
     if not (pa.types.is_fixed_size_list(column.type) and pa.types.is_floating(column.type.value_type)):
-        return Embeddings([], [], [], np.zeros(0))  # one vector a nucleotide, or several layers
+        return Embeddings([], [], [], np.zeros(0))  # one vector per nucleotide, or several layers
     values = column.flatten().to_numpy().reshape(len(table), -1)
     ids, descriptions, lengths = (table[name].to_pylist() for name in ("id", "description", "length"))
     return Embeddings(ids, descriptions, lengths, values)
@@ -466,29 +472,85 @@ def _read_parquet(path: Path) -> Embeddings:
 
 def _read_h5(path: Path) -> Embeddings:
     # Reading needs no lock, which some file systems do not have.
-    with extra("h5py", "h5", "reading HDF5").File(path, "r", locking=False) as file:
+    with import_extra("h5py", "h5", "reading HDF5").File(path, "r", locking=False) as file:
         ids, descriptions = (file[name].asstr()[:].tolist() for name in ("ids", "descriptions"))
         return Embeddings(ids, descriptions, file["lengths"][:].tolist(), file["embeddings"][:])
 
 
 def _read_h5ad(path: Path) -> Embeddings:
-    data: Any = extra("anndata", "h5ad", "reading h5ad").read_h5ad(path)
+    data: Any = import_extra("anndata", "h5ad", "reading h5ad").read_h5ad(path)
     ids, descriptions = (data.obs[name].astype(str).tolist() for name in ("id", "description"))
     return Embeddings(ids, descriptions, data.obs["length"].tolist(), np.asarray(data.X))
 
 
-_READERS: dict[str, Callable[[Path], Embeddings]] = {
-    ".npz": _read_npz,
-    ".parquet": _read_parquet,
-    ".h5": _read_h5,
-    ".hdf5": _read_h5,
-    ".h5ad": _read_h5ad,
+class _Format(NamedTuple):
+    write: Callable[[Path, Chunks, bool, About], None]
+    read: Callable[[Path], Embeddings]
+
+
+_FORMATS = {
+    ".npz": _Format(_write_npz, _read_npz),
+    ".parquet": _Format(_write_parquet, _read_parquet),
+    ".h5": _Format(_write_h5, _read_h5),
+    ".hdf5": _Format(_write_h5, _read_h5),
+    ".h5ad": _Format(_write_h5ad, _read_h5ad),
 }
+
+_KEY = re.compile(r"""(?:^|[\s;|])([A-Za-z_][\w.-]*)[=:]("[^"]*"|[^\s;|]+)""")
+
+
+def values_of(field: str, ids: Sequence[str], descriptions: Sequence[str], lengths: Sequence[int]) -> list[str]:
+    """The field's value for each sequence, "" where it is not known; raises InputError if none has it."""
+    own = {"length": [str(length) for length in lengths], "id": list(ids), "description": list(descriptions)}
+    if field in own:
+        return own[field]
+    if (table := table_of(field)) is not None:
+        known = read_column(*table)
+        values = [known.get(id, "") for id in ids]
+        if not any(values):
+            raise InputError(f"{table[0]}: names none of the {len(ids):,} sequences, such as {ids[0]!r}")
+        return values
+    rows = _header_fields(ids, descriptions)
+    values = [row.get(field, "") for row in rows]
+    if not any(values):
+        others = sorted({name for row in rows for name in row} - own.keys())
+        raise InputError(f"no header has {field!r}; there are {', '.join([*own, *others[:20]])}, and TABLE:COLUMN")
+    return values
+
+
+def common_fields(ids: Sequence[str], descriptions: Sequence[str]) -> dict[str, list[str]]:
+    """The header fields that at least half of the sequences have, by name; "" where a sequence lacks one."""
+    rows = _header_fields(ids, descriptions)
+    counts = Counter(name for row in rows for name in row if name not in ("length", "id", "description"))
+    return {name: [row.get(name, "") for row in rows] for name in sorted(counts) if 2 * counts[name] >= len(ids)}
+
+
+def _header_fields(ids: Sequence[str], descriptions: Sequence[str]) -> list[dict[str, str]]:
+    rows = []
+    for id, description in zip(ids, descriptions, strict=True):
+        header = read_header(id, description)
+        fields = {name: value for name in ("type", "family", "taxon") if (value := getattr(header, name))}
+        rows.append(fields | {key: value.strip('"') for key, value in _KEY.findall(description)})
+    return rows
+
+
+def table_of(field: str) -> tuple[Path, str] | None:
+    """File and column, if the field is `TABLE:COLUMN`."""
+    file, colon, column = field.rpartition(":")
+    return (Path(file), column) if colon and table_format(file) else None
+
+
+def read_column(path: Path, column: str) -> dict[str, str]:
+    """A column of a table by id. Raises InputError if it is missing."""
+    table = open_table(path)
+    table.require(column)
+    key = "id" if "id" in table.columns else table.columns[0]
+    return {str(row[key]): "" if row[column] is None else str(row[column]) for _, row in table.rows}
 
 
 @dataclass(frozen=True)
 class MapPlot:
-    """A picture to draw; `colour_by` is a field of `rinalmo.inference.embed`."""
+    """A map of embeddings to draw; `colour_by` is a field as above."""
 
     path: Path
     method: Method = "pca"
@@ -501,7 +563,7 @@ class MapPlot:
             return
         if (table := table_of(self.colour_by)) is not None:
             read_column(*table)
-        elif source.suffix == ".npz" and self.colour_by not in OWN[:2]:
+        elif source.suffix == ".npz" and self.colour_by not in ("length", "id"):
             raise InputError(
                 f"{source}: .npz keeps no headers to colour by {self.colour_by!r}; write .parquet or .h5, "
                 "or colour by TABLE:COLUMN"
@@ -509,88 +571,12 @@ class MapPlot:
 
     def draw(self, source: Path) -> None:
         """Draw the embeddings of a file."""
-        found = read_embeddings(source)
-        labels = None
+        embeddings = read_embeddings(source)
+        labels, name = None, ""
         if self.colour_by is not None:
-            descriptions = found.descriptions or [""] * len(found.ids)
-            labels = values_of(self.colour_by, found.ids, descriptions, found.lengths)
-        table = table_of(self.colour_by) if self.colour_by else None
-        name = table[1] if table else (self.colour_by or "")
-        title = f"{source.name}, {len(found.ids):,} sequences"
-        draw_embedding_map(found.values, self.path, labels, method=self.method, label_name=name, title=title)
-
-
-def embed_file(
-    fasta: str | Path,
-    output: str | Path,
-    engine: Engine | RayEngine,
-    *,
-    pooling: Pooling = "mean",
-    layers: Sequence[int] = (-1,),
-    resume: bool = False,
-    restart: bool = False,
-    part: str | None = None,
-    tell: Callable[[int], Any] = lambda count: None,
-    model_name: str | None = None,
-) -> int:
-    """Embed every sequence of `fasta` ("-" is standard input) and write `output`; returns their number.
-
-    The ending of `output` chooses the format (`rinalmo.inference.embed`). `part` "i/n" takes every n-th sequence from
-    the i-th on; no result depends on it. `tell` is called with the number of sequences done so far.
-    `model_name` is what an .h5ad file calls the model.
-
-    An interrupted run keeps what it has finished in a hidden folder beside the output. The same call continues it, and
-    the result is the same to the byte; `resume` refuses an input that can be read only once, and `restart` discards
-    what is kept. Raises InputError if input or options are not those that the interrupted run was started with.
-    """
-    output = Path(output)
-    per_token = pooling == "none"
-    layers = layer_indices(layers, engine.spec.config.num_hidden_layers)
-    check_output(output, per_token=per_token, num_layers=len(layers))
-    records = shard(read_sequences(fasta), part)
-    settings = {
-        "input": input_sum(fasta, resume=resume),
-        "model": engine.fingerprint,
-        "precision": engine.precision,
-        "device": engine.device.type,
-        "batch_tokens": engine.batch_tokens,
-        "pooling": pooling,
-        "layers": list(layers),
-        "shard": part,
-    }
-    run = Job(output)
-    job = partial(_embedding, pooling=pooling, layers=layers)
-    with read_from(Path(fasta)), run.opened(settings, resume=resume, restart=restart):
-        # A GPU runs dry at the end of each chunk, so it gets larger ones; less so for single nucleotides: gigabytes.
-        scale = 1 if engine.device.type == "cpu" else 4 if per_token else 16
-        chunks = run.missing(chunked(records, lambda record: len(record.sequence), scale=scale))
-        for number, chunk in engine.run(job, chunks, adding(tell, run.finished())):
-            run.write(number, chunk)
-        count = run.finished()
-        if count == 0:
-            raise InputError(f"{fasta}: no sequence falls in --shard {part}")
-        about: dict[str, Any] = {"model": model_name or "", "fingerprint": engine.fingerprint}
-        about |= {"precision": engine.precision, "pooling": pooling, "layer": layers[0], "rinalmo": __version__}
-        write_embeddings(output, run.chunks, run.folder, per_token=per_token, about=about)
-        run.remove()
-    return count
-
-
-def check_input(fasta: str | Path) -> None:
-    """Raise InputError for a file that cannot be opened or does not start as FASTA or a table; nothing for a stream."""
-    path = Path(fasta)
-    if str(fasta) != "-" and (path.is_file() or not path.exists()):
-        next(read_sequences(fasta), None)
-
-
-def _embedding(
-    engine: Engine, advance: Advance, *, pooling: Pooling, layers: Sequence[int]
-) -> Callable[[list[Record]], Chunk]:
-    def compute(records: list[Record]) -> Chunk:
-        found = []
-        for _, values in embed_records(records, engine, pooling=pooling, layers=layers):
-            found.append(values)
-            advance(1)
-        return Chunk.of(records, found, per_token=pooling == "none")
-
-    return compute
+            descriptions = embeddings.descriptions or [""] * len(embeddings.ids)
+            labels = values_of(self.colour_by, embeddings.ids, descriptions, embeddings.lengths)
+            table = table_of(self.colour_by)
+            name = table[1] if table else self.colour_by
+        title = f"{source.name}, {len(embeddings.ids):,} sequences"
+        draw_embedding_map(embeddings.values, self.path, labels, method=self.method, label_name=name, title=title)

@@ -1,33 +1,37 @@
-"""The pictures of `rinalmo fold --plot`: which file shows which sequence, checked before anything is folded.
+"""Secondary structures: folding, the output files, and figures.
 
-out.svg              the picture of the one sequence
-pictures/{name}.svg  one picture a sequence, `{name}` standing for its name
-pictures/            a folder: the same as pictures/{name}.svg
+The files of `rinalmo fold --plot`, checked before anything is folded:
+
+    out.svg             the only sequence
+    figures/{name}.svg  one figure per sequence, with its name for `{name}`
+    figures/            a folder: the same as figures/{name}.svg
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 import warnings
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from rinalmo.engine.devices import DeviceLike
-from rinalmo.engine.engine import Advance, Engine, as_engine
-from rinalmo.engine.inputs import Sequences, as_records, peeked, read_sequences
-from rinalmo.engine.jobs import Job, adding, chunked, input_sum
-from rinalmo.engine.ray import RayEngine
+from rinalmo.engine.engine import Engine, as_engine
+from rinalmo.engine.inputs import SequenceFile, Sequences, as_records, name_source_in_errors, require_nonempty
+from rinalmo.engine.jobs import Arrays, Job, Progress, chunked, compute_records, take_shard
+from rinalmo.engine.ray import EngineLike, opened
 from rinalmo.errors import CheckpointError, InputError, SequenceError
 from rinalmo.io.fasta import Record
 from rinalmo.io.files import check_path, one_line, replacing
@@ -48,24 +52,25 @@ from rinalmo.tasks.secondary_structure import (
     resolve_thermodynamics,
 )
 
+logger = logging.getLogger(__name__)
+
 Kind = Literal["drawing", "arcs", "map"]
 
 _CHECKS = {"drawing": check_drawing, "arcs": check_arcs, "map": check_map}
-_PLACE = "{name}"
-_LONGEST_NAME = 100
+_NAME = "{name}"
 # Windows takes these for devices, whatever follows a dot.
 _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
 
 
 @dataclass(frozen=True)
 class Plot:
-    """What is to be drawn. `kind` None is arcs if there is a `reference`, a file of structures, else a drawing."""
+    """Figures to draw. `kind` None is arcs if there is a `reference`, a file of structures, else a drawing."""
 
     path: Path
     kind: Kind | None = None
     reference: Path | None = None
 
-    def pictures(self, records: list[Record]) -> list[Picture]:
+    def figures(self, records: list[Record]) -> list[StructureFigure]:
         """One for each record. Raises InputError or MissingExtraError for what could not be drawn in the end."""
         kind: Kind = self.kind or ("drawing" if self.reference is None else "arcs")
         if kind == "drawing" and self.reference is not None:
@@ -74,11 +79,11 @@ class Plot:
         paths = _paths(self.path, [record.id for record in records])
         for path, record in zip(paths, records, strict=True):
             _CHECKS[kind](path, len(record.sequence))
-        return [Picture(path, kind, reference) for path, reference in zip(paths, references, strict=True)]
+        return [StructureFigure(path, kind, reference) for path, reference in zip(paths, references, strict=True)]
 
 
 @dataclass(frozen=True)
-class Picture:
+class StructureFigure:
     """One file to draw."""
 
     path: Path
@@ -101,12 +106,12 @@ def _references(path: Path | None, records: list[Record]) -> list[Structure | No
     """The reference of each record: the one of its name, or the only one for an only record."""
     if path is None:
         return [None] * len(records)
-    found = list(read_structures(path))
-    by_name = {structure.name: structure for structure in found}
-    if len(found) == len(records) == 1:
-        by_name = {records[0].id: found[0]}
-    elif len(by_name) < len(found):
-        raise InputError(f"{path}: a name stands twice; give each reference its own")
+    structures = list(read_structures(path))
+    by_name = {structure.name: structure for structure in structures}
+    if len(structures) == len(records) == 1:
+        by_name = {records[0].id: structures[0]}
+    elif len(by_name) < len(structures):
+        raise InputError(f"{path}: two structures have the same name; give each reference its own")
     if missing := [one_line(record.id) for record in records if record.id not in by_name]:
         raise InputError(f"{path}: has no structure named {missing[0]!r}, which is in the sequences; add it")
     for record in records:
@@ -118,119 +123,38 @@ def _references(path: Path | None, records: list[Record]) -> list[Structure | No
 
 
 def _paths(path: Path, names: list[str]) -> list[Path]:
+    """The file of each record; names become what every file system takes, each once."""
     if path.is_dir():
-        path = path / f"{_PLACE}.svg"
-    if _PLACE in path.name:
-        return [path.with_name(path.name.replace(_PLACE, name)) for name in _file_names(names)]
-    if len(names) > 1:
-        example = path.with_name(f"{path.stem}-{_PLACE}{path.suffix}")
-        raise InputError(f"{path}: shows one sequence, but there are {len(names):,}; use {example}, or a folder")
-    return [path] * len(names)
-
-
-def _file_names(names: Iterable[str]) -> Iterator[str]:
-    """Names that every file system takes, each once; one that stands twice gets its number added."""
-    seen: set[str] = set()
+        path = path / f"{_NAME}.svg"
+    if _NAME not in path.name:
+        if len(names) > 1:
+            example = path.with_name(f"{path.stem}-{_NAME}{path.suffix}")
+            raise InputError(f"{path}: shows one sequence, but there are {len(names):,}; use {example}, or a folder")
+        return [path] * len(names)
+    paths, used = [], set[str]()
     for number, name in enumerate(names, 1):
-        safe = re.sub(r"[^A-Za-z0-9._+-]+", "_", name)[:_LONGEST_NAME].strip(".") or "sequence"
+        safe = re.sub(r"[^A-Za-z0-9._+-]+", "_", name)[:100].strip(".") or "sequence"
         if safe.partition(".")[0].upper() in _DEVICES:
             safe = f"_{safe}"
-        while safe.lower() in seen:
+        while safe.lower() in used:
             safe = f"{safe}_{number}"
-        seen.add(safe.lower())
-        yield safe
+        used.add(safe.lower())
+        paths.append(path.with_name(path.name.replace(_NAME, safe)))
+    return paths
 
 
-CHUNK_PAIRS = 1 << 24  # what folding computes, and may have to keep, grows with the square of the length
-GPU_CHUNK_PAIRS = 1 << 26  # a GPU runs dry at the end of each chunk
-
-_ARRAYS = ("texts", "lengths", "counts", "pairs", "sizes", "records", "probabilities")
+CHUNK_PAIRS = 1 << 24  # time and memory of folding grow with the square of the length
+GPU_CHUNK_PAIRS = 1 << 26  # a GPU idles at the end of each chunk
 
 Folded = tuple[Structure, np.ndarray | PairList]
-Fold = Callable[[Iterable[Record], Engine], Iterator[Folded]]
-
-
-@contextmanager
-def folded(
-    records: Iterable[Record],
-    output: Path,
-    engine: Engine | RayEngine,
-    fold: Fold,
-    settings: dict[str, Any],
-    *,
-    with_matrices: bool,
-    resume: bool,
-    restart: bool,
-    tell: Callable[[int], Any],
-) -> Iterator[Iterator[Folded]]:
-    """All structures with their pair probabilities, a square or a list, fp16, empty if not wanted; in order.
-
-    `fold` is picklable, `settings` is what the result depends on besides. What is computed is kept in a hidden folder
-    beside the output until the `with` ends without an error.
-    """
-    run = Job(output, "structures")
-    job = partial(_folding, fold=fold, with_matrices=with_matrices)
-    with run.opened({**settings, "probabilities": with_matrices}, resume=resume, restart=restart):
-        full = CHUNK_PAIRS if engine.device.type == "cpu" else GPU_CHUNK_PAIRS
-        chunks = run.missing(chunked(records, lambda record: len(record.sequence) ** 2, full))
-        for number, arrays in engine.run(job, chunks, adding(tell, run.finished())):
-            run.save(number, **arrays)
-        yield (pair for arrays in run.saved(*_ARRAYS) for pair in _unpacked(arrays))
-        run.remove()
-
-
-def _folding(
-    engine: Engine, advance: Advance, *, fold: Fold, with_matrices: bool
-) -> Callable[[list[Record]], dict[str, np.ndarray]]:
-    def compute(records: list[Record]) -> dict[str, np.ndarray]:
-        found = []
-        for structure, probabilities in fold(records, engine):
-            found.append((structure, probabilities if with_matrices else np.empty((0, 0))))
-            advance(1)
-        return _packed(found)
-
-    return compute
-
-
-def _packed(found: list[Folded]) -> dict[str, np.ndarray]:
-    """A chunk of structures as arrays."""
-    structures = [structure for structure, _ in found]
-    return {
-        "texts": np.array(json.dumps([(structure.name, structure.sequence) for structure in structures])),
-        "lengths": np.array([len(structure) for structure in structures]),
-        "counts": np.array([len(structure.pairs) for structure in structures]),
-        "pairs": np.array([pair for structure in structures for pair in structure.pairs], np.int32).reshape(-1, 2),
-        "sizes": np.array([each.shape[0] for _, each in found]),
-        "records": np.array([len(each.values) if isinstance(each, PairList) else -1 for _, each in found]),
-        "probabilities": np.concatenate([_flat(each) for _, each in found]),
-    }
-
-
-def _flat(found: np.ndarray | PairList) -> np.ndarray:
-    """Bytes of fp16 or `RECORD`."""
-    values = found.records() if isinstance(found, PairList) else found.astype(np.float16)
-    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-
-
-def _unpacked(arrays: dict[str, np.ndarray]) -> Iterator[Folded]:
-    texts = json.loads(str(arrays["texts"]))
-    pairs = np.split(arrays["pairs"], np.cumsum(arrays["counts"])[:-1])
-    squares, lists = 2 * arrays["sizes"] ** 2, RECORD.itemsize * arrays["records"]
-    parts = np.split(arrays["probabilities"], np.cumsum(np.where(lists < 0, squares, lists))[:-1])
-    for (name, sequence), own, size, listed, part in zip(
-        texts, pairs, arrays["sizes"], arrays["records"] >= 0, parts, strict=True
-    ):
-        found = PairList.from_records(int(size), part.view(RECORD)) if listed else part.view(np.float16)
-        structure = Structure(name, sequence, tuple(map(tuple, own.tolist())))
-        yield structure, found if isinstance(found, PairList) else found.reshape(size, size)
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How pairs are chosen from their probabilities (`rinalmo.rna.decoding`); None is what belongs to the model.
+    """How pairs are chosen from their probabilities (`rinalmo.rna.decoding`); None is the model's own.
 
-    `thermodynamics` is the weight, from 0 to 1, of ViennaRNA's probabilities (`rinalmo.rna.thermodynamics`) beside the
-    model's; None takes them into account as is best for the model, if ViennaRNA is installed.
+    `thermodynamics` is the weight, from 0 to 1, of ViennaRNA's probabilities (`rinalmo.rna.thermodynamics`) in the mean
+    with the model's; None takes the model's default, if ViennaRNA is installed.
     """
 
     method: str | None = None
@@ -251,17 +175,34 @@ def fold(
     window: int | None = None,
     device: DeviceLike = None,
 ) -> list[Structure]:
-    """Structures of one or more sequences, FASTA records, or the `Path` of a FASTA file.
+    """Predict secondary structures.
 
-    RNAs longer than `window` nucleotides, the model's own if None, are folded in overlapping windows of that size, and
-    a warning says so. `device` is "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps";
-    None: where a loaded model is. Raises InputError if the model was not fine-tuned for secondary structure, or windows
-    are smaller than 32 nt.
+    Args:
+        sequences: One or more sequences, FASTA records, rows, or the `Path` of a FASTA file or table.
+        model: A name, folder, file or loaded model, computed in fp32; an `Engine` for other precisions.
+        decoding: How pairs are chosen; the model's own by default.
+        window: RNAs longer than this are folded in overlapping windows of so many nucleotides, and a warning says so;
+            None: the model's own.
+        device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; None: where a loaded model is.
+
+    Returns:
+        One `Structure` for each sequence.
+
+    Raises:
+        InputError: The model was fine-tuned for another task, or the window is smaller than 32 nt.
+        CheckpointError: The model was not fine-tuned.
+
+    Example:
+        >>> import rinalmo
+        >>> (structure,) = rinalmo.fold("GGGGAAAUUCCCC")
+        >>> structure.dot_bracket
+        '((((.....))))'
     """
     engine = as_engine(model, device)
     task = folding_task(engine.spec, window)
-    records = note_windows(peeked(as_records(sequences)), task, warnings.warn)
-    return [structure for structure, _ in fold_records(records, engine, decoding, window=task.window)]
+    with name_source_in_errors(sequences):
+        records = note_windows(require_nonempty(as_records(sequences)), task, warnings.warn)
+        return [structure for structure, _ in fold_records(records, engine, decoding, window=task.window)]
 
 
 def folding_task(
@@ -274,7 +215,7 @@ def folding_task(
 ) -> SecondaryStructure:
     """The task of a model that folds, with these options.
 
-    Raises InputError for one of another task, CheckpointError for one of none; both name it as `model`, if given.
+    Raises InputError for a model of another task, CheckpointError for one of none; both name it as `model`, if given.
     """
     try:
         task = task_of(spec)
@@ -296,14 +237,18 @@ def fold_records(
     """Each record's structure and its pair probabilities, in the order of the input.
 
     These are a square `(length, length)`, or a `PairList` for an RNA longer than `window`, the model's own if None.
-    Pairs are chosen in this process, or as `decoder` does.
+    Pairs are chosen in this process, or by `decoder`.
     """
-    options = asdict(decoding)
-    task = folding_task(engine.spec, window, options.pop("thermodynamics"))
-    own = {"method": task.decoder, "threshold": task.threshold(engine.head_model)}
-    options = {name: own[name] if value is None else value for name, value in options.items()}
-    if options["threshold"] is not None:
-        task = task.with_options(min_probability=min(MIN_PROBABILITY, options["threshold"]))
+    task = folding_task(engine.spec, window, decoding.thermodynamics)
+    threshold = task.threshold(engine.head_model) if decoding.threshold is None else decoding.threshold
+    if threshold is not None:
+        task = task.with_options(min_probability=min(MIN_PROBABILITY, threshold))
+    options = {
+        "method": decoding.method or task.decoder,
+        "threshold": threshold,
+        "canonical": decoding.canonical,
+        "min_distance": decoding.min_distance,
+    }
     examples = (Example(record.id, record.sequence) for record in records)
     waiting: deque[Example] = deque()
 
@@ -326,9 +271,9 @@ def fold_records(
 
 
 def fold_file(
-    fasta: str | Path,
+    source: str | Path,
     output: str | Path,
-    engine: Engine | RayEngine,
+    engine: EngineLike,
     decoding: Decoding = MODELS_OWN,
     *,
     window: int | None = None,
@@ -336,112 +281,161 @@ def fold_file(
     plot: Plot | None = None,
     resume: bool = False,
     restart: bool = False,
-    tell: Callable[[int], Any] = lambda count: None,
+    shard: str | None = None,
+    progress: Progress = lambda count: None,
     note: Note = warnings.warn,
 ) -> int:
-    """Fold every sequence of `fasta` ("-" is standard input) and write `output`; returns their number.
+    """Fold every sequence of a FASTA file or table.
 
-    The ending of `output` chooses the format; "-" is DBN on standard output. `probabilities` is an `.npz` file with
-    one matrix for each sequence, fp16, under its name (a name that stands twice gets its number added). An RNA longer
-    than `window`, the model's own if None, is folded in windows, of which `note` is told; its probabilities are an
-    array with the fields `i`, `j` (from 0) and `probability`. With `plot` all sequences are read before the first is
-    folded.
+    An interrupted run into a file keeps its results in a hidden folder beside it. The same call continues it, and the
+    result is the same to the byte.
 
-    An interrupted run into a file keeps what it has finished in a hidden folder beside it. The same call continues it;
-    `resume` refuses an input that can be read only once, and `restart` discards what is kept. Raises InputError if
-    input or options are not those that the interrupted run was started with.
+    Args:
+        source: The input; "-" is FASTA on standard input.
+        output: Its ending chooses the format; "-" writes DBN to standard output, record by record.
+        engine: An `Engine` or `RayEngine`, or a context manager that makes one once the options are known to be valid.
+        decoding: See `fold`.
+        window: See `fold`.
+        probabilities: An .npz file for the pair probabilities of each sequence, fp16, under its name (a repeated name
+            gets its number added): a matrix, or of an RNA folded in windows an array with the fields `i`, `j` (from 0)
+            and `probability`.
+        plot: Figures to draw as well; all sequences are then read before the first is folded.
+        resume: Refuse an input that can be read only once.
+        restart: Discard what an interrupted run has kept.
+        shard: "i/n" takes every n-th sequence, from the i-th on.
+        progress: Called with the number of sequences done so far.
+        note: Called with one line for each RNA that is folded in windows.
+
+    Returns:
+        The number of sequences.
+
+    Raises:
+        InputError: Input or options cannot be used, or differ from those of the interrupted run.
     """
-    task = folding_task(engine.spec, window, decoding.thermodynamics, note=note)
-    # Resolved here, so that every process and every resumed run folds with the same.
-    decoding = replace(decoding, thermodynamics=task.thermodynamics)
-    if str(output) != "-":
+    to_stdout = str(output) == "-"
+    if not to_stdout:
         format_of(output)
         check_path(Path(output))
-    if probabilities is not None and probabilities.suffix != ".npz":
-        raise InputError(f"{probabilities}: probabilities are written as .npz")
     if probabilities is not None:
+        if probabilities.suffix != ".npz":
+            raise InputError(f"{probabilities}: probabilities are written as .npz")
         check_path(probabilities)
-    records: Iterable[Record] = peeked(read_sequences(fasta))
-    pictures: list[Picture] = []
+    file = SequenceFile(source)
+    records = take_shard(file, shard)
+    figures: list[StructureFigure] = []
     if plot is not None:
-        records = list(records)
-        pictures = plot.pictures(records)
-    records = note_windows(records, task, note)
-    decoder = Decoder.beside(engine.device.type if isinstance(engine, Engine) else "cpu")
-    fold = partial(fold_records, decoding=decoding, window=task.window, decoder=decoder if decoder.processes else None)
-    found: AbstractContextManager[Iterator[Folded]]
-    if isinstance(engine, Engine) and str(output) == "-":
-        found = nullcontext(_told(fold(records, engine), tell))
-    else:
-        settings = {
-            "input": input_sum(fasta, resume=resume),
-            "model": engine.fingerprint,
-            "precision": engine.precision,
-            "device": engine.device.type,
-            "batch_tokens": engine.batch_tokens,
-            "decoding": asdict(decoding),
-            "window": task.window,
-        }
-        with_matrices = probabilities is not None or plot is not None
-        found = folded(
-            records,
-            Path(output),
-            engine,
-            fold,
-            settings,
-            with_matrices=with_matrices,
-            resume=resume,
-            restart=restart,
-            tell=tell,
-        )
-    count = 0
-    with decoder, _matrices(probabilities) as put, found as pairs:
+        records = iter(listed := list(records))
+        figures = plot.figures(listed)
+    with opened(engine) as engine, ExitStack() as stack:
+        task = folding_task(engine.spec, window, decoding.thermodynamics, note=note)
+        # Resolved here, so that every process and every resumed run folds with the same.
+        decoding = replace(decoding, thermodynamics=task.thermodynamics)
+        records = note_windows(records, task, note)
+        decoder = stack.enter_context(Decoder.beside(engine.device.type if isinstance(engine, Engine) else "cpu"))
+        chosen = decoder if decoder.processes else None
+        stream = partial(fold_records, decoding=decoding, window=task.window, decoder=chosen)
+        structures: Iterator[Folded]
+        if to_stdout:
+            if not isinstance(engine, Engine):
+                raise InputError("a RayEngine writes a file; name an output")
+            structures = stream(records, engine)
+        else:
+            job, keep = Job(Path(output), "structures"), probabilities is not None or plot is not None
+            compute = partial(compute_records, stream=partial(_fold_packed, stream=stream, keep=keep), pack=_pack)
+            full = CHUNK_PAIRS if engine.device.type == "cpu" else GPU_CHUNK_PAIRS
+            chunks = chunked(records, lambda record: len(record.sequence) ** 2, full)
+            options = {"decoding": asdict(decoding), "window": task.window, "probabilities": keep, "shard": shard}
+            stack.enter_context(
+                job.run(engine, compute, chunks, file, options, resume=resume, restart=restart, progress=progress)
+            )
+            if not job.count:
+                raise InputError(f"{source}: no sequence falls in --shard {shard}")
+            structures = chain.from_iterable(map(_unpack, job.results(*_ARRAYS)))
+        add_matrix = stack.enter_context(_matrix_file(probabilities))
+        count = 0
 
-        def structures() -> Iterator[Structure]:
+        def written() -> Iterator[Structure]:
             nonlocal count
-            for structure, matrix in pairs:
-                put(structure.name, matrix)
-                if pictures:
-                    pictures[count].draw(structure, matrix)
+            for structure, matrix in structures:
+                add_matrix(structure.name, matrix)
+                if figures:
+                    figures[count].draw(structure, matrix)
                 count += 1
+                if to_stdout:
+                    progress(count)
                 yield structure
 
-        if str(output) == "-":
-            sys.stdout.writelines(structure_text(structures(), "dbn"))
+        if to_stdout:
+            sys.stdout.writelines(structure_text(written(), "dbn"))
         else:
-            write_structures(output, structures())
+            write_structures(output, written())
+            logger.info("%s: %s structures", output, f"{count:,}")
     return count
 
 
-def _told(found: Iterator[Folded], tell: Callable[[int], Any]) -> Iterator[Folded]:
-    for count, pair in enumerate(found, start=1):
-        tell(count)
-        yield pair
+_ARRAYS = ("texts", "lengths", "counts", "pairs", "sizes", "listed", "probabilities")
+
+
+def _fold_packed(
+    records: list[Record], engine: Engine, *, stream: Callable[[list[Record], Engine], Iterator[Folded]], keep: bool
+) -> Iterator[tuple[Structure, int, int, np.ndarray]]:
+    """Structures with their probabilities as bytes of fp16 or `RECORD`: size, number of listed pairs (or -1), bytes."""
+    for structure, matrix in stream(records, engine):
+        if not keep:
+            yield structure, 0, -1, np.empty(0, np.uint8)
+            continue
+        if isinstance(matrix, PairList):
+            values, listed = matrix.records(), len(matrix.values)
+        else:
+            values, listed = matrix.astype(np.float16), -1
+        yield structure, len(structure), listed, np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+
+
+def _pack(results: list[tuple[Structure, int, int, np.ndarray]]) -> Arrays:
+    """A chunk of structures as arrays."""
+    structures, sizes, listed, probabilities = zip(*results, strict=True)
+    pairs = [pair for structure in structures for pair in structure.pairs]
+    return {
+        "texts": np.array(json.dumps([(structure.name, structure.sequence) for structure in structures])),
+        "lengths": np.array([*map(len, structures)]),
+        "counts": np.array([len(structure.pairs) for structure in structures]),
+        "pairs": np.array(pairs, np.int32).reshape(-1, 2),
+        "sizes": np.array(sizes),
+        "listed": np.array(listed),
+        "probabilities": np.concatenate(probabilities),
+    }
+
+
+def _unpack(arrays: Arrays) -> Iterator[Folded]:
+    sizes, listed = arrays["sizes"], arrays["listed"]
+    num_bytes = np.where(listed < 0, 2 * sizes**2, RECORD.itemsize * listed)
+    parts = np.split(arrays["probabilities"], np.cumsum(num_bytes)[:-1])
+    pairs = np.split(arrays["pairs"], np.cumsum(arrays["counts"])[:-1])
+    texts = json.loads(str(arrays["texts"]))
+    for (name, sequence), own, size, count, part in zip(texts, pairs, sizes, listed, parts, strict=True):
+        structure = Structure(name, sequence, tuple(map(tuple, own.tolist())))
+        if count < 0:
+            yield structure, part.view(np.float16).reshape(size, size)
+        else:
+            yield structure, PairList.from_records(int(size), part.view(RECORD))
 
 
 @contextmanager
-def _matrices(path: Path | None) -> Iterator[Callable[[str, np.ndarray | PairList], None]]:
+def _matrix_file(path: Path | None) -> Iterator[Callable[[str, np.ndarray | PairList], None]]:
+    """A function to add probabilities to an archive that `numpy.load` reads; without a path it does nothing."""
     if path is None:
-        yield lambda name, found: None
+        yield lambda name, matrix: None
         return
+    names = set[str]()
     with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        yield _Adding(archive)
 
+        def add(name: str, matrix: np.ndarray | PairList) -> None:
+            number, key = len(names) + 1, name.replace("/", "_")
+            while key in names:
+                key = f"{key}_{number}"
+            names.add(key)
+            values = matrix.records() if isinstance(matrix, PairList) else matrix.astype(np.float16)
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(values), allow_pickle=False)
 
-class _Adding:
-    """Put matrices and lists of pairs into an archive that `numpy.load` reads."""
-
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self.archive, self.names = archive, set[str]()
-
-    def __call__(self, name: str, found: np.ndarray | PairList) -> None:
-        number, key = len(self.names) + 1, name.replace("/", "_")
-        while key in self.names:
-            key = f"{key}_{number}"
-        self.names.add(key)
-        with self.archive.open(f"{key}.npy", "w", force_zip64=True) as member:
-            _save(member, found.records() if isinstance(found, PairList) else found.astype(np.float16))
-
-
-def _save(member: IO[bytes], matrix: np.ndarray) -> None:
-    np.lib.format.write_array(member, np.ascontiguousarray(matrix), allow_pickle=False)
+        yield add

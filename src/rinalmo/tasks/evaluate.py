@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, as_engine
-from rinalmo.engine.inputs import Sequences, as_records, encode, peeked, read_table_records
+from rinalmo.engine.inputs import encode
 from rinalmo.errors import InputError
 from rinalmo.io.fasta import Record
 from rinalmo.metrics import bootstrap_interval
@@ -34,59 +34,12 @@ Row = dict[str, Any]
 Note = Callable[[str], Any]
 
 
-def predict(sequences: Sequences, model: str | Path | RiNALMo | Engine, *, device: DeviceLike = None) -> list[Row]:
-    """Rows for sequences, records, a data frame, or the `Path` of a FASTA file or table, by a fine-tuned model.
-
-    What a row holds depends on the task: `prediction`; a class and its probabilities; a structure in dot-bracket; or
-    a row for each nucleotide. `device` is "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N"
-    or "mps"; None: where a loaded model is. Raises CheckpointError if the model was fine-tuned for nothing.
-    """
-    engine = as_engine(model, device)
-    records = peeked(as_records(sequences))
-    task = with_options(task_of(engine.spec), engine.spec)
-    return [row for rows in predict_records(records, engine, task) for row in rows]
-
-
 def note_windows(records: Iterable[Record], task: Task, note: Note) -> Iterator[Record]:
     """The records; `note` gets a line about each that is computed in windows."""
     for record in records:
         if task.window and len(record.sequence) > task.window:
             note(window_note(record.id, len(record.sequence), task.window))
         yield record
-
-
-def predict_records(
-    records: Iterable[Record], engine: Engine, task: Task, note: Note = warnings.warn
-) -> Iterator[list[Row]]:
-    """As `predict`, record by record, for streams of any length."""
-    examples = (Example(record.id, record.sequence) for record in note_windows(records, task, note))
-    for example, output in outputs(examples, engine, task):
-        yield task.rows(engine.head_model, output, example)
-
-
-def predict_table(path: Path, engine: Engine, task: Task, note: Note = warnings.warn) -> Iterator[list[Row]]:
-    """As `predict_records` for the rows of a table, with all of their columns.
-
-    A column of the table that has the name of a predicted one is written as `NAME_given`.
-
-    Raises:
-        InputError: The file cannot be used, or has a column of that name too.
-    """
-    waiting: deque[Row] = deque()
-
-    def records() -> Iterator[Record]:
-        for record, cells in read_table_records(path):
-            waiting.append(cells)
-            yield record
-
-    for rows in predict_records(records(), engine, task, note):
-        cells = waiting.popleft()
-        renamed = {
-            f"{name}_given" if rows and name != "id" and name in rows[0] else name: v for name, v in cells.items()
-        }
-        if len(renamed) < len(cells):
-            raise InputError(f"{path}: a column is called as another one with _given; rename it")
-        yield [{**row, **{name: value for name, value in renamed.items() if name != "id"}} for row in rows]
 
 
 def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator[tuple[Example, Any]]:

@@ -16,9 +16,8 @@ import gradio as gr
 import numpy as np
 import pandas as pd
 
-from rinalmo.engine.jobs import Chunk
 from rinalmo.errors import InputError, RinalmoError
-from rinalmo.inference.embed import Embeddings, common_fields, read_embeddings, write_embeddings
+from rinalmo.inference.embed import Embeddings, common_fields, pack_embeddings, read_embeddings, write_embeddings
 from rinalmo.inference.fill_mask import Prediction
 from rinalmo.io.fasta import read_fasta
 from rinalmo.io.files import replacing
@@ -123,9 +122,9 @@ def draw_map(found: Embeddings, field: str, path: Path) -> None:
 def write_files(embedded: Embedded, folder: Path) -> list[Path]:
     """The vectors as CSV, npz and Parquet, in an empty folder."""
     records, vectors = embedded.records, embedded.vectors
-    chunk = Chunk.of(records, list(vectors), per_token=False)
+    chunk = pack_embeddings(list(zip(records, vectors, strict=True)))
     for ending in ("npz", "parquet"):
-        write_embeddings(folder / f"embeddings.{ending}", lambda: iter([chunk]), folder)
+        write_embeddings(folder / f"embeddings.{ending}", lambda *names: iter([chunk]), folder)
     with (folder / "embeddings.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["id", "description", "length", *(f"dim_{n}" for n in range(vectors.shape[1]))])

@@ -21,7 +21,7 @@ import numpy as np
 from rinalmo.engine.engine import Engine
 from rinalmo.errors import InputError, RinalmoError, SequenceError
 from rinalmo.inference.embed import embed_records
-from rinalmo.inference.fill_mask import Nucleotides, Prediction, columns, predict
+from rinalmo.inference.fill_mask import Nucleotides, Prediction, columns, fill_mask_records
 from rinalmo.inference.fold import Decoding, fold_records, folding_task
 from rinalmo.io.fasta import Record, make_record, parse_fasta
 from rinalmo.io.files import read_chunks
@@ -246,7 +246,7 @@ class Service:
         record = one_record(text, FILL_MASK, "fill-mask", allow_mask=True)
         if (masks := record.sequence.count("<mask>")) > MASKS:
             raise InputError(f"there are {masks:,} masks, and the page takes up to {MASKS}; use the commands")
-        (answer,) = visit.each(predict([record], self.engine, top_k=top_k))
+        (answer,) = visit.each(fill_mask_records([record], self.engine, top_k=top_k))
         return answer
 
     def expected(self, visit: Visit, text: str, tell: Tell) -> tuple[Record, np.ndarray]:

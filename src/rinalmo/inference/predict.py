@@ -1,0 +1,185 @@
+"""Predictions of a fine-tuned model for new sequences, as rows of a table."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rinalmo.engine.devices import DeviceLike
+from rinalmo.engine.engine import Engine, as_engine
+from rinalmo.engine.inputs import (
+    SequenceFile,
+    Sequences,
+    as_records,
+    name_source_in_errors,
+    read_table_records,
+    require_nonempty,
+)
+from rinalmo.engine.jobs import CHUNK_TOKENS, Arrays, Job, Progress, chunked, compute_records, take_shard
+from rinalmo.engine.ray import EngineLike, opened
+from rinalmo.errors import InputError
+from rinalmo.inference.fold import CHUNK_PAIRS
+from rinalmo.io.fasta import Record
+from rinalmo.io.tables import check_rows_output, write_rows
+from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.tasks.base import Example, Task
+from rinalmo.tasks.evaluate import Note, note_windows, outputs
+from rinalmo.tasks.registry import task_of, with_options
+from rinalmo.tasks.secondary_structure import SecondaryStructure, Weight
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+
+def predict(sequences: Sequences, model: str | Path | RiNALMo | Engine, *, device: DeviceLike = None) -> list[Row]:
+    """Predict with a fine-tuned model.
+
+    Args:
+        sequences: One or more sequences, FASTA records, a data frame, or the `Path` of a FASTA file or table.
+        model: A name, folder, file or loaded model, computed in fp32; an `Engine` for other precisions.
+        device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; None: where a loaded model is.
+
+    Returns:
+        One row for each sequence, or for each nucleotide if the task predicts those. The columns depend on the task: a
+        `prediction`, a class with the probability of each, or a structure in dot-bracket notation.
+
+    Raises:
+        CheckpointError: The model was not fine-tuned.
+        InputError: The sequences cannot be used.
+
+    Example:
+        >>> import rinalmo
+        >>> rinalmo.predict("GGGGAAAUUCCCC", "nano-fold")
+        [{'id': '1', 'sequence': 'GGGGAAAUUCCCC', 'structure': '((((.....))))'}]
+    """
+    engine = as_engine(model, device)
+    task = with_options(task_of(engine.spec), engine.spec)
+    with name_source_in_errors(sequences):
+        records = note_windows(require_nonempty(as_records(sequences)), task, warnings.warn)
+        return list(chain.from_iterable(predict_records(records, engine, task)))
+
+
+def predict_records(records: Iterable[Record], engine: Engine, task: Task) -> Iterator[list[Row]]:
+    """The rows of each record, for streams of any length."""
+    examples = (Example(record.id, record.sequence) for record in records)
+    for example, output in outputs(examples, engine, task):
+        yield task.rows(engine.head_model, output, example)
+
+
+def predict_file(
+    source: str | Path,
+    output: str | Path,
+    engine: EngineLike,
+    *,
+    keep_columns: bool = False,
+    fill_to: int | None = None,
+    window: int | None = None,
+    thermodynamics: Weight | None = None,
+    resume: bool = False,
+    restart: bool = False,
+    shard: str | None = None,
+    progress: Progress = lambda count: None,
+    note: Note = warnings.warn,
+) -> int:
+    """Predict for every sequence of a FASTA file or table.
+
+    An interrupted run into a file keeps its results in a hidden folder beside it. The same call continues it, and the
+    result is the same to the byte.
+
+    Args:
+        source: The input; "-" is FASTA on standard input.
+        output: .csv, .tsv, .jsonl or .parquet; "-" writes CSV to standard output, record by record.
+        engine: An `Engine` or `RayEngine`, or a context manager that makes one once the options are known to be valid.
+        keep_columns: Copy the other columns of a table. A column with the name of a predicted one becomes `NAME_given`.
+        fill_to: For ribosome load: fill sequences up to so many tokens, 0 for none; None: as the model was trained.
+        window: For secondary structure: see `fold`.
+        thermodynamics: For secondary structure: see `Decoding`.
+        resume: Refuse an input that can be read only once.
+        restart: Discard what an interrupted run has kept.
+        shard: "i/n" takes every n-th sequence, from the i-th on.
+        progress: Called with the number of sequences done so far.
+        note: Called with one line for each record whose prediction has limits that are worth knowing.
+
+    Returns:
+        The number of sequences.
+
+    Raises:
+        InputError: Input or options cannot be used, or differ from those of the interrupted run.
+        CheckpointError: The model was not fine-tuned.
+    """
+    to_stdout = str(output) == "-"
+    check_rows_output(output)
+    file = SequenceFile(source)
+    if keep_columns and not (file.is_table and file.rereadable):
+        raise InputError(f"{source}: --keep-columns is for sequences in a table (.csv, .tsv, .jsonl, .parquet)")
+    with opened(engine) as engine, ExitStack() as stack:
+        spec = engine.spec
+        folding: dict[str, Any] = {"window": window, "thermodynamics": thermodynamics}
+        task = with_options(task_of(spec), spec, fill_to=fill_to, **folding, note=note)
+        records = note_windows(take_shard(file, shard), task, note)
+        stream = partial(predict_records, task=task)
+        predictions: Iterator[list[Row]]
+        if to_stdout:
+            if not isinstance(engine, Engine):
+                raise InputError("a RayEngine writes a file; name an output")
+            predictions = stream(records, engine)
+        else:
+            job, compute = Job(Path(output)), partial(compute_records, stream=stream, pack=_pack)
+            # Structures need time and memory by the square of the length.
+            power, full = (2, CHUNK_PAIRS) if isinstance(task, SecondaryStructure) else (1, CHUNK_TOKENS)
+            chunks = chunked(records, lambda record: len(record.sequence) ** power, full)
+            options = {
+                "task": task.name,
+                "fill_to": task.pad_to,
+                "window": getattr(task, "window", None),
+                "thermodynamics": getattr(task, "thermodynamics", None),
+                "shard": shard,
+            }
+            stack.enter_context(
+                job.run(engine, compute, chunks, file, options, resume=resume, restart=restart, progress=progress)
+            )
+            if not job.count:
+                raise InputError(f"{source}: no sequence falls in --shard {shard}")
+            predictions = (rows for chunk in job.results("rows") for rows in json.loads(chunk["rows"].tobytes()))
+        if keep_columns:
+            predictions = _with_columns(predictions, Path(source), shard)
+        count = 0
+
+        def written() -> Iterator[Row]:
+            nonlocal count
+            for rows in predictions:
+                count += 1
+                if to_stdout:
+                    progress(count)
+                yield from rows
+
+        write_rows(output, written())
+        if not to_stdout:
+            logger.info("%s: %s sequences, %s", output, f"{count:,}", task.name)
+    return count
+
+
+def _pack(predictions: list[list[Row]]) -> Arrays:
+    text = json.dumps(predictions).encode()
+    return {"lengths": np.array([*map(len, predictions)]), "rows": np.frombuffer(text, np.uint8)}
+
+
+def _with_columns(predictions: Iterator[list[Row]], table: Path, shard: str | None) -> Iterator[list[Row]]:
+    """The rows of each record with the cells of its row of the table."""
+    for rows, (_, cells) in zip(predictions, take_shard(read_table_records(table), shard), strict=True):
+        predicted = rows[0].keys() - {"id"} if rows else set()
+        renamed = {f"{name}_given" if name in predicted else name: value for name, value in cells.items()}
+        if len(renamed) < len(cells):
+            raise InputError(f"{table}: a column has the name of another one with _given; rename it")
+        renamed.pop("id", None)
+        yield [{**row, **renamed} for row in rows]
