@@ -20,6 +20,7 @@ from rinalmo.engine.ray import RayEngine
 from rinalmo.errors import InputError, MissingExtraError, ToolError
 from rinalmo.inference.embed import embed_file
 from rinalmo.inference.fold import Decoding, fold_file
+from rinalmo.inference.predict import predict_file
 from rinalmo.inference.variants import all_single, score_file
 from rinalmo.io.fasta import make_record, read_fasta
 from rinalmo.model.config import ModelConfig
@@ -100,9 +101,10 @@ def test_the_bytes_of_the_local_engine(many, one, folder, tmp_path):
         matrices = tmp_path / f"{name}.npz"
         assert fold_file(fasta, tmp_path / f"{name}.dbn", engine, probabilities=matrices) == 60
         assert score_file(all_single(read_fasta(fasta)), tmp_path / f"{name}.csv", engine) > 1000
-    for ending in ("parquet", "dbn", "npz", "csv"):
+        assert predict_file(fasta, tmp_path / f"{name}.jsonl", engine) == 60
+    for ending in ("parquet", "dbn", "npz", "csv", "jsonl"):
         assert (tmp_path / f"many.{ending}").read_bytes() == (tmp_path / f"one.{ending}").read_bytes(), ending
-    assert len(list(tmp_path.iterdir())) == 8
+    assert len(list(tmp_path.iterdir())) == 10
     assert (many.fingerprint, many.precision) == (one.fingerprint, one.precision)
 
 
