@@ -57,7 +57,7 @@ def test_prepare_and_check(rinalmo_command, store):
     assert {path.name for path in store.iterdir()} >= {"manifest.json", "report.json", "card.md", "duplicates.parquet"}
     result = rinalmo_command("data", "check", store)
     assert result.code == 0
-    assert "whole: 20 sequences, fingerprint" in result.out
+    assert "intact: 20 sequences, fingerprint" in result.out
 
 
 def test_check_of_a_damaged_store(rinalmo_command, store):

@@ -40,7 +40,7 @@ Item = TypeVar("Item")
 R = TypeVar("R")
 
 
-class Source:
+class JobSource:
     """An input of a job: whether it can be read again, and whether it is still the same."""
 
     def __init__(self, path: Path | None) -> None:
@@ -66,7 +66,7 @@ class Source:
         return file_sha256(self.path)
 
 
-class SequenceFile(Source):
+class SequenceFile(JobSource):
     """The records of a FASTA file or a table, opened once and read once; "-" is FASTA on standard input.
 
     Raises:

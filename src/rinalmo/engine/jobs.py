@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from rinalmo import __version__
-from rinalmo.engine.inputs import Source, name_source_in_errors
+from rinalmo.engine.inputs import JobSource, name_source_in_errors
 from rinalmo.errors import InputError, RinalmoError
 from rinalmo.io.fasta import Record
 from rinalmo.io.files import destination, empty_folder, held, replacing
@@ -147,7 +147,7 @@ class Job:
         engine: Engine | RayEngine,
         compute: Callable[[Engine, Advance], Callable[[list[Item]], Arrays]],
         chunks: Iterable[list[Item]],
-        source: Source,
+        source: JobSource,
         options: Mapping[str, Any],
         *,
         resume: bool = False,
@@ -232,7 +232,7 @@ class Job:
         self._saved = {int(path.stem) for path in self.folder.glob("*.npz") if path.stem.isdecimal()}
         return sum(len(self._read(number, ("lengths",))["lengths"]) for number in self._saved)
 
-    def _settings(self, engine: Engine | RayEngine, source: Source, options: Mapping[str, Any]) -> dict[str, Any]:
+    def _settings(self, engine: Engine | RayEngine, source: JobSource, options: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "version": __version__,
             "input": source.fingerprint() if source.rereadable else None,

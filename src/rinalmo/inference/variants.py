@@ -23,7 +23,7 @@ import numpy as np
 
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Advance, Engine, as_engine
-from rinalmo.engine.inputs import Source, as_records
+from rinalmo.engine.inputs import JobSource, as_records
 from rinalmo.engine.jobs import Arrays, Job, Progress, chunked
 from rinalmo.engine.ray import EngineLike, opened
 from rinalmo.errors import InputError, SequenceError
@@ -312,7 +312,7 @@ def _sum(variant: Variant, rows: np.ndarray) -> float:
     return total
 
 
-class VariantSource(Source):
+class VariantSource(JobSource):
     """Variants with their rows of the output.
 
     Args:
