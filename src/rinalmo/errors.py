@@ -14,6 +14,8 @@ The command line prints the one line of a `RinalmoError` and exits with its `exi
 for faults while running. Any other exception is a bug.
 """
 
+from typing import Self
+
 
 class RinalmoError(Exception):
     """Base of all deliberate errors.
@@ -23,6 +25,12 @@ class RinalmoError(Exception):
     """
 
     exit_code = 2
+
+    @classmethod
+    def from_os_error(cls, error: Exception, path: object, problem: str) -> Self:
+        """A failure of the operating system, or of a library that reads or writes a file, in one line."""
+        reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+        return cls(f"{path}: {problem} ({reason})")
 
 
 class InputError(RinalmoError, ValueError):

@@ -49,8 +49,8 @@ FAULTS = [
     ("ct", ct(line3="2 - 1 3 0 2"), "line 3, record ends, position 2: '-' is not a letter"),
     ("ct", ct(line1="5 ends"), "line 1, record ends: the title says 5 nt, but there are 4 rows"),
     ("ct", ct(line1="3 ends"), "line 2, record ends, position 1: has the partner 4, but there are 3 rows"),
-    ("ct", ct(line1="ends"), "line 1, record 1: 'ends' is no title"),
-    ("ct", ct() + "x\n", "line 6, record 2: 'x' is no title"),
+    ("ct", ct(line1="ends"), "line 1, record 1: 'ends' is not a title line"),
+    ("ct", ct() + "x\n", "line 6, record 2: 'x' is not a title line"),
     # BPSEQ
     ("bpseq", "#x\n1 A 2\n2 U 3\n3 G 0\n", "line 2, record x, position 1: has the partner 2, whose own is 3"),
     ("bpseq", "1 A 4\n2 U 0\n", "line 1, record 1, position 1: has the partner 4, but there are 2 rows"),

@@ -8,7 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rinalmo.errors import SequenceError
-from rinalmo.rna.structure import CLOSING, OPENING, Structure, dot_bracket_of, pairs_of
+from rinalmo.rna.structure import CLOSING, OPENING, Structure, pairs_of
+
+
+def dot_bracket_of(pairs, length):
+    return Structure("", "A" * length, tuple(pairs)).dot_bracket
 
 
 def crosses(one, other):
@@ -68,7 +72,7 @@ def test_every_kind_of_bracket():
     assert text == OPENING + CLOSING
     assert pairs_of(text) == pairs
     more = tuple((i, i + 31) for i in range(31))
-    with pytest.raises(SequenceError, match="more than 30 kinds of brackets; write CT or BPSEQ"):
+    with pytest.raises(SequenceError, match="more than 30 types of brackets; write CT or BPSEQ"):
         dot_bracket_of(more, 62)
     with pytest.raises(SequenceError, match="5,001 pairs cross others"):
         dot_bracket_of([(i, i + 5001) for i in range(5001)], 10002)
@@ -162,7 +166,7 @@ def test_lengths_names_and_matrices_that_do_not_fit():
     with pytest.raises(SequenceError, match="the structure has 3 characters and the sequence 4"):
         Structure.from_dot_bracket("x", "ACGU", "...")
     for name in ("two\nlines", " blank before", "blank after ", "nul\0"):
-        with pytest.raises(SequenceError, match="is not one line without outer blanks"):
+        with pytest.raises(SequenceError, match="is not one line without blanks around it"):
             Structure(name, "ACGU")
     one_sided = np.zeros((4, 4))
     one_sided[0, 3] = 1

@@ -83,7 +83,7 @@ def test_an_unknown_column_names_the_nearest(tmp_path):
 def test_a_foreign_ending_is_refused(tmp_path):
     path = tmp_path / "t.xlsx"
     path.write_bytes(b"PK")
-    with pytest.raises(InputError, match="is no table"):
+    with pytest.raises(InputError, match="is not a table"):
         read_table(path, Columns(), ())
 
 

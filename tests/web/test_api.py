@@ -30,7 +30,7 @@ BAD = {
     "nul": ("AC\0GU", "position 3: '\\x00' is not an RNA letter"),
     "100 kb": ("ACGU" * 25_000, "has 100,000 nt, and this takes up to"),
     "empty record": (">a\n>b\nACGU", "record a: no sequence"),
-    "no name": (">\nACGU", "record 1: the header names nothing"),
+    "no name": (">\nACGU", "record 1: the header has no name"),
     "a number": (5, "a int came where a text is expected"),
 }
 

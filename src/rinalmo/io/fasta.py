@@ -132,7 +132,7 @@ def _record(number: int, entry: bytes, table: bytes, allow_mask: bool, file: str
     header, _, body = entry.partition(b"\n")
     words = header.split(None, 1)
     if not words or b"\0" in header:
-        problem = "has a NUL byte; this is not a text file" if words else "names nothing; write '>name'"
+        problem = "has a NUL byte; this is not a text file" if words else "has no name; write '>name'"
         raise SequenceError(f"the header {problem}", file=file, record=str(number))
     id_ = decode(words[0])
     if allow_mask and _MASK in body:
@@ -167,7 +167,7 @@ def _letter_problem(written: bytes, start: int, number: int | None, table: bytes
     if character in "<>" and allow_mask:
         return problem + "write a mask as <mask> on one line, and '>' only at the start of a header line"
     if character in "<>":
-        return problem + "masks are only for filling, and '>' only starts a header line"
+        return problem + "masks are only for fill-mask, and '>' only starts a header line"
     if not character.isascii():
         return problem + "save the sequence in plain ASCII letters"
     if set(written.upper()) & set(_PROTEIN_LETTERS):

@@ -198,7 +198,7 @@ def check_path(path: Path, endings: Iterable[str] = ()) -> None:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; make it first")
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+        raise InputError.from_os_error(error, path, "cannot be written") from None
 
 
 def sync(path: Path) -> None:

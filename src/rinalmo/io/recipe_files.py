@@ -56,7 +56,7 @@ def read(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError.from_os_error(error, path, "cannot be read") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: holds no sections")
     return values

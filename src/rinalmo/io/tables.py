@@ -115,7 +115,7 @@ def open_table(path: str | PathLike[str], format: Format | None = None) -> Table
     format = format or table_format(path)
     if format is None:
         raise InputError(
-            f"{name}: is no table; its name should end in one of {', '.join(_FORMATS)} ({', '.join(COMPRESSED)})"
+            f"{name}: is not a table; its name should end in one of {', '.join(_FORMATS)} ({', '.join(COMPRESSED)})"
         )
     if format == "parquet":
         return _open_parquet(path, name)
@@ -182,7 +182,7 @@ def _json_rows(path: str | PathLike[str], name: str) -> Iterator[tuple[int, Row]
         except ValueError as error:
             raise InputError(f"{name}, line {number}: is not JSON ({error})") from None
         if not isinstance(row, dict):
-            raise InputError(f"{name}, line {number}: is no JSON object")
+            raise InputError(f"{name}, line {number}: is not a JSON object")
         keys = keys or set(row)
         if lacking := sorted(keys - set(row)):
             raise InputError(f"{name}, line {number}: has no {lacking[0]!r}, which earlier lines have")
@@ -193,9 +193,6 @@ def _open_parquet(path: str | PathLike[str], name: str) -> TableReader:
     import pyarrow as pa
     from pyarrow import parquet
 
-    def fault(error: Exception) -> InputError:
-        return InputError(f"{name} cannot be read as Parquet ({str(error).splitlines()[0]}); copy it again")
-
     def rows() -> Iterator[tuple[int, Row]]:
         number = 0
         with file:
@@ -205,14 +202,14 @@ def _open_parquet(path: str | PathLike[str], name: str) -> TableReader:
                         number += 1
                         yield number, row
             except (OSError, pa.ArrowException) as error:
-                raise fault(error) from None
+                raise InputError.from_os_error(error, name, "cannot be read as Parquet") from None
 
     with open_binary(path):  # the same message as for other files that cannot be opened
         pass
     try:
         file = parquet.ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
-        raise fault(error) from None
+        raise InputError.from_os_error(error, name, "cannot be read as Parquet") from None
     return TableReader(name, file.schema_arrow.names, rows(), "row")
 
 

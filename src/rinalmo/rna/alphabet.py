@@ -201,34 +201,40 @@ class Alphabet:
         Returns:
             The ids, shape `(tokens,)`, and the number of tokens of each sequence, shape `(n,)`.
         """
+        return self._encode(sequences, self.table, special, strict)
+
+    def check(self, sequence: str) -> None:
+        """Raise `SequenceError` at the first character that is part of no token."""
+        self._encode([sequence], self._table, special=False, strict=True)
+
+    def _encode(self, sequences: Sequence[str], table: Ids, special: bool, strict: bool) -> tuple[Ids, Ids]:
         # A line break before and after each sequence holds the place of <cls> and <eos>. It is known by its
         # position alone, so a line break inside a sequence is an ordinary unknown character.
         text = "\n" + "\n\n".join(sequences) + "\n" if sequences else ""
         lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences)) + 2
         ends = np.cumsum(lengths)
-        codes = _byte_codes(text)
-        ids, keep = self.table[codes], np.ones(len(codes), dtype=bool)
+        if text.isascii():  # one byte per character
+            codes = np.frombuffer(text.encode("ascii"), dtype=np.uint8)
+        else:  # 255 for all that are not ASCII
+            points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+            codes = np.where(points < 128, points, 255).astype(np.uint8)
+        ids, keep = table[codes], np.ones(len(codes), dtype=bool)
         special_places = self._read_special_tokens(codes, ids, keep) if "<" in text else np.empty(0, dtype=np.int64)
         borders = np.concatenate([ends - lengths, ends - 1])
         if strict:
             unknown = ~self._is_letter[codes] & keep
             unknown[special_places] = unknown[borders] = False
             if unknown.any():
-                raise _unknown_letter(text, unknown, ends - lengths)
+                first = int(unknown.argmax())
+                record = int(np.searchsorted(ends, first, side="right"))
+                raise SequenceError(
+                    f"the vocabulary has no letter {text[first]!r}; write N for an unknown nucleotide, or remove it",
+                    record=str(record + 1) if len(sequences) > 1 else None,
+                    position=first - int(ends[record] - lengths[record]),
+                )
         ids[borders[: len(ends)]], ids[borders[len(ends) :]] = self.cls_id, self.eos_id
         keep[borders] = special
         return (ids, lengths) if keep.all() else (ids[keep], np.add.reduceat(keep, ends - lengths, dtype=np.int64))
-
-    def check(self, sequence: str) -> None:
-        """Raise `SequenceError` at the first character that is part of no token."""
-        text = "\n" + sequence
-        codes = _byte_codes(text)
-        unknown = ~self._is_letter[codes]
-        ids, keep = np.empty(len(codes), dtype=np.int64), np.ones(len(codes), dtype=bool)
-        unknown[self._read_special_tokens(codes, ids, keep)] = unknown[0] = False
-        unknown &= keep
-        if unknown.any():
-            raise _unknown_letter(text, unknown, np.zeros(1, dtype=np.int64))
 
     def _read_special_tokens(self, codes: NDArray[np.uint8], ids: Ids, keep: NDArray[np.bool_]) -> Ids:
         """Write the id of each special token at its `<`, unset `keep` for its other characters; return where it is."""
@@ -261,23 +267,4 @@ def vocabulary_map(source: Alphabet, target: Alphabet) -> Ids:
     return np.array(
         [source.index.get(token, source.index.get(other.get(token, ""), -1)) for token in target.tokens],
         dtype=np.int64,
-    )
-
-
-def _byte_codes(text: str) -> NDArray[np.uint8]:
-    """One byte per character: its ASCII code, or 255 for all others, which are unknown in every table."""
-    if text.isascii():
-        return np.frombuffer(text.encode("ascii"), dtype=np.uint8)
-    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    return np.where(points < 128, points, 255).astype(np.uint8)
-
-
-def _unknown_letter(text: str, unknown: NDArray[np.bool_], starts: Ids) -> SequenceError:
-    """The error at the first unknown character; `starts` has the border before each sequence of `text`."""
-    first = int(unknown.argmax())
-    record = int(np.searchsorted(starts, first, side="right"))
-    return SequenceError(
-        f"the vocabulary has no letter {text[first]!r}; write N for an unknown nucleotide, or remove it",
-        record=str(record) if len(starts) > 1 else None,
-        position=first - int(starts[record - 1]),
     )

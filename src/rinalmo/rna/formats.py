@@ -188,7 +188,7 @@ def read_ct(lines: Iterable[str], file: str) -> Iterator[Structure]:
             records += 1
             length, *title = text.strip().split(None, 1)
             if not _is_number(length) or int(length) < 1:
-                problem = f"{text.strip()[:30]!r} is no title, which starts with the number of rows that follow"
+                problem = f"{text.strip()[:30]!r} is not a title line, which starts with the number of rows"
                 raise SequenceError(problem, file=file, line=number, record=str(records))
             name = _TITLE_ENERGY.sub("", title[0], count=1) if title else ""
             rows, expected = _PartnerRows(file, number, name, records), int(length)
@@ -268,7 +268,7 @@ def _st_structure(name: str, start: int, texts: list[_Text], file: str, number: 
         lengths = len(text.text), len(texts[0].text)
         if lengths[0] != lengths[1]:
             problem = f"the line of {content} has {lengths[0]:,} characters and the sequence {lengths[1]:,}"
-            raise SequenceError(f"{problem}; both must fit", file=file, line=text.line(None), record=record)
+            raise SequenceError(f"{problem}; they must be equal", file=file, line=text.line(None), record=record)
     return _structure(name, texts[0], texts[1], file, record)
 
 

@@ -79,8 +79,36 @@ def read_header(id: str, description: str, style: str = "auto", file: str = "") 
         style: `rnacentral`, `rfam`, `ensembl`, `ncbi` or `plain`; `auto` recognizes it.
         file: The name of the file, which Rfam and Ensembl give meaning.
     """
-    reader = _READERS.get(_style(id, description, file) if style == "auto" else style)
-    return reader(id, description, file) if reader else Header(id)
+    urs, rfam_id, rfam_file = _URS.match(id), _RFAM_ID.match(id), _RFAM_FILE.match(file)
+    ensembl = _ENSEMBL.match(description)
+    if style == "auto":
+        if urs:
+            style = "rnacentral"
+        elif ensembl and not rfam_id:
+            style = "ensembl"
+        elif rfam_id or rfam_file:
+            style = "rfam"
+        elif _ACCESSION.match(id):
+            style = "ncbi"
+    match style:
+        case "rnacentral":
+            counted = _COUNTED.match(description)
+            type_ = counted[1].replace(" ", "_") if counted else type_in_words(description)
+            return Header(id, type_, taxon=(urs[1] or "") if urs else "")
+        case "rfam":
+            taxon = _RFAM_TAXON.match(description)
+            family = rfam_id[1] if rfam_id else rfam_file[1] if rfam_file else ""
+            return Header(rfam_id[2] if rfam_id else id, "", family, taxon[1] if taxon else "")
+        case "ensembl":
+            biotype, species = _BIOTYPE.search(description), _ENSEMBL_FILE.match(file)
+            type_ = biotype[1] if biotype else (ensembl[1] or "") if ensembl else ""
+            return Header(id, type_, taxon=species[1].replace("_", " ") if species else "")
+        case "ncbi":
+            # nt joins the headers of identical sequences with Control-A; the first one is used.
+            first = description.split("\x01", 1)[0]
+            words = first.removeprefix("PREDICTED: ").split()
+            return Header(id, type_in_words(first), taxon=" ".join(words[:2]))
+    return Header(id)
 
 
 def type_in_words(text: str) -> str:
@@ -89,44 +117,3 @@ def type_in_words(text: str) -> str:
         if pattern.search(text):
             return "" if _NOT_AN_RNA.search(text) else name
     return ""
-
-
-def _style(id: str, description: str, file: str) -> str:
-    if id.startswith("URS") and _URS.match(id):
-        return "rnacentral"
-    if id.startswith("RF") and _RFAM_ID.match(id):
-        return "rfam"
-    if description.startswith("ncrna") and _ENSEMBL.match(description):
-        return "ensembl"
-    if _RFAM_FILE.match(file):
-        return "rfam"
-    return "ncbi" if _ACCESSION.match(id) else "plain"
-
-
-def _rnacentral(id: str, description: str, file: str) -> Header:
-    urs, counted = _URS.match(id), _COUNTED.match(description)
-    type_ = counted[1].replace(" ", "_") if counted else type_in_words(description)
-    return Header(id, type_, taxon=(urs[1] or "") if urs else "")
-
-
-def _rfam(id: str, description: str, file: str) -> Header:
-    full_id, in_name = _RFAM_ID.match(id), _RFAM_FILE.match(file)
-    taxon = _RFAM_TAXON.match(description)
-    family = full_id[1] if full_id else in_name[1] if in_name else ""
-    return Header(full_id[2] if full_id else id, "", family, taxon[1] if taxon else "")
-
-
-def _ensembl(id: str, description: str, file: str) -> Header:
-    biotype, old, species = _BIOTYPE.search(description), _ENSEMBL.match(description), _ENSEMBL_FILE.match(file)
-    type_ = biotype[1] if biotype else (old[1] or "") if old else ""
-    return Header(id, type_, taxon=species[1].replace("_", " ") if species else "")
-
-
-def _ncbi(id: str, description: str, file: str) -> Header:
-    # nt joins the headers of identical sequences with Control-A; the first one is used.
-    first = description.split("\x01", 1)[0]
-    words = first.removeprefix("PREDICTED: ").split()
-    return Header(id, type_in_words(first), taxon=" ".join(words[:2]))
-
-
-_READERS = {"rnacentral": _rnacentral, "rfam": _rfam, "ensembl": _ensembl, "ncbi": _ncbi}

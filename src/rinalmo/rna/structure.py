@@ -127,7 +127,7 @@ class Structure:
     def __post_init__(self) -> None:
         name, sequence, length = self.name, self.sequence, len(self.sequence)
         if name != name.strip() or set("\r\n\0") & set(name):
-            raise SequenceError(f"the name {name!r} is not one line without outer blanks; rename it")
+            raise SequenceError(f"the name {name!r} is not one line without blanks around it; rename it")
         record = record_name(name)
         if not sequence:
             raise SequenceError("has no sequence; remove it, or copy the file again if it is cut off", record=record)
@@ -153,14 +153,14 @@ class Structure:
 
     @classmethod
     def from_dot_bracket(cls, name: str, sequence: str, text: str) -> Structure:
-        """A structure from dot-bracket notation; brackets of different kinds may cross.
+        """A structure from dot-bracket notation; brackets of different types may cross.
 
         Raises:
             SequenceError: As for the class, or the brackets are not balanced, or the lengths differ.
         """
         if len(text) != len(sequence):
             raise SequenceError(
-                f"the structure has {len(text):,} characters and the sequence {len(sequence):,}; both must be as long",
+                f"the structure has {len(text):,} characters and the sequence {len(sequence):,}; they must be equal",
                 record=record_name(name),
             )
         return cls(name, sequence, pairs_of(text))
@@ -181,8 +181,14 @@ class Structure:
 
     @property
     def dot_bracket(self) -> str:
-        """Dot-bracket notation. Raises SequenceError if the 30 kinds of brackets do not suffice."""
-        return dot_bracket_of(self.pairs, len(self))
+        """Dot-bracket notation. Raises SequenceError if the 30 types of brackets are not enough."""
+        text = ["."] * len(self.sequence)
+        for level, pairs in enumerate(_levels(self.pairs)):
+            if level == len(OPENING):
+                raise SequenceError(f"pseudoknots need more than {len(OPENING)} types of brackets; write CT or BPSEQ")
+            for i, j in pairs:
+                text[i], text[j] = OPENING[level], CLOSING[level]
+        return "".join(text)
 
     def matrix(self) -> np.ndarray:
         """The pairs as a symmetric matrix `(length, length)` of bool."""
@@ -209,7 +215,7 @@ class Structure:
 
 
 def pairs_of(text: str) -> Pairs:
-    """The pairs of dot-bracket notation; brackets of different kinds may cross.
+    """The pairs of dot-bracket notation; brackets of different types may cross.
 
     Raises SequenceError for an unknown character, and for a bracket without its partner.
     """
@@ -231,17 +237,6 @@ def pairs_of(text: str) -> Pairs:
         position = min(stack[-1] for stack in open_.values() if stack)
         raise _problem(f"{text[position]!r} is never closed; add its bracket or put a '.'", position)
     return tuple(sorted(pairs))
-
-
-def dot_bracket_of(pairs: Iterable[tuple[int, int]], length: int) -> str:
-    """Dot-bracket notation of pairs. Raises SequenceError if the 30 kinds of brackets do not suffice."""
-    text = ["."] * length
-    for level, chosen in enumerate(_levels(tuple(sorted(pairs)))):
-        if level == len(OPENING):
-            raise SequenceError(f"pseudoknots need more than {len(OPENING)} kinds of brackets; write CT or BPSEQ")
-        for i, j in chosen:
-            text[i], text[j] = OPENING[level], CLOSING[level]
-    return "".join(text)
 
 
 def _levels(pairs: Pairs) -> Iterator[Pairs]:
