@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import rinalmo
+from rinalmo.io.recipe_files import load as load_recipe
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.rinalmo import ModelSpec, create
 from rinalmo.rna.formats import read_structures
 from rinalmo.training.finetune import finetune_from_recipe
-from rinalmo.training.recipes import load_finetune_recipe
+from rinalmo.training.recipes import FinetuneRecipe
 
 FP32 = ("--precision", "fp32")
 HAIRPINS = ["GGGC" + "A" * (4 + n % 3) + "GCCC" + "A" * (n % 5) for n in range(30)]
@@ -43,7 +44,9 @@ def model(folder, data, tiny):
     steps = ("train.epochs=8", "train.precision=fp32", "optimizer.lr=3e-3", "data.sequences_per_batch=8")
     changes = ("backbone.mode=full", *steps)
     given = (f"init={tiny}", f"data.train={data}", "logging.plots=false", "logging.peak_flops=1e12")
-    finetune_from_recipe(load_finetune_recipe("finetune-secondary-structure", [*given, *changes]), folder / "run")
+    finetune_from_recipe(
+        load_recipe(FinetuneRecipe, "finetune-secondary-structure", [*given, *changes]), folder / "run"
+    )
     return folder / "run" / "model"
 
 

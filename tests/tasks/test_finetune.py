@@ -12,10 +12,11 @@ from rinalmo.engine.engine import Engine
 from rinalmo.errors import CheckpointError, InputError
 from rinalmo.inference.fold import fold
 from rinalmo.inference.predict import predict
+from rinalmo.io.recipe_files import load as load_recipe
 from rinalmo.tasks.evaluate import evaluate
 from rinalmo.training.checkpoint import listed
-from rinalmo.training.finetune import finetune_and_test, finetune_from_recipe
-from rinalmo.training.recipes import load_finetune_recipe
+from rinalmo.training.finetune import finetune_from_recipe
+from rinalmo.training.recipes import FinetuneRecipe
 from rinalmo.training.run_folder import read_log
 from rinalmo.training.trainer import Listener
 from rinalmo.weights.checkpoint import convert, load
@@ -42,7 +43,7 @@ def make_recipe(backbone):
             "schedule.warmup_steps": 0,
             **{key.replace("__", "."): value for key, value in changes.items()},
         }
-        return load_finetune_recipe(f"finetune-{task}", [f"{key}={value}" for key, value in values.items()])
+        return load_recipe(FinetuneRecipe, f"finetune-{task}", [f"{key}={value}" for key, value in values.items()])
 
     return make
 
@@ -177,7 +178,7 @@ def test_classes_and_their_probabilities(make_recipe, make_table, sequences, tmp
     labels = ["rich" if gc(s) > 0.5 else "poor" for s in sequences]
     data = make_table(sequence=sequences, label=labels, group=[s[0] for s in sequences])
     recipe = make_recipe("ncrna-family", data, data__test=data, train__epochs=8, data__columns__group="group")
-    _, found = finetune_and_test(recipe, tmp_path / "run")
+    found = finetune_from_recipe(recipe, tmp_path / "run").evaluation
     assert found.count == 60
     losses = [line["loss"] for line in read_log(tmp_path / "run") if "loss" in line]
     assert np.mean(losses[-8:]) < np.mean(losses[:8])
@@ -189,7 +190,7 @@ def test_classes_and_their_probabilities(make_recipe, make_table, sequences, tmp
     assert right == pytest.approx(found.metrics["accuracy"].value)
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["count"] == 60
     card = (tmp_path / "run" / "model" / "README.md").read_text()
-    for text in ("fine-tuned for ncrna-family from", "| test | 60 |", "| accuracy | ", "the whole model learns"):
+    for text in ("fine-tuned for ncrna-family from", "| test | 60 |", "| accuracy | ", "the whole model is trained"):
         assert text in card
 
 
@@ -206,7 +207,7 @@ def test_a_value_for_each_nucleotide(make_recipe, make_table, sequences, tmp_pat
 def test_folds_cover_everything_once(make_recipe, make_table, sequences, tmp_path):
     data = make_table(sequence=sequences, te=[gc(s) for s in sequences])
     recipe = make_recipe("translation-efficiency", data, data__folds=3, train__max_steps=2, backbone__mode="frozen")
-    _, found = finetune_and_test(recipe, tmp_path / "run")
+    found = finetune_from_recipe(recipe, tmp_path / "run").evaluation
     assert found.count == 60
     parts = [json.loads((tmp_path / "run" / f"fold-{n}" / "evaluation.json").read_text()) for n in range(3)]
     assert [part["count"] for part in parts] == [20, 20, 20]
@@ -218,26 +219,26 @@ def test_one_fold_alone(make_recipe, make_table, sequences, tmp_path):
     data = make_table(sequence=sequences, te=[gc(s) for s in sequences])
     changes = {"data__folds": 3, "train__max_steps": 2, "backbone__mode": "frozen"}
     recipe = make_recipe("translation-efficiency", data, data__fold=1, **changes)
-    _, found = finetune_and_test(recipe, tmp_path / "run")
+    found = finetune_from_recipe(recipe, tmp_path / "run").evaluation
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["fold-1"]
     said = json.loads((tmp_path / "run" / "fold-1" / "evaluation.json").read_text())
     assert (found.count, found.interval) == (20, said["interval"]) == (20, "95 % bootstrap intervals")
     # The others can follow.
-    _, together = finetune_and_test(
+    together = finetune_from_recipe(
         make_recipe("translation-efficiency", data, **changes), tmp_path / "run", resume=True
-    )
+    ).evaluation
     assert together.count == 60
     assert json.loads((tmp_path / "run" / "fold-1" / "evaluation.json").read_text()) == said
     for wrong, said in (({"data__folds": 3, "data__fold": 3}, "from 0 to 2"), ({"data__fold": 0}, "of how many")):
         with pytest.raises(InputError, match=said):
-            finetune_and_test(make_recipe("translation-efficiency", data, **wrong), tmp_path / "no")
+            finetune_from_recipe(make_recipe("translation-efficiency", data, **wrong), tmp_path / "no")
 
 
 def test_the_crop_is_remembered(make_recipe, make_table, sequences, tmp_path):
     long = ["A" * 19 + s[:9] + "C" * 20 for s in sequences]
     data = make_table(sequence=long, label=[int(s[:9].count("G") > 2) for s in sequences])
     recipe = make_recipe("splice-site", data, data__crop=9, data__test=data, data__max_length=9, train__epochs=2)
-    _, tested = finetune_and_test(recipe, tmp_path / "run")
+    tested = finetune_from_recipe(recipe, tmp_path / "run").evaluation
     model = tmp_path / "run" / "model"
     assert load(model).spec.task == {"name": "splice-site", "crop": 9, "crop_at": "middle"}
     assert tested.count == 60  # the longest are those that are too long as they are seen

@@ -11,7 +11,7 @@ from rinalmo.tasks.classification import NcrnaFamily
 from rinalmo.tasks.evaluate import evaluate
 from rinalmo.tasks.secondary_structure import SecondaryStructure
 from rinalmo.tasks.table import Table
-from rinalmo.training.finetune import finetune_and_test, finetune_from_recipe
+from rinalmo.training.finetune import finetune_from_recipe
 from rinalmo.training.recipes import recipe_for
 from rinalmo.training.run_folder import read_log
 
@@ -61,7 +61,7 @@ def test_a_column_that_is_seldom_measured(trained, make_table, sequences):
     b = [n / 60 if n < 4 else "" for n in range(60)]
     data = make_table(sequence=sequences, a=[n / 60 for n in range(60)], b=b, family=["x", "y"] * 30)
     held = make_table("held.csv", sequence=sequences[4:], a=[0.5, 0.1] * 28, b=[""] * 56)
-    run = trained("table", data, targets=("a", "b"), validation=held)
+    run = trained("table", data, target=("a", "b"), validation=held)
     assert "validation/r2" in {name for row in read_log(run) for name in row}
     whole = evaluate(data, run / "model", columns=Columns(target=("a", "b"), group="family"))
     assert whole.metrics["rmse"].value == (whole.metrics["rmse/a"].value + whole.metrics["rmse/b"].value) / 2
@@ -73,7 +73,7 @@ def test_a_column_that_is_seldom_measured(trained, make_table, sequences):
 
 
 def test_names_are_taken_as_they_are(tmp_path):
-    recipe = recipe_for("table", "a #1.csv", validation="x: y.csv", model="2024", targets=("log[TE]", "1.50", "a, b"))
+    recipe = recipe_for("table", "a #1.csv", validation="x: y.csv", model="2024", target=("log[TE]", "1.50", "a, b"))
     assert (recipe.data.train, recipe.data.validation, recipe.init) == ("a #1.csv", "x: y.csv", "2024")
     assert recipe.data.columns.target == ["log[TE]", "1.50", "a, b"]
     assert recipe_for("table", "a.csv", folds=3, overrides=["data.folds=4", "init=micro"]).data.folds == 4
@@ -83,7 +83,7 @@ def test_names_are_taken_as_they_are(tmp_path):
 def test_columns_of_predict_are_not_to_be_predicted(trained, make_table, sequences, name):
     data = make_table(sequence=sequences, **{name: ["a", "b"] * 30})
     with pytest.raises(InputError, match=f"`predict` has a column '{name}' of its own"):
-        trained("table", data, targets=(name,))
+        trained("table", data, target=(name,))
 
 
 def test_numbers_that_name_classes(make_table, sequences):
@@ -107,7 +107,7 @@ def test_cells_that_are_neither_number_nor_name(tmp_path, sequences):
 def test_what_folds_refuse_beforehand(backbone, make_table, sequences, tmp_path):
     def folds(data, run="cv", **given):
         recipe = recipe_for("table", data, model=backbone, folds=3, overrides=SHORT, **given)
-        finetune_and_test(recipe, tmp_path / run)
+        finetune_from_recipe(recipe, tmp_path / run)
 
     rare = make_table("rare.csv", sequence=sequences, y=["a", "b"] * 29 + ["a", "rare"])
     with pytest.raises(InputError, match=r"fold \d of 0 to 2: .* the class 'rare' was not in the training data"):

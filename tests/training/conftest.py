@@ -5,7 +5,8 @@ import random
 import pytest
 
 from rinalmo.data.store import StoreWriter
-from rinalmo.training.recipes import parse_recipe
+from rinalmo.io.recipe_files import parse
+from rinalmo.training.recipes import Recipe
 
 
 def _mutated(sequence, draw, share):
@@ -46,6 +47,6 @@ def make_recipe(store):
                 values.setdefault(section, {})[name] = value
             else:
                 values[section] = value
-        return parse_recipe(values, "test")
+        return parse(Recipe, values, "test")
 
     return make

@@ -16,7 +16,7 @@ from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import pack
 from rinalmo.model.rinalmo import ModelSpec, create
 from rinalmo.training.recipes import TrainRecipe
-from rinalmo.training.distributed import Ranks, Spread
+from rinalmo.training.distributed import ParallelModel, Ranks
 from rinalmo.training.pretrain import MaskedLM
 
 compiling.COMPILE_BACKEND = "aot_eager"  # all of torch.compile but the compiler itself, which takes half a minute
@@ -28,12 +28,12 @@ def gradients(fuse, precision, checkpointing):
     model = create(ModelSpec(ModelConfig(**sizes), heads={"lm_head": {}}))
     model.encoder.fuse = fuse
     recipe = TrainRecipe(epochs=1, sharding="fsdp", precision=precision, activation_checkpointing=checkpointing)
-    spread = Spread(MaskedLM(model).train(), model, recipe, ranks)
+    parallel = ParallelModel(MaskedLM(model).train(), model, recipe, ranks)
     ids, layout = pack([[1, *[6, 7, 8, 9] * 5, 2], [1, *[6, 9] * (4 + ranks.rank), 2]])
-    with spread.forward() as module:
+    with parallel.forward() as module:
         loss = F.cross_entropy(module(ids, layout, torch.arange(1, 9)), ids[1:9])
     loss.backward()
-    return [parameter.grad.full_tensor() for parameter in spread.module.parameters()]
+    return [parameter.grad.full_tensor() for parameter in parallel.module.parameters()]
 
 errors = {}
 for precision in ("fp32", "bf16"):

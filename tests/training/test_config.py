@@ -7,10 +7,10 @@ import torch
 import yaml
 
 from rinalmo.errors import CheckpointError, InputError
-from rinalmo.io.recipe_files import RECIPES, names
+from rinalmo.io.recipe_files import RECIPES, names, parse
 from rinalmo.model.config import ModelConfig
 from rinalmo.training.pretrain import batch_options
-from rinalmo.training.recipes import PRETRAIN_PREFIX, ModelRecipe, load_recipe, parse_recipe
+from rinalmo.training.recipes import PRETRAIN_PREFIX, ModelRecipe, Recipe, load_recipe
 from rinalmo.training.trainer import with_precision
 
 NAMES = ["giga", "mega", "micro", "nano", "nano-cpu", "tiny"]
@@ -116,7 +116,7 @@ def test_names_and_files(tmp_path):
 
 def test_a_recipe_written_out_is_the_same_recipe():
     recipe = load_recipe("pretrain-nano-cpu", ["data.store=somewhere"])
-    assert parse_recipe(yaml.safe_load(recipe.dump()), "dump") == recipe
+    assert parse(Recipe, yaml.safe_load(recipe.dump()), "dump") == recipe
 
 
 def test_sizes_that_are_no_model_are_refused():

@@ -28,9 +28,9 @@ def test_losses_of_fp16_are_those_of_fp32(backbone, tmp_path):
 
 
 def test_fp16_does_not_go_with_shards():
-    from rinalmo.training.distributed import Ranks, Spread
+    from rinalmo.training.distributed import ParallelModel, Ranks
     from rinalmo.training.recipes import TrainRecipe
 
     model = rinalmo.load("nano")
     with pytest.raises(rinalmo.errors.InputError, match=r"fp16 scales the loss, which train\.sharding fsdp cannot"):
-        Spread(model, model, TrainRecipe(precision="fp16", sharding="fsdp"), Ranks(world=2))
+        ParallelModel(model, model, TrainRecipe(precision="fp16", sharding="fsdp"), Ranks(world=2))

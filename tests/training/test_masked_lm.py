@@ -47,7 +47,7 @@ def test_the_first_loss_and_gradient_are_those_written_out(make_task):
     expected = losses_one_by_one(task.model, batches).mean()
     gradients = torch.autograd.grad(expected, list(task.module.parameters()))
     norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
-    trainer = Trainer(task, recipe, Ranks(), checkpoints=None, tell=lambda event: None)
+    trainer = Trainer(task, recipe, Ranks(), checkpoints=None)
     trainer.step()
     assert trainer.progress.losses[0] == pytest.approx(expected.item(), rel=1e-5)
     assert trainer.norm == pytest.approx(norm.item(), rel=1e-4)
@@ -57,7 +57,7 @@ def test_micro_batches_do_not_change_the_steps(make_task):
     runs = []
     for micro_tokens in (64, 256, 4096):
         recipe, task = make_task(data__micro_tokens=micro_tokens)
-        trainer = Trainer(task, recipe, Ranks(), checkpoints=None, tell=lambda event: None)
+        trainer = Trainer(task, recipe, Ranks(), checkpoints=None)
         for _ in range(5):
             trainer.step()
         runs.append(trainer.progress.losses)
@@ -69,7 +69,7 @@ def test_recomputed_activations_change_nothing(make_task):
     runs = []
     for recompute in (False, True):
         recipe, task = make_task(train__activation_checkpointing=recompute, model__hidden_dropout=0.1)
-        trainer = Trainer(task, recipe, Ranks(), checkpoints=None, tell=lambda event: None)
+        trainer = Trainer(task, recipe, Ranks(), checkpoints=None)
         for _ in range(3):
             trainer.step()
         runs.append(trainer.progress.losses)

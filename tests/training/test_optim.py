@@ -8,7 +8,7 @@ import torch
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.rinalmo import ModelSpec, create
 from rinalmo.training.recipes import OptimizerRecipe, ScheduleRecipe, load_recipe
-from rinalmo.training.trainer import Trained, learning_rate, make_optimizer, moments, set_steps
+from rinalmo.training.trainer import ParameterGroup, learning_rate, make_optimizer, moments, set_steps
 
 
 def test_the_papers_schedule():
@@ -41,7 +41,7 @@ def model():
 
 
 def test_matrices_decay_and_vectors_do_not(model):
-    optimizer = make_optimizer([Trained(list(model.parameters()))], OptimizerRecipe(lr=0.5))
+    optimizer = make_optimizer([ParameterGroup(list(model.parameters()))], OptimizerRecipe(lr=0.5))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [{names[id(p)] for p in group["params"]} for group in optimizer.param_groups]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
@@ -63,7 +63,7 @@ def test_moments_are_there_before_the_first_step_and_change_nothing(model):
     steps = []
     for prepared in (False, True):
         copy = create(model.spec)
-        optimizer = make_optimizer([Trained(list(copy.parameters()))], OptimizerRecipe(lr=1e-2))
+        optimizer = make_optimizer([ParameterGroup(list(copy.parameters()))], OptimizerRecipe(lr=1e-2))
         if prepared:
             assert set(moments(optimizer)) == {id(parameter) for parameter in copy.parameters()}
             set_steps(optimizer, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -47,13 +48,17 @@ def pretrain_command(
         torch.set_num_threads(threads)
     with training_progress() as callbacks:
         outcome = pretrain(chosen, output, resume=resume, listener=Listener(*callbacks), device=device)
-    if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes prints for all
-        where = output / "model"
-        trained = f"{where}: trained for {outcome.step:,} steps; use it with --model {where}"
-        stopped = f"{output}: stopped and saved after step {outcome.step:,}; continue with --resume"
-        click.echo(trained if outcome.finished else stopped, err=True)
+    if outcome.finished:
+        _print_once(f"{outcome.model}: trained for {outcome.step:,} steps; use it with --model {outcome.model}")
+    else:
+        _print_once(f"{output}: stopped and saved after step {outcome.step:,}; continue with --resume")
     if outcome.signal == signal.SIGINT:
         raise KeyboardInterrupt
+
+
+def _print_once(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes prints for all
+        click.echo(text, err=True)
 
 
 @click.command("finetune")
@@ -70,20 +75,7 @@ def pretrain_command(
 @click.option("--recipe", metavar="NAME|FILE.yaml", help="Recipe.  [default: finetune-TASK]")
 @_run_options
 def finetune_command(
-    task: str,
-    data: Path,
-    model: str | None,
-    output: Path,
-    validation: Path | None,
-    test: Path | None,
-    targets: tuple[str, ...],
-    folds: int | None,
-    fold: int | None,
-    recipe: str | None,
-    resume: bool,
-    overrides: tuple[str, ...],
-    threads: int | None,
-    device: str,
+    task: str, data: Path, output: Path, targets: tuple[str, ...], threads: int | None, **options: Any
 ) -> None:
     """Train a model for a task on labelled examples; the result is in RUN/model.
 
@@ -98,42 +90,29 @@ def finetune_command(
     """
     import torch
 
-    from rinalmo.tasks.registry import task_class
-    from rinalmo.training.finetune import finetune_and_test
-    from rinalmo.training.recipes import recipe_for
-    from rinalmo.training.trainer import Listener
+    from rinalmo.training.finetune import finetune
+    from rinalmo.training.trainer import Listener, Outcome
 
-    task_class(task)
-    chosen = recipe_for(
-        task,
-        data,
-        model=model,
-        validation=validation,
-        test=test,
-        targets=targets,
-        folds=folds,
-        fold=fold,
-        recipe=recipe,
-        overrides=overrides,
-    )
     if threads is not None:
         torch.set_num_threads(threads)
+    runs: list[Outcome] = []
     with training_progress() as callbacks:
-        outcome, evaluation = finetune_and_test(
-            chosen, output, resume=resume, listener=Listener(*callbacks), device=device
-        )
-    if os.environ.get("RANK", "0") == "0":
-        if evaluation is not None:
-            print_evaluation(evaluation, "test")
-        count, only = chosen.data.folds, chosen.data.fold
-        if count and only is None:
-            done = f"{output}: {count} folds are trained; their models are {output}/fold-N/model"
-        else:
-            where = (output if only is None else output / f"fold-{only}") / "model"
-            done = f"{where}: trained for {outcome.step:,} steps; use it with --model {where}"
-        click.echo(done if outcome.finished else f"{output}: stopped and saved; continue with --resume", err=True)
-    if outcome.signal == signal.SIGINT:
-        raise KeyboardInterrupt
+        try:
+            listener = Listener(*callbacks, runs.append)
+            evaluation = finetune(task, data, output, target=targets, listener=listener, **options)
+        except KeyboardInterrupt:
+            if not runs or runs[-1].finished:
+                raise
+            _print_once(f"{output}: stopped and saved; continue with --resume")
+            if runs[-1].signal == signal.SIGINT:
+                raise
+            return
+    if evaluation is not None:
+        print_evaluation(evaluation, "test")
+    if len(runs) > 1:
+        _print_once(f"{output}: {len(runs)} folds are trained; their models are {output}/fold-N/model")
+    else:
+        _print_once(f"{runs[0].model}: trained for {runs[0].step:,} steps; use it with --model {runs[0].model}")
 
 
 @click.command("card")

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from torch import Tensor
 from transformers.utils import cached_file
 
 import rinalmo
 from rinalmo.errors import CheckpointError, InputError, MissingExtraError
 from rinalmo.hf.configuration import RiNALMoConfig
+from rinalmo.io.cards import render_card
 from rinalmo.model.rinalmo import HEADS
 from rinalmo.rna.alphabet import CARD_TOKENS, STANDARD_TOKENS, Alphabet
 from rinalmo.weights.catalog import find
@@ -242,15 +242,12 @@ def write_tokenizer_and_card(folder: Path, config: RiNALMoConfig, class_name: st
 
 
 def _card(name: str, config: RiNALMoConfig, class_name: str) -> str:
-    values = {"language": "rna", "library_name": "rinalmo"}
-    if class_name in ("RiNALMoForMaskedLM", "RiNALMoForPreTraining"):
-        values["pipeline_tag"] = "fill-mask"
-    header = yaml.safe_dump({**values, "tags": ["Biology", "RNA"], "mask_token": "<mask>"}, sort_keys=False)
-    return (
-        f"---\n{header}---\n\n# {name}\n\n"
-        f"A RiNALMo RNA language model (`{class_name}`): {config.num_hidden_layers} layers of width "
-        f"{config.hidden_size}.\n\n## Use\n\n```python\nimport rinalmo  # pip install rinalmo\n\n"
-        f'model = rinalmo.{class_name}.from_pretrained("path/to/this/folder")\n'
-        'tokenizer = rinalmo.RnaTokenizer.from_pretrained("path/to/this/folder")\n```\n\n'
-        f"Written by rinalmo {rinalmo.__version__}. What it was trained on, how, and what it reaches is to be added.\n"
-    )
+    metadata = {
+        "language": "rna",
+        "library_name": "rinalmo",
+        "pipeline_tag": "fill-mask" if class_name in ("RiNALMoForMaskedLM", "RiNALMoForPreTraining") else None,
+        "tags": ["Biology", "RNA"],
+        "mask_token": "<mask>",
+    }
+    values = {"name": name, "class_name": class_name, "config": config, "version": rinalmo.__version__}
+    return render_card("transformers_card.md.j2", metadata, **values)

@@ -145,3 +145,11 @@ def _keys(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
             if isinstance(part, type) and issubclass(part, BaseModel):
                 inner = "" if part is field.annotation or part in get_args(field.annotation)[:1] else "*."
                 yield from _keys(part, f"{prefix}{name}.{inner}")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value})
+    return flat

@@ -1,10 +1,9 @@
-"""The processes of a run: who they are, what they add up, how the model is spread over them.
+"""The processes of a run, and the model as they hold it: alone, as copies (DDP) or in shards (FSDP2).
 
-`torchrun` starts them and says in the environment who is who; without it there is one. Tensors on a CPU go over gloo,
-those on a GPU over nccl, so that a few numbers can be summed without waiting for the GPU.
+`torchrun` starts the processes and describes them in the environment; without it there is one. Tensors on a CPU go over
+gloo, those on a GPU over nccl, so that a few numbers can be summed without waiting for the GPU.
 
-The surprise: nothing here depends on the number of processes but the order of floating-point sums. DDP and FSDP
-average gradients over processes; the loop multiplies each loss by their number, which makes it the sum again.
+Nothing here depends on the number of processes but the order of floating-point sums.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -37,33 +36,33 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run."""
+    """This process among those of the run. All processes call each method together."""
 
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    def gather(self, values: Sequence[float]) -> Tensor:
-        """Everyone's numbers, fp64, one row per process. All must call it, with equally many."""
-        mine = torch.tensor(values, dtype=torch.float64)
+    def all_gather(self, values: Sequence[float]) -> Tensor:
+        """The numbers of all processes, fp64, one row per process; each process gives equally many."""
+        own = torch.tensor(values, dtype=torch.float64)
         if self.world == 1:
-            return mine[None]
-        rows = [torch.empty_like(mine) for _ in range(self.world)]
-        with company():
-            dist.all_gather(rows, mine)
+            return own[None]
+        rows = [torch.empty_like(own) for _ in range(self.world)]
+        with peer_failures():
+            dist.all_gather(rows, own)
         return torch.stack(rows)
 
-    def share(self, mine: T) -> list[T]:
-        """Everyone's values, of any kind, in the order of the processes."""
+    def all_gather_object(self, value: T) -> list[T]:
+        """The values of all processes, of any kind, in the order of the processes."""
         if self.world == 1:
-            return [mine]
-        found: list[Any] = [None] * self.world
-        with company():
-            dist.all_gather_object(found, mine)
-        return found
+            return [value]
+        values: list[Any] = [None] * self.world
+        with peer_failures():
+            dist.all_gather_object(values, value)
+        return values
 
-    def first(self, action: Callable[[], T]) -> T:
-        """Let process 0 act and tell the others what came out; if it fails, all raise."""
+    def on_rank_zero(self, action: Callable[[], T]) -> T:
+        """Call `action` in process 0 and return its result in all; if it fails, all raise."""
         outcome: list[T | RinalmoError | None] = [None]
         if self.rank == 0:
             try:
@@ -71,7 +70,7 @@ class Ranks:
             except RinalmoError as error:
                 outcome[0] = error
         if self.world > 1:
-            with company():
+            with peer_failures():
                 dist.broadcast_object_list(outcome, src=0)
         if isinstance(outcome[0], RinalmoError):
             raise outcome[0]
@@ -79,8 +78,8 @@ class Ranks:
 
 
 @contextmanager
-def joined(deadline: float, device: DeviceLike = None) -> Iterator[Ranks]:
-    """Join the processes that torchrun started; alone without it.
+def init_distributed(deadline: float, device: DeviceLike = None) -> Iterator[Ranks]:
+    """Join the processes that torchrun started; without torchrun there is one.
 
     Args:
         deadline: Seconds after which a process that waits for another one gives up.
@@ -90,25 +89,35 @@ def joined(deadline: float, device: DeviceLike = None) -> Iterator[Ranks]:
         InputError: This machine has no such device, or not one for each process.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = _device(device, int(os.environ.get("LOCAL_RANK", "0")), world)
-    with torch.cuda.device(chosen) if chosen.type == "cuda" else nullcontext():
-        if world == 1:
-            yield Ranks(device=chosen)
+    requested = str(device or "auto")
+    chosen = choose_device(device)
+    if world > 1 and chosen.type == "cuda" and requested in ("auto", "cuda"):
+        chosen = choose_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    if world > 1 and chosen.type == "mps":
+        if requested != "auto":
+            raise InputError("device mps: several processes cannot share it; start one, or use --device cpu")
+        chosen = torch.device("cpu")
+    with ExitStack() as stack:
+        if chosen.type == "cuda":
+            stack.enter_context(torch.cuda.device(chosen))
+        if world > 1:
+            rank = stack.enter_context(_process_group(chosen, world, deadline))
+            yield Ranks(rank, world, chosen)
         else:
-            with _process_group(chosen, world, deadline) as ranks:
-                yield ranks
+            yield Ranks(device=chosen)
 
 
 @contextmanager
-def _process_group(device: torch.device, world: int, deadline: float) -> Iterator[Ranks]:
+def _process_group(device: torch.device, world: int, deadline: float) -> Iterator[int]:
+    """The process group of the run; gives the rank of this process."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=deadline)
-    with company():
+    with peer_failures():
         store, rank, _ = next(dist.rendezvous("env://", timeout=timeout))
         store = dist.PrefixStore(start_name(store, rank, world, deadline), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     try:
-        yield Ranks(dist.get_rank(), world, device)
+        yield rank
     except BaseException as error:
         traceback.clear_frames(error.__traceback__)
         raise
@@ -120,45 +129,33 @@ def _process_group(device: torch.device, world: int, deadline: float) -> Iterato
 
 
 def start_name(store: dist.Store, rank: int, world: int, deadline: float) -> str:
-    """A name of this start of all processes, which no earlier one had.
+    """A name for this start of all processes that no earlier start had.
 
-    torchrun keeps one store for all its restarts, and gloo would look there for the addresses of processes that are
-    dead. A count of restarts would not do: each node has its own. So process 0 invents a name, tells it to whoever
-    presents itself, dead or alive, and waits until every other process has said that it heard.
+    torchrun keeps one store for all its restarts, and gloo would find the addresses of dead processes there. A count of
+    restarts does not help: each node has its own. So process 0 draws a name, answers each process that says hello, dead
+    or alive, and waits until every other process has confirmed the name.
     """
-    mine = secrets.token_hex(8)
+    own = secrets.token_hex(8)
     if rank:
-        store.set(f"rinalmo/hello/{rank}", mine)
-        start = store.get(f"rinalmo/welcome/{mine}").decode()
+        store.set(f"rinalmo/hello/{rank}", own)
+        start = store.get(f"rinalmo/welcome/{own}").decode()
         store.set(f"rinalmo/heard/{start}/{rank}", "")
         return start
     missing, end = set(range(1, world)), time.monotonic() + deadline
     while missing:
         for other in missing:
             hello = store.get(f"rinalmo/hello/{other}").decode()
-            store.set(f"rinalmo/welcome/{hello}", mine)
-        missing = {other for other in missing if not store.check([f"rinalmo/heard/{mine}/{other}"])}
+            store.set(f"rinalmo/welcome/{hello}", own)
+        missing = {other for other in missing if not store.check([f"rinalmo/heard/{own}/{other}"])}
         if missing and time.monotonic() > end:
             raise dist.DistStoreError(f"processes {sorted(missing)} have not come")
         time.sleep(0.01)
-    return mine
-
-
-def _device(given: DeviceLike, local_rank: int, world: int) -> torch.device:
-    """The device of this process: of several on GPUs each takes the one of its own number."""
-    device = choose_device(given)
-    if world > 1 and device.type == "cuda" and str(given or "auto") in ("auto", "cuda"):
-        device = choose_device(f"cuda:{local_rank}")
-    if device.type == "mps" and world > 1:
-        if given is None or str(given) == "auto":
-            return torch.device("cpu")
-        raise InputError("device mps: several processes cannot share it; start one, or use --device cpu")
-    return device
+    return own
 
 
 @contextmanager
-def company() -> Iterator[None]:
-    """A process that is gone or late shows in the others as a failed exchange: one line instead of a traceback."""
+def peer_failures() -> Iterator[None]:
+    """Turn a failed exchange with a dead or late process into a TrainingError."""
     try:
         yield
     except RuntimeError as error:
@@ -169,17 +166,17 @@ def company() -> Iterator[None]:
         raise TrainingError(f"another process of this run is gone or late ({reason}); go on with --resume") from None
 
 
-class Spread:
-    """A module as the processes of a run hold it: call it as the module itself.
+class ParallelModel:
+    """A module spread over the processes of a run.
 
-    Alone it is the module. With `ddp` every process has a copy; with `fsdp` the blocks are cut into shards in place,
-    and each process gathers a block when it computes it.
+    One process holds the module itself. With `ddp` every process has a copy; with `fsdp` the blocks are cut into shards
+    in place, and each process gathers a block when it computes it.
     """
 
     def __init__(
         self, module: nn.Module, model: RiNALMo, recipe: TrainRecipe, ranks: Ranks, *, staged: bool = False
     ) -> None:
-        """`staged` parameters begin to learn later than the others; until then no gradient of theirs is waited for."""
+        """With `staged`, some parameters are trained later than others; until then DDP does not wait for them."""
         self.device = ranks.device
         self.sharded = ranks.world > 1 and recipe.sharding == "fsdp"
         self.half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
@@ -188,45 +185,39 @@ class Spread:
         model.encoder.gradient_checkpointing = recipe.activation_checkpointing
         self.module: nn.Module = module.to(ranks.device)
         if self.sharded:
-            _shard(module, model, self.half == torch.bfloat16)
+            # Inputs are not cast: rotary angles and the masked-LM head stay in fp32.
+            policy = MixedPrecisionPolicy(self.half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+            for block in model.encoder.blocks:
+                fully_shard(block, mp_policy=policy)
+            for name in model.spec.heads:
+                fully_shard(model.head(name), mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+            fully_shard(module, mp_policy=policy)
         elif ranks.world > 1:
-            on = [ranks.device] if ranks.device.type == "cuda" else None
+            devices = [ranks.device] if ranks.device.type == "cuda" else None
             self.module = DistributedDataParallel(
-                module, on, gradient_as_bucket_view=True, find_unused_parameters=staged
+                module, devices, gradient_as_bucket_view=True, find_unused_parameters=staged
             )
 
     @contextmanager
     def forward(self, last: bool = True) -> Iterator[nn.Module]:
-        """The module to call; its gradients are exchanged in the backward pass of the `last` micro-batch of a step."""
+        """The module to call; gradients are exchanged in the backward pass of the `last` micro-batch of a step."""
         if isinstance(self.module, FSDPModule):
             self.module.set_requires_gradient_sync(last)
         copies = isinstance(self.module, DistributedDataParallel)
-        quiet = self.module.no_sync() if copies and not last else nullcontext()  # type: ignore[operator]
+        sync = self.module.no_sync() if copies and not last else nullcontext()  # type: ignore[operator]
         # FSDP computes with bf16 copies of the weights, which is its own way to the same end.
         half = torch.autocast(self.device.type, self.half, enabled=bool(self.half) and not self.sharded)
-        with quiet, half:
+        with sync, half:
             yield self.module
         torch.clear_autocast_cache()  # where the caller has autocast on, its end does not do so
 
-    def rest(self) -> None:
-        """After a forward pass without a backward pass: let go of what was gathered for it."""
+    def reshard(self) -> None:
+        """Free the gathered blocks after a forward pass without a backward pass."""
         for module in self.module.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
 
     def clip(self, limit: float) -> float:
-        """Scale the gradient to at most this norm; returns the norm that it had."""
+        """Scale the gradient to at most this norm; returns the norm before."""
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), limit)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
-
-def _shard(module: nn.Module, model: RiNALMo, half: bool) -> None:
-    """Cut the blocks, then what is left, into one shard per process."""
-    bf16 = torch.bfloat16 if half else None
-    # Inputs are not cast: rotary angles and the masked-LM head stay in fp32.
-    policy = MixedPrecisionPolicy(param_dtype=bf16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in model.encoder.blocks:
-        fully_shard(block, mp_policy=policy)
-    for name in model.spec.heads:
-        fully_shard(model.head(name), mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
-    fully_shard(module, mp_policy=policy)

@@ -1,27 +1,27 @@
-"""Recipes of training: everything that decides how a run goes, checked before anything is computed.
+"""Training recipes: all settings of a run, validated before anything is computed.
 
 A recipe is a name (`pretrain-nano`, one of those in `rinalmo/recipes/`) or a file. `--set section.key=value` changes
 single values under the same checks. A run folder keeps the recipe with all defaults filled in, which is itself a
-recipe. The surprise: PyYAML reads `5e-5` as text (YAML 1.1 wants a dot), so numbers are converted by pydantic.
+recipe. PyYAML reads `5e-5` as text (YAML 1.1 wants a dot), so pydantic converts the numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from rinalmo.io.recipe_files import Section, load, parse
+from rinalmo.io.recipe_files import Section, load
 from rinalmo.model.config import ModelConfig
 
-PRETRAIN_PREFIX = "pretrain-"
+PRETRAIN_PREFIX, FINETUNE_PREFIX = "pretrain-", "finetune-"
 
 
 class ModelRecipe(Section):
-    """Sizes: those of `preset`, changed by whatever else is given. With `init` only the dropouts count."""
+    """The sizes of `preset`, changed by the other fields. With `init` only the dropouts are used."""
 
     preset: str | None = None
     hidden_size: int | None = None
@@ -39,12 +39,12 @@ class ModelRecipe(Section):
         return self.model_dump(exclude={"preset"}, exclude_none=True)
 
     def config(self) -> ModelConfig:
-        """The config that this describes; raises CheckpointError if it is none."""
+        """The config with these sizes; raises CheckpointError for sizes that do not fit together."""
         return ModelConfig.preset(self.preset, **self.changes()) if self.preset else ModelConfig(**self.changes())
 
 
 class WeightsRecipe(Section):
-    """How often clusters are drawn, by source, family and size; see `rinalmo.data.sampling.Weights`."""
+    """Sampling weights of clusters by source, family and size; see `rinalmo.data.sampling.Weights`."""
 
     source: dict[str, float] = Field(default_factory=dict)
     family: dict[str, float] = Field(default_factory=dict)
@@ -60,11 +60,11 @@ class MaskingRecipe(Section):
 
 
 class DataRecipe(Section):
-    """What is read and how it is batched; see `rinalmo.data.batches.BatchOptions`.
+    """The token store and its batches; see `rinalmo.data.batches.BatchOptions`.
 
-    store         folder that `rinalmo data prepare` made
+    store         folder made by `rinalmo data prepare`
     fingerprint   of that store; filled in when a run starts, and another store is then refused
-    workers       threads that make batches ahead
+    workers       threads that prepare batches in advance
     """
 
     store: str | None = None
@@ -85,12 +85,12 @@ class TrainRecipe(Section):
     seed                   of fresh weights, of the data's order and masks, of dropout
     max_steps              optimizer steps; None: `epochs` over the data
     checkpoint_every       steps between checkpoints; None: one after each epoch
-    clip                   largest norm of the gradient
+    clip                   maximum norm of the gradient
     precision              bf16: autocast with fp32 weights (under fsdp, bf16 copies of them); fp16: the same with a
                            scaled loss, for GPUs without bf16; fp32; auto: bf16, or fp16 on such a GPU, where the
-                           device has it natively, which the run's own recipe then says
-    sharding               ddp: every process holds the model; fsdp: they share it
-    activation_checkpointing   recompute each block in the backward pass instead of keeping its inside
+                           device has it natively; the run folder's recipe has the choice
+    sharding               ddp: every process holds the model; fsdp: each holds a shard
+    activation_checkpointing   recompute each block in the backward pass instead of keeping its activations
     deadline               seconds after which a process that waits for another one gives up
     """
 
@@ -115,9 +115,9 @@ class OptimizerRecipe(Section):
 
 
 class ScheduleRecipe(Section):
-    """Linear warm-up from `start_lr`, then down to `min_lr` over `decay_steps` (None: the rest of the run).
+    """Linear warm-up from `start_lr`, then decay to `min_lr` over `decay_steps` (None: the rest of the run).
 
-    shape   cosine, linear, or constant: no way down
+    shape   cosine, linear, or constant: no decay
     """
 
     shape: Literal["cosine", "linear", "constant"] = "cosine"
@@ -135,7 +135,7 @@ class ValidationRecipe(Section):
 
 
 class CheckpointRecipe(Section):
-    """Which checkpoints stay: the last `keep_last`, and the one of least validation loss."""
+    """Keep the last `keep_last` checkpoints, and the one with the best validation metric."""
 
     keep_last: PositiveInt = 2
     keep_best: bool = True
@@ -144,7 +144,7 @@ class CheckpointRecipe(Section):
 class LoggingRecipe(Section):
     """`log.jsonl` every so many steps; TensorBoard files and loss plots need the extras `tensorboard` and `plots`.
 
-    `peak_flops` is what utilisation is measured against, of all processes together; None: measured at the start.
+    `peak_flops` is the peak FLOP/s of all processes, which the MFU is relative to; None: measured at the start.
     """
 
     every: PositiveInt = 10
@@ -154,7 +154,7 @@ class LoggingRecipe(Section):
 
 
 class RunRecipe(Section):
-    """What every run has, whatever is learned."""
+    """The sections that all runs have."""
 
     train: TrainRecipe = TrainRecipe()
     optimizer: OptimizerRecipe
@@ -169,7 +169,7 @@ class RunRecipe(Section):
 
 
 class Recipe(RunRecipe):
-    """A whole pre-training run. `init` is a model to go on from: a name, folder or file; None: fresh weights."""
+    """A pre-training run. `init` is the model to start from: a name, folder or file; None: fresh weights."""
 
     init: str | None = None
     model: ModelRecipe = ModelRecipe()
@@ -184,14 +184,6 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return load(Recipe, source, overrides, PRETRAIN_PREFIX)
 
 
-def parse_recipe(values: Mapping[str, Any], source: str) -> Recipe:
-    """A recipe from nested values; `source` is what errors call it."""
-    return parse(Recipe, values, source)
-
-
-FINETUNE_PREFIX = "finetune-"
-
-
 class ColumnsRecipe(Section):
     """Columns of a table of examples; None: found by their usual names."""
 
@@ -202,16 +194,16 @@ class ColumnsRecipe(Section):
 
 
 class ExamplesRecipe(Section):
-    """Where the examples are, and how they are batched.
+    """The files of examples, and their batches.
 
     train, validation, test   files; without `validation` a share of `train` is held out, drawn with the run's seed
     fingerprints              of these files; filled in when a run starts, and other contents are then refused
     folds, fold               cross-validation: of so many folds, this one (from 0 on; None: each in turn) is the test
                               set and the one before it the validation set
-    sequences_per_batch       of an optimizer step
+    sequences_per_batch       per optimizer step
     micro_tokens              tokens computed at once; results do not depend on it
-    crop, crop_at             see at most so many nucleotides, of this part of the sequence; the model remembers it
-    max_length                examples longer than this are left out, and counted
+    crop, crop_at             use at most this many nucleotides, from this part of the sequence; part of the model
+    max_length                longer examples are left out, and counted
     """
 
     train: str | None = None
@@ -230,17 +222,18 @@ class ExamplesRecipe(Section):
 
 
 class OptionsRecipe(Section):
-    """What belongs to one task only.
+    """Options of single tasks.
 
-    kind, per              what a `table` holds, where its cells do not say: see `rinalmo.tasks.table`
-    decimal                how a `table` writes numbers: `point` (1,234.5) or `comma` (1.234,5)
-    missing                what a `table` does with rows without a value: `drop` leaves them out, `class` takes words
-                           such as NA and None for names
-    pooling                what the head of `splice-site`, `ncrna-family` or a `table` for whole sequences looks at:
-                           `cls`, as in the paper, or the `mean` of all tokens
-    head                   of `secondary-structure`: `pairs`, the paper's, or `partners`, which is made for small models
-    channels, num_blocks   its width and depth
-    window                 nt above which its model folds an RNA in windows of that size
+    kind, per              of a `table`: the kind of its values, where its cells leave that open; see
+                           `rinalmo.tasks.table`
+    decimal                of a `table`: numbers with a decimal `point` (1,234.5) or `comma` (1.234,5)
+    missing                of a `table`: `drop` leaves rows without a value out, `class` takes words such as NA and
+                           None as class names
+    pooling                of the head of `splice-site`, `ncrna-family` or a `table` of whole sequences: `cls`, as in
+                           the paper, or the `mean` of all tokens
+    head                   of `secondary-structure`: `pairs`, the paper's, or `partners`, for small models
+    channels, num_blocks   width and depth of that head
+    window                 longer RNAs are folded in windows of this many nucleotides
     """
 
     kind: Literal["regression", "binary", "multiclass", "multilabel"] | None = None
@@ -255,20 +248,20 @@ class OptionsRecipe(Section):
 
 
 class StageRecipe(Section):
-    """From the beginning of `epoch` on, the next `blocks` blocks from the top learn too; None: all that are left."""
+    """From `epoch` on, train the next `blocks` blocks from the top as well; None: all remaining ones."""
 
     epoch: NonNegativeInt
     blocks: PositiveInt | None = None
 
 
 class BackboneRecipe(Section):
-    """How much of the encoder learns.
+    """The trained part of the encoder.
 
     mode      full: all of it, from the start
-              gradual: the head alone, then blocks from the top as `stages` say, at `scale` times the head's rate;
-              the final norm with the first of them, the embedding never
-              frozen: none; its states are computed once and kept beside the run
-              lora: low-rank additions to its matrices (the extra `lora`), which the written model has merged
+              gradual: the head alone, then blocks from the top by `stages`, at `scale` times the head's rate; the
+              final norm with the first of them, the embedding never
+              frozen: none; its states are computed once and cached in the run folder
+              lora: low-rank adapters of its matrices (the extra `lora`), merged into the written model
     """
 
     mode: Literal["full", "gradual", "frozen", "lora"] = "full"
@@ -287,7 +280,7 @@ class FinetuneValidation(ValidationRecipe):
 
 
 class FinetuneRecipe(RunRecipe):
-    """A whole fine-tuning run: `task` on the backbone of the model `init`."""
+    """A fine-tuning run: `task` on the backbone of the model `init`."""
 
     task: str
     init: str = "nano"
@@ -297,29 +290,31 @@ class FinetuneRecipe(RunRecipe):
     validation: FinetuneValidation = FinetuneValidation()
 
 
+_GIVEN = {
+    "model": "init",
+    "validation": "data.validation",
+    "test": "data.test",
+    "target": "data.columns.target",
+    "folds": "data.folds",
+    "fold": "data.fold",
+}
+
+
 def recipe_for(
     task: str,
     data: str | Path,
-    *,
-    model: str | Path | None = None,
-    validation: str | Path | None = None,
-    test: str | Path | None = None,
-    targets: Sequence[str] = (),
-    folds: int | None = None,
-    fold: int | None = None,
     recipe: str | Path | None = None,
     overrides: Sequence[str] = (),
+    target: str | Sequence[str] = (),
+    **given: Any,
 ) -> FinetuneRecipe:
-    """The recipe `finetune-TASK`, or another one, for these files; raises InputError for what is wrong."""
-    files = {"data.train": data, "data.validation": validation, "data.test": test, "init": model}
-    given: dict[str, Any] = {"task": task, **{key: str(path) for key, path in files.items() if path is not None}}
-    numbers = {"data.folds": folds, "data.fold": fold}
-    given |= {key: number for key, number in numbers.items() if number is not None}
-    if targets:
-        given["data.columns.target"] = list(targets)
-    return load(FinetuneRecipe, recipe or f"{FINETUNE_PREFIX}{task}", overrides, FINETUNE_PREFIX, given)
+    """The recipe `finetune-TASK`, or another one, with values `given` by the names that `rinalmo.finetune` has.
 
-
-def load_finetune_recipe(source: str | Path, overrides: Sequence[str] = ()) -> FinetuneRecipe:
-    """A recipe by name or file, with `section.key=value` overrides; raises InputError as `load_recipe` does."""
-    return load(FinetuneRecipe, source, overrides, FINETUNE_PREFIX)
+    Raises InputError as `load_recipe` does.
+    """
+    values: dict[str, Any] = {"task": task, "data.train": str(data)}
+    given["target"] = ([target] if isinstance(target, str) else list(target)) or None
+    for name, value in given.items():
+        if value is not None:
+            values[_GIVEN[name]] = str(value) if isinstance(value, Path) else value
+    return load(FinetuneRecipe, recipe or f"{FINETUNE_PREFIX}{task}", overrides, FINETUNE_PREFIX, values)

@@ -1,7 +1,11 @@
-"""What a run writes down as it goes: `log.jsonl`, TensorBoard files if asked for, and loss plots at the end.
+"""The folder of a run: its recipe, its log, the versions it ran with, and its loss plot.
 
-Each line is one object with its `step`; training lines have `loss`, validation lines `validation/loss`. A run that
-goes on after an interruption first cuts the log back to the checkpoint, so that each step stands there once.
+    recipe.yaml     the recipe with all defaults filled in
+    versions.json   one entry for each start
+    log.jsonl       one object per line with its `step`: training lines have `loss`, validation lines `validation/loss`
+    checkpoints/, model/, evaluation.json, loss.png, tensorboard/, examples/
+
+A run that is resumed first cuts the log back to the checkpoint, so that each step has one line.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -21,80 +26,14 @@ import torch
 import rinalmo
 from rinalmo.errors import InputError, MissingExtraError, RinalmoError, TrainingError
 from rinalmo.io.files import LOCK, clear_temporaries, destination, held, is_temporary, replacing
-from rinalmo.io.recipe_files import parse, read
+from rinalmo.io.recipe_files import flatten, parse, read
 from rinalmo.plots.curves import draw_curves
-from rinalmo.training.recipes import Recipe, RunRecipe
+from rinalmo.training.recipes import FinetuneRecipe, Recipe, RunRecipe
 
 LOG, PLOT = "log.jsonl", "loss.png"
-
-
-class RunLog:
-    """The log of one run folder; used by one process."""
-
-    def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
-        """Open the log, cut back to what was written up to `step`."""
-        kept = [line for line in read_log(folder) if line["step"] <= step]
-        with replacing(folder / LOG) as file:
-            file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
-        self._file = (folder / LOG).open("a", encoding="utf-8", newline="\n", buffering=1)
-        self._board = _board(folder / "tensorboard", step) if tensorboard else None
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one line."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Finish the files."""
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; a last line that a kill cut short is left out."""
-    path = folder / LOG
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def logs_of(runs: Iterable[Path]) -> dict[str, list[dict[str, Any]]]:
-    """The logs of run folders, by as much of the ends of their paths as tells them apart.
-
-    Raises InputError for a folder without a log, or named twice.
-    """
-    folders = [folder.resolve() for folder in runs]
-    logs = [read_log(folder) for folder in folders]
-    for folder, lines in zip(folders, logs, strict=True):
-        if not lines:
-            raise InputError(f"{folder}: no run, or none that has written a line to {LOG} yet")
-        if folders.count(folder) > 1:
-            raise InputError(f"{folder}: is named twice")
-    parts = 1
-    while len(set(names := [Path(*folder.parts[-parts:]).as_posix() for folder in folders])) < len(folders):
-        parts += 1
-    return dict(zip(names, logs, strict=True))
-
-
-def _board(folder: Path, step: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ModuleNotFoundError:
-        raise MissingExtraError("tensorboardX", "tensorboard", "logging.tensorboard") from None
-    return SummaryWriter(str(folder), purge_step=step + 1)
-
-
-def plot_losses(folder: Path) -> Path:
-    """Draw training and validation loss and the learning rate over the steps into `loss.png`."""
-    draw_curves({folder.name: read_log(folder)}, folder / PLOT, rates=True)
-    return folder / PLOT
-
-
 RECIPE, VERSIONS, EVALUATION, EXAMPLES = "recipe.yaml", "versions.json", "evaluation.json", "examples"
 
-# What may differ when a run is resumed: where things lie, how they are computed and watched, and how long it goes on.
+# May differ when a run is resumed: locations, how things are computed and logged, and the length of the run.
 _FREE = (
     "data.store",
     "data.workers",
@@ -113,18 +52,87 @@ _FREE = (
 )
 
 
+class RunLog:
+    """The log of one run folder, a context manager; used by one process."""
+
+    def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
+        """Open the log, cut back to the lines up to `step`."""
+        kept = [line for line in read_log(folder) if line["step"] <= step]
+        with replacing(folder / LOG) as file:
+            file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
+        self._file = (folder / LOG).open("a", encoding="utf-8", newline="\n", buffering=1)
+        self._board: Any = None
+        if tensorboard:
+            try:
+                from tensorboardX import SummaryWriter
+            except ModuleNotFoundError:
+                raise MissingExtraError("tensorboardX", "tensorboard", "logging.tensorboard") from None
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one line."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log, without a last line that a kill cut short."""
+    path = folder / LOG
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def logs_of(runs: Iterable[Path]) -> dict[str, list[dict[str, Any]]]:
+    """The logs of run folders, named by the shortest distinct ends of their paths.
+
+    Raises InputError for a folder without a log, or named twice.
+    """
+    folders = [folder.resolve() for folder in runs]
+    logs = [read_log(folder) for folder in folders]
+    for folder, lines in zip(folders, logs, strict=True):
+        if not lines:
+            raise InputError(f"{folder}: no run, or none that has written a line to {LOG} yet")
+        if folders.count(folder) > 1:
+            raise InputError(f"{folder}: is named twice")
+    parts = 1
+    while len(set(names := [Path(*folder.parts[-parts:]).as_posix() for folder in folders])) < len(folders):
+        parts += 1
+    return dict(zip(names, logs, strict=True))
+
+
+def plot_losses(folder: Path) -> Path:
+    """Draw training and validation loss and the learning rate over the steps into `loss.png`."""
+    draw_curves({folder.name: read_log(folder)}, folder / PLOT, rates=True)
+    return folder / PLOT
+
+
 class RunFolder:
     """The folder of one run."""
 
-    def __init__(self, path: str | Path, kind: type[RunRecipe] = Recipe) -> None:
-        """`kind` is what its recipe is read as."""
-        self.path, self.kind = Path(path), kind
+    def __init__(self, path: str | Path, kind: type[RunRecipe] | None = None) -> None:
+        """`kind` is the class of its recipe; None: the one that the recipe in the folder has."""
+        self.path = Path(path)
+        if kind is None:
+            kind = FinetuneRecipe if "task" in read(self.path / RECIPE) else Recipe
+        self.kind = kind
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder, made if need be; raises InputError if another process trains here."""
+        """Create and lock the folder; InputError if another process trains in it."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path}: is a file; give a folder for the run")
         try:
@@ -140,7 +148,7 @@ class RunFolder:
             raise TrainingError(f"{where}: {error.strerror or error}; go on with --resume") from None
 
     def begin(self, recipe: RunRecipe, resume: bool) -> list[str]:
-        """Write the recipe down, or with `resume` compare it with the one that is there; returns what changed."""
+        """Write the recipe, or with `resume` compare it with the one in the folder; returns notes on changed values."""
         self.check(resume)
         notes = self._changes(recipe) if (self.path / RECIPE).exists() else []
         with replacing(self.path / RECIPE) as file:
@@ -150,18 +158,22 @@ class RunFolder:
     def check(self, resume: bool) -> None:
         """Raise InputError if the folder, which must exist, holds something that a run must not touch."""
         if (self.path / RECIPE).exists():
-            if not resume:
+            # torchrun restarts all processes when one has died; they resume without being told to.
+            if not resume and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
                 raise InputError(f"{self.path}: holds a run; go on with it by --resume, or choose another folder")
-        elif foreign := [path.name for path in self.path.iterdir() if not _is_ours(path)]:
-            raise InputError(f"{self.path}: holds {sorted(foreign)[0]} and is no run; choose another folder")
+            return
+        allowed = (LOCK, EXAMPLES)  # written before the recipe is
+        names = [path.name for path in self.path.iterdir() if path.name not in allowed and not is_temporary(path)]
+        if names:
+            raise InputError(f"{self.path}: holds {min(names)} and is no run; choose another folder")
 
     def _changes(self, recipe: RunRecipe) -> list[str]:
-        before = _flat(self.recipe().model_dump(mode="json"))
-        now = _flat(recipe.model_dump(mode="json"))
+        before = flatten(self.recipe().model_dump(mode="json"))
+        now = flatten(recipe.model_dump(mode="json"))
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        fixed = [key for key in changed if not any(f"{key}.".startswith(f"{free}.") for free in _FREE)]
-        if fixed:
-            key = fixed[0]
+        for key in changed:
+            if any(f"{key}.".startswith(f"{free}.") for free in _FREE):
+                continue
             if key.startswith("data.fingerprints.") and key in before and key in now:
                 file = now[key.replace(".fingerprints", "")]
                 raise InputError(f"{self.path}: cannot be resumed: {file} is not the file that it was started with")
@@ -171,7 +183,7 @@ class RunFolder:
             )
         return [f"{key} was {before.get(key)!r} and is {now.get(key)!r} from here on" for key in changed]
 
-    def note_start(self, step: int, **facts: Any) -> None:
+    def record_start(self, step: int, **facts: Any) -> None:
         """Add an entry to `versions.json`."""
         entry = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -184,37 +196,15 @@ class RunFolder:
             **facts,
         }
         with replacing(self.path / VERSIONS) as file:
-            file.write(json.dumps([*self.starts(), entry], indent=1).encode())
+            file.write(json.dumps([*self.read_json(VERSIONS, []), entry], indent=1).encode())
 
-    def starts(self) -> list[dict[str, Any]]:
-        """The entries of `versions.json`."""
-        path = self.path / VERSIONS
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-
-    def evaluation(self) -> dict[str, Any]:
-        """The figures over test examples, if there are any."""
-        path = self.path / EVALUATION
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    def read_json(self, name: str, default: Any) -> Any:
+        """The content of `versions.json` or `evaluation.json`; the default if there is no such file."""
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
 
     def recipe(self) -> RunRecipe:
-        """The recipe that was written down; raises InputError if this is no run."""
+        """The recipe in the folder; InputError if this is no run."""
         if not (self.path / RECIPE).is_file():
             raise InputError(f"{self.path}: no {RECIPE} in this folder, so it is no run")
         return parse(self.kind, read(self.path / RECIPE), str(self.path / RECIPE))
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a run may find a file of this name in its folder before it has written its recipe."""
-    return path.name in (LOCK, EXAMPLES) or is_temporary(path)
-
-
-def restarted() -> bool:
-    """Whether torchrun has started this process again after one of the run died: it goes on without being asked."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value})
-    return flat

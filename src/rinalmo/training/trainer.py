@@ -1,10 +1,13 @@
-"""AdamW, which parameters learn from when on, and the learning rate of each step.
+"""The training loop: what one optimizer step does, and a whole run around it.
 
-The paper: weight decay 0.01, linear warm-up from 1e-7 over 2,000 steps, cosine to 1e-5, gradient norm clipped at 1.0.
-Its optimizer is not named there; AdamW is what those who repeated it took.
+    batches ─► loss and backward for each micro-batch ─► clip ─► AdamW ─► log line ─► validation ─► checkpoint
 
-Decay applies to matrices only. A norm's gain and a swish's beta are factors around 1 and a bias is an offset: pulling
-them to 0 does not make the function simpler, only different.
+Pre-training and fine-tuning differ only in their `TrainingTask`. The defaults are the paper's: weight decay 0.01,
+linear warm-up from 1e-7 over 2,000 steps, cosine to 1e-5, gradient norm clipped at 1.0. The paper names no optimizer;
+those who repeated it took AdamW.
+
+Weight decay applies to matrices only. A norm's gain and a swish's beta are factors around 1 and a bias is an offset:
+pulling them to 0 does not make the function simpler, only different.
 
 References: Penić et al. 2025 (arXiv:2403.00043), Loshchilov & Hutter 2019 (arXiv:1711.05101).
 """
@@ -16,11 +19,13 @@ import random
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -33,52 +38,146 @@ from rinalmo.errors import InputError, MissingExtraError, TrainingError
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.training.checkpoint import Checkpoints
-from rinalmo.training.distributed import Ranks, Spread, company
+from rinalmo.training.distributed import ParallelModel, Ranks, peer_failures
 from rinalmo.training.recipes import OptimizerRecipe, RunRecipe, ScheduleRecipe
 from rinalmo.training.run_folder import RunFolder, RunLog, plot_losses
 from rinalmo.weights.checkpoint import save
 
+if TYPE_CHECKING:
+    from rinalmo.tasks.evaluate import Evaluation
+
+B = TypeVar("B")
+R = TypeVar("R", bound=RunRecipe)
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_WEIGHTS = "model."  # prefix of the names of weights in a checkpoint
+_DROPOUT = 7  # purpose of this file's random keys; the data use other numbers
+_CTRL_C_SECONDS = 2.0  # a second Ctrl-C within this time is the first one again, passed on by torchrun
+_PEAK_SIZES = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of the matrices that measure the peak
 
 
 @dataclass(frozen=True)
-class Trained:
-    """Parameters that learn together: from step `start` on, at `scale` times the run's rate."""
+class ParameterGroup:
+    """Parameters that are trained from step `start` on, at `scale` times the run's learning rate."""
 
     parameters: Sequence[nn.Parameter]
     start: int = 0
     scale: float = 1.0
 
 
-def make_optimizer(trained: Sequence[Trained], recipe: OptimizerRecipe) -> torch.optim.AdamW:
-    """AdamW, matrices with weight decay and vectors without."""
-    groups = [
+class TrainingTask(ABC, Generic[B]):
+    """A model, its training batches, its loss and its validation metrics.
+
+    Attributes:
+        model: The model that is saved.
+        module: The module that is called and trained; it holds the model.
+        steps: Optimizer steps of the whole run.
+        steps_per_epoch: Optimizer steps in one pass over the data.
+    """
+
+    model: RiNALMo
+    module: nn.Module
+    steps: int
+    steps_per_epoch: int
+
+    @abstractmethod
+    def parameter_groups(self) -> Sequence[ParameterGroup]:
+        """The trained parameters. Called again after sharding, which may replace them."""
+
+    @abstractmethod
+    def batches(self) -> Sequence[B]:
+        """This process's micro-batches of the next step; the same number on every process."""
+
+    @abstractmethod
+    def lengths(self, batch: B) -> Sequence[int]:
+        """Tokens of each sequence of a micro-batch."""
+
+    @abstractmethod
+    def num_targets(self, batch: B) -> int:
+        """Number of terms that the loss of a micro-batch is a sum of."""
+
+    @abstractmethod
+    def loss(self, module: nn.Module, batch: B) -> Tensor:
+        """The sum of losses over the targets of a micro-batch, fp32."""
+
+    @abstractmethod
+    def evaluate(self, module: nn.Module, ranks: Ranks) -> Iterator[tuple[str, float]]:
+        """Names and values of the validation metrics; nothing without validation data."""
+
+    @abstractmethod
+    def selection_metric(self, values: Mapping[str, float]) -> float:
+        """The metric that selects the best checkpoint; more is better."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the data, as plain values."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of a run's log: the finished step, the number of steps, and the values."""
+
+    step: int
+    steps: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a run: the last step, the number of steps, and the signal that stopped it, if one did.
+
+    `model` is the folder of the trained model, `evaluation` holds the metrics on the test examples, if there are any.
+    """
+
+    step: int
+    steps: int
+    model: Path
+    signal: int | None = None
+    evaluation: Evaluation | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the model is trained and written."""
+        return self.step >= self.steps
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Callbacks of a run: `event` for each line of its log, `note` for messages to the user, `end` for its outcome."""
+
+    event: Callable[[Event], None] = lambda _: None
+    note: Callable[[str], None] = lambda _: None
+    end: Callable[[Outcome], None] = lambda _: None
+
+
+NULL_LISTENER = Listener()
+
+
+def make_optimizer(groups: Sequence[ParameterGroup], recipe: OptimizerRecipe) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and none on vectors."""
+    split = [
         {
-            "params": [p for p in part.parameters if (p.dim() >= 2) == decays],
+            "params": [p for p in group.parameters if (p.dim() >= 2) == decays],
             "weight_decay": recipe.weight_decay if decays else 0.0,
-            "start": part.start,
-            "scale": part.scale,
+            "start": group.start,
+            "scale": group.scale,
         }
-        for part in trained
+        for group in groups
         for decays in (True, False)
     ]
-    # One pass over memory per step; the default loop takes a dozen.
+    # Fused: one pass over memory per step; the default loop takes a dozen.
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True
+        [group for group in split if group["params"]], lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True
     )
 
 
-def awaken(trained: Sequence[Trained], step: int) -> None:
-    """Let those parameters learn whose time has come; the others get no gradients."""
-    for part in trained:
-        for parameter in part.parameters:
-            parameter.requires_grad_(step >= part.start)
-
-
 def moments(optimizer: torch.optim.AdamW) -> dict[int, dict[str, Tensor]]:
-    """The optimizer's running means by the `id` of their parameter, zero before the first step.
+    """The optimizer's state by the `id` of the parameter, made here if no step has made it yet.
 
-    A checkpoint is loaded into them in place, so they are made here if no step has made them yet.
+    A checkpoint is loaded into these tensors in place.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -91,7 +190,7 @@ def moments(optimizer: torch.optim.AdamW) -> dict[int, dict[str, Tensor]]:
 
 
 def set_steps(optimizer: torch.optim.AdamW, steps: int) -> None:
-    """Tell the optimizer how many steps its running means have seen when the run has made this many."""
+    """Set AdamW's step counts to those after `steps` steps of the run; a group that starts later has fewer."""
     moments(optimizer)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -99,7 +198,7 @@ def set_steps(optimizer: torch.optim.AdamW, steps: int) -> None:
 
 
 def learning_rate(step: int, peak: float, schedule: ScheduleRecipe, total_steps: int) -> float:
-    """The rate of optimizer step `step`, counted from 0. After the decay it stays at `min_lr`."""
+    """The learning rate of optimizer step `step`, counted from 0. After the decay it stays at `min_lr`."""
     warmup = schedule.warmup_steps
     if step < warmup:
         return schedule.start_lr + (peak - schedule.start_lr) * step / warmup
@@ -109,125 +208,37 @@ def learning_rate(step: int, peak: float, schedule: ScheduleRecipe, total_steps:
     return schedule.min_lr + (peak - schedule.min_lr) * left
 
 
-_FORWARD_AND_BACKWARD = 3
-_SIDE = {"cpu": 2048, "cuda": 8192, "mps": 4096}
-_REPEATS = 5
-
-
-@dataclass
-class Work:
-    """What has been computed in some time, by all processes together."""
-
-    tokens: float = 0.0
-    flops: float = 0.0
-    seconds: float = 0.0
-
-    def add(self, tokens: float, flops: float, seconds: float) -> None:
-        """Count one more step."""
-        self.tokens += tokens
-        self.flops += flops
-        self.seconds += seconds
-
-    @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / self.seconds if self.seconds else 0.0
-
-    def utilisation(self, peak: float) -> float:
-        """Share of `peak` FLOP/s."""
-        return self.flops / self.seconds / peak if self.seconds else 0.0
-
-
 def training_flops(config: ModelConfig, lengths: Sequence[int], predicted: int) -> float:
-    """FLOPs of one training step over sequences of these many tokens, with this many positions through the LM head."""
+    """FLOPs of the matrix products of one training step, forward and backward.
+
+    Args:
+        config: Sizes of the model.
+        lengths: Tokens of each sequence.
+        predicted: Number of positions that go through the LM head.
+    """
     d, tokens = config.hidden_size, sum(lengths)
     linear = tokens * (4 * d * d + 3 * d * config.ffn_size)
     attention = 2 * d * sum(length * length for length in lengths)
     head = predicted * d * (d + config.vocab_size)
-    return _FORWARD_AND_BACKWARD * 2.0 * (config.num_hidden_layers * (linear + attention) + head)
+    return 3 * 2.0 * (config.num_hidden_layers * (linear + attention) + head)  # backward costs twice the forward pass
 
 
 def measure_peak(device: torch.device, precision: str) -> float:
-    """FLOP/s of this process in a large matrix product: the best of a few, well under a second."""
-    side = _SIDE[device.type]
+    """FLOP/s of this process in a large matrix product: the best of six, well under a second."""
+    side = _PEAK_SIZES[device.type]
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     a = torch.ones(side, side, device=device, dtype=dtype)
-    best = min(_seconds(a) for _ in range(_REPEATS + 1))
+    best = math.inf
+    for _ in range(6):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for a GPU
+        best = min(best, time.perf_counter() - start)
     return 2.0 * side**3 / best
-
-
-def _seconds(a: torch.Tensor) -> float:
-    start = time.perf_counter()
-    (a @ a)[0, 0].item()  # waits for a GPU
-    return time.perf_counter() - start
-
-
-B = TypeVar("B")
-_PATIENCE = 2.0  # seconds between a Ctrl-C and one that is meant to be another
-_WEIGHTS = "model."  # what the names of weights begin with in a checkpoint
-_DROPOUT = 7  # what the keys of this file are for; the data's are other numbers
-
-
-class TrainingTask(Protocol[B]):
-    """What is learned, from which batches, and how it is judged.
-
-    model             what is saved
-    module            what is called and trained; holds the model
-    steps             optimizer steps of the whole run
-    steps_per_epoch   of these in one pass over the data
-    """
-
-    @property
-    def model(self) -> RiNALMo: ...
-
-    @property
-    def module(self) -> nn.Module: ...
-
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def steps_per_epoch(self) -> int: ...
-
-    def trained(self) -> Sequence[Trained]:
-        """The parameters that learn, and from when on. Asked again once the module is spread, which may renew them."""
-
-    def batches(self) -> Sequence[B]:
-        """This process's micro-batches of the next step; equally many on every process."""
-
-    def lengths(self, batch: B) -> Sequence[int]:
-        """Tokens of each sequence of a micro-batch."""
-
-    def targets(self, batch: B) -> int:
-        """Number of terms that the loss of a micro-batch is a sum of."""
-
-    def loss(self, module: nn.Module, batch: B) -> Tensor:
-        """The sum of losses over the targets of a micro-batch, fp32."""
-
-    def evaluate(self, module: nn.Module, ranks: Ranks) -> Iterator[tuple[str, float]]:
-        """Names and values of what is measured on the validation data, if there is any."""
-
-    def goodness(self, values: Mapping[str, float]) -> float:
-        """How good these figures are; the state of the largest is the best."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the next batches come from; plain values."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
-
-
-@dataclass(frozen=True)
-class Event:
-    """What a run tells as it goes: the step it has finished, of how many, and what is to be written down."""
-
-    step: int
-    steps: int
-    values: Mapping[str, float]
 
 
 @dataclass
 class Progress:
-    """How far a run is; part of each checkpoint."""
+    """The progress of a run; part of each checkpoint."""
 
     step: int = 0
     seconds: float = 0.0
@@ -238,7 +249,7 @@ class Progress:
 
 
 class Trainer:
-    """A task, a model spread over processes, and an optimizer, going from step to step."""
+    """A task, its model on all processes, and an optimizer."""
 
     def __init__(
         self,
@@ -246,24 +257,24 @@ class Trainer:
         recipe: RunRecipe,
         ranks: Ranks,
         checkpoints: Checkpoints,
-        tell: Callable[[Event], None],
+        report: Callable[[Event], None] = NULL_LISTENER.event,
     ) -> None:
-        self.task, self.recipe, self.ranks, self.checkpoints, self.tell = task, recipe, ranks, checkpoints, tell
+        self.task, self.recipe, self.ranks, self.checkpoints, self.report = task, recipe, ranks, checkpoints, report
         self.progress = Progress()
-        staged = any(part.start for part in task.trained())
-        with _one_line_for_full_memory(ranks.device):
-            self.spread = Spread(task.module, task.model, recipe.train, ranks, staged=staged)
-        self.trained = task.trained()
-        self.optimizer = make_optimizer(self.trained, recipe.optimizer)
+        staged = any(group.start for group in task.parameter_groups())
+        with _memory_errors(ranks.device):
+            self.parallel = ParallelModel(task.module, task.model, recipe.train, ranks, staged=staged)
+        self.groups = task.parameter_groups()
+        self.optimizer = make_optimizer(self.groups, recipe.optimizer)
         # Does nothing in other precisions than fp16.
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=recipe.train.precision == "fp16")
-        self.work = Work()
         self.peak = 0.0  # FLOP/s of all processes together, where known
         self.signals: list[int] = []
         self.norm = 0.0  # of the last step's gradient
+        self._since_log = np.zeros(3)  # tokens, FLOPs and seconds of all processes together
 
     def resume(self) -> list[str]:
-        """Go on from the newest whole checkpoint if there is one; returns notes on those that are not whole."""
+        """Continue from the newest intact checkpoint, if there is one; returns notes on damaged ones."""
         path, notes = self.checkpoints.newest()
         if path is not None:
             state = self.checkpoints.restore(path, self._tensors())
@@ -275,147 +286,137 @@ class Trainer:
         return notes
 
     def run(self) -> bool:
-        """Train to the end; False if a signal stopped it before, after a checkpoint was written."""
-        with _signals() as self.signals, company(), _one_line_for_full_memory(self.ranks.device):
-            while self.progress.step < self.task.steps:
+        """Train to the end; False if a signal stopped the run earlier, after a checkpoint was written."""
+        progress, recipe, task = self.progress, self.recipe, self.task
+        with _signals() as self.signals, peer_failures(), _memory_errors(self.ranks.device):
+            while progress.step < task.steps:
                 stop = self.step()
-                last = self.progress.step >= self.task.steps
-                self._record(last)
-                improved = self._validate(last)
-                if stop or last or improved or self._due(self.recipe.train.checkpoint_every):
-                    self.save()
+                last = progress.step >= task.steps
+                if last or progress.step % recipe.logging.every == 0:
+                    self._log()
+                validates = last or progress.step % (recipe.validation.every or task.steps_per_epoch) == 0
+                improved = validates and self._validate()
+                every = recipe.train.checkpoint_every or task.steps_per_epoch
+                if stop or last or improved or progress.step % every == 0:
+                    keep = recipe.checkpoint
+                    state = {"progress": vars(progress), "task": task.state_dict(), "scaler": self.scaler.state_dict()}
+                    self.checkpoints.save(progress.step, self._tensors(), state)
+                    self.checkpoints.prune(keep.keep_last, progress.best_step if keep.keep_best else None)
                 if stop and not last:
                     return False
         return True
 
-    def save(self) -> None:
-        """Write a checkpoint of this moment and remove those that are no longer wanted."""
-        progress, keep = self.progress, self.recipe.checkpoint
-        state = {"progress": vars(progress), "task": self.task.state_dict(), "scaler": self.scaler.state_dict()}
-        self.checkpoints.save(progress.step, self._tensors(), state)
-        self.checkpoints.prune(keep.keep_last, progress.best_step if keep.keep_best else None)
-
-    def recall_best(self) -> None:
-        """Put the weights of the best checkpoint back into the model, and what its task knew."""
-        path = self.checkpoints.at(self.progress.best_step)
-        if path is not None and self.progress.best_step != self.progress.step:
-            weights = {name: t for name, t in self._tensors().items() if name.startswith(_WEIGHTS)}
-            self.task.load_state_dict(self.checkpoints.restore(path, weights)["task"])
-
-    def _due(self, every: int | None) -> bool:
-        """Whether it is time for what is done every so many steps, or after each epoch."""
-        return self.progress.step % (every or self.task.steps_per_epoch) == 0
-
     def step(self) -> bool:
-        """One optimizer step; returns whether any process was told to stop."""
+        """One optimizer step; returns whether any process has received a signal to stop."""
         started = time.perf_counter()
-        awaken(self.trained, self.progress.step)
-        batches = self.task.batches()
-        counts, lengths = [self.task.targets(b) for b in batches], [self.task.lengths(b) for b in batches]
-        flops = sum(training_flops(self.task.model.config, *pair) for pair in zip(lengths, counts, strict=True))
-        shares = self.ranks.gather([sum(counts), sum(map(sum, lengths)), flops])
-        targets, tokens, flops = shares.sum(dim=0).tolist()
-        mine = self._backward(batches, self.ranks.world / max(1.0, targets))
-        total, stop = self.ranks.gather([mine, len(self.signals)]).sum(dim=0).tolist()
-        self.scaler.unscale_(self.optimizer)
-        loss, norm = total / max(1.0, targets), self.spread.clip(self.recipe.train.clip)
-        self._require_finite(loss, norm)
-        self._update()
-        progress, seconds = self.progress, time.perf_counter() - started
+        task, ranks, progress, optimizer = self.task, self.ranks, self.progress, self.optimizer
+        for group in self.groups:
+            for parameter in group.parameters:
+                parameter.requires_grad_(progress.step >= group.start)
+
+        batches = task.batches()
+        counts, lengths = [task.num_targets(b) for b in batches], [task.lengths(b) for b in batches]
+        flops = sum(training_flops(task.model.config, *pair) for pair in zip(lengths, counts, strict=True))
+        sums = ranks.all_gather([sum(counts), sum(map(sum, lengths)), flops]).sum(dim=0)
+        targets, tokens, flops = sums.tolist()
+
+        # DDP and FSDP average gradients over processes; times their number it is the sum again.
+        scale = ranks.world / max(1.0, targets)
+        task.module.train()
+        total = torch.zeros((), dtype=sum_dtype(ranks.device), device=ranks.device)
+        for number, batch in enumerate(batches):
+            # Dropout does not depend on which process computes a micro-batch.
+            place = ranks.rank + ranks.world * number
+            seed = int(sampling.random_key(self.recipe.train.seed, _DROPOUT, progress.step, place))
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all devices
+            if ranks.device.type != "cpu":
+                torch.get_device_module(ranks.device).manual_seed(seed)
+            with self.parallel.forward(last=number == len(batches) - 1) as module:
+                loss = task.loss(module, batch)
+            self.scaler.scale(loss * scale).backward()
+            total += loss.detach()
+        total_loss, stop = ranks.all_gather([total.item(), len(self.signals)]).sum(dim=0).tolist()
+        mean_loss = total_loss / max(1.0, targets)
+
+        self.scaler.unscale_(optimizer)
+        self.norm = self.parallel.clip(self.recipe.train.clip)
+        # An overflow of fp16 gradients is the scaler's to handle.
+        if not (math.isfinite(mean_loss) and (self.scaler.is_enabled() or math.isfinite(self.norm))):
+            raise TrainingError(
+                f"step {progress.step + 1}: the loss is {mean_loss:g} and the gradient's norm {self.norm:g}; lower "
+                "optimizer.lr or lengthen schedule.warmup_steps, and start from an earlier checkpoint"
+            )
+        rate = self.rate(progress.step)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = rate * parameters["scale"]
+        self.scaler.step(optimizer)  # skips a step whose gradient has overflowed
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+        seconds = time.perf_counter() - started
         progress.step += 1
         progress.seconds += seconds
         progress.tokens += tokens
-        progress.losses.append(loss)
-        self.norm = norm
-        self.work.add(tokens, flops, seconds)
+        progress.losses.append(mean_loss)
+        self._since_log += (tokens, flops, seconds)
         return stop > 0
 
-    def _backward(self, batches: Sequence[Any], scale: float) -> float:
-        """Add up the gradients of this process's micro-batches; returns the sum of their losses."""
-        self.task.module.train()
-        total = torch.zeros((), dtype=sum_dtype(self.ranks.device), device=self.ranks.device)
-        for number, batch in enumerate(batches):
-            place = self.ranks.rank + self.ranks.world * number
-            self._seed(int(sampling.random_key(self.recipe.train.seed, _DROPOUT, self.progress.step, place)))
-            with self.spread.forward(last=number == len(batches) - 1) as module:
-                loss = self.task.loss(module, batch)
-            self.scaler.scale(loss * scale).backward()
-            total += loss.detach()
-        return total.item()
-
-    def _seed(self, seed: int) -> None:
-        """Seed the generators that a step draws from; torch.manual_seed would seed those of all devices."""
-        torch.default_generator.manual_seed(seed)
-        if self.ranks.device.type != "cpu":
-            torch.get_device_module(self.ranks.device).manual_seed(seed)
-
-    def _update(self) -> None:
-        rate = self.rate(self.progress.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
-        self.scaler.step(self.optimizer)  # skips a step whose gradient has overflowed in fp16
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-
     def rate(self, step: int) -> float:
-        """The learning rate of a step, from 0 on."""
+        """The learning rate of a step, counted from 0."""
         return learning_rate(step, self.recipe.optimizer.lr, self.recipe.schedule, self.task.steps)
 
-    def _require_finite(self, loss: float, norm: float) -> None:
-        overflow = self.scaler.is_enabled()  # of fp16 gradients is what the scaler is there for
-        if not (math.isfinite(loss) and (overflow or math.isfinite(norm))):
-            raise TrainingError(
-                f"step {self.progress.step + 1}: the loss is {loss:g} and the gradient's norm {norm:g}; lower "
-                "optimizer.lr or lengthen schedule.warmup_steps, and start from an earlier checkpoint"
-            )
-
-    def _record(self, last: bool) -> None:
-        """Tell the mean loss since the last time."""
+    def _log(self) -> None:
+        """Report the mean loss since the last report."""
         progress = self.progress
-        if progress.step % self.recipe.logging.every and not last:
-            return
+        tokens, flops, seconds = self._since_log.tolist()
         values = {
             "loss": math.fsum(progress.losses) / len(progress.losses),
             "lr": self.rate(progress.step - 1),
             "gradient_norm": self.norm,
             "tokens": progress.tokens,
             "seconds": progress.seconds,
-            "tokens_per_second": self.work.tokens_per_second,
+            "tokens_per_second": tokens / seconds if seconds else 0.0,
         }
         if self.peak:
-            values["mfu"] = self.work.utilisation(self.peak)
-        self.tell(Event(progress.step, self.task.steps, values))
-        progress.losses, self.work = [], Work()
+            values["mfu"] = flops / seconds / self.peak if seconds else 0.0
+        self.report(Event(progress.step, self.task.steps, values))
+        progress.losses = []
+        self._since_log[:] = 0
 
-    def _validate(self, last: bool) -> bool:
-        """Evaluate if it is time; returns whether this is the best so far."""
+    def _validate(self) -> bool:
+        """Report the validation metrics; returns whether to keep this state as the best so far."""
         progress = self.progress
-        if not (self._due(self.recipe.validation.every) or last):
-            return False
         self.task.module.eval()
-        with torch.no_grad(), self.spread.forward() as module:
+        with torch.no_grad(), self.parallel.forward() as module:
             values = dict(self.task.evaluate(module, self.ranks))
-        self.spread.rest()
+        self.parallel.reshard()
         if not values:
             return False
-        self.tell(Event(progress.step, self.task.steps, values))
-        goodness = self.task.goodness(values)
-        improved = progress.best is None or goodness > progress.best
-        if improved:
-            progress.best, progress.best_step = goodness, progress.step
-        return improved and self.recipe.checkpoint.keep_best
+        self.report(Event(progress.step, self.task.steps, values))
+        metric = self.task.selection_metric(values)
+        if not (progress.best is None or metric > progress.best):  # so that NaN is never the best
+            return False
+        progress.best, progress.best_step = metric, progress.step
+        return self.recipe.checkpoint.keep_best
+
+    def restore_best(self) -> None:
+        """Put the weights and the task's state of the best checkpoint back."""
+        path = self.checkpoints.at(self.progress.best_step)
+        if path is not None and self.progress.best_step != self.progress.step:
+            weights = {name: t for name, t in self._tensors().items() if name.startswith(_WEIGHTS)}
+            self.task.load_state_dict(self.checkpoints.restore(path, weights)["task"])
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Weights and optimizer by name: what a checkpoint holds as tensors."""
-        means = moments(self.optimizer)
-        trained = {name: p for name, p in self.task.model.named_parameters() if id(p) in means}
-        named = {f"{m}.{name}": means[id(p)][m] for m in MOMENTS for name, p in trained.items()}
-        return {**{f"{_WEIGHTS}{name}": t for name, t in self.task.model.state_dict().items()}, **named}
+        """The tensors of a checkpoint by name: weights and optimizer."""
+        model, states = self.task.model, moments(self.optimizer)
+        trained = {name: states[id(p)] for name, p in model.named_parameters() if id(p) in states}
+        tensors = {f"{_WEIGHTS}{name}": tensor for name, tensor in model.state_dict().items()}
+        return tensors | {f"{m}.{name}": state[m] for m in MOMENTS for name, state in trained.items()}
 
 
 @contextmanager
-def _one_line_for_full_memory(device: torch.device) -> Iterator[None]:
-    """A TrainingError that says what to change, in place of torch's error."""
+def _memory_errors(device: torch.device) -> Iterator[None]:
+    """Turn torch's out-of-memory error into a TrainingError that names the remedy."""
     try:
         yield
     except RuntimeError as error:
@@ -429,67 +430,39 @@ def _one_line_for_full_memory(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGINT ask the loop to stop after its step, and are noted in the list.
+    """Collect SIGTERM and SIGINT in a list, so that the loop can stop after its step.
 
     A later Ctrl-C stops at once. A terminal and torchrun both pass the first one on, so "later" is by the clock.
-    Python lets only the main thread handle signals: in another one the loop leaves them to the caller.
+    Python lets only the main thread handle signals: in another thread they are left to the caller.
     """
-    noted: list[int] = []
+    received: list[int] = []
     first = math.inf
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         nonlocal first
-        if number == signal.SIGINT and time.monotonic() > first + _PATIENCE:
+        if number == signal.SIGINT and time.monotonic() > first + _CTRL_C_SECONDS:
             raise KeyboardInterrupt
         first = min(first, time.monotonic())
-        noted.append(number)
+        received.append(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield noted
+        yield received
         return
     # None is a handler that was not set from Python, which cannot set it again.
     numbers = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not None]
-    before = {number: signal.signal(number, note) for number in numbers}
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield noted
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-R = TypeVar("R", bound=RunRecipe)
-
-
-@dataclass(frozen=True)
-class Listener:
-    """Who hears of a run: `event` of each line of its log, `note` of what the user should know."""
-
-    event: Callable[[Event], None] = lambda _: None
-    note: Callable[[str], None] = lambda _: None
-
-
-SILENCE = Listener()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: after which step of how many, and the signal that stopped it, if one did."""
-
-    step: int
-    steps: int
-    signal: int | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether the model is trained and written."""
-        return self.step >= self.steps
-
-
 @contextmanager
 def preserved_state(device: torch.device) -> Iterator[None]:
-    """Train in a process that has other things to do: afterwards its random numbers go on as if nothing had happened.
+    """Leave the process as it was before training: random generators, autocast and gradient modes.
 
-    Gradients are computed, and in the run's own precision, whatever modes the caller is in.
+    Inside, gradients are computed in the run's own precision, whatever modes the caller is in.
     """
     python, numpy = random.getstate(), np.random.get_state()
     autocast = {kind: torch.is_autocast_enabled(kind) for kind in {"cpu", device.type}}
@@ -497,7 +470,7 @@ def preserved_state(device: torch.device) -> Iterator[None]:
     state = None if module is None else module.get_rng_state()
     try:
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-            # Not by `torch.autocast`: what is cast in it is kept until the outermost context ends.
+            # Not by `torch.autocast`, which keeps its casts until the outermost context ends.
             for kind in autocast:
                 torch.set_autocast_enabled(kind, False)
             yield
@@ -510,88 +483,8 @@ def preserved_state(device: torch.device) -> Iterator[None]:
             module.set_rng_state(state)
 
 
-def _ignore(_: Any) -> None:
-    """Nobody listens, or this is not the first process."""
-
-
-def conduct(
-    task: TrainingTask[Any],
-    recipe: RunRecipe,
-    folder: RunFolder,
-    ranks: Ranks,
-    listener: Listener,
-    *,
-    notes: Sequence[str] = (),
-    best: bool = False,
-    export: Callable[[], RiNALMo] | None = None,
-    utilisation: bool = True,
-    **facts: Any,
-) -> Outcome:
-    """Go on from the newest checkpoint, train to the end and write the model; all processes together.
-
-    `notes` are told first. With `best` it is the state of the best validation that is written, else the last.
-    `export` gives the model to write, if it is not the task's as it stands. Without `utilisation` no MFU is told, for
-    a step does not compute all of the model. `facts` go into `versions.json`.
-    """
-    with ExitStack() as stack:
-        log = _Recorder(folder, recipe, listener) if ranks.rank == 0 else None
-        trainer = Trainer(
-            task, recipe, ranks, Checkpoints(folder.checkpoints, ranks), log.event if log else SILENCE.event
-        )
-        told = [*notes, *trainer.resume()]
-        if utilisation:
-            trainer.peak = recipe.logging.peak_flops or _peak(ranks, recipe)
-        if log:
-            stack.callback(log.close)
-            on = f"device: {device_name(ranks.device)}, {recipe.train.precision}"
-            log.begin(
-                [on, *told], trainer.progress.step, **facts, processes=ranks.world, device=device_name(ranks.device)
-            )
-        if trainer.run():
-            if best:
-                trainer.recall_best()
-            _write(task.model, export, folder, ranks)
-            if log:
-                log.plot()
-        return Outcome(trainer.progress.step, task.steps, next(iter(trainer.signals), None))
-
-
-class _Recorder:
-    """Writes the log of a run, and passes on what is heard."""
-
-    def __init__(self, folder: RunFolder, recipe: RunRecipe, listener: Listener) -> None:
-        self.folder, self.logging, self.listener = folder, recipe.logging, listener
-        self.log: RunLog | None = None
-
-    def begin(self, notes: Sequence[str], step: int, **facts: Any) -> None:
-        """Open the log where the run goes on."""
-        for text in notes:
-            self.listener.note(text)
-        if step:
-            self.listener.note(f"going on after step {step:,}")
-        self.folder.note_start(step, threads=torch.get_num_threads(), **facts)
-        self.log = RunLog(self.folder.path, step, self.logging.tensorboard)
-
-    def event(self, event: Event) -> None:
-        if self.log is not None:
-            self.log.write(event.step, event.values)
-        self.listener.event(event)
-
-    def plot(self) -> None:
-        """Draw the curve; a missing package must not cost a finished run its good end."""
-        try:
-            if self.logging.plots:
-                plot_losses(self.folder.path)
-        except MissingExtraError as error:
-            self.listener.note(str(error))
-
-    def close(self) -> None:
-        if self.log is not None:
-            self.log.close()
-
-
 def with_precision(recipe: R, device: torch.device) -> R:
-    """The recipe with the precision that "auto" is on this device; raises InputError for one that would crawl."""
+    """The recipe with "auto" precision replaced by this device's; InputError for a precision it lacks."""
     native = native_precision(device)
     if device.type == "cpu":
         check_precision(recipe.train.precision)
@@ -603,27 +496,80 @@ def with_precision(recipe: R, device: torch.device) -> R:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
 
 
-def _peak(ranks: Ranks, recipe: RunRecipe) -> float:
-    """The matrix peak of all processes, each measured while the others measure theirs."""
-    return float(ranks.gather([measure_peak(ranks.device, recipe.train.precision)]).sum())
+def train_and_export(
+    task: TrainingTask[Any],
+    recipe: RunRecipe,
+    folder: RunFolder,
+    ranks: Ranks,
+    listener: Listener,
+    *,
+    notes: Sequence[str] = (),
+    best: bool = False,
+    export: Callable[[], RiNALMo] | None = None,
+    mfu: bool = True,
+    **facts: Any,
+) -> Outcome:
+    """Continue from the newest checkpoint, train to the end and write the model; called by all processes together.
 
+    Args:
+        task: The model, its data and its loss.
+        recipe: The run's recipe.
+        folder: The run's folder, locked by process 0.
+        ranks: The processes of the run.
+        listener: Callbacks, called by process 0.
+        notes: Messages that the listener gets first.
+        best: Write the state of the best validation instead of the last.
+        export: Gives the model to write, if it is not the task's as it is.
+        mfu: Report the model FLOPs utilisation; off where a step does not compute all of the model.
+        facts: Entries for `versions.json`.
+    """
+    trainer = Trainer(task, recipe, ranks, Checkpoints(folder.checkpoints, ranks))
+    notes = [*notes, *trainer.resume()]
+    step = trainer.progress.step
+    if mfu:
+        # Each process measures while the others do.
+        trainer.peak = recipe.logging.peak_flops or float(
+            ranks.all_gather([measure_peak(ranks.device, recipe.train.precision)]).sum()
+        )
+    with ExitStack() as stack:
+        if ranks.rank == 0:
+            device = device_name(ranks.device)
+            notes = [f"device: {device}, {recipe.train.precision}", *notes]
+            for text in [*notes, f"going on after step {step:,}"] if step else notes:
+                listener.note(text)
+            threads = torch.get_num_threads()
+            folder.record_start(step, threads=threads, **facts, processes=ranks.world, device=device)
+            log = stack.enter_context(RunLog(folder.path, step, recipe.logging.tensorboard))
 
-def _write(model: RiNALMo, export: Callable[[], RiNALMo] | None, folder: RunFolder, ranks: Ranks) -> None:
-    """Write the trained model as a folder in our layout, from process 0."""
-    whole = {name: _whole(tensor) for name, tensor in model.state_dict().items()}
+            def report(event: Event) -> None:
+                log.write(event.step, event.values)
+                listener.event(event)
 
-    def write() -> None:
-        if export is not None:
-            save(export(), folder.model, overwrite=True)
-            return
-        with torch.device("meta"):
-            plain = RiNALMo(model.spec)
-        plain.load_state_dict(whole, assign=True)
-        save(plain, folder.model, overwrite=True)
+            trainer.report = report
+        if trainer.run():
+            if best:
+                trainer.restore_best()
+            # Shards are put together by all processes.
+            weights = {
+                name: (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+                for name, tensor in task.model.state_dict().items()
+            }
 
-    ranks.first(write)
+            def write() -> None:
+                if export is not None:
+                    model = export()
+                else:
+                    with torch.device("meta"):
+                        model = RiNALMo(task.model.spec)
+                    model.load_state_dict(weights, assign=True)
+                save(model, folder.model, overwrite=True)
 
-
-def _whole(tensor: Tensor) -> Tensor:
-    """A parameter on the CPU, put together from its shards; all processes must call this together."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
+            ranks.on_rank_zero(write)
+            if ranks.rank == 0 and recipe.logging.plots:
+                try:
+                    plot_losses(folder.path)
+                except MissingExtraError as error:  # must not fail a finished run
+                    listener.note(str(error))
+        outcome = Outcome(trainer.progress.step, task.steps, folder.model, next(iter(trainer.signals), None))
+        listener.end(outcome)
+        return outcome
