@@ -38,15 +38,10 @@ _WITH_UNIT = re.compile(r"([+-]?[\d.,]*\d[\d.,]*?(?:[eE][+-]?\d+)?)\s*([^\W\d_][
 
 @dataclass(frozen=True)
 class NumberFormat:
-    """How the numbers of a column are written.
+    """How the numbers of a column are written."""
 
-    Attributes:
-        decimal: "point" (1,234.5) or "comma" (1.234,5).
-        unit: The text behind every number, such as "%".
-    """
-
-    decimal: Decimal = "point"
-    unit: str = ""
+    decimal: Decimal = "point"  # 1,234.5; "comma": 1.234,5
+    unit: str = ""  # behind every number, such as "%"
 
     def parse(self, value: Any) -> float | None:
         """The number in a cell; None if there is none."""
@@ -86,17 +81,10 @@ def number_format(
     usual: NumberFormat | None = None,
     hint: str = "",
 ) -> NumberFormat:
-    """How a column writes its numbers, decided over all of its cells.
+    """How a column writes its numbers, decided over all cells that are numbers in some format.
 
-    Args:
-        cells: The cells that are not missing. Those that are no numbers in any format are ignored.
-        column: Name of the column, for messages.
-        decimal: The decimal sign, if the user names it.
-        usual: The format of the training data, for cells that fit two formats.
-        hint: Advice for a column that fits two formats.
-
-    Raises:
-        InputError: The cells fit both a decimal comma and a decimal point.
+    Cells that fit both a decimal comma and a decimal point have the `usual` format, that of the training data. Without
+    one, InputError with the `hint` is raised.
     """
     texts = [_normalized(cell) for cell in cells if isinstance(cell, str)]
     matches = [_WITH_UNIT.fullmatch(text) for text in texts if _plain_number(text) is None]
@@ -160,17 +148,9 @@ LARGEST = 1e30
 
 
 def number(value: Any, where: str, column: str, written: NumberFormat = PLAIN, *, missing: bool = False) -> float:
-    """The number of a cell.
+    """The number of a cell; NaN for one that may be `missing`.
 
-    Args:
-        value: The cell.
-        where: File and line, for messages.
-        column: Name of the column, for messages.
-        written: How the column writes its numbers.
-        missing: Whether a cell may be empty; such a cell gives NaN.
-
-    Raises:
-        InputError: The cell holds no finite number, or one that is too large to learn.
+    Raises InputError for a cell without a finite number, or with one that is too large to learn.
     """
     if missing and is_missing(value):
         return math.nan
@@ -210,12 +190,8 @@ def require_several(classes: Collection[str], column: str) -> None:
 
 
 def list_style(value: Any) -> str:
-    """How a cell holds a list.
-
-    Returns:
-        "brackets" for a list or a text in brackets; "separators" for a text with commas, semicolons, or spaces between
-        numbers; "" for a single value.
-    """
+    """How a cell holds a list: "brackets" for a list or a text in brackets, "separators" for a text with commas,
+    semicolons, or spaces between numbers; "" for a single value."""
     if not isinstance(value, str):
         return "brackets" if isinstance(value, list | tuple) else ""
     text = value.strip()
@@ -232,10 +208,7 @@ def list_items(value: Any, length: int) -> list[Any]:
     """The items of a list, or of a text that holds one, for a sequence of this length.
 
     Items in brackets may be JSON, or as Python and numpy print them. Others are separated by `;`, else by `,`, else by
-    spaces. One empty item too many, from a separator at the end, is dropped.
-
-    Raises:
-        ValueError: It is no list of single values.
+    spaces. One empty item too many, from a separator at the end, is dropped. Raises ValueError if it is no list.
     """
     if isinstance(value, list | tuple):
         items = list(value)
@@ -314,15 +287,8 @@ def _find_column(
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[bytes]:
-    """Rows as JSON lines. Class labels of a `datasets.Dataset` are written by their names.
-
-    Args:
-        rows: Mappings of columns, or a data frame.
-        name: Name of the examples, for messages.
-
-    Raises:
-        InputError: One of them is no mapping.
-    """
+    """Mappings of columns, or the rows of a data frame, as JSON lines. Class labels of a `datasets.Dataset` are written
+    by their names. Raises InputError for a row that is no mapping."""
     features = getattr(rows, "features", None) or {}
     labels = {column: names for column, feature in features.items() if (names := getattr(feature, "names", None))}
     for number, row in enumerate(plain_rows(rows), start=1):

@@ -59,6 +59,7 @@ WITHOUT_VIENNA = (
     "it does not know (F1 0.50 instead of 0.62 on bpRNA-new); pip install 'rinalmo[fold]'"
 )
 
+_USUAL_TARGETS = ("structure", "dot_bracket", "secondary_structure", "dbn")
 Scores = Mapping[float | None, np.ndarray]  # precision, recall and F1 by threshold, exact and ±1: (2, 3)
 
 
@@ -95,20 +96,9 @@ class SecondaryStructure(Task):
     window: int
 
     def __init__(
-        self,
-        head: str = "pairs",
-        channels: int | None = None,
-        num_blocks: int | None = None,
-        window: int = WINDOW,
+        self, head: str = "pairs", channels: int | None = None, num_blocks: int | None = None, window: int = WINDOW
     ) -> None:
-        """Make a task.
-
-        Args:
-            head: "pairs" is the paper's head, "partners" ours.
-            channels: Width of the head; None: the head's default.
-            num_blocks: Depth of the head; None: the head's default.
-            window: Longer RNAs are folded in windows of this length in nucleotides.
-        """
+        """The head "pairs" is the paper's, "partners" ours; width and depth have a default for each."""
         if head not in _HEADS:
             raise InputError(f"there is no head {head!r} for {self.name}; use {' or '.join(_HEADS)}")
         self.head, self.module, self.decoder = head, _HEADS[head].module, _HEADS[head].decoder
@@ -146,9 +136,7 @@ class SecondaryStructure(Task):
             structures = read_structures(path)
             return [Example(s.name, s.sequence, s.pairs, where=f"{path}, record {s.name}") for s in structures]
         examples = []
-        for e in read_single_target(
-            path, columns, ("structure", "dot_bracket", "secondary_structure", "dbn"), cls.name
-        ):
+        for e in read_single_target(path, columns, _USUAL_TARGETS, cls.name):
             require(e.target not in (None, ""), e, "has no structure; drop the row")
             try:
                 pairs = Structure.from_dot_bracket(e.name, e.sequence, str(e.target)).pairs
@@ -320,15 +308,8 @@ def resolve_thermodynamics(spec: ModelSpec, given: Weight | None, note: Callable
     """The weight of thermodynamics that a model folds with.
 
     By default a model folds with its combiner, if it has one; otherwise with the head `partners` by `DEFAULT_WEIGHT`.
-    Models with the paper's head fold alone, as they were published and tuned.
-
-    Args:
-        spec: The model's.
-        given: The user's weight, or `LEARNED`; None: the default, which without ViennaRNA is the model alone.
-        note: Called with one line if the default needs ViennaRNA and it is missing.
-
-    Returns:
-        The weight, from 0 to 1, or `LEARNED`.
+    Models with the paper's head fold alone, as they were published and tuned. If ViennaRNA is missing, all do, and
+    `note` gets one line.
 
     Raises:
         InputError: The weight is out of range.

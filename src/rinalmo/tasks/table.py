@@ -288,7 +288,7 @@ class Table(Task):
                     continue
                 of_each.setdefault(name, []).append(value)
                 of_column[f"{name}/{column}"] = value
-        means = dict(zip(of_each, map(float, map(np.mean, of_each.values())), strict=True))
+        means = {name: float(np.mean(values)) for name, values in of_each.items()}
         return means if len(self.targets) == 1 else means | of_column
 
     def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
@@ -314,8 +314,9 @@ class Table(Task):
 
     def class_id(self, example: Example, name: str) -> int:
         """The index of a class; raises InputError for one that is not in the training data."""
-        few = ", ".join(self.classes[:8]) + (", …" if len(self.classes) > 8 else "")
-        require(name in self.classes, example, f"the class {name!r} was not in the training data ({few})")
+        if name not in self.classes:
+            few = ", ".join(self.classes[:8]) + (", …" if len(self.classes) > 8 else "")
+            raise InputError(f"{example.where}: the class {name!r} was not in the training data ({few})")
         return self.classes.index(name)
 
 
@@ -372,11 +373,7 @@ def items_of(example: Example, value: Any, name: str, kind: ProblemType | None) 
 
 
 def infer_per(examples: Sequence[Example], targets: Sequence[str]) -> Per:
-    """Whether the columns hold one value a sequence or one a nucleotide.
-
-    Raises:
-        InputError: Both are plausible, or columns differ.
-    """
+    """Whether the columns hold one value a sequence or one a nucleotide; InputError if both are plausible."""
     first, per = "", None
     for name in targets:
         column = read_column(examples, name, None)
@@ -453,11 +450,7 @@ def number_formats(
 def infer_kind(
     columns: Mapping[str, ColumnValues], formats: Mapping[str, NumberFormat], per: Per, rows: int
 ) -> ProblemType:
-    """The kind of values in the columns of a table with so many rows.
-
-    Raises:
-        InputError: Two kinds are plausible.
-    """
+    """The kind of values in the columns of a table with so many rows; InputError if two kinds are plausible."""
     numbers: set[float] = set()
     for name, column in columns.items():
         written = formats[name]
