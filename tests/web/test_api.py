@@ -25,7 +25,7 @@ ENDPOINTS = ("/fill_mask", "/fold", "/embed", "/variants")
 BAD = {
     "protein": ("MKTEFLPQ", "looks like protein"),
     "empty": (" \n", "there is no sequence yet; paste an RNA"),
-    "1 MB": ("A" * 2**20, "has 1,048,576 characters, and the page takes up to 500,000"),
+    "1 MB": ("A" * 2**20, "has 1,048,576 characters, and the web app takes up to 500,000"),
     "html": ("<script>alert(1)</script>", "position 1: '<' is not an RNA letter"),
     "nul": ("AC\0GU", "position 3: '\\x00' is not an RNA letter"),
     "100 kb": ("ACGU" * 25_000, "has 100,000 nt, and this takes up to"),
@@ -97,7 +97,7 @@ def test_bad_input(served, client, bad):
     ("endpoint", "arguments", "message"),
     [
         ("/fill_mask", ("ACGU",), "has no <mask>"),
-        ("/fill_mask", ("<mask>" * 21,), "there are 21 masks, and the page takes up to 20"),
+        ("/fill_mask", ("<mask>" * 21,), "there are 21 masks, and the web app takes up to 20"),
         ("/fill_mask", ("A<mask>", 0), "top_k is 0"),
         ("/fill_mask", ("A<mask>", "many"), "top_k is a str"),
         ("/fill_mask", ("A<mask>", True), "top_k is a bool; give a whole number"),

@@ -1,4 +1,4 @@
-"""The page's parts without a server: turns, what may colour a map, files, and names in pictures."""
+"""Parts of the web app without a server: turns, what may colour a map, files, and names in figures."""
 
 import threading
 import xml.etree.ElementTree as ElementTree
@@ -12,8 +12,8 @@ from rinalmo.inference.fill_mask import Prediction
 from rinalmo.plots import draw_arcs, draw_embedding_map, draw_logo, heat_map
 from rinalmo.plots.drawing import structure_svg
 from rinalmo.rna.structure import Structure
-from rinalmo.web import page
-from rinalmo.web.page import bars, image
+from rinalmo.web import app
+from rinalmo.web.app import bars, image
 from rinalmo.web.service import GoneError, Turns
 
 EVIL = "\"'><script>alert(1)</script>$x_1"
@@ -35,7 +35,7 @@ def test_turns_are_taken_in_the_order_in_which_they_were_asked_for(until):
     first_computes.wait(10)
     for name in "abcd":
         ask(name)
-        until(lambda: turns.waiting == len(threads) - 1)
+        until(lambda: turns.executor._work_queue.qsize() == len(threads) - 1)
     assert order == []
     first_ends.set()
     for thread in threads:
@@ -64,7 +64,7 @@ def test_who_leaves_and_a_stop_end_the_work():
     turns = Turns()
     with turns.visit("a") as a, turns.visit("b") as b:
         turns.leave("a")
-        with pytest.raises(GoneError, match="the page was closed"):
+        with pytest.raises(GoneError, match="the web app was closed"):
             next(a.each([1]))
         assert list(b.each([1, 2])) == [1, 2]
         turns.stop()
@@ -86,19 +86,19 @@ def embeddings(ids, descriptions=None):
 
 
 def test_fields_that_may_colour_a_map():
-    found = page.fields(embeddings(["tRNA-1", "tRNA-2", "U6"], ["kind=x of=a", "kind=x of=b", "kind=y of=c"]))
+    found = app.colour_fields(embeddings(["tRNA-1", "tRNA-2", "U6"], ["kind=x of=a", "kind=x of=b", "kind=y of=c"]))
     assert found["kind"] == ["x", "x", "y"]
     assert found["start of the name"] == ["tRNA", "tRNA", "U6"]
     assert "of" not in found  # every sequence has its own
-    assert list(found)[-2:] == ["length", page.NOTHING]
-    assert list(page.fields(embeddings(["a"]))) == ["length", page.NOTHING]
+    assert list(found)[-2:] == ["length", app.NO_FIELD]
+    assert list(app.colour_fields(embeddings(["a"]))) == ["length", app.NO_FIELD]
 
 
 def test_nearest():
-    place, cosine = page.nearest(np.array([[1, 0.1], [1, 0], [-3, 0]]))
+    place, cosine = app.nearest_neighbours(np.array([[1, 0.1], [1, 0], [-3, 0]]))
     assert place.tolist()[:2] == [1, 0]
     assert cosine[0] == cosine[1] > 0.9
-    assert [each.tolist() for each in page.nearest(np.ones((1, 4)))] == [[0], [1.0]]
+    assert [each.tolist() for each in app.nearest_neighbours(np.ones((1, 4)))] == [[0], [1.0]]
 
 
 class Attributes(HTMLParser):
@@ -119,7 +119,7 @@ def test_a_picture_is_an_image_whatever_it_is_named():
 
 
 def drawn(tmp_path):
-    """Each picture of the page of a sequence with a name that would run, as (kind, SVG)."""
+    """Each figure of the web app for a sequence with a name that would run, as (kind, SVG)."""
     structure = Structure(EVIL, "GGGAAACCC", ((0, 8), (1, 7)))
     yield "drawing", structure_svg(structure, structure.matrix().astype(float))
     draw_arcs(structure, tmp_path / "arcs.svg")

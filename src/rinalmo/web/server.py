@@ -1,15 +1,13 @@
-"""The page on a port of this machine, until it is told to stop.
+"""The web app on a port of this machine.
 
-What comes in is measured before it is read, what goes out says that the browser may talk to this server and nobody
-else, and a signal to stop lets every visitor who waits know before the server goes.
+Requests are measured before they are read, responses allow the browser to talk to this server alone, and a signal to
+stop ends waiting requests with a message before the server goes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import platform
 import signal
 import socket
 import tempfile
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rinalmo.errors import InputError, MissingExtraError
-from rinalmo.web.service import REQUEST
+from rinalmo.web.service import BATCH_TOKENS, MAX_REQUEST
 
 _POLICY = "; ".join(
     (
@@ -43,7 +41,6 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
 ]
 _GRACE_SECONDS = 15
-_VARIABLES = ("GRADIO_ANALYTICS_ENABLED", "GRADIO_TEMP_DIR", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_MAX_EVENTS")
 
 
 def serve(
@@ -56,93 +53,89 @@ def serve(
     device: str = "auto",
     ready: Callable[[str, str], Any] = lambda address, device: None,
 ) -> None:
-    """Serve the page until SIGINT or SIGTERM; `ready` is called with its address and what it computes on.
+    """Serve the web app until SIGINT or SIGTERM.
 
-    Port 0 is any free one. `device` is as for an `Engine`.
+    Outside the main thread signals are left to the caller, and the app is served until the process ends.
 
-    In another thread than the main one signals are left to the caller, and the page is served until the process ends.
+    Args:
+        model: For masks, embeddings and variants.
+        fold_model: For structures.
+        host: Address to listen on.
+        port: 0 is any free one.
+        threads: As for an `Engine`.
+        device: As for an `Engine`.
+        ready: Called with the app's address and a description of the device.
 
-    Raises InputError for a port that cannot be had or a `fold_model` that does not fold, MissingExtraError without
-    Gradio.
+    Raises:
+        InputError: The port cannot be used, or `fold_model` does not fold.
+        MissingExtraError: Gradio, matplotlib or ViennaRNA is not installed.
     """
-    need_gradio()
-    _share_memory_between_threads()
-    listening = _listening(host, port)
-    with _restored_environment(), listening, tempfile.TemporaryDirectory(prefix="rinalmo-web-") as folder:
-        application, stop, computes_on = _application(model, fold_model, threads, device, Path(folder))
-        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-        ready(address, computes_on)
+    for package, name in (("gradio", "gradio"), ("matplotlib", "matplotlib"), ("RNA", "ViennaRNA")):
+        if find_spec(package) is None:
+            raise MissingExtraError(name, "web", "the web app")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family, backlog=256)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{host}:{port} cannot be served from ({reason}); choose another --port or --host") from None
+    with listening, tempfile.TemporaryDirectory(prefix="rinalmo-web-") as folder, _gradio_environment(folder):
+        application, stop, description = _application(model, fold_model, threads, device, Path(folder))
+        ready(f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}", description)
         _run(application, stop, listening)
 
 
 @contextlib.contextmanager
-def _restored_environment() -> Iterator[None]:
-    """Give the process its environment variables back once the page is gone."""
-    before = {name: os.environ.get(name) for name in _VARIABLES}
+def _gradio_environment(folder: str) -> Iterator[None]:
+    """Variables that Gradio reads when it is imported; without them it reports to its makers that it was started."""
+    settings = {
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_TEMP_DIR": f"{folder}/cache",
+        "HF_HUB_DISABLE_TELEMETRY": os.environ.get("HF_HUB_DISABLE_TELEMETRY", "1"),
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
         for name, value in before.items():
             if value is None:
-                os.environ.pop(name, None)
+                del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _share_memory_between_threads() -> None:
-    """glibc gives up to eight threads a core a heap of their own and keeps what they free; requests come in many."""
-    if platform.libc_ver()[0] == "glibc":
-        m_arena_max = -8  # malloc.h
-        ctypes.CDLL(None).mallopt(m_arena_max, 2)
-
-
-def need_gradio() -> None:
-    """Raise MissingExtraError if Gradio or what draws pictures is not installed."""
-    for package, extra in (("gradio", "web"), ("matplotlib", "web"), ("RNA", "web")):
-        if find_spec(package) is None:
-            raise MissingExtraError("ViennaRNA" if package == "RNA" else package, extra, "the web page")
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=256)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{host}:{port} cannot be served from ({reason}); choose another --port or --host") from None
 
 
 def _application(
     model: str, fold_model: str, threads: int | None, device: str, folder: Path
 ) -> tuple[Any, Callable[[], None], str]:
-    """The page as an ASGI application, what is to be called before it stops, and what it computes on."""
+    """The ASGI application, a function to call before it stops, and a description of the device."""
     from rinalmo.engine.engine import Engine
-    from rinalmo.web.service import BATCH_TOKENS, Service
+    from rinalmo.inference.fold import folding_task
+    from rinalmo.web.service import Service
 
     engine = Engine(model, "fp32", threads=threads, batch_tokens=BATCH_TOKENS, device=device)
     engine.head("lm_head")  # raises for a model that cannot fill masks
-    folding = _folding(engine, model, fold_model, threads)
+    folding = engine
+    if fold_model != model:
+        folding = Engine(fold_model, "auto", threads=threads, batch_tokens=BATCH_TOKENS, device=engine.device)
+    folding_task(folding.spec, model=f"--fold-model {fold_model}")
     (folder / "files").mkdir()
     service = Service(engine, folding, folder / "files")
-    # Gradio reads these when it is imported, and tells its makers who starts it unless it is told not to.
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=str(folder / "cache"))
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")  # kept for a page of figures, which is not shown
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import fastapi
         import gradio
 
-        from rinalmo.web.page import STYLE, page, theme
+        from rinalmo.web.app import STYLE, theme, web_app
 
         application = gradio.mount_gradio_app(
             fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-            page(service, model, fold_model),
+            web_app(service, model, fold_model),
             "/",
             footer_links=["api"],
             run_history=False,
             show_error=False,
-            max_file_size=REQUEST,
+            max_file_size=MAX_REQUEST,
             ssr_mode=False,
             pwa=False,
             mcp_server=False,
@@ -154,60 +147,41 @@ def _application(
         service.turns.stop()
         application.routes[-1].app.stop_event.set()  # ends the heartbeats of open pages, which uvicorn would wait for
 
-    return _Guard(application), stop, engine.describe()
+    return _with_limit_and_headers(application), stop, engine.describe()
 
 
-def _folding(engine: Any, model: str, fold_model: str, threads: int | None) -> Any:
-    """An engine for folding, the same one if it is the same model."""
-    from rinalmo.engine.engine import Engine
-    from rinalmo.inference.fold import folding_task
-    from rinalmo.web.service import BATCH_TOKENS
+def _with_limit_and_headers(application: Any) -> Callable[..., Any]:
+    """Refuse a body that is too large, before it is read, and add the headers. Plain ASGI, so that streams stream."""
 
-    folding = engine
-    if fold_model != model:
-        folding = Engine(fold_model, "auto", threads=threads, batch_tokens=BATCH_TOKENS, device=engine.device)
-    folding_task(folding.spec, model=f"--fold-model {fold_model}")
-    return folding
-
-
-class _Guard:
-    """Refuses a body that is too large, before it is read, and adds the headers. Plain ASGI, so that streams stream."""
-
-    def __init__(self, application: Any) -> None:
-        self.application = application
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def limited(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
-            await self.application(scope, receive, send)
-            return
-        size = dict(scope["headers"]).get(b"content-length", b"")
-        is_chunked = scope["method"] in ("POST", "PUT", "PATCH") and not size.isdigit()
-        if is_chunked or (size.isdigit() and int(size) > REQUEST):
-            await _refuse(send, 411 if is_chunked else 413)
+            await application(scope, receive, send)
             return
 
-        async def with_headers(message: Any) -> None:
+        async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], *_HEADERS]}
             await send(message)
 
-        await self.application(scope, receive, with_headers)
+        size = dict(scope["headers"]).get(b"content-length", b"")
+        has_no_size = scope["method"] in ("POST", "PUT", "PATCH") and not size.isdigit()
+        if has_no_size or (size.isdigit() and int(size) > MAX_REQUEST):
+            body = f'{{"error": "a request may have up to {MAX_REQUEST:,} bytes, and must say how many"}}'.encode()
+            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+            status = {"status": 411 if has_no_size else 413, "headers": [*headers, (b"connection", b"close")]}
+            await send_with_headers({"type": "http.response.start", **status})
+            await send({"type": "http.response.body", "body": body})
+        else:
+            await application(scope, receive, send_with_headers)
 
-
-async def _refuse(send: Any, status: int) -> None:
-    about = f"a request may have up to {REQUEST:,} bytes, and must say how many"
-    text = ('{"error": "' + about + '"}').encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(text)).encode())]
-    headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, *_HEADERS]})
-    await send({"type": "http.response.body", "body": text})
+    return limited
 
 
 def _run(application: Any, stop: Callable[[], None], listening: socket.socket) -> None:
     import uvicorn
 
     class Server(uvicorn.Server):
-        """Tells the page before it stops, and does not raise the signal again: files are still to be removed."""
+        """Calls `stop` at a signal, and does not raise it again: files are still to be removed."""
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
