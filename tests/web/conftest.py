@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("gradio")
 
 # Addresses and names that are looked up or connected to outside of this machine go into the file of the first argument.
-# At a signal the sessions that the page remembers go into another one, a line each.
+# At a signal the sessions that the web app keeps go into another one, a line each.
 _WATCHED = """
 import gc, os, signal, socket, sys
 out = sys.argv.pop(1)
@@ -42,7 +42,7 @@ main()
 
 @dataclass
 class Served:
-    """A running page."""
+    """A running web app."""
 
     process: subprocess.Popen
     address: str
@@ -100,7 +100,7 @@ def start(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def served(start):
-    """The page that the tests of a worker share."""
+    """The web app that the tests of a worker share."""
     return start()
 
 

@@ -1,4 +1,4 @@
-"""The page in Chromium, as a visitor uses it; skipped without Playwright (group `browser`) or a Chromium."""
+"""The web app in Chromium, as a visitor uses it; skipped without Playwright (group `browser`) or a Chromium."""
 
 import io
 import shutil

@@ -1,6 +1,6 @@
-"""`RiNALMoConfig`: the Hugging Face face of `ModelConfig` and `HeadConfig`.
+"""`RiNALMoConfig`: `ModelConfig` and `HeadConfig` as a Hugging Face config.
 
-Field names and file format are those of the port, so either package reads the other's `config.json`.
+Field names and file format are multimolecule's, so either package reads the other's `config.json`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,27 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
 
 
 class RiNALMoConfig(PreTrainedConfig):
-    """Sizes, regularisation and head of a RiNALMo; the defaults are those of giga.
+    """Sizes, regularisation and head of a RiNALMo; the defaults are those of giga. Values are checked when set.
 
-    `num_labels`, `problem_type` (regression, binary, multiclass, multilabel, transformers' names for the latter two,
-    single_label_classification and multi_label_classification, or None: inferred from the labels at each call) and the
-    optional dict `head` (num_labels, problem_type, dropout, transform, transform_act, bias, act, layer_norm_eps)
-    describe the prediction head; values in `head` win when a config is made. `token_logits` says which tokens have
-    logits in token classification: "all", "nucleotides" (without CLS and EOS, as multimolecule has it), or None: those
-    that the labels are for, and all without labels. `threshold` is the pairing probability above which a structure
-    decoder accepts a pair. `loss_region` is "upper" (each pair once, as in the paper) or "full". `pooling` is what
-    stands for a whole sequence: "cls" or "mean", over all of its tokens. Values are checked whenever they are set.
+    Args:
+        num_labels: Of the prediction head.
+        problem_type: "regression", "binary", "multiclass", "multilabel", transformers' names for the latter two
+            (single_label_classification, multi_label_classification), or None: inferred from the labels at each call.
+        head: Options of the prediction head (num_labels, problem_type, dropout, transform, transform_act, bias, act,
+            layer_norm_eps); they take precedence when a config is made.
+        token_logits: Tokens with logits in token classification: "all", "nucleotides" (without CLS and EOS, as in
+            multimolecule), or None: those that the labels are for, and all without labels.
+        threshold: Pairing probability above which a structure decoder accepts a pair.
+        loss_region: "upper" (each pair once, as in the paper) or "full".
+        pooling: The vector of a whole sequence: "cls", or "mean" over all of its tokens.
+
+    Raises:
+        InputError: A value is unknown.
+
+    Example:
+        >>> from rinalmo import RiNALMoConfig
+        >>> RiNALMoConfig(num_labels=3).hidden_size
+        1280
     """
 
     model_type: ClassVar[str] = "rinalmo"
@@ -87,7 +98,7 @@ class RiNALMoConfig(PreTrainedConfig):
         super().__setattr__(key, value)
 
     def to_dict(self) -> dict[str, Any]:
-        """As the base class, with `num_labels`, which the port reads and the base class leaves to `id2label`."""
+        """As the base class, with `num_labels`, which multimolecule reads and the base class leaves to `id2label`."""
         values = {**super().to_dict(), "num_labels": self.num_labels}
         if self.head and self.head.get("num_labels") is not None:
             values["head"] = {**self.head, "num_labels": self.num_labels}
@@ -95,12 +106,12 @@ class RiNALMoConfig(PreTrainedConfig):
 
     @property
     def effective_problem_type(self) -> str | None:
-        """The declared kind of problem in our names, the head's before the model's; None if it is to be inferred."""
+        """The problem type under our name, the head's before the model's; None if it is to be inferred."""
         kind = (self.head or {}).get("problem_type") or self.problem_type
         return _SYNONYMS.get(kind, kind) if kind else None
 
     def head_options(self) -> dict[str, Any]:
-        """The arguments of `HeadConfig` that this config stands for."""
+        """The arguments of `HeadConfig`."""
         from rinalmo.model.heads import HeadConfig
 
         names = {field.name for field in fields(HeadConfig)}

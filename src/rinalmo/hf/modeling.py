@@ -670,7 +670,16 @@ class _WithClassifier(RiNALMoHeadModel):
 
 
 class RiNALMoForSequencePrediction(_WithClassifier):
-    """Labels per sequence: logits `(batch, labels)`; labels `(batch,)` or `(batch, labels)`."""
+    """Labels per sequence: logits `(batch, labels)`; labels `(batch,)` or `(batch, labels)`.
+
+    Example:
+        >>> import torch
+        >>> from rinalmo import RiNALMoConfig, RiNALMoForSequencePrediction
+        >>> sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+        >>> model = RiNALMoForSequencePrediction(RiNALMoConfig(**sizes, num_labels=3))
+        >>> tuple(model(torch.tensor([[1, 6, 7, 8, 9, 2]])).logits.shape)
+        (1, 3)
+    """
 
     output_class = SequenceClassifierOutput
 
@@ -692,6 +701,14 @@ class RiNALMoForTokenPrediction(_WithClassifier):
     for nucleotides only, `(batch, length - 2[, labels])`, logits are `(batch, length - 2, labels)`.
     `config.token_logits` fixes one of the two: "all", or "nucleotides", which is multimolecule's; other labels then
     raise. For a batch of one labels may leave the batch axis out.
+
+    Example:
+        >>> import torch
+        >>> from rinalmo import RiNALMoConfig, RiNALMoForTokenPrediction
+        >>> sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+        >>> model = RiNALMoForTokenPrediction(RiNALMoConfig(**sizes, num_labels=3))
+        >>> tuple(model(torch.tensor([[1, 6, 7, 8, 9, 2]])).logits.shape)
+        (1, 6, 3)
     """
 
     output_class = TokenClassifierOutput
@@ -735,6 +752,14 @@ class RiNALMoForContactPrediction(RiNALMoHeadModel):
     """Labels per pair of nucleotides: logits `(batch, length - 2, length - 2, labels)`.
 
     Labels have that shape, the last axis optional; for a batch of one the batch axis may be left out.
+
+    Example:
+        >>> import torch
+        >>> from rinalmo import RiNALMoConfig, RiNALMoForContactPrediction
+        >>> sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+        >>> model = RiNALMoForContactPrediction(RiNALMoConfig(**sizes))
+        >>> tuple(model(torch.tensor([[1, 6, 7, 8, 9, 2]])).logits.shape)
+        (1, 4, 4, 1)
     """
 
     output_class = ContactPredictionOutput
@@ -764,6 +789,14 @@ class RiNALMoForSecondaryStructurePrediction(RiNALMoHeadModel):
     over `config.loss_region`, binary cross-entropy unless `problem_type` is "regression"; it is not inferred from the
     labels, as the port's class does, which takes float labels for regression. The masked-LM head is kept beside it, as
     in the published class, so that such a checkpoint can still fill masks.
+
+    Example:
+        >>> import torch
+        >>> from rinalmo import RiNALMoConfig, RiNALMoForSecondaryStructurePrediction
+        >>> sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+        >>> model = RiNALMoForSecondaryStructurePrediction(RiNALMoConfig(**sizes))
+        >>> tuple(model(torch.tensor([[1, 6, 7, 8, 9, 2]])).logits.shape)
+        (1, 4, 4, 1)
     """
 
     output_class = ContactPredictionOutput

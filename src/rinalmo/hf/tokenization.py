@@ -1,9 +1,8 @@
 """The tokenizer for `transformers`, on top of `rinalmo.rna.alphabet`.
 
-The base class walks through Python lists, one character at a time. A plain batch of strings does not take that
-way: `Alphabet.encode_batch` turns it into one array of ids, and the padded tensors are cut from that. Whatever is
-not plain (pairs, words, k-mers, added tokens, overflowing tokens, ...) goes through the base class, with the same
-answers.
+The base class handles one character at a time, in Python lists. For a plain batch of strings `Alphabet.encode_batch`
+makes one array of ids, from which the padded tensors are cut. Everything else (pairs, words, k-mers, added or
+overflowing tokens, …) goes through the base class, with the same results.
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import BatchEncoding, PreTrainedTokenizer
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.generic import PaddingStrategy
@@ -54,6 +52,11 @@ class RnaTokenizer(PreTrainedTokenizer):
     multiple of three. `strict` raises `SequenceError` for a character that the vocabulary lacks, instead of `<unk>`.
 
     `tokenizer.alphabet` is the `Alphabet` itself.
+
+    Example:
+        >>> from rinalmo import RnaTokenizer
+        >>> RnaTokenizer()("ACGT<mask>")["input_ids"]
+        [1, 6, 7, 8, 9, 4, 2]
     """
 
     vocab_files_names = {"vocab_file": "vocab.txt"}  # noqa: RUF012  the base class declares it like this
@@ -75,25 +78,22 @@ class RnaTokenizer(PreTrainedTokenizer):
         self.replace_T_with_U = replace_T_with_U
         self.do_upper_case = do_upper_case
         self.strict = strict
-        self.alphabet = self._choose_alphabet(alphabet, vocab_file)
+        rules = {"do_upper_case": do_upper_case, "replace_t_with_u": replace_T_with_U}
+        if vocab_file is None:
+            default = "standard" if self.nmers == 1 else "streamline"
+            self.alphabet = Alphabet(tokens_for(default if alphabet is None else alphabet, self.nmers, codon), **rules)
+        else:
+            self.alphabet = Alphabet.from_vocab_file(vocab_file, **rules)
+            if alphabet is not None and self.alphabet.tokens != tokens_for(alphabet, self.nmers, codon):
+                raise InputError(
+                    f"{vocab_file} does not hold the alphabet {alphabet!r}; leave the option out to use the file"
+                )
+            if not any(len(word) == self.nmers for word in self.alphabet.words):
+                raise InputError(f"{vocab_file} has no token of {self.nmers} letters; leave nmers and codon out")
         if "<null>" in self.alphabet.index and "additional_special_tokens" not in kwargs:
             kwargs.setdefault("extra_special_tokens", ["<null>"])
         options = {name: getattr(self, name) for name in ("nmers", "codon", "replace_T_with_U", "do_upper_case")}
         super().__init__(special_tokens_pattern="cls_sep", strict=strict, **options, **_NAMED_TOKENS | kwargs)
-
-    def _choose_alphabet(self, letters: str | Sequence[str] | None, vocab_file: str | Path | None) -> Alphabet:
-        rules = {"do_upper_case": self.do_upper_case, "replace_t_with_u": self.replace_T_with_U}
-        if vocab_file is None:
-            default = "standard" if self.nmers == 1 else "streamline"
-            return Alphabet(tokens_for(default if letters is None else letters, self.nmers, self.codon), **rules)
-        read = Alphabet.from_vocab_file(vocab_file, **rules)
-        if letters is not None and read.tokens != tokens_for(letters, self.nmers, self.codon):
-            raise InputError(
-                f"{vocab_file} does not hold the alphabet {letters!r}; leave the option out to use the file"
-            )
-        if not any(len(word) == self.nmers for word in read.words):
-            raise InputError(f"{vocab_file} has no token of {self.nmers} letters; leave nmers and codon out")
-        return read
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -195,60 +195,53 @@ class RnaTokenizer(PreTrainedTokenizer):
         self,
         text: str | Sequence[str],
         *,
+        add_special_tokens: bool = True,
         padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
+        truncation_strategy: TruncationStrategy = TruncationStrategy.DO_NOT_TRUNCATE,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
         return_tensors: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_special_tokens_mask: bool = False,
         verbose: bool = True,
-        **options: Any,
-    ) -> BatchEncoding | None:
-        """The encoding, or None where the base class has an error or an odd shape to give."""
-        ids, lengths = self._read_ids([text] if isinstance(text, str) else text, max_length, **options)
-        width = _padded_width(lengths, padding_strategy, max_length, pad_to_multiple_of)
-        longest = int(lengths.max())
-        if longest == 0 or (width is None and return_tensors) or (width is not None and width < longest):
-            return None
-        self._eventual_warn_about_too_long_sequence([0] * longest, max_length, verbose)
-        columns = self._columns(ids, lengths, **options)
-        if width is None:
-            rows: dict[str, Any] = {name: _split(flat, lengths) for name, (flat, _) in columns.items()}
-        else:
-            real = _real_positions(lengths, width, padding_side or self.padding_side)
-            rows = {name: _convert(_fill(flat, real, pad), return_tensors) for name, (flat, pad) in columns.items()}
-        single = isinstance(text, str) and not return_tensors
-        return BatchEncoding({name: values[0] for name, values in rows.items()} if single else rows)
-
-    def _read_ids(
-        self,
-        batch: Sequence[str],
-        max_length: int | None,
-        add_special_tokens: bool = True,
-        truncation_strategy: TruncationStrategy = TruncationStrategy.DO_NOT_TRUNCATE,
         **_: Any,
-    ) -> tuple[Ids, Ids]:
+    ) -> BatchEncoding | None:
+        """The encoding, or None where the base class raises or gives an unusual shape."""
+        batch = [text] if isinstance(text, str) else text
         ids, lengths = self.alphabet.encode_batch(batch, special=add_special_tokens, strict=self.strict)
         truncates = truncation_strategy in (TruncationStrategy.LONGEST_FIRST, TruncationStrategy.ONLY_FIRST)
         if truncates and max_length:
-            return _truncate(ids, lengths, max_length, int(add_special_tokens), self.truncation_side)
-        return ids, lengths
-
-    def _columns(
-        self,
-        ids: Ids,
-        lengths: Ids,
-        add_special_tokens: bool = True,
-        return_attention_mask: bool | None = None,
-        return_special_tokens_mask: bool = False,
-        **_: Any,
-    ) -> dict[str, tuple[Ids, int]]:
-        """What the encoding holds: for each name the values of all tokens end to end, and what pads them."""
+            ids, lengths = _truncate(ids, lengths, max_length, int(add_special_tokens), self.truncation_side)
+        longest = int(lengths.max())
+        width = _padded_width(lengths, padding_strategy, max_length, pad_to_multiple_of)
+        if longest == 0 or (width is None and return_tensors) or (width is not None and width < longest):
+            return None
+        self._eventual_warn_about_too_long_sequence([0] * longest, max_length, verbose)
+        # For each output the values of all tokens end to end, and the padding value.
         columns = {"input_ids": (ids, self.alphabet.pad_id)}
+        ends = np.cumsum(lengths)
         if return_special_tokens_mask:
-            columns["special_tokens_mask"] = (_ends_mask(lengths) if add_special_tokens else np.zeros_like(ids), 1)
+            mask = np.zeros_like(ids)
+            if add_special_tokens:
+                mask[ends - lengths] = mask[ends - 1] = 1
+            columns["special_tokens_mask"] = mask, 1
         if return_attention_mask or (return_attention_mask is None and "attention_mask" in self.model_input_names):
-            columns["attention_mask"] = (np.ones_like(ids), 0)
-        return columns
+            columns["attention_mask"] = np.ones_like(ids), 0
+        rows: dict[str, Any] = {}
+        for name, (values, pad) in columns.items():
+            if width is None:
+                flat, bounds = values.tolist(), zip((ends - lengths).tolist(), ends.tolist(), strict=True)
+                rows[name] = [flat[start:end] for start, end in bounds]
+                continue
+            padded = _pad(values, lengths, width, pad, padding_side or self.padding_side)
+            if return_tensors is None:
+                rows[name] = padded.tolist()
+            else:
+                rows[name] = torch.from_numpy(padded) if return_tensors == "pt" else padded
+        if isinstance(text, str) and not return_tensors:
+            rows = {name: values[0] for name, values in rows.items()}
+        return BatchEncoding(rows)
 
 
 def _truncate(ids: Ids, lengths: Ids, limit: int, border: int, side: str) -> tuple[Ids, Ids]:
@@ -271,36 +264,12 @@ def _padded_width(lengths: Ids, padding: PaddingStrategy, limit: int | None, mul
     return -(-width // multiple) * multiple if multiple else width
 
 
-def _ends_mask(lengths: Ids) -> Ids:
-    """One at the first and last token of each sequence, shape (tokens,)."""
-    ends = np.cumsum(lengths)
-    mask = np.zeros(lengths.sum(), dtype=np.int64)
-    mask[ends - lengths] = mask[ends - 1] = 1
-    return mask
-
-
-def _real_positions(lengths: Ids, width: int, side: str) -> NDArray[np.bool_]:
-    """Which cells of the padded batch hold a token, shape (n, width)."""
+def _pad(values: Ids, lengths: Ids, width: int, pad: int, side: str) -> Ids:
+    """Values of all tokens, end to end, as rows of equal width."""
+    if len(values) == len(lengths) * width:
+        return values.reshape(len(lengths), width)
     columns = np.arange(width)
-    real: NDArray[np.bool_] = columns < lengths[:, None] if side == "right" else columns >= width - lengths[:, None]
-    return real
-
-
-def _fill(flat: Ids, real: NDArray[np.bool_], pad: int) -> Ids:
-    if flat.size == real.size:
-        return flat.reshape(real.shape)
-    rows = np.full(real.shape, pad, dtype=np.int64)
-    rows[real] = flat
+    is_token = columns < lengths[:, None] if side == "right" else columns >= width - lengths[:, None]
+    rows = np.full(is_token.shape, pad, dtype=np.int64)
+    rows[is_token] = values
     return rows
-
-
-def _split(flat: Ids, lengths: Ids) -> list[list[int]]:
-    values, ends = flat.tolist(), np.cumsum(lengths).tolist()
-    return [values[end - length : end] for end, length in zip(ends, lengths.tolist(), strict=True)]
-
-
-def _convert(rows: Ids, tensors: str | None) -> Ids | torch.Tensor | list[list[int]]:
-    if tensors is None:
-        lists: list[list[int]] = rows.tolist()
-        return lists
-    return torch.from_numpy(rows) if tensors == "pt" else rows

@@ -204,7 +204,7 @@ def resolve(name_or_path: str | Path) -> Path:
             f"{name!r} is neither an existing file or folder nor a known model ({', '.join(CATALOG)}){hint}"
         )
     folder = entry.folder
-    if entry.bundled:
+    if entry.sources[0].name == "bundled":
         if not (folder / "model.safetensors").is_file():
             raise CheckpointError(f"{folder}: model.safetensors is missing from this installation; reinstall rinalmo")
         return folder

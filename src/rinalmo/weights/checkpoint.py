@@ -125,8 +125,8 @@ def _checked(files: ModelFiles, num_attention_heads: int | None) -> Checkpoint:
     blocks = set()
     for name, parts in plan.items():
         shape = files.shapes[parts[0]]
-        if len(parts) > 1:
-            shape = (sum(files.shapes[part][0] for part in parts), *shape[1:])
+        for part in parts[1:]:
+            shape = (shape[0] + files.shapes[part][0], *shape[1:])
         shapes[name] = shape
         if match := _BLOCK.match(name):
             blocks.add(int(match.group(1)))

@@ -194,24 +194,28 @@ def detect(keys: Iterable[str]) -> LayoutName:
 
 def plan_reading(layout: LayoutName, shapes: Shapes) -> dict[str, tuple[str, ...]]:
     """For each of our tensors the names of theirs to concatenate; raises for unmatched and missing names."""
-    names = [name for name in shapes if not _IGNORED.search(name)]
     if layout == "rinalmo":
-        return {name: (name,) for name in names}
+        return {name: (name,) for name in shapes if not _IGNORED.search(name)}
     if layout == "multimolecule":
         key_map = _PORT
     else:
-        is_split = any("mh_attn.mh_attn." in name for name in names)
+        is_split = any("mh_attn.mh_attn." in name for name in shapes)
         key_map = _official(_official_head(shapes), _OFFICIAL_SPLIT_ATTENTION if is_split else _OFFICIAL_ATTENTION)
     for prefix in key_map.prefixes:
         if prefix + key_map.embedding in shapes:
             break
     else:
         raise CheckpointError(f"the file has no token embedding ({key_map.embedding})")
-    rule_of = {prefix * rule.trunk + part: (rule, n) for rule in key_map.rules for n, part in enumerate(rule.theirs)}
+    rule_of = {}
+    for rule in key_map.rules:
+        for part, their_name in enumerate(rule.theirs):
+            rule_of[prefix * rule.trunk + their_name] = rule, part
     plan: dict[str, list[str]] = {}
     unmatched = []
-    for name in names:
+    for name in shapes:
         template, number = _template(name)
+        if _IGNORED.search(name):
+            continue
         if template in rule_of:
             rule, part = rule_of[template]
             plan.setdefault(rule.ours.replace("{i}", number), [""] * len(rule.theirs))[part] = name
@@ -220,10 +224,13 @@ def plan_reading(layout: LayoutName, shapes: Shapes) -> dict[str, tuple[str, ...
             unmatched.append(name)
     if unmatched:
         raise CheckpointError(f"tensors that no RiNALMo in {layout} layout has: {listed(unmatched)}")
-    incomplete = [name for parts in plan.values() if "" in parts for name in parts if name]
-    if incomplete:
-        raise CheckpointError(f"tensors whose partners (query/key/value, gate/up) are missing: {listed(incomplete)}")
-    return {ours: tuple(parts) for ours, parts in plan.items()}
+    complete: dict[str, tuple[str, ...]] = {}
+    for ours, parts in plan.items():
+        if "" in parts:
+            partners = listed(filter(None, parts))
+            raise CheckpointError(f"tensors whose partners (query/key/value, gate/up) are missing: {partners}")
+        complete[ours] = tuple(parts)
+    return complete
 
 
 def plan_writing(layout: LayoutName, keys: Iterable[str]) -> dict[str, tuple[str, ...]]:
