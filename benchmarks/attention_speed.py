@@ -1,4 +1,4 @@
-"""Time the ways in which the engine can compute attention on a CPU: microseconds per token of one layer.
+"""Time the CPU attention implementations of the engine: microseconds per token of one layer.
 
     python benchmarks/attention_speed.py                              # fp32, and bf16 where the processor has it
     python benchmarks/attention_speed.py --sizes 64 --lengths 512 4096 --precisions fp32
@@ -8,9 +8,9 @@
     products   batched matrix products, weights as 2^score
     kernel     torch's `scaled_dot_product_attention`
 
-All four turn the same queries and keys by the rotary angles, ten heads of them; sizes 16, 24, 32 and 64 are those of
-nano, micro, mega and giga. "Difference" is the largest between their results, means of values of deviation 1. The
-choices of `rinalmo.engine.cpu_attention` are what this shows.
+All four combinations apply rotary embeddings to the same queries and keys, with ten heads; head sizes 16, 24, 32 and 64
+are those of nano, micro, mega and giga. "Difference" is the largest difference between their results, which are means
+of values with standard deviation 1. `rinalmo.engine.cpu_attention` chooses its implementation from these results.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WAYS = ("channels, products", "channels, kernel", "tokens, products", "tokens, k
 
 
 def prepared(size: int, length: int, precision: str) -> list[tuple[Any, Any, Any]]:
-    """Each way's attention, its queries, keys and values, and its plan of a batch."""
+    """The attention function of each implementation, its queries, keys and values, and its plan of a batch."""
     import torch
 
     from rinalmo.engine.cpu_attention import ChannelsFirst, TokensFirst, make_plan
@@ -52,7 +52,7 @@ def prepared(size: int, length: int, precision: str) -> list[tuple[Any, Any, Any
 
 
 def measured(size: int, length: int, precision: str, repeats: int) -> tuple[list[float], float]:
-    """Median microseconds per token of each way, in turns, and the largest difference between their results."""
+    """Median microseconds per token of each implementation, and the largest difference between their results."""
     ways = prepared(size, length, precision)
     results = [attention(qkv, plan)[plan.index].float() for attention, qkv, plan in ways]
     difference = max((result - results[0]).abs().max().item() for result in results)

@@ -1,10 +1,10 @@
-"""What training costs by arithmetic: the tables of docs/scaling.md.
+"""Compute the cost of training: the tables of docs/scaling.md.
 
     python benchmarks/cost_model.py                            # print them
-    python benchmarks/cost_model.py --write docs/scaling.md    # put them where they belong on the page
+    python benchmarks/cost_model.py --write docs/scaling.md    # update them on the page
 
-The formulas are those below and those of `rinalmo.training.trainer`. What is measured or published stands
-below as a constant with its source; all else follows. Nothing is timed here.
+The formulas are below and in `rinalmo.training.trainer`. Measured and published
+values are constants below, each with its source; everything else is computed. Nothing is timed here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rinalmo.model.config import PRESETS, ModelConfig
 from rinalmo.model.packing import Layout
 from rinalmo.training.trainer import training_flops
 
-Rows = list[tuple[str, ...]]  # the head first
+Rows = list[tuple[str, ...]]  # the header first
 
 
 def cropped(limit: int) -> list[int]:
@@ -46,11 +46,11 @@ LINKS = {"200 Gb/s": 25e9, "400 Gb/s": 50e9, "8 × 200 Gb/s": 200e9}  # of a nod
 
 MFU = (0.3, 0.4, 0.5)  # assumed
 MICRO = 65536  # tokens of a micro-batch in recipes/pretrain-giga.yaml
-LARGE = 64 * SEQUENCES // GPUS  # a step of 64 GPUs with the paper's number of sequences for each
+LARGE = 64 * SEQUENCES // GPUS  # sequences per step on 64 GPUs, each with the paper's number of sequences per GPU
 
 
 class Point(NamedTuple):
-    """A measured speed. `peak` is the range that matrix products of the same threads had in the same days."""
+    """A measured speed. `peak` is the range of the speed of matrix products with the same threads on the same days."""
 
     what: str
     config: ModelConfig
@@ -73,10 +73,10 @@ POINTS = (
     Point("micro, embedding, 2 threads", CONFIGS["micro"], EMBEDDED, 1, 9378, PEAK),
     Point("2 layers of giga, embedding, 2 threads", WIDE, EMBEDDED, 1, 13626, PEAK),
 )
-# Measured: anonymous memory after so many steps of pretrain-nano-cpu, the larger of two processes.
+# Measured: anonymous memory after a number of steps of pretrain-nano-cpu, the larger of two processes.
 PROCESS = {150: 3.4e9, 980: 4.6e9, 1520: 4.6e9}
 # Measured: benchmarks/results/2026-11-24-xeon-data.md; sequences per second of one thread, and bytes.
-PREPARE = {"read": 110_000, "find equals": 496_000, "cluster (MMseqs2)": 7_200, "write the store": 169_000}
+PREPARE = {"read": 110_000, "remove duplicates": 496_000, "cluster (MMseqs2)": 7_200, "write the store": 169_000}
 LETTERS, NAME, RAM = 412.5, 13, 50
 MMSEQS = (884_366, 569, 1.827e9)  # sequences, mean length, memory
 WEIGHTED = (36e6, 1.1984, 291e6)  # sequences, seconds, memory of a start with weights
@@ -88,14 +88,14 @@ def per_token(config: ModelConfig, lengths: Sequence[int]) -> float:
 
 
 def states(config: ModelConfig) -> float:
-    """fp32 weights, gradients and AdamW's two means, and bf16 copies of the matrices while a step computes."""
+    """Bytes of fp32 weights, gradients and AdamW's two moments, and of bf16 copies of the matrices during a step."""
     return 16 * pretraining_parameters(config) + 2 * matrix_parameters(config)
 
 
 def kept(
     config: ModelConfig, path: Literal["cpu", "sdpa"], checkpointing: bool = False, lengths: Sequence[int] = MIX
 ) -> float:
-    """Activation bytes per token; checkpointed, with the inside of the one block that is computed again."""
+    """Activation bytes per token; with checkpointing, including the one block that is being recomputed."""
     tokens, predicted = sum(lengths), round(SELECTED * sum(lengths))
     whole = activation_bytes(config, lengths, predicted, path=path)
     if not checkpointing:
@@ -105,8 +105,11 @@ def kept(
 
 
 def exchanged(parameters: float, ranks: int, micro_batches: int = 0) -> float:
-    """Bytes that each of `ranks` sends a step, in rings. DDP: fp32 gradients, scattered and gathered. FSDP, if a
-    number of micro-batches is given: bf16 weights gathered twice for each of them, fp32 gradients scattered once."""
+    """Bytes that each of `ranks` sends per step, in a ring.
+
+    DDP: fp32 gradients, reduce-scattered and gathered. FSDP, if a number of micro-batches is given: bf16 weights
+    gathered twice for each, fp32 gradients reduce-scattered once.
+    """
     return (ranks - 1) / ranks * parameters * (2 * 2 * micro_batches + 4 if micro_batches else 2 * 4)
 
 
@@ -114,7 +117,7 @@ def exchanged(parameters: float, ranks: int, micro_batches: int = 0) -> float:
 
 
 def arithmetic() -> Rows:
-    rows: Rows = [("", "parameters", "MFLOPs a token", "6 × parameters", "attention at 130 tokens", "at 1,024")]
+    rows: Rows = [("", "parameters", "MFLOPs per token", "6 × parameters", "attention at 130 tokens", "at 1,024")]
     for name, config in CONFIGS.items():
         parameters, width = pretraining_parameters(config), 12 * config.num_hidden_layers * config.hidden_size
         shares = (percent(width * length / per_token(config, [length])) for length in (130, 1024))
@@ -124,7 +127,7 @@ def arithmetic() -> Rows:
 
 
 def speeds() -> Rows:
-    rows: Rows = [("measured", "tokens/s", "MFLOPs a token", "GFLOP/s", "of the peak", "by FLOPs alone, tokens/s")]
+    rows: Rows = [("measured", "tokens/s", "MFLOPs per token", "GFLOP/s", "of the peak", "bound, tokens/s")]
     for what, config, lengths, passes, speed, peak in POINTS:
         flops = per_token(config, lengths) * passes / 3
         share = " to ".join(dict.fromkeys(percent(flops * speed / limit) for limit in reversed(peak)))
@@ -134,7 +137,7 @@ def speeds() -> Rows:
 
 
 def memory() -> Rows:
-    head = ("", "states, DDP", "of 8, FSDP", "of 64", "CPU, KB a token", "GPU", "GPU, checkpointed")
+    head = ("", "states, DDP", "FSDP, 8", "FSDP, 64", "CPU, KB per token", "GPU", "GPU, checkpointed")
     rows: Rows = [(*head, "tokens in 80 GB", "checkpointed")]
     for name, config in CONFIGS.items():
         sizes = [kept(config, "cpu"), kept(config, "sdpa"), kept(config, "sdpa", True)]
@@ -145,7 +148,7 @@ def memory() -> Rows:
 
 
 def process() -> Rows:
-    """A process of pretrain-nano-cpu. Its crops are short, and its model has no dropout."""
+    """Memory of a pretrain-nano-cpu process, which has short crops and a model without dropout."""
     config = replace(CONFIGS["nano"], hidden_dropout=0.0, attention_dropout=0.0)
     tensors = 4096 * kept(config, "cpu", lengths=SHORT)
     whole = tensors + states(config)
@@ -168,7 +171,7 @@ def exchange() -> Rows:
 
 def paper() -> Rows:
     hours = " / ".join(percent(mfu) for mfu in MFU)
-    rows: Rows = [("", "tokens", "FLOPs", f"hours at {hours} MFU", "two weeks are", "exchange, of a step at 40 %")]
+    rows: Rows = [("", "tokens", "FLOPs", f"hours at {hours} MFU", "two weeks are", "communication, of a step at 40 %")]
     machine, steps = GPUS * A100_FLOPS, EPOCHS * CLUSTERS / SEQUENCES
     for name, lengths in LOADS.items():
         tokens = EPOCHS * CLUSTERS * statistics.mean(lengths)
@@ -181,7 +184,7 @@ def paper() -> Rows:
 
 
 def paper_batches() -> Rows:
-    head = ("", "sequences a GPU", "tokens a GPU and step", "micro-batches", "memory of one, checkpointed")
+    head = ("", "sequences per GPU", "tokens per GPU and step", "micro-batches", "memory of one, checkpointed")
     rows: Rows = [(*head, "with the states")]
     for name, lengths in LOADS.items():
         tokens = SEQUENCES // GPUS * statistics.mean(lengths)
@@ -193,8 +196,10 @@ def paper_batches() -> Rows:
 
 
 def many() -> Rows:
-    """64 GPUs in 8 nodes: what crosses a node's link, and its share of a step of which nothing overlaps."""
-    rows: Rows = [("sequences a step", "how", "compute", *(f"exchange, {link}" for link in LINKS), "tokens/s")]
+    """64 GPUs in 8 nodes: traffic over a node's link, and its share of a step without overlap."""
+    rows: Rows = [
+        ("sequences per step", "method", "compute", *(f"communication, {link}" for link in LINKS), "tokens/s")
+    ]
     parameters = pretraining_parameters(GIGA)
     for sequences in (SEQUENCES, LARGE):
         tokens = sequences * statistics.mean(MIX)
@@ -209,7 +214,7 @@ def many() -> Rows:
 
 
 def batches() -> Rows:
-    head = ("sequences a step", "steps of 6 epochs", "a warm-up of 2,000 is", "rate, by √", "rate, in proportion")
+    head = ("sequences per step", "steps of 6 epochs", "a warm-up of 2,000 is", "rate, by √", "rate, in proportion")
     rows: Rows = [head]
     for sequences in (SEQUENCES, LARGE):
         count, ratio = EPOCHS * CLUSTERS / sequences, sequences / SEQUENCES
@@ -219,7 +224,7 @@ def batches() -> Rows:
 
 
 def billion(number: float = 1e9) -> Rows:
-    """So many sequences like those measured, in as many clusters for their number as the paper's."""
+    """A number of sequences like those measured, with the paper's ratio of clusters to sequences."""
     rows: Rows = [("", "time", "memory", "disk")]
     store, index = number * (LETTERS + NAME + 16 + 10), 10 * number + 8 * number * CLUSTERS / WEIGHTED[0]
     for step, speed in PREPARE.items():
@@ -227,7 +232,7 @@ def billion(number: float = 1e9) -> Rows:
         rows.append((step, f"{number / speed / 3600:,.1f} h of one thread", own, ""))
     start, held = (value * number / WEIGHTED[0] for value in WEIGHTED[1:])
     rows.append(("the store", "", f"{size_of(index)} mapped", size_of(store + 8 * number * CLUSTERS / WEIGHTED[0])))
-    rows.append(("an epoch starts with weights", f"{start:,.0f} s", f"{size_of(held)} a process", ""))
+    rows.append(("start of an epoch with weights", f"{start:,.0f} s", f"{size_of(held)} per process", ""))
     return rows
 
 
@@ -256,7 +261,7 @@ TABLES: dict[str, Callable[[], Rows]] = {make.__name__: make for make in MAKERS}
 
 
 def filled(page: str) -> str:
-    """The page with each table that follows a mark `<!-- cost_model: NAME -->` made anew."""
+    """The page with every table after a mark `<!-- cost_model: NAME -->` replaced by a new one."""
 
     def table(mark: re.Match[str]) -> str:
         head, *rows = TABLES[mark[2]]()
@@ -267,7 +272,7 @@ def filled(page: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", metavar="PAGE", type=Path, help="a Markdown page with marks where tables belong")
+    parser.add_argument("--write", metavar="PAGE", type=Path, help="a Markdown page with a mark before each table")
     options = parser.parse_args()
     if options.write:
         options.write.write_text(filled(options.write.read_text(encoding="utf-8")), encoding="utf-8")
@@ -296,11 +301,11 @@ def activation_bytes(
     path: Literal["cpu", "sdpa"] = "cpu",
     checkpointing: bool = False,
 ) -> int:
-    """Bytes that a training step keeps for its backward pass, with a packed batch, bf16 autocast and fp32 residuals.
+    """Bytes that a training step stores for its backward pass, with a packed batch, bf16 autocast and fp32 residuals.
 
-    `predicted` positions go through the masked-LM head. `path` is how a block computes: with the kernels for training
-    on a CPU (`rinalmo.model.kernels`), or in plain torch with fused attention, as on a GPU. With `checkpointing` only
-    each block's input is kept; the backward pass then also needs the inside of one block at a time, not counted here.
+    `predicted` positions go through the masked-LM head. `path` is the implementation of a block: the kernels for
+    training on a CPU (`rinalmo.model.kernels`), or plain torch with fused attention, as on a GPU. With `checkpointing`
+    only each block's input is stored; the backward pass then also needs one block at a time, which is not counted here.
     """
     layout, d = Layout(tuple(lengths)), config.hidden_size
     tokens = layout.total
@@ -315,8 +320,8 @@ def activation_bytes(
 def _cpu_block_bytes(config: ModelConfig, layout: Layout) -> int:
     """One block on a CPU.
 
-    A group of a single sequence keeps views, and with them all of the rotated queries and keys (4) and of the
-    projection's output (6); a group of several keeps copies of its part (6).
+    A group with a single sequence stores views, and with them all rotated queries and keys (4) and the whole output of
+    the projection (6); a group with several stores copies of its part (6).
     """
     tokens, d, ffn = layout.total, config.hidden_size, config.ffn_size
     single = any(group.count == 1 for group in layout.groups)
@@ -331,8 +336,8 @@ def _cpu_block_bytes(config: ModelConfig, layout: Layout) -> int:
 def _sdpa_block_bytes(config: ModelConfig, layout: Layout) -> int:
     """One block in plain torch: the projection (6), rotated queries and keys (4), attention's output (2), statistics.
 
-    The swish is in fp32, since its slope is (4 for gate and up, 4 the sigmoid, 4 the product, 2 its bf16 form). Masks
-    of dropout are one byte each, as a GPU makes them.
+    The swish is in fp32 because its slope is (4 for gate and up, 4 the sigmoid, 4 the product, 2 its bf16 copy).
+    Dropout masks take one byte per element, as on a GPU.
     """
     tokens, d = layout.total, config.hidden_size
     attention = tokens * (12 * d + 4 * config.num_attention_heads)
@@ -341,7 +346,7 @@ def _sdpa_block_bytes(config: ModelConfig, layout: Layout) -> int:
 
 
 def _norms_and_inputs(config: ModelConfig, tokens: int) -> int:
-    """Two norms keep their fp32 inputs and two statistics; three projections of width `hidden` their bf16 inputs."""
+    """Two norms store their fp32 inputs and two statistics; three projections of width `hidden` their bf16 inputs."""
     return tokens * (2 * (4 * config.hidden_size + 8) + 3 * 2 * config.hidden_size)
 
 

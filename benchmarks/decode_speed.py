@@ -1,11 +1,12 @@
-"""Time `rinalmo.rna.decoding.decode` beside the authors' `prob_mat_to_sec_struct`: probabilities to pairs.
+"""Compare the speed of `rinalmo.rna.decoding.decode` with the authors' `prob_mat_to_sec_struct`.
 
     python benchmarks/decode_speed.py --official path/to/RiNALMo
 
-Both get the same symmetric matrices and the same threshold, and must give the same pairs. Two kinds:
+Both get the same symmetric probability matrices and the same threshold, and must give the same pairs. There are two
+kinds of matrices:
 
-    clear     helices of 3 to 8 pairs of high probability over a low background: what a trained model gives
-    crowded   as clear, and one background pair in ten is above the threshold: many candidates, hard to decide
+    clear     helices of 3 to 8 pairs of high probability over a low background, as from a trained model
+    crowded   the same, with one background pair in ten above the threshold: many candidates
 
 multimolecule has no decoder; its pipeline keeps every pair above the threshold.
 """
@@ -59,7 +60,7 @@ def official(length: int, kind: str, checkout: str) -> Run:
     from rinalmo.utils.sec_struct import prob_mat_to_sec_struct
 
     given = matrices(length, kind)
-    # It overwrites what it is given.
+    # The function overwrites its input.
     return lambda: [prob_mat_to_sec_struct(matrix.copy(), sequence, THRESHOLD) for matrix, sequence in given]
 
 

@@ -1,10 +1,10 @@
-"""Time the decoders of `rinalmo.rna.decoding` beside each other, and the matching of rustworkx beside networkx'.
+"""Compare the speed of the decoders of `rinalmo.rna.decoding`, and of matching in rustworkx and networkx.
 
     python benchmarks/decoders.py
 
-One matrix of each kind of `decode_speed.py`; seconds, and how far the memory rises. The nested decoder should take less
-than 2 s for 1,000 nt, and less than 60 s and 1 GB for 4,000 nt. networkx is asked up to 500 nt: it took 5 s there, on
-2,000 random candidates, where rustworkx took 0.07 s.
+Reports seconds and the increase of memory for one matrix of each kind of `decode_speed.py`. The nested decoder should
+take less than 2 s for 1,000 nt, and less than 60 s and 1 GB for 4,000 nt. networkx is measured only up to 500 nt, where
+it took 5 s on 2,000 random candidates and rustworkx 0.07 s.
 """
 
 from __future__ import annotations

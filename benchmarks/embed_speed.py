@@ -1,22 +1,22 @@
-"""Time `rinalmo`'s engine beside its peers: real tokens per second through the encoder, hidden states out.
+"""Compare the speed of `rinalmo`'s encoder with other packages: tokens per second, without padding.
 
     python benchmarks/embed_speed.py                                     # multimolecule, installed on first use
     python benchmarks/embed_speed.py --official path/to/RiNALMo          # and the authors' code
     python benchmarks/embed_speed.py --widths giga --workloads mix --repeats 3
 
-    rinalmo PRECISION    the engine, as all commands use it
+    rinalmo PRECISION    the engine, as used by all commands
     plain PRECISION      our plain PyTorch encoder (`F.linear`, `scaled_dot_product_attention`) on the same packed
-                         batches: the packing without the fast encoder
-    card                 multimolecule as its model card uses it: fp32, one padded batch in input order
+                         batches, to separate the gain of packing from that of the fast encoder
+    card                 multimolecule used as on its model card: fp32, one padded batch in input order
     best N               multimolecule in bf16, with `scaled_dot_product_attention`, sorted, N sequences at a time
     nested               multimolecule in bf16 on one NestedTensor
     official             the authors' code as it runs without flash-attn: fp32, one padded batch in input order
-    peak                 the matrix products alone: plain bf16 `F.linear` of the model's shapes over as many tokens
+    peak                 the matrix products alone: plain bf16 `F.linear` with the model's shapes on as many tokens
 
 With `--precisions fp32`, for processors that have no bf16, `best`, `nested` and `peak` are fp32 too.
 
-All get the same sequences, and all but the authors' code (other vocabulary; random weights) the same weights.
-"difference" is how far the CLS states of the first sequence are from plain fp32 (layer-normed: their size is 1).
+All get the same sequences and the same weights, except the authors' code, which has another vocabulary and gets random
+weights. "difference" is the distance of the CLS state of the first sequence from plain fp32 (after layer norm: size 1).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 import sides
 from sides import Run, Side
 
-WIDTHS = {"nano": (320, 6), "micro": (480, 12), "giga": (1280, 2)}  # giga: 2 of its 33 layers, all alike
+WIDTHS = {"nano": (320, 6), "micro": (480, 12), "giga": (1280, 2)}  # giga: 2 of its 33 layers, which all cost the same
 WORKLOADS = ("mix", "equal", "long")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 BATCHES = (1, 4, 8, 32)
@@ -44,13 +44,13 @@ MIX = (
     *(187, 193, 201, 206, 212, 216, 221, 228, 239, 252, 264, 276, 294, 309, 328, 347, 367, 396, 431, 480, 538, 582),
     *(643, 713, 789, 852, 915, 961),
 )
-REAL = (*MIX, *[1023] * 18)  # with those that are longer: 12 % of all, and alike once they are cropped
+REAL = (*MIX, *[1023] * 18)  # with longer sequences: 12 % of all, and equally long once they are cropped
 
 
 def sequences(workload: str) -> list[str]:
     """Random RNA, 32 of real lengths in random order or of 200 nt, or one of 4,096 nt.
 
-    Not more than 32: padded to the longest, 128 of them need over 20 GB as the card uses multimolecule.
+    At most 32: padded to the longest, 128 of them need over 20 GB with multimolecule used as on its card.
     """
     draw = random.Random(0)
     mix = list(MIX[2::4])
@@ -162,7 +162,7 @@ def peak(workload: str, width: str, precision: str) -> Run:
 
 
 def start(folder: str, workload: str, width: str, chosen: Any) -> dict[str, Side]:
-    """All sides, by name, ready or failed."""
+    """All implementations by name, ready or failed."""
     work: Any = {"threads": chosen.threads, "workload": workload, "width": width}
     own = work | {"folder": folder}
     fastest = "fp32" if chosen.precisions == ["fp32"] else "bf16"
@@ -217,7 +217,7 @@ def difference(states: list[float] | None, exact: list[float]) -> str:
 
 
 def make_model(width: str, folder: Path) -> None:
-    """A model with random weights in the layout that both we and multimolecule read."""
+    """A model with random weights in a layout that both packages read."""
     from rinalmo.model.config import ModelConfig
     from rinalmo.model.rinalmo import ModelSpec, create
     from rinalmo.weights.checkpoint import save

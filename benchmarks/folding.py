@@ -1,14 +1,14 @@
-"""Structures by our folding model and by thermodynamic and learned peers, all scored in one way.
+"""Compare our folding model with thermodynamic and trained folding programs, with the same metrics.
 
     python benchmarks/folding.py TS0.csv.gz bpRNA-new.csv.gz                  # the peers, installed on first use
-    python benchmarks/folding.py TS0.csv.gz --model RUN/model                 # and a model that learned to fold
+    python benchmarks/folding.py TS0.csv.gz --model RUN/model                 # and a fine-tuned model
     python benchmarks/folding.py archiveII.csv.gz --max-length 512            # per family, if there is such a column
     python benchmarks/folding.py TS0.csv.gz --most 200 --times                # a random part; time per sequence
 
-    rinalmo             `rinalmo.inference.fold` as `rinalmo fold` uses it, by default
+    rinalmo             `rinalmo.inference.fold` with the defaults of `rinalmo fold`
     … thermodynamics W  the same with ViennaRNA's probabilities in the mean, for each weight of --thermodynamics; 0 is
                         the model alone
-    RNAfold MFE         ViennaRNA, the structure of least free energy
+    RNAfold MFE         ViennaRNA, the structure of minimum free energy
     RNAfold centroid    ViennaRNA, the structure nearest to the whole ensemble
     LinearFold-V        pylinearfold, beam of 100 with Vienna's energies; the package has no LinearFold-C
     LinearPartition-V   pylinearfold, the structure of maximum expected accuracy
@@ -18,10 +18,10 @@ All get the same sequences, upper case, T as U, other letters as N. F1 is the me
 bootstrap interval of that mean: `all pairs`, exact or with one end off by at most one, counts every annotated pair;
 `canonical nested` leaves pseudoknots and pairs other than AU, GC, GU out of the target (see `rinalmo.metrics`).
 
-The peers' structures are kept in a file (`--cache`) and not computed again; ours always are. With `--times` nothing
-is taken from there: every method gets each sequence in turn, alone, on one thread.
+The other programs' structures are cached in a file (`--cache`); ours are always computed. With `--times` the cache is
+not used: every method gets one sequence at a time, on one thread.
 
-Calibration is that of our default: of the pairs that get a probability in a range, the share that is annotated.
+Calibration is reported for our default: of the pairs with a probability in a range, the share that is annotated.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from rinalmo.tasks.base import Example
 
 Probable = list[tuple[int, int, float]]  # pairs with their probabilities
-Fold = Callable[[str], tuple[str, Probable]]  # a sequence to its dot-bracket text, and probabilities, if there are any
+Fold = Callable[[str], tuple[str, Probable]]  # a sequence to its dot-bracket text, and optional probabilities
 
 VERSIONS = {"viennarna": "2.7.2", "pylinearfold": "1.0.0", "mxfold2": "0.1.1"}
 NEEDS = ("torch==2.13.0", "pybind11==3.0.1", "setuptools")
@@ -70,11 +70,11 @@ RANGES = (0.2, 0.4, 0.6, 0.8)  # of probability, each up to the next
 COLUMNS = ("", "F1, exact", "P, ±1", "R, ±1", "F1, ±1", "F1, canonical nested", "ms a sequence")
 
 
-# The sides.
+# The methods.
 
 
 def answer(fold: Fold) -> None:
-    """Fold what comes in, a sequence a line, until nothing comes any more."""
+    """Fold sequences from standard input, one per line, until its end."""
     lines = sides.answers()
     print("{}", file=lines)
     for line in sys.stdin:
@@ -147,13 +147,13 @@ def mxfold2() -> None:
 
 
 def peer_python() -> str:
-    """The Python of an environment that has the peers, made on first use."""
+    """The Python of an environment with the other programs, created on first use."""
     pinned = [f"{name}=={version}" for name, version in VERSIONS.items()]
     return sides.installed("-".join(pinned), [*NEEDS, *pinned[:2]], "RNA, pylinearfold, mxfold2.interface", add_mxfold2)
 
 
 def versions_of(python: str) -> dict[str, str]:
-    """The versions of the peers that this Python has."""
+    """The versions of the other programs in this Python environment."""
     code = "import importlib.metadata as m, json;"
     code += "print(json.dumps({d.name.lower(): d.version for d in m.distributions()}))"
     found = json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
@@ -161,7 +161,7 @@ def versions_of(python: str) -> dict[str, str]:
 
 
 def add_mxfold2(python: str) -> None:
-    """Its wheel asks for an old torch without need and is compiled for Python 3.8, but the source lies within."""
+    """Install MXfold2 from the source in its wheel, which needlessly requires an old torch and Python 3.8."""
     wheel = f"mxfold2=={VERSIONS['mxfold2']}"
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", wheel], check=True)
     code = "import pybind11, sysconfig as s; print(s.get_path('purelib'), s.get_config_var('EXT_SUFFIX'), end=' ');"
@@ -178,12 +178,12 @@ def add_mxfold2(python: str) -> None:
 
 
 class Cache:
-    """The peers' structures, by method with its version and by sequence."""
+    """Cached structures, by method with its version and by sequence."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.base = sqlite3.connect(path, timeout=60, isolation_level=None)
-        self.base.execute("PRAGMA synchronous = OFF")  # a structure is soon computed again
+        self.base.execute("PRAGMA synchronous = OFF")  # computing a structure again is fast
         self.base.execute("CREATE TABLE IF NOT EXISTS folded (method, sequence, structure, UNIQUE (method, sequence))")
 
     def get(self, method: str, sequence: str) -> str | None:
@@ -196,7 +196,7 @@ class Cache:
 
 
 class Method(NamedTuple):
-    """A side under the name that tables give it; `key` names it in the cache, with its version, if it is kept there."""
+    """A method with its name in the tables; `key` is its name and version in the cache, if it is cached."""
 
     name: str
     key: str | None
@@ -232,7 +232,7 @@ def folded(method: Method, sequence: str, cache: Cache, times: bool) -> tuple[st
 
 
 class Scored(NamedTuple):
-    """Precision, recall and F1 of one structure, in three ways of counting."""
+    """Precision, recall and F1 of one structure, counted in three ways."""
 
     family: str
     exact: Sequence[float]
@@ -263,7 +263,7 @@ def read(path: Path, chosen: argparse.Namespace) -> list[Example]:
 def compare(path: Path, methods: Sequence[Method], cache: Cache, chosen: argparse.Namespace) -> None:
     examples = read(path, chosen)
     results: dict[str, list[Scored]] = {method.name: [] for method in methods}
-    said: list[tuple[float, bool]] = []  # what our default gives a pair, and whether it is one
+    said: list[tuple[float, bool]] = []  # the default's probability of a pair, and whether it is annotated
     for method in methods:
         method.side.seconds.clear()
     for example in examples:
@@ -290,7 +290,7 @@ def everything(chosen: argparse.Namespace) -> argparse.Namespace:
 
 
 def calibration(said: Sequence[tuple[float, bool]]) -> None:
-    """Of the pairs in each range of probability: how many, and how many of them are annotated."""
+    """For each range of probability, the number of pairs and of annotated pairs."""
     print("\nCalibration\n")
     rows = []
     for low, high in zip(RANGES, [*RANGES[1:], 1.01], strict=True):
@@ -364,19 +364,24 @@ def mean(values: Sequence[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", type=Path, help="tables or files of structures")
-    parser.add_argument("--model", help="one that was fine-tuned for secondary structure")
+    parser.add_argument("--model", help="a model fine-tuned for secondary structure")
     parser.add_argument(
-        "--thermodynamics", type=float, nargs="+", default=[], metavar="WEIGHT", help="the model also so"
+        "--thermodynamics",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="WEIGHT",
+        help="also evaluate the model with these weights of thermodynamics",
     )
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS), metavar="PEER")
     parser.add_argument("--most", type=int, help="structures of each file, drawn at random")
     parser.add_argument("--max-length", type=int, help="leave longer sequences out")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--without", type=Path, metavar="FILE", help="also without the sequences of this file")
-    parser.add_argument("--python", help="one that has the peers' packages, to be used as it is")
-    parser.add_argument("--times", action="store_true", help="measure the time; needs a machine of its own")
+    parser.add_argument("--without", type=Path, metavar="FILE", help="also exclude the sequences of this file")
+    parser.add_argument("--python", help="a Python with the other programs installed")
+    parser.add_argument("--times", action="store_true", help="measure the time; needs an otherwise idle machine")
     kept = Path.home() / ".cache" / "rinalmo-benchmarks" / "folded.sqlite"
-    parser.add_argument("--cache", type=Path, default=kept, help="where the peers' structures are kept")
+    parser.add_argument("--cache", type=Path, default=kept, help="file that caches the other programs' structures")
     chosen = parser.parse_args()
     chosen.threads, chosen.peer = 1, None
     if chosen.python:

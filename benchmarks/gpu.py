@@ -1,28 +1,29 @@
-"""Everything about this package on one GPU, in under 6 minutes: right, fast, and in what memory.
+"""Check and measure this package on one GPU, in under 6 minutes: correctness, speed and memory.
 
     python benchmarks/gpu.py                                    # the first CUDA device; a table, and gpu.json
     python benchmarks/gpu.py --output h200.json --parts speed training
-    python benchmarks/gpu.py --device cpu --tiny                # the same code at toy sizes: the test of this script
+    python benchmarks/gpu.py --device cpu --tiny                # the same code at toy sizes, to test this script
 
 Needs no network and no installation: torch 2.9 or newer, numpy, safetensors, transformers, and this package's core
 dependencies. multimolecule is measured beside it where it is installed.
 
     right      states, logits, every head and the gradients of a training step against fp64 on the CPU; backends of
-               attention against each other; a sequence alone, in company, in any order; no wait within the encoder
+               attention against each other; a sequence alone, with others, in any order; no synchronization
+               within the encoder
     speed      tokens/s of giga (all 33 layers) on the real length mix, at 200 nt and at 4 kb, and of nano, beside the
                matrix peak of the same run
     training   a step of micro and of giga: forward, backward, AdamW
-    folding    RNAs of 500 nt per second, decoded by processes beside the GPU
-    cold       from the start of Python to the first embedding
+    folding    RNAs of 500 nt per second, decoded by CPU processes
+    cold       time from the start of Python to the first embedding
     peer       multimolecule at its best on the same mix
     memory     of weights, tokens and training
 
-Each part is a process of its own: whatever happens to one, a crash of the device included, the others are measured,
-and its row says what failed. Random weights stand for giga's, since they cost the same; lengths are drawn from the
+Each part runs in its own process: if one fails, even by a crash of the device, the others are still measured, and its
+row says what failed. Random weights replace giga's, because the cost is the same; lengths are drawn from the
 quantiles of the ncRNA set of this project (185,257 sequences, mean 406 nt).
 """
 
-# ruff: noqa: E402  (a checkout that is not installed has to be put on the path first)
+# ruff: noqa: E402  (a checkout that is not installed must be added to the path first)
 
 from __future__ import annotations
 
@@ -72,7 +73,7 @@ from rinalmo.training.trainer import training_flops
 QUANTILES = (16, 54, 66, 72, 74, 78, 84, 92, 101, 112, 120, 135, 154, 157, 200, 253, 377, 771, 1408, 2161)
 TAIL = (2712, 2890, 2934, 3322, 8158)
 
-# Seconds that a part may take; what is not used is left to those after it.
+# Seconds that a part may take; unused time goes to the later parts.
 PARTS = {"right": 100, "speed": 90, "training": 75, "folding": 40, "cold": 30, "peer": 60, "memory": 40}
 TOTAL = 345
 
@@ -92,7 +93,7 @@ HEADS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is measured where. Toy sizes take the same ways through the code."""
+    """What to measure on which device. Toy sizes run through the same code."""
 
     device: str
     tiny: bool
@@ -103,7 +104,7 @@ class Setting:
 
     @property
     def half(self) -> str:
-        """The reduced precision: that of the GPU; bf16 stands for it on a CPU."""
+        """The reduced precision of the GPU; bf16 on a CPU."""
         native = "bf16" if self.device == "cpu" else native_precision(self.torch_device)
         return "fp16" if native == "fp32" else native
 
@@ -113,7 +114,7 @@ class Setting:
         return ModelConfig.preset(name, **changes)
 
     def fuses(self, name: str = "", precision: str = "") -> bool:
-        """Whether to compile here; the toy run does it once, since on a CPU it takes half a minute each time."""
+        """Whether to compile here; the toy run compiles once, because it takes half a minute each time on a CPU."""
         return precision in ("", self.half) and (not self.tiny or name == "giga")
 
     def sized(self, full: int, tiny: int) -> int:
@@ -127,7 +128,7 @@ class Setting:
 
 
 class Report:
-    """Sends a row for each number, also for one that could not be had."""
+    """Sends a row for each result, also for one that could not be measured."""
 
     def __init__(self, send: Callable[[dict[str, Any]], None], deadline: float) -> None:
         self._send, self._deadline = send, deadline
@@ -144,7 +145,7 @@ class Report:
 
     @contextmanager
     def trying(self, name: str) -> Iterator[None]:
-        """A measurement that may fail, or be left out when the time of the part is over."""
+        """A measurement that may fail, or be skipped when the time of the part is over."""
         try:
             if self.left() < 0:
                 raise TimeoutError("left out: the time of this part is over")
@@ -154,11 +155,11 @@ class Report:
             self._send({"name": name, "failed": f"{type(error).__name__}: {str(error).strip()[:300]}"})
 
 
-# What is computed.
+# Computations.
 
 
 def mix(tokens: int, longest: int = 10**9, seed: int = 0) -> list[int]:
-    """Lengths as in the real set, until there are so many tokens."""
+    """Lengths as in the real set, until `tokens` is reached."""
     draw, lengths = random.Random(seed), []
     points = [*((number / 20, value) for number, value in enumerate(QUANTILES))]
     points += [((96 + number) / 100, value) for number, value in enumerate(TAIL)]
@@ -182,7 +183,7 @@ def packed(sequences: Sequence[np.ndarray], device: torch.device | str = "cpu") 
 
 
 def random_model(config: ModelConfig, device: torch.device, heads: dict[str, dict[str, Any]]) -> RiNALMo:
-    """Fresh weights, made where they are needed: giga's take a while on a CPU."""
+    """Random weights, created on the device: giga's take a while on a CPU."""
     with torch.device("meta"):
         model = RiNALMo(ModelSpec(config, heads=heads))
     model.to_empty(device=device)
@@ -284,7 +285,7 @@ def _states(setting: Setting, report: Report, name: str, model: RiNALMo, sequenc
             token_error(states[-1], torch.cat(alone)),
             token_error(torch.cat(layout.split(states[-1].cpu())[::-1]), backwards),
         )
-        report.add(f"{name}: alone, in company, backwards, {precision}", error, "", aim)
+        report.add(f"{name}: alone, in a batch, reversed order, {precision}", error, "", aim)
     if setting.device.startswith("cuda"):
         with report.trying(f"{name}: no wait within the encoder"):
             torch.cuda.set_sync_debug_mode("error")
@@ -296,14 +297,14 @@ def _states(setting: Setting, report: Report, name: str, model: RiNALMo, sequenc
 
 
 def _written_out(head: Any, states: Tensor) -> Tensor:
-    """The masked-LM head in fp64, which it would compute in fp32."""
+    """The masked-LM head in fp64 instead of fp32."""
     y = F.gelu(F.linear(states, head.dense.weight, head.dense.bias))
     y = F.layer_norm(y, head.norm.normalized_shape, head.norm.weight, head.norm.bias, head.norm.eps)
     return F.linear(y, head.decoder.weight, head.decoder.bias)
 
 
 def _gradients(setting: Setting, report: Report, name: str, model: RiNALMo, sequences: list[np.ndarray]) -> None:
-    """Of the masked-LM loss, without dropout: what a training step starts from."""
+    """Gradients of the masked-LM loss, without dropout."""
     model.train().requires_grad_()
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -423,7 +424,7 @@ def speed(setting: Setting, report: Report) -> None:
 def _embed_speed(
     setting: Setting, report: Report, name: str, engine: Engine, work: dict[str, list[int]], peak: float
 ) -> None:
-    """The whole way: packing, copies, encoder, mean over nucleotides, results on the host."""
+    """Speed including packing, copies, encoder, mean over nucleotides and results on the host."""
     last = engine.config.num_hidden_layers
 
     def compute(ids: Tensor, layout: Layout) -> list[np.ndarray]:
@@ -451,7 +452,7 @@ def _embed_speed(
 
 
 def _bare_speed(setting: Setting, report: Report, name: str, model: RiNALMo, peak: float) -> None:
-    """The encoder alone, on batches that lie on the device, compiled and as written."""
+    """Speed of the encoder alone, on batches that are already on the device, compiled and uncompiled."""
     lengths = sorted(mix(setting.sized(65_536, 500)))
     ids, layout = packed(rnas(lengths), setting.torch_device)
     for fuse in (True, False) if setting.fuses() else (False,):
@@ -489,7 +490,7 @@ def training(setting: Setting, report: Report) -> None:
 
 
 def _fitting(setting: Setting, name: str) -> int:
-    """Tokens whose activations fit into half of the memory, without checkpointing."""
+    """Number of tokens whose activations fit into half of the memory, without checkpointing."""
     if not setting.device.startswith("cuda"):
         return 65_536
     lengths = [400] * 10
@@ -694,8 +695,8 @@ def child(name: str, setting: Setting, seconds: float, end: Any) -> None:
 
 
 def run_part(name: str, setting: Setting, seconds: float) -> list[dict[str, Any]]:
-    """The rows of a part; the last says what failed if it did not come to its end."""
-    # Nothing has touched the GPU in this process, so a fork may; it saves the time of importing torch.
+    """The rows of a part; if the part did not finish, the last row says what failed."""
+    # This process has not touched the GPU, so a fork may use it; a fork saves importing torch.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=child, args=(name, setting, 0.85 * seconds, theirs))
@@ -708,7 +709,7 @@ def run_part(name: str, setting: Setting, seconds: float) -> list[dict[str, Any]
                 failure = f"TimeoutError: did not end within {seconds:.0f} s"
                 break
             row = ours.recv()
-            if row.get("done"):  # the end of the pipe may be held open by processes that the part has started
+            if row.get("done"):  # processes that the part has started may hold the pipe open
                 break
             rows.append({"part": name, **row})
             show(rows[-1])
@@ -745,7 +746,7 @@ print(json.dumps({**about, "multiprocessors": of.multi_processor_count}))
 
 
 def machine(setting: Setting) -> dict[str, Any]:
-    """What computes; asked for in other processes, so that this one touches no GPU."""
+    """The device, queried in other processes so that this one does not touch the GPU."""
     about: dict[str, Any] = {
         "device": setting.device,
         "tiny": setting.tiny,

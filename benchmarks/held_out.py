@@ -1,13 +1,14 @@
-"""What models know of RNA families they have never seen, beside nucleotide frequencies and counted contexts.
+"""Masked-nucleotide prediction on RNA families unseen in training, compared with frequencies and Markov models.
 
     python benchmarks/held_out.py heldout.fa.gz --train train.fa.gz --model nano --model other_folder
 
 15 % of the nucleotides of each sequence (up to 512 nt; fixed seed) are masked, and predicted from the rest. Accuracy
 and cross-entropy (nats; perplexity is its exponential) are over A, C, G, U.
 
-The counts see more than the models do: of their neighbours none is masked. `Markov, order 5` predicts from the five
-nucleotides before; `3 + 3` and `5 + 5` from as many on either side. A context seen n times counts n, the next shorter
-one 4 (the shortest: the frequencies), so that rare contexts do not mislead; beyond an end the next shorter one is used.
+The count models see more than the language models: none of the neighbors is masked. `Markov, order 5` predicts from the
+five preceding nucleotides; `3 + 3` and `5 + 5` from as many on either side. A context seen n times has weight n, and
+the next shorter one weight 4 (the shortest is the frequencies), so that rare contexts do not mislead. Beyond an end the
+next shorter context is used.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ def codes(sequence: str) -> np.ndarray:
 
 
 def contexts(sequence: np.ndarray, left: int, right: int) -> np.ndarray:
-    """For each place the code of what stands around it, -1 where an end or another letter does."""
+    """The code of the context of each position, -1 where it contains an end or another letter."""
     padded = np.pad(sequence, (left, right), constant_values=-1)
     around = np.delete(np.lib.stride_tricks.sliding_window_view(padded, left + right + 1), left, axis=1)
     return np.where((around >= 0).all(axis=1), around @ (4 ** np.arange(left + right)), -1)
 
 
 def counted(sequences: list[np.ndarray], left: int, right: int) -> np.ndarray:
-    """How often each nucleotide stands in each context, `(contexts, 4)`."""
+    """Counts of each nucleotide in each context, `(contexts, 4)`."""
     size = 4 ** (left + right)
     counts = np.zeros(size * 4)
-    for start in range(0, len(sequences), 2000):  # a table of millions is not added up once a sequence
+    for start in range(0, len(sequences), 2000):  # so that a table of millions is not summed for every sequence
         parts = sequences[start : start + 2000]
         around, letters = np.concatenate([contexts(s, left, right) for s in parts]), np.concatenate(parts)
         known = (around >= 0) & (letters >= 0)
@@ -53,7 +54,7 @@ def counted(sequences: list[np.ndarray], left: int, right: int) -> np.ndarray:
 
 
 def predicted(train: list[np.ndarray], places: Sequence[tuple[np.ndarray, np.ndarray]], shape: tuple[int, int]):  # type: ignore[no-untyped-def]
-    """Probabilities of A, C, G, U at the places of each sequence, longer contexts resting on shorter ones."""
+    """Probabilities of A, C, G, U at the positions of each sequence; longer contexts back off to shorter ones."""
     left, right = shape
     steps = [(min(n, left), min(n, right)) for n in range(max(shape) + 1)]
     found = np.full((sum(len(at) for _, at in places), 4), 0.25)
@@ -68,7 +69,7 @@ def predicted(train: list[np.ndarray], places: Sequence[tuple[np.ndarray, np.nda
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fasta")
-    parser.add_argument("--train", required=True, help="what contexts are counted on")
+    parser.add_argument("--train", required=True, help="sequences to count contexts in")
     parser.add_argument("--model", action="append", required=True)
     parser.add_argument("--most", type=int, default=1_000_000)
     options = parser.parse_args()

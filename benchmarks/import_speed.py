@@ -1,10 +1,10 @@
-"""Time what a user waits for before anything is computed: imports, and every command's `--help`, each in a new process.
+"""Time imports and every command's `--help`, each in a new process.
 
     python benchmarks/import_speed.py --repeats 7
     python benchmarks/import_speed.py --repeats 7 --no-peers --only help
 
-The bare interpreter and torch are there to compare with: whoever computes pays for both. On a busy machine the
-time that the process computed (`CPU`) says more than how long it took.
+The bare interpreter and torch are included for comparison, because every computation needs both. On a busy machine, CPU
+time (`CPU`) is more informative than wall time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
     for n in range(chosen.repeats + 1):
         for name, command in commands.items():
             one = sides.spend(command, chosen.threads)
-            if n:  # the first time fills the disk cache
+            if n:  # the first run fills the disk cache
                 spent[name].append(one)
     rows = [
         (
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _paths(command: click.Command, path: str = "") -> Iterator[str]:
-    """The group itself and all commands below it, each with a space behind."""
+    """The group and all its commands, each followed by a space."""
     yield path
     if isinstance(command, click.Group):
         context = click.Context(command)

@@ -1,13 +1,13 @@
-"""From the start of a process to the first embedding with all of giga: seconds and peak memory, from a warm disk.
+"""Seconds and peak memory from the start of a process to the first embedding with all of giga, from a warm disk cache.
 
-    python benchmarks/load_speed.py                         # writes 2 × 2.6 GB of random weights for the time being
-    python benchmarks/load_speed.py --folder path/to/keep   # or keeps them there for the next time
+    python benchmarks/load_speed.py                         # writes 2 × 2.6 GB of random weights temporarily
+    python benchmarks/load_speed.py --folder path/to/keep   # or keeps them for the next run
 
-What the columns are:
+Columns:
 
-    peak        the most memory that the process had (VmHWM), which counts the mapped pages of the weight file
-    anonymous   the most it had to itself: mapped pages can be dropped at any time, these cannot
-    × bf16      both as multiples of the weights in bf16
+    peak        peak memory of the process (VmHWM), including mapped pages of the weight file
+    anonymous   peak of its anonymous memory; unlike mapped pages, it cannot be dropped
+    × bf16      both as multiples of the size of the weights in bf16
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def multimolecule(folder: str, precision: str) -> Run:
 
 
 def make_models(folder: Path, preset: str, peers: bool) -> int:
-    """Random weights in both layouts, as far as they are not there yet; returns the size of the encoder in bf16."""
+    """Write random weights in both layouts unless they exist; returns the size of the encoder in bf16."""
     from rinalmo.model.config import ModelConfig
     from rinalmo.model.rinalmo import ModelSpec, create
     from rinalmo.weights.checkpoint import save
@@ -64,7 +64,7 @@ def make_models(folder: Path, preset: str, peers: bool) -> int:
 
 
 def measure(ways: dict[str, Callable[[], Spent]], repeats: int) -> dict[str, list[Spent]]:
-    """In turn; the first round only warms the disk cache."""
+    """Measure in turns; the first round only warms the disk cache."""
     rounds = [{name: way() for name, way in ways.items()} for _ in range(repeats + 1)]
     return {name: [found[name] for found in rounds[1:]] for name in ways}
 

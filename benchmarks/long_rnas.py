@@ -1,4 +1,4 @@
-"""Peak memory and time of folding long RNAs, and what windows cost in accuracy.
+"""Peak memory and time of folding long RNAs, and the effect of windows on accuracy.
 
     python benchmarks/long_rnas.py memory nano-fold 4000
     python benchmarks/long_rnas.py memory pairs 4000
@@ -6,13 +6,13 @@
     python benchmarks/long_rnas.py accuracy archiveII.csv.gz --window 1000
     python benchmarks/long_rnas.py accuracy archiveII.csv.gz --at-most 2000 --count 20
 
-`memory` folds one RNA with one thread and decodes it with each decoder, and says how much memory the process has held
-at most by then, and CPU seconds (a busy machine does not change them much). The RNA is random, or, with `--fasta`, the
-records of a file one after the other, up to the length. `pairs` is a model of the size of `nano` with a fresh head of
-the paper's kind, shifted so that one pair in 10,000 is likely.
+`memory` folds one RNA on one thread, decodes it with each decoder, and reports the peak memory of the process and CPU
+seconds (which a busy machine changes little). The RNA is random or, with `--fasta`, the concatenated records of a file,
+up to the length. `pairs` is a model of the size of `nano` with an untrained head like the paper's, shifted so that one
+pair in 10,000 is likely.
 
-`accuracy` folds the longest structures of a table, or the longest of at most so many nucleotides, as a whole and in
-windows, and gives F1, exact and ±1.
+`accuracy` folds the longest structures of a table, optionally up to a maximum length, as a whole and in windows, and
+reports F1, exact and ±1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What bf16 and int8 cost in accuracy: masked-nucleotide prediction over real RNA, beside fp32.
+"""Accuracy of bf16 and int8 compared with fp32, in masked-nucleotide prediction on real RNA.
 
     python benchmarks/precision.py heldout.fa.gz --model nano
 
@@ -20,7 +20,7 @@ from rinalmo.weights.checkpoint import load
 
 
 def masked(path: str, model, most: int) -> tuple[list[np.ndarray], np.ndarray, list[str]]:  # type: ignore[no-untyped-def]
-    """Ids with masks, the true ids at them, and the sequences."""
+    """Ids with masks, the true ids at the masks, and the sequences."""
     draw, nucleotides = random.Random(0), set(model.alphabet.nucleotide_ids)
     rows, answers, sequences = [], [], []
     for record in read_fasta(path):

@@ -1,11 +1,11 @@
-"""How fast `rinalmo data prepare` is, and what memory each step takes, on sequences simulated from real families.
+"""Speed and memory of each step of `rinalmo data prepare`, on sequences simulated from real families.
 
     python benchmarks/prepare_speed.py families.fa.gz --count 1000000 --no-cluster
     python benchmarks/prepare_speed.py families.fa.gz --count 250000 --threads 1
 
 Each simulated sequence is a real one with up to 15 % of its letters replaced; one in ten is an exact copy of another.
-They come as three sources. Memory is this process's own, without the pages of mapped files, which the system takes
-back when it needs them; MMseqs2's is the largest of its processes.
+They are split into three sources. Memory is anonymous memory of this process, without mapped pages, which the system
+can reclaim; for MMseqs2 it is that of its largest process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SOURCES = ("rnacentral", "rfam", "ensembl")
 
 
 def simulate(families: str, count: int, folder: Path) -> int:
-    """Write the sources; returns the nucleotides."""
+    """Write the sources; returns the number of nucleotides."""
     rng = np.random.default_rng(0)
     parents = [
         np.frombuffer(r.sequence.encode(), dtype=np.uint8) for r in read_fasta(families) if len(r.sequence) < 8192
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--no-cluster", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--folder", help="where to work, by default the system's place for temporary files")
+    parser.add_argument("--folder", help="working folder (default: the system's temporary folder)")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     try:

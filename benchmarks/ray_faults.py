@@ -2,9 +2,9 @@
 
     python benchmarks/ray_faults.py sequences.fa.gz --kills 5
 
-Takes the first sequences below a length, writes Parquet twice, and ends with an error unless every kill struck a worker
-at work, the output has each record once and in order, and no number is further than 1e-5 from the local engine's.
-Chunks are smaller than usual (`--chunk`), so that there are many to be killed at.
+Takes the first sequences below a length, writes Parquet twice, and fails unless every kill hit a busy worker, the
+output has each record once and in order, and every value is within 1e-5 of the local engine's. Chunks are smaller than
+usual (`--chunk`), so that there are many opportunities to kill.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("fasta", type=Path)
-    parser.add_argument("--number", type=int, default=2000, help="sequences to take")
-    parser.add_argument("--below", type=int, default=300, help="nucleotides that they must be shorter than")
+    parser.add_argument("--number", type=int, default=2000, help="number of sequences")
+    parser.add_argument("--below", type=int, default=300, help="only sequences shorter than this many nucleotides")
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--chunk", type=int, default=64, help="records in a chunk")
+    parser.add_argument("--chunk", type=int, default=64, help="records per chunk")
     parser.add_argument("--model", default="nano")
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--seed", type=int, default=0)
@@ -77,7 +77,7 @@ def _select(chosen: argparse.Namespace, path: Path) -> None:
 
 
 class _Killer(threading.Thread):
-    """Kills a worker that is computing, again and again, at random moments and never the same one twice."""
+    """Kills busy workers at random moments, never the same one twice."""
 
     def __init__(self, kills: int, seed: int) -> None:
         super().__init__(daemon=True)
@@ -96,7 +96,7 @@ class _Killer(threading.Thread):
 
 
 def _computing() -> Iterator[int]:
-    """Workers at work below this process; Ray gives a process the title of what it does."""
+    """Busy workers among the descendants of this process; Ray sets the process title to the current task."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if (process / "cmdline").read_bytes().startswith(b"ray::_Worker.compute") and _is_ours(int(process.name)):

@@ -1,10 +1,10 @@
-"""The token store and its sampler at the size of the paper's data: 36 million sequences in 17 million clusters.
+"""Time the token store and its sampler at the size of the paper's data: 36 million sequences, 17 million clusters.
 
     python benchmarks/sampler_scale.py --folder /scratch
 
-The store is written once as `data prepare` would, but for the letters: each sequence has 8 instead of some 400, so
-that it fits anywhere. What opening, starting an epoch and drawing cost does not depend on them. Measured in a process
-of its own, which has never seen the writing.
+The store is written once as by `data prepare`, but each sequence has 8 nucleotides instead of some 400, to save disk
+space. The cost of opening the store, starting an epoch and drawing does not depend on the length. Everything is
+measured in a new process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BATCH = 1344
 
 
 def write(path: Path, sequences: int, clusters: int) -> None:
-    """A store with sizes of clusters as in ncRNA: most of one sequence, a few of very many."""
+    """Write a store with cluster sizes as in ncRNA: most have one sequence, a few have very many."""
     rng = np.random.default_rng(0)
     sizes = np.ones(clusters, dtype=np.int64)
     more = rng.zipf(1.9, clusters // 3) - 1
@@ -55,7 +55,7 @@ def memory() -> tuple[float, float]:
 
 
 def timed(what: str, work, repeat: int = 1):  # type: ignore[no-untyped-def]
-    """Do it; print seconds and the memory that it added."""
+    """Call the function; print seconds and the memory that it added."""
     before, start = memory(), time.perf_counter()
     for _ in range(repeat):
         result = work()
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=36_000_000)
     parser.add_argument("--clusters", type=int, default=17_000_000)
     parser.add_argument("--folder")
-    parser.add_argument("--store", help="measure this one, instead of writing one")
+    parser.add_argument("--store", help="measure this store instead of writing one")
     options = parser.parse_args()
     if options.store:
         measure(Path(options.store))

@@ -1,10 +1,10 @@
-"""How the engine's cost grows: microseconds per token against batch size, length and number of sequences; memory
-against length and number.
+"""Measure how the engine scales: time per token by batch size, length and number of sequences, and memory by length and
+number.
 
     python benchmarks/scaling.py --width giga --precision bf16
 
-Random weights and sequences. Memory is how far the process grows while it computes once, after a first run; the
-results (hidden states) are dropped as they come, as when they are written to a file.
+Random weights and sequences. Memory is the growth of the process while it computes once, after a first run; results
+(hidden states) are discarded as they arrive, as when they are written to a file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sides
 from embed_speed import WIDTHS, make_model
 from sides import Run, Side
 
-TOKENS = 8192  # in each run, where nothing else is said
+TOKENS = 8192  # per run, by default
 AXES: dict[str, list[dict[str, int]]] = {
     "batch_tokens": [{"length": 100, "batch_tokens": n} for n in (128, 512, 1024, 2048, 4096, 8192)],
     "length": [{"length": n} for n in (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192)],
@@ -27,7 +27,7 @@ AXES: dict[str, list[dict[str, int]]] = {
 
 
 def engine(folder: str, precision: str, length: int, number: int = 0, batch_tokens: int = 0) -> Run:
-    """`number` sequences of `length`, or as many as make up `TOKENS`."""
+    """Time `number` sequences of `length`, by default as many as make up `TOKENS`."""
     from rinalmo.engine.engine import Engine
 
     given = {"batch_tokens": batch_tokens} if batch_tokens else {}

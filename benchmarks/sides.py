@@ -1,12 +1,11 @@
-"""What the benchmark scripts share: sides that take turns, the peers' environment, the head of a report, tables.
+"""Shared code of the benchmark scripts: competing implementations, their environment, report headers, tables.
 
-A *side* is one way of computing something, in a process of its own with a set number of threads. It prepares, runs
-once untimed, then runs whenever it is asked. The sides of a comparison are asked in turn, so that a busy machine
-slows them all, and medians are compared. How far its memory rises is asked in a run of its own, since handing free
-memory back before it would slow a timed one.
+A *side* is one implementation in a comparison, in its own process with a set number of threads. It prepares, runs once
+untimed, then runs on request. The sides of a comparison take turns, so that a busy machine slows all of them, and
+medians are compared. Memory is measured in a separate run, because releasing free memory first would slow a timed one.
 
-The surprise: a script is on both ends. It starts itself with a side's Python and `--serve NAME ARGUMENTS`, and the
-peers' Pythons have no `rinalmo`; so nothing beyond the standard library is imported up here. Linux only.
+Note that a script runs at both ends: it starts itself with a side's Python and `--serve NAME ARGUMENTS`. The other
+packages' Python environments do not have `rinalmo`, so the top level imports only the standard library. Linux only.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ from unittest.mock import MagicMock
 PEERS = ("multimolecule==0.2.2", "torch==2.13.0")
 TRAINER_NEEDS = ("accelerate==1.15.0",)
 OFFICIAL_NEEDS = ("einops", "ml_collections", "scikit-learn")
-Run = Callable[[], Any]  # computes once; what it returns can be compared between sides
+Run = Callable[[], Any]  # computes once; the results of sides can be compared
 
 
-# The parent's end.
+# The parent process.
 
 
 class Side:
-    """One way of computing, in its own process or, by torchrun, several of them with `threads` each.
+    """One implementation, in its own process or, with torchrun, in several with `threads` each.
 
-    `failure` says why if it could not get ready; `value` is what it said last beside the time.
+    `failure` is the reason if it could not start; `value` is the last result it returned with the time.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class Side:
             self.seconds.append(answer["seconds"])
 
     def memory(self) -> int:
-        """Bytes by which the process grows at most while it runs once more."""
+        """The peak growth of the process during one more run, in bytes."""
         return self.ask("memory").get("bytes", 0)
 
     def close(self) -> None:
@@ -82,10 +81,10 @@ class Side:
         return statistics.median(self.seconds) if self.seconds else float("inf")
 
     def ask(self, what: str) -> dict[str, Any]:
-        """Say one line and return what it answers; nothing if it has failed."""
+        """Send one line and return the answer, or nothing if the side has failed."""
         if self.failure or not self._process.stdin:
             return {}
-        with suppress(BrokenPipeError):  # it has died since: what follows finds out why
+        with suppress(BrokenPipeError):  # it has died; the reason is determined below
             self._process.stdin.write(what + "\n")
             self._process.stdin.flush()
         return self._hear()
@@ -104,7 +103,7 @@ class Side:
 
 
 def take_turns(sides: Iterable[Side], repeats: int) -> None:
-    """Each side once, and again, `repeats` times."""
+    """Run all sides in turn, `repeats` times."""
     chosen = list(sides)
     for _ in range(repeats):
         for side in chosen:
@@ -112,9 +111,9 @@ def take_turns(sides: Iterable[Side], repeats: int) -> None:
 
 
 class Spent(NamedTuple):
-    """What a whole process took. `anonymous` leaves out the pages that only mirror a file and can be dropped.
+    """Resources that a whole process used. `anonymous` excludes mapped file pages, which can be dropped.
 
-    `cpu` is the seconds that it and what it started computed.
+    `cpu` is the CPU time of the process and its children, in seconds.
     """
 
     seconds: float
@@ -125,7 +124,7 @@ class Spent(NamedTuple):
 
 
 def spend(command: Sequence[str], threads: int) -> Spent:
-    """Run a command to its end and measure it; its memory is looked at every few milliseconds."""
+    """Run a command and measure it; its memory is sampled every few milliseconds."""
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command, env=environment(threads), stdout=subprocess.PIPE, text=True)
     peaks = {"VmHWM": 0, "RssAnon": 0}
@@ -149,7 +148,7 @@ def spend(command: Sequence[str], threads: int) -> Spent:
 
 
 def once(serve: str, threads: int, python: str = sys.executable, **arguments: Any) -> Spent:
-    """A whole process in which one of the script's sides prepares and runs once."""
+    """Measure a process in which one of the script's sides prepares and runs once."""
     return spend([python, "-W", "ignore", sys.argv[0], "--once", serve, json.dumps(arguments)], threads)
 
 
@@ -159,13 +158,13 @@ def environment(threads: int) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "HF_HUB_OFFLINE": "1"}
 
 
-# The side's end.
+# The side's process.
 
 
 def serve_or(main: Callable[[], None], serves: dict[str, Callable[..., Any]]) -> None:
-    """`main`, or, in a process that a `Side` or `once` started, one of `serves`.
+    """Call `main` or, in a process that a `Side` or `once` started, one of `serves`.
 
-    These return a `Run`, or, if they have answered by themselves until they were no longer asked, nothing.
+    Those return a `Run`, or nothing if they have answered all requests themselves.
     """
     if sys.argv[1:2] == ["--once"]:
         serves[sys.argv[2]](**json.loads(sys.argv[3]))()
@@ -177,7 +176,7 @@ def serve_or(main: Callable[[], None], serves: dict[str, Callable[..., Any]]) ->
 
 
 def answers() -> TextIO:
-    """Where a side's answers go, a JSON object a line. Whatever a library prints is none, and goes elsewhere."""
+    """The stream for a side's answers, one JSON object per line. What libraries print is redirected."""
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     return lines
@@ -198,7 +197,7 @@ def _timed(run: Run) -> dict[str, float]:
 
 def _grown(run: Run) -> dict[str, int]:
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the high-water mark
     before = _status("VmRSS")
     run()
     return {"bytes": _status("VmHWM") - before}
@@ -214,17 +213,17 @@ def _status(key: str, process: int | str = "self") -> int:
 
 
 def use_official(checkout: str) -> None:
-    """Let the authors' code be imported, whose modules ask for flash-attn even where they do not use it."""
+    """Make the authors' code importable; its modules import flash-attn even if they do not use it."""
     sys.path.insert(0, checkout)
     for name in ("flash_attn", "flash_attn.layers", "flash_attn.layers.rotary", "flash_attn.bert_padding"):
         sys.modules[name] = MagicMock()
 
 
-# Options, peers, reports.
+# Options, other packages, reports.
 
 
 def options(doc: str | None, *, peers: bool = True, **more: dict[str, Any]) -> argparse.Namespace:
-    """The command line of a script: the common options, then its own. `peer` is the Python to run the peers with."""
+    """Parse the command line: common options, then the script's own. `peer` is the Python of the other packages."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.set_defaults(peer_python=None, no_peers=True, official=None)
     if peers:
@@ -240,7 +239,7 @@ def options(doc: str | None, *, peers: bool = True, **more: dict[str, Any]) -> a
 
 
 def _ask_for_peers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--peer-python", help="one that has multimolecule 0.2.2; default: installed once, in ~/.cache")
+    parser.add_argument("--peer-python", help="a Python with multimolecule 0.2.2; default: installed once, in ~/.cache")
     parser.add_argument("--no-peers", action="store_true", default=False, help="measure rinalmo alone")
     parser.add_argument("--official", help="a checkout of lbcb-sci/RiNALMo, to measure the authors' code too")
 
@@ -250,9 +249,9 @@ def _peers() -> str:
 
 
 def installed(name: str, packages: Sequence[str], imports: str, finish: Callable[[str], Any] = str) -> str:
-    """The Python of an environment that has packages and can import them, made on first use.
+    """The Python of an environment that can import the given packages, created on first use.
 
-    `finish` gets its Python and does what pip cannot.
+    `finish` receives its Python and does what pip cannot.
     """
     folder = Path.home() / ".cache" / "rinalmo-benchmarks" / name
     python = folder / "bin" / "python"
@@ -265,7 +264,7 @@ def installed(name: str, packages: Sequence[str], imports: str, finish: Callable
 
 
 def head(title: str, chosen: argparse.Namespace) -> None:
-    """Print what a reader needs to judge or repeat the numbers below."""
+    """Print what a reader needs to judge or reproduce the results."""
     here = Path(__file__).parent
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
     versions = [f"Python {platform.python_version()}", *_versions(sys.executable, "torch", "transformers", "numpy")]
@@ -277,7 +276,7 @@ def head(title: str, chosen: argparse.Namespace) -> None:
 
 
 def processor() -> str:
-    """The processor and which fast kinds of arithmetic it has."""
+    """The processor and its extensions for fast arithmetic."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     facts = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
     kinds = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx2")

@@ -1,4 +1,4 @@
-"""Time and peak memory of the structure head at giga width, hidden states in, pairing logits out, beside the peers.
+"""Time and peak memory of the structure head at giga width, compared with other packages.
 
     python benchmarks/ss_head.py --official path/to/RiNALMo
 
@@ -7,9 +7,9 @@
     official        the authors' `SecStructPredictionHead`, fp32
     multimolecule   `RiNALMoForSecondaryStructurePrediction`'s head, fp32
 
-All have the same weights and see the same random states. Memory is how far a process grows while it computes once,
-after a first run. The peers build the pairs' concatenated states, length² × 2,560 numbers; where those do not fit
-into the free memory they are left out.
+All have the same weights and get the same random hidden states. Memory is the growth of a process while it computes
+once, after a first run. The other packages build the concatenated states of all pairs, length² × 2,560 numbers; they
+are skipped if those do not fit into free memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SAMPLES = 8  # rows of the logits that are compared
 
 
 def fill(head: Any) -> Any:
-    """The same weights for every implementation: their parameters come in the same order."""
+    """Set the same weights in every implementation; their parameters are in the same order."""
     import torch
 
     draw = torch.Generator().manual_seed(0)
@@ -105,7 +105,7 @@ def multimolecule(length: int) -> Run:
 
 def start(length: int, chosen: Any) -> dict[str, Side]:
     found = {"rinalmo": Side("rinalmo", chosen.threads, length=length)}
-    if fits("rinalmo train", length, 20 * CHANNELS):  # the maps that the backward pass needs
+    if fits("rinalmo train", length, 20 * CHANNELS):  # the pair maps that the backward pass needs
         found["rinalmo train"] = Side("rinalmo_train", chosen.threads, length=length)
     if chosen.peer and fits("peers", length, 2 * HIDDEN):
         if chosen.official:
@@ -115,7 +115,7 @@ def start(length: int, chosen: Any) -> dict[str, Side]:
 
 
 def fits(name: str, length: int, numbers: int) -> bool:
-    """Whether so many fp32 numbers per pair fit into the free memory; says so if not."""
+    """Whether `numbers` fp32 values per pair fit into free memory; prints a note if not."""
     lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     needed = 4 * numbers * length**2

@@ -1,22 +1,22 @@
-"""What a task is worth without a language model: k-mers with a linear model, and a small CNN trained from scratch.
+"""Baselines without a language model: k-mers with a linear model, and a small CNN trained from scratch.
 
     python benchmarks/task_baselines.py ncrna-family train.csv.gz test.csv.gz
     python benchmarks/task_baselines.py translation-efficiency train.csv.gz test.csv.gz --validation valid.csv.gz
     python benchmarks/task_baselines.py ribosome-load mrl.csv.gz human.csv.gz --folds 10
     python benchmarks/task_baselines.py table ryos.jsonl.gz --folds 10 --target reactivity deg_Mg_pH10
 
-Reading, splits, targets and figures are those of `rinalmo finetune` and `rinalmo evaluate`, for the same `--seed`:
-one tenth of the training file is for validation unless a file is; with `--folds`, the first fold of the training file
-is a test set and the last one for validation. Test files are further test sets. Where some of the test sequences also
-stand in the training or the validation set, the others are reported apart, as unseen.
+Reading, splits, targets and metrics are those of `rinalmo finetune` and `rinalmo evaluate`, for the same `--seed`. A
+tenth of the training file is used for validation unless a file is given; with `--folds`, the first fold of the training
+file is a test set and the last one is for validation. Test files are further test sets. If some test sequences also
+occur in the training or validation set, results on the others are also reported, as "unseen".
 
     constant   the mean of the training targets, or the shares of the classes
-    k-mers     shares of all words of 1 to 4 letters; for nucleotides, the words of 1 to 3 letters that start up to
-               five places before or after. Ridge or logistic regression on features of equal variance
+    k-mers     frequencies of all words of 1 to 4 letters; for nucleotides, the words of 1 to 3 letters that start up
+               to five positions before or after. Ridge or logistic regression on features of equal variance
     CNN        one-hot letters, three convolutions of width 9 with 64 channels, for sequences mean and maximum over
-               all positions, one linear layer. AdamW; it ends when validation has not improved for four epochs
+               all positions, one linear layer. AdamW; stops when validation has not improved for four epochs
 
-Validation data choose the regularisation and the epoch and are not learned from otherwise.
+Validation data select the regularization and the epoch, and are not used for training.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from rinalmo.training.finetune import Sets, columns_of, crop_of, read_sets
 from rinalmo.training.recipes import ExamplesRecipe
 
 WORDS, NEAR_WORDS, REACH = (1, 2, 3, 4), (1, 2, 3), 5
-STRENGTHS = (1.0, 1e1, 1e2, 1e3, 1e4)  # of regularisation
+STRENGTHS = (1.0, 1e1, 1e2, 1e3, 1e4)  # of regularization
 CHANNELS, WIDTH, BATCH, BATCHES_SORTED, PATIENCE = 64, 9, 64, 20, 4
 
 # The outputs of an example are `(positions, columns)`: one position for a whole sequence; probabilities of classes.
@@ -60,7 +60,7 @@ Predict = Callable[[Sequence[Example]], list[np.ndarray]]
 
 
 class Problem:
-    """What a task asks for: `classes` (0: numbers), `columns` of outputs, for a sequence or `per_nucleotide`."""
+    """The outputs of a task: `classes` (0 for numbers), `columns`, per sequence or `per_nucleotide`."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -72,7 +72,7 @@ class Problem:
             sys.exit("no baselines for several labels, nor for classes of nucleotides")
 
     def target(self, example: Example) -> np.ndarray:
-        """Numbers `(positions, columns)`, or the place of the class `(1,)`."""
+        """Numbers `(positions, columns)`, or the index of the class `(1,)`."""
         target = np.asarray(example.target, dtype=int if self.classes else float)
         return target.reshape(-1) if self.classes else target.reshape(-1, self.columns)
 
@@ -80,7 +80,7 @@ class Problem:
         return np.concatenate([self.target(example) for example in examples])
 
     def judged(self, output: np.ndarray) -> Any:
-        """An output as the task's metrics take it."""
+        """An output in the form that the task's metrics expect."""
         if self.per_nucleotide:
             return output
         if isinstance(self.task, Regression):
@@ -91,7 +91,7 @@ class Problem:
         return self.task.metrics([self.judged(output) for output in outputs], examples, None)
 
     def score(self, examples: Sequence[Example], predict: Predict) -> float:
-        """What validation data choose by."""
+        """The metric for selection on validation data."""
         return self.figures(examples, predict(examples))[self.task.selection_metric]
 
 
@@ -137,14 +137,14 @@ def stacked(problem: Problem, examples: Sequence[Example]) -> Any:
 
 
 def words(sequence: str, size: int) -> np.ndarray:
-    """The number of the word that starts at each position, -1 where it is none."""
+    """The index of the word that starts at each position, -1 if there is none."""
     found = np.pad(codes(sequence), (0, size - 1), constant_values=-1)
     windows = np.lib.stride_tricks.sliding_window_view(found, size)
     return np.where((windows >= 0).all(axis=1), windows @ 4 ** np.arange(size), -1)
 
 
 def shares(sequence: str) -> np.ndarray:
-    """How large a share of a sequence's words of each size each word is."""
+    """The frequency of each word among a sequence's words of the same length."""
     parts = []
     for size in WORDS:
         found = words(sequence, size)
@@ -154,7 +154,7 @@ def shares(sequence: str) -> np.ndarray:
 
 
 def neighbourhood(sequence: str) -> sparse.csr_matrix:
-    """Which words start how far from each position, as 0 and 1: `(length, words × distances)`."""
+    """One-hot words around each position: `(length, words × distances)`."""
     parts, before = [], 0
     for size in NEAR_WORDS:
         near = np.pad(words(sequence, size), REACH, constant_values=-1)
@@ -209,7 +209,7 @@ def cnn(problem: Problem, train: Sequence[Example], validation: Sequence[Example
 
 
 def scale_of(problem: Problem, train: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of numbers, by which they are learned."""
+    """Mean and standard deviation used to standardize the targets."""
     if problem.classes:
         return np.zeros(1), np.ones(1)
     targets = problem.targets(train)
@@ -217,7 +217,7 @@ def scale_of(problem: Problem, train: Sequence[Example]) -> tuple[np.ndarray, np
 
 
 def batches(examples: Sequence[Example], draw: np.random.Generator) -> Iterator[list[Example]]:
-    """All examples in random order, those of a batch alike in length."""
+    """All examples in random order, in batches of similar length."""
     order, group = draw.permutation(len(examples)), BATCH * BATCHES_SORTED
     for start in range(0, len(order), group):
         near = sorted(order[start : start + group], key=lambda place: len(examples[place].sequence))
@@ -226,7 +226,7 @@ def batches(examples: Sequence[Example], draw: np.random.Generator) -> Iterator[
 
 
 def letters(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
-    """One-hot letters `(batch, 4, length)`, and where there are any `(batch, 1, length)`; N is no letter but inside."""
+    """One-hot letters `(batch, 4, length)` and a mask `(batch, 1, length)`; N is all zeros but not masked."""
     longest = max(len(example.sequence) for example in examples)
     x, inside = torch.zeros(len(examples), 4, longest), torch.zeros(len(examples), 1, longest)
     for row, example in enumerate(examples):
@@ -284,13 +284,13 @@ def read(chosen: argparse.Namespace) -> tuple[Problem, Sets, dict[str, list[Exam
 
 
 def unseen(tests: dict[str, list[Example]], known: set[str]) -> dict[str, list[Example]]:
-    """The test sets that share sequences with the training or the validation set, without these."""
+    """The test sets that share sequences with the training or validation set, without the shared sequences."""
     kept = {name: [e for e in examples if e.sequence not in known] for name, examples in tests.items()}
     return {f"{name}, unseen": e for name, e in kept.items() if 0 < len(e) < len(tests[name])}
 
 
 def usable(problem: Problem, examples: Sequence[Example]) -> list[Example]:
-    """Cropped, with targets as the task computes with them, and with letters that `codes` knows."""
+    """Examples that are cropped, have encoded targets, and contain only letters that `codes` supports."""
     found = problem.task.encode_targets(examples)
     return [replace(e, sequence=problem.task.cropped(e.sequence).upper().replace("T", "U")) for e in found]
 
@@ -301,9 +301,9 @@ def main() -> None:
     parser.add_argument("train", type=Path)
     parser.add_argument("test", type=Path, nargs="*")
     parser.add_argument("--validation", type=Path)
-    parser.add_argument("--folds", type=int, help="cut the training file into so many parts and test on the first")
+    parser.add_argument("--folds", type=int, help="split the training file into this many parts and test on the first")
     parser.add_argument("--target", nargs="+", help="columns to predict")
-    parser.add_argument("--crop", type=int, help="keep so many nucleotides in the middle")
+    parser.add_argument("--crop", type=int, help="keep this many nucleotides in the middle")
     parser.add_argument("--baselines", nargs="+", choices=list(BASELINES), default=list(BASELINES))
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()

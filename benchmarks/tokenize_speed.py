@@ -1,8 +1,8 @@
-"""Time `RnaTokenizer` beside multimolecule's: padded tensors of random sequences, sequences per second.
+"""Compare the speed of `RnaTokenizer` with multimolecule's: sequences per second into padded tensors.
 
     python benchmarks/tokenize_speed.py
 
-The two must give the same ids.
+Both must give the same ids.
 """
 
 from __future__ import annotations

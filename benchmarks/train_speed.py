@@ -1,24 +1,24 @@
-"""Time training steps beside a Hugging Face `Trainer` with multimolecule's model: real tokens per second.
+"""Compare training steps with a Hugging Face `Trainer` and multimolecule's model: tokens per second without padding.
 
-    python benchmarks/train_speed.py                                  # nano; the peers are installed on first use
+    python benchmarks/train_speed.py                                  # nano; other packages are installed on first use
     python benchmarks/train_speed.py --preset micro --repeats 3 --batches 8 16 32
     python benchmarks/train_speed.py --fasta my_rnas.fa.gz            # their lengths instead of the built-in mix
 
     rinalmo             `pretrain` with the recipe pretrain-nano-cpu (or --recipe) in one process: bf16 (fp32 on a
                         processor without it), packed batches with a fixed number of tokens
-    rinalmo × N         the same by torchrun, N processes of one thread
-    default             multimolecule's model in a Trainer with `DataCollatorForLanguageModeling`, all as they are by
-                        default: fp32, dropout 0.1, batches of 8 in random order
+    rinalmo × N         the same with torchrun, N processes of one thread
+    default             multimolecule's model in a Trainer with `DataCollatorForLanguageModeling` and default
+                        settings: fp32, dropout 0.1, batches of 8 in random order
     best SIZE           the same with bf16 autocast (or fp32, as ours), SDPA, no dropout, batches of SIZE grouped by
                         length
-    best SIZE × N       that by torchrun
+    best SIZE × N       the same with torchrun
 
-All see sequences of the same distribution of lengths, cropped to what the recipe crops to. A step is everything from
-batch to updated weights. Tokens are nucleotides, CLS and EOS, not padding; the Trainer's are counted by itself.
+All get sequences with the same distribution of lengths, cropped as in the recipe. A step is everything from the batch
+to the updated weights. Tokens are nucleotides, CLS and EOS, not padding; the Trainer counts its own.
 
-Each side walks through its own few steps again and again, the first time untimed; the median time of each step is
-taken. So the peers meet no length for the first time while they are timed, as they would in a real run. Grouped by
-length, batches differ: those timed are spread evenly over the 50 that transformers sorts at once.
+Each side repeats its own few steps, the first time untimed; the result is the median time of each step. The other
+packages therefore see no length for the first time while timed, as they would in a real run. When grouped by length,
+batches differ: the timed ones are spread evenly over the 50 that transformers sorts at once.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ GROUP = 50  # batches that transformers sorts by length at once, if there are fo
 
 
 class Rounds:
-    """A side's steps, told to the parent a round at a time; between rounds it waits to be asked for another."""
+    """Reports a side's steps to the parent one round at a time, and waits for a request before the next round."""
 
     def __init__(self, steps: int) -> None:
         self._steps, self._lines = steps, sides.answers()
         self._rounds: list[list[tuple[float, float]]] = [[]]
 
     def step(self, tokens: float, seconds: float) -> bool:
-        """Note a step; returns False when no more are wanted."""
+        """Record a step; returns False when no more steps are needed."""
         self._rounds[-1].append((tokens, seconds))
         if len(self._rounds[-1]) < self._steps:
             return True
@@ -78,13 +78,13 @@ def rinalmo(store: str, output: str, recipe: str, changes: list[str], steps: int
         tokens, seconds = (after - before for after, before in zip(now, seen, strict=True))
         seen[:] = now
         if not rounds.step(tokens, seconds):
-            signal.raise_signal(signal.SIGTERM)  # how a run is asked to end: on all its processes after the next step
+            signal.raise_signal(signal.SIGTERM)  # requests the end of a run, on all its processes after the next step
 
     pretrain(chosen, output, listener=Listener(event=hear))
 
 
 def trainer(output: str, batches: list[list[int]], model: dict[str, Any], training: dict[str, Any]) -> None:
-    """multimolecule in a Trainer, over batches of sequences with these numbers of nucleotides."""
+    """multimolecule in a Trainer, on batches of sequences with these lengths."""
     import torch.distributed as dist
     from multimolecule import RiNALMoConfig, RiNALMoForMaskedLM, RnaTokenizer
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
@@ -130,7 +130,7 @@ def peak(precision: str) -> None:
         pass
 
 
-# The parent.
+# The parent process.
 
 
 def mix(fasta: str | None, crop: int) -> list[int]:
@@ -161,14 +161,14 @@ def at_random(lengths: list[int], size: int, count: int) -> list[list[int]]:
 
 
 def grouped(lengths: list[int], size: int, count: int) -> list[list[int]]:
-    """Batches of neighbours in the order of length, spread evenly over a sorted group."""
+    """Batches of sequences of similar length, spread evenly over a sorted group."""
     group = sorted(random.Random(0).choices(lengths, k=GROUP * size), reverse=True)
     starts = [size * ((2 * i + 1) * GROUP // (2 * count)) for i in range(count)]
     return [group[start : start + size] for start in starts]
 
 
 def native() -> str:
-    """The precision that this processor multiplies fastest, which all sides then have."""
+    """The fastest precision of this processor, used by all sides."""
     import torch
 
     from rinalmo.engine.devices import native_precision

@@ -1,15 +1,15 @@
-"""How well the scores of `rinalmo score` rank real mutants: Spearman's correlation with deep mutational scans.
+"""Spearman's correlation of the scores of `rinalmo score` with deep mutational scans.
 
     python benchmarks/variant_effect.py SCANS
     python benchmarks/variant_effect.py SCANS --model giga --precision bf16 --most-pll 0
 
 SCANS is a folder of tables (.csv, .csv.gz) with a column `sequence` and one of measurements, `fitness` or `activity`;
-the wild type is the most common letter of each position. Two baselines stand beside the scores: the share of G and C in
-the mutant, and fewer mutations being better, which says nothing among mutants of the same number.
+the wild type is the most common letter at each position. There are two baselines: the share of G and C in the mutant,
+and the number of mutations (fewer is better), which cannot rank mutants with the same number.
 
-The pseudo-log-likelihood takes length × mutants passes, so it is computed for a random part (`--seed`): up to
-`--most-pll` mutants of each number of mutations, which is another mix of numbers than that of the scan. The others are
-computed for all, and beside it for the same part.
+The pseudo-log-likelihood takes length × mutants passes, so it is computed for a random sample (`--seed`): up to
+`--most-pll` mutants of each number of mutations, whose proportions differ from those of the scan. The other scores are
+computed for all mutants, and also for the same sample.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MARGINALS: tuple[Method, ...] = ("masked-marginals", "wild-type-marginals")
 
 @dataclass(frozen=True)
 class Scan:
-    """Mutants of one RNA and what was measured of each."""
+    """Mutants of one RNA and their measurements."""
 
     name: str
     variants: list[Variant]

@@ -1,12 +1,12 @@
-"""`rinalmo web` under many users at once: are all questions answered, and does the server's memory stay what it is?
+"""Load test of `rinalmo web`: are all requests answered, and does the server's memory stay constant?
 
     python benchmarks/web_load.py                            # 20 users for 2 minutes
     python benchmarks/web_load.py --users 50 --seconds 600
 
-Starts a server on loopback. Each user is a `gradio_client` that asks one question after another, half of them good
-(checked against the answer of the first such question), half of them bad (the message is checked). The server's
-resident memory is read every half second. Exits with 1 if an answer was wrong, or if the memory of the last minute
-rose above the highest of the first one by more than 1 %.
+Starts a server on the loopback interface. Each user is a `gradio_client` that sends one request after another: half of
+them valid (compared with the first response to the same request), half invalid (the error message is checked). The
+server's resident memory is read every half second. Exits with 1 if a response was wrong, or if the peak memory of the
+last minute exceeds that of the first by more than 1 %.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MINUTE, TOLERANCE = 60.0, 0.01
 
 
 class Log:
-    """Seconds that each kind of question took, and what went wrong."""
+    """Seconds per kind of request, and errors."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = defaultdict(list)
@@ -68,7 +68,7 @@ class Log:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal, but for the last digits of numbers."""
+    """Equal except for the last digits of numbers."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list):
@@ -97,7 +97,7 @@ def user(address: str, seed: int, end: float, log: Log) -> None:
 
 
 def resident(pid: int) -> float:
-    """MB of a process's memory that are in RAM."""
+    """Resident memory of a process, in MB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 

@@ -1,4 +1,4 @@
-"""Ask a running `rinalmo web` from Python: python examples/ask_the_page.py http://127.0.0.1:7860"""
+"""Query a running `rinalmo web` from Python: python examples/ask_the_page.py http://127.0.0.1:7860"""
 
 import sys
 

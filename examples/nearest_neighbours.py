@@ -1,4 +1,4 @@
-"""Which RNAs are alike? Reads the embeddings that `rinalmo embed` wrote and prints each RNA's nearest neighbour.
+"""Find the nearest neighbor of each RNA among the embeddings that `rinalmo embed` wrote.
 
 rinalmo embed sequences.fa -o embeddings.npz
 python examples/nearest_neighbours.py embeddings.npz

@@ -1,22 +1,21 @@
-"""Run the commands of a documentation page and compare what they print with what the page shows.
+"""Run the commands of a documentation page and compare their output with the page.
 
-    python tools/run_page.py docs/quickstart.md             # exit code 1 and the difference, if there is one
-    python tools/run_page.py --write docs/quickstart.md     # put what was printed and drawn into the page
+    python tools/run_page.py docs/quickstart.md             # exit code 1 and a diff, if they differ
+    python tools/run_page.py --write docs/quickstart.md     # update the page with the new output and figures
 
-A page is a story told in one empty folder. Of its fenced blocks two kinds count:
+All commands of a page run in one new folder. Two kinds of fenced blocks matter:
 
     ```csv title="measured.csv"      is written to that file
-    ```console                       `$ command` is run (`\\` goes on in the next line), the rest is what it prints
+    ```console                       `$ command` is run (`\\` continues the line), the rest is its output
 
-In what a page shows `…` stands for anything within a line, and for any lines if it is alone. Words, whole numbers and
-signs have to be the same. Numbers with a decimal point or an exponent are compared as numbers, for they differ from
-processor to processor: a printed number p agrees with a shown one s if |p - s| ≤ 0.01 + 0.01 |s|. However many digits
-it has, and how many spaces stand beside it, does not matter; a bar of █ may be one longer or shorter. CPUs compute in
-fp32 here.
-`<!-- tolerance: 0.2 -->` before a block puts another number in the place of 0.01, and after
-`<!-- tolerance: inf -->` only the number of lines is compared, as for what a model says that the page itself trained.
-The line that names the device is left out, for it is another one on another machine. `rinalmo` is run in forks of this
-process, which has imported torch: importing takes longer than most commands.
+On a page, `…` matches anything within a line, and any number of lines if it is alone. Words, whole numbers and signs
+must be equal. Numbers with a decimal point or an exponent differ between processors, so they are compared as numbers: a
+printed number p matches a shown number s if |p - s| ≤ 0.01 + 0.01 |s|. The number of digits and of adjacent spaces does
+not matter; a bar of █ may be one longer or shorter. Everything runs in fp32.
+`<!-- tolerance: 0.2 -->` before a block replaces the 0.01. After `<!-- tolerance: inf -->` only the number of lines is
+compared, for example for predictions of a model that the page itself trained. The line that names the device is
+ignored, because it differs between machines. `rinalmo` runs in forks of this process, which has imported torch:
+importing takes longer than most commands.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ TOLERANCE = 0.01
 
 @dataclass
 class Step:
-    """One command of a page, what the page shows of its output, and what it printed."""
+    """One command of a page, the output on the page, and its actual output."""
 
     command: str
     shown: str
@@ -94,7 +93,7 @@ def run(page: Path, *, write: bool = False) -> list[Step]:
 
 
 def matches(shown: str, printed: str, tolerance: float) -> bool:
-    """Whether the text is the same but for numbers within the tolerance and whatever `…` stands for."""
+    """Whether the texts are equal, except for numbers within the tolerance and whatever `…` matches."""
     if tolerance == float("inf"):
         return len(shown.splitlines()) == len(printed.splitlines())
     values = _values(shown, printed)
@@ -104,7 +103,7 @@ def matches(shown: str, printed: str, tolerance: float) -> bool:
 
 
 def _agree(shown: str, printed: str, tolerance: float) -> bool:
-    """Whether a printed number or bar is near enough to the one that is shown."""
+    """Whether a printed number or bar is close enough to the shown one."""
     if shown.startswith("█"):
         return abs(len(shown) - len(printed)) <= 1
     wanted, got = float(shown), float(printed)
@@ -112,7 +111,7 @@ def _agree(shown: str, printed: str, tolerance: float) -> bool:
 
 
 def _values(shown: str, printed: str) -> tuple[str, ...] | None:
-    """What was printed for each number and bar that is shown; None if the text between them differs."""
+    """The printed value of each shown number and bar; None if the text between them differs."""
     pattern = "".join(_pattern(line) for line in shown.splitlines())
     found = re.fullmatch(pattern, "".join(f"{line}\n" for line in printed.splitlines()))
     return None if found is None else found.groups()
@@ -130,7 +129,7 @@ def _part(text: str) -> str:
         return ".*?"
     if text.strip(" ").startswith("█"):
         return " *(█*) *"
-    # Spaces beside a number go with it: columns are as wide as their numbers have digits.
+    # Adjacent spaces belong to a number: the width of a column depends on its digits.
     return rf" *({NUMBER}) *" if VALUE.fullmatch(text.strip(" ")) else re.escape(text)
 
 
@@ -142,7 +141,7 @@ def _steps(body: str, tolerance: float) -> Iterator[Step]:
 
 
 def _shown(step: Step) -> str:
-    """The step for the page: what is shown with today's numbers, or all that was printed if it is another text."""
+    """The step for the page: the shown text with the new numbers, or the whole output if the text differs."""
     values = _values(step.shown, step.printed)
     if values is None:
         output = "\n".join(line.rstrip() for line in step.printed.splitlines())
@@ -188,10 +187,10 @@ def _become_rinalmo(words: list[str], folder: Path, output: int) -> None:
         os.environ.update(_environment())
         sys.argv = words
         torch.set_num_threads(1)
-        options._SECONDS = float("inf")  # lines that come every ten seconds would depend on the clock
+        options._SECONDS = float("inf")  # lines printed every ten seconds would depend on the clock
         cli.main()
     except SystemExit:
-        pass  # the line that says what is wrong has been printed
+        pass  # the error message has been printed
     except BaseException:
         traceback.print_exc()
     finally:
@@ -209,7 +208,7 @@ def _environment() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pages", nargs="+", type=Path, metavar="PAGE")
-    parser.add_argument("--write", action="store_true", help="put what was printed into the pages")
+    parser.add_argument("--write", action="store_true", help="update the pages with the new output")
     arguments = parser.parse_args()
     wrong = [step for page in arguments.pages for step in run(page, write=arguments.write) if not step.agrees]
     print("\n\n".join(step.difference() for step in wrong))

@@ -1,21 +1,21 @@
-"""Train the combiner of a folding model (`rinalmo.model.structure_heads`): one command, given the folder of the data.
+"""Train the combiner of a folding model (`rinalmo.model.structure_heads`) with one command.
 
     python tools/train_combiner.py DATA WORK --output nano-fold
 
-DATA holds `bprna-spot` (TR0, VL0, TS0), `rfam-14.2-seed`, `bprna-new`, `archiveII` and `pdb-rna`. WORK keeps what is
-finished, so that an interrupted run goes on. Steps:
+DATA holds `bprna-spot` (TR0, VL0, TS0), `rfam-14.2-seed`, `bprna-new`, `archiveII` and `pdb-rna`. WORK keeps
+finished steps, so that an interrupted run resumes. Steps:
 
-1. Families. TR0 and VL0 are joined to families by Rfam accession (where a sequence is a seed), by source (tmRNA, SRP,
+1. Families. TR0 and VL0 are assigned to families by Rfam accession (where a sequence is a seed), by source (tmRNA, SRP,
    RNase P, tRNA of their databases) and by MMseqs2 hits of any length (E < 1e-3). 35 % of the families, in strata of
    size, are held out, and a tenth of the RNAs of the others.
-2. A second head is trained on the rest with the recipe finetune-secondary-structure-cpu. What it says of the families
-   held out is what a head says of new families; of the tenth, what it says of known ones.
-3. The model itself gives evidence on RNAs that it was not trained on: VL0, seeds of Rfam families that TR0 has, and of
-   families that neither TR0 nor a test set has (but long non-coding RNAs and CD-box snoRNAs, whose consensus structures
-   have few pairs or none). Left out are RNAs that resemble one of a test set or, of known families, of TR0 (80 %
-   identity over 80 % of the shorter one), and new families with any hit to TR0 or a test set.
-4. A combiner learns from about half of these families and is judged on the others. The one that is kept learns from
-   all of them in the same way. Test sets are never folded here.
+2. A second head is trained on the rest with the recipe finetune-secondary-structure-cpu. Its predictions for the
+   held-out families show how a head behaves on new families; those for the tenth, how it behaves on known ones.
+3. The model itself predicts RNAs that it was not trained on: VL0, seeds of Rfam families that TR0 has, and of
+   families that neither TR0 nor a test set has (except long non-coding RNAs and CD-box snoRNAs, whose consensus
+   structures have few pairs or none). Excluded are RNAs similar to one of a test set or, for known families, of TR0 (80
+   % identity over 80 % of the shorter one), and new families with any hit to TR0 or a test set.
+4. A combiner is trained on about half of these families and evaluated on the others. The final one is trained in the
+   same way on all of them. Test sets are never folded here.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ TESTS = {
     "PDB": "pdb-rna/pdb_rna_spot.csv.gz",
     "PDB, sincFold's": "pdb-rna/sincfold_pdb_ablation.csv.gz",
 }
-FAMILY_DATABASES = ("SPR", "SRP", "tmRNA", "RNP")  # sources of bpRNA that are one family each
+FAMILY_DATABASES = ("SPR", "SRP", "tmRNA", "RNP")  # sources of bpRNA with a single family each
 HELD_OUT, KNOWN = 0.35, 0.1
 LONGEST = 500
 SEED = 20261129
-SHARES = {  # of the draws while the combiner learns
+SHARES = {  # share of the draws in training
     "VL0, known": 0.29,
     "VL0, new": 0.04,
     "TR0, known": 0.15,
@@ -87,7 +87,7 @@ def read_set(data: Path, name: str, file: str) -> pd.DataFrame:
 
 
 def search(queries: pd.DataFrame, targets: pd.DataFrame, work: Path) -> pd.DataFrame:
-    """MMseqs2 hits between the rows of two tables, by their indices."""
+    """MMseqs2 hits between the rows of two tables, as indices."""
     paths = work / "query.fa", work / "target.fa", work / "hits.tsv", work / "mmseqs"
     for path, table in zip(paths, (queries, targets), strict=False):
         path.write_text("".join(f">{index}\n{sequence}\n" for index, sequence in table["sequence"].items()))
@@ -101,7 +101,7 @@ def search(queries: pd.DataFrame, targets: pd.DataFrame, work: Path) -> pd.DataF
 
 
 def families(table: pd.DataFrame, hits: pd.DataFrame) -> np.ndarray:
-    """The family of each row: a number that joined rows share."""
+    """The family number of each row; linked rows share it."""
     parent = np.arange(len(table))
 
     def root(n: int) -> int:
@@ -121,7 +121,7 @@ def families(table: pd.DataFrame, hits: pd.DataFrame) -> np.ndarray:
 
 
 def split(data: Path, work: Path) -> pd.DataFrame:
-    """All RNAs that evidence is taken from, with `family`, `part` and which head gives evidence on them."""
+    """All RNAs used for the combiner, with `family`, `part` and the head that predicts them."""
     path = work / "rnas.pkl"
     if path.exists():
         return pd.read_pickle(path)
@@ -150,7 +150,7 @@ def split(data: Path, work: Path) -> pd.DataFrame:
     is_validation = train["set"] == "VL0"
     seen = set(train["cluster"][(train["part"] == "train") & ~is_validation])
     train.loc[(train["part"] == "known") & ~train["cluster"].isin(seen), "part"] = "new"
-    # VL0 is judged by the model itself, which knows all families of TR0.
+    # VL0 is predicted by the model itself, which was trained on all families of TR0.
     in_train = train["cluster"].isin(set(train["cluster"][~is_validation]))
     train.loc[is_validation, "part"] = np.where(in_train, "known", "new")[is_validation]
     train["head"] = np.where(is_validation, "model", "second")
@@ -184,7 +184,7 @@ def split(data: Path, work: Path) -> pd.DataFrame:
 
 
 def report_overlap(every: pd.DataFrame, hits: pd.DataFrame) -> None:
-    """Print how much of each test set resembles TR0."""
+    """Print the share of each test set that is similar to TR0."""
     mine = hits[every["set"].to_numpy()[hits["query"]] == "TR0"]
     train = set(every["sequence"][every["set"] == "TR0"])
     for name in ("VL0", *TESTS):
@@ -199,7 +199,7 @@ def report_overlap(every: pd.DataFrame, hits: pd.DataFrame) -> None:
 
 
 def second_head(rnas: pd.DataFrame, work: Path, steps: int) -> Path:
-    """The head that has not seen the families held out; trained if it is not there."""
+    """The head that has not seen the held-out families; trained unless it exists."""
     run = work / "second"
     if not (run / "model").exists():
         part = rnas[(rnas["set"] == "TR0") & (rnas["part"] == "train")]
@@ -215,12 +215,12 @@ def second_head(rnas: pd.DataFrame, work: Path, steps: int) -> Path:
     return run / "model"
 
 
-# Evidence.
+# Inputs of the combiner.
 
 
 @dataclass(frozen=True)
 class Case:
-    """The evidence on an RNA, and its truth."""
+    """The combiner's inputs for an RNA, and its true structure."""
 
     sequence: str
     true_pairs: tuple[tuple[int, int], ...]
@@ -229,7 +229,7 @@ class Case:
     evidence: Evidence
 
     def targets(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which candidates are true, and which nucleotides have none that is."""
+        """Which candidates are true, and which nucleotides have no true candidate."""
         true = set(self.true_pairs)
         here = zip(self.evidence.i.tolist(), self.evidence.j.tolist(), strict=True)
         right = torch.tensor([pair in true for pair in here], dtype=torch.bool)
@@ -239,7 +239,7 @@ class Case:
 
 
 class Ensembles:
-    """Partition functions, kept in a file."""
+    """Partition functions, cached in a file."""
 
     def __init__(self, path: Path) -> None:
         self.file = sqlite3.connect(path)
@@ -257,7 +257,7 @@ class Ensembles:
 
 
 def cases(rnas: pd.DataFrame, model: str | Path, ensembles: Ensembles) -> Iterator[Case]:
-    """Evidence on RNAs by one head and thermodynamics."""
+    """Inputs for RNAs from one head and thermodynamics."""
     engine = Engine(model, "fp32", threads=1)
     task = task_of(engine.spec)
     examples = [Example(str(row.Index), row.sequence, row) for row in rnas.itertuples()]
@@ -292,7 +292,7 @@ def kept_cases(name: str, rnas: pd.DataFrame, model: str | Path, work: Path) -> 
 
 
 def fit(train: Sequence[Case], chosen: argparse.Namespace) -> Combiner:
-    """A combiner that has learned from these cases."""
+    """A combiner trained on these cases."""
     torch.manual_seed(chosen.seed)
     rng = np.random.default_rng(chosen.seed)
     combiner = Combiner(chosen.channels, chosen.blocks, chosen.dropout)
@@ -323,7 +323,7 @@ def fit(train: Sequence[Case], chosen: argparse.Namespace) -> Combiner:
 
 
 def sampling_weights(train: Sequence[Case]) -> np.ndarray:
-    """How often each case is drawn: `SHARES`, and of n of one family each in proportion to 1 / √n."""
+    """The sampling weight of each case: `SHARES`, and 1 / √n for each of n cases of a family."""
     sizes = Counter((case.kind, case.cluster) for case in train)
     weights = np.array([sizes[case.kind, case.cluster] ** -0.5 for case in train])
     kinds = np.array([case.kind for case in train])
@@ -333,7 +333,7 @@ def sampling_weights(train: Sequence[Case]) -> np.ndarray:
 
 
 def parted(cases: Sequence[Case]) -> tuple[list[Case], list[Case]]:
-    """Cases to learn from and cases to judge by, of other families."""
+    """Training and evaluation cases, from different families."""
     judging: set[str] = set()
     for name, share in JUDGING.items():
         clusters = sorted({c.cluster for c in cases if c.kind.startswith(name) and c.kind != "TR0, known"})
@@ -357,7 +357,7 @@ def batch_loss(
 
 @torch.inference_mode()
 def f1(combiner: Combiner, of: Sequence[Case]) -> float:
-    """Mean F1, one end off by one allowed."""
+    """Mean F1 (±1)."""
     scores = []
     for case in of:
         pairs = decode(combiner.matrix(case.evidence).numpy(), case.sequence, "nested", threshold=None)
@@ -367,7 +367,7 @@ def f1(combiner: Combiner, of: Sequence[Case]) -> float:
 
 @torch.inference_mode()
 def calibration(combiner: Combiner, of: Sequence[Case]) -> list[tuple[int, float, float]]:
-    """Of candidates in each fifth of probability: their number, mean probability and share of true ones."""
+    """For candidates in each fifth of probability: number, mean probability and share of true pairs."""
     probabilities, right = [], []
     for case in of:
         first, second, _ = combiner(case.evidence)
@@ -393,8 +393,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--model", default="nano-fold", help="the model that gets a combiner")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the model with it")
+    parser.add_argument("--model", default="nano-fold", help="model to add a combiner to")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the model with the combiner")
     parser.add_argument("--steps", type=int, default=780, help="of the second head's training")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16)
@@ -428,7 +428,7 @@ def main() -> None:
 
 
 def capped(cases: Sequence[Case], most: int) -> list[Case]:
-    """At most so many of each family."""
+    """At most `most` of each family."""
     seen: Counter[str] = Counter()
     kept = []
     for case in cases:
