@@ -84,7 +84,7 @@ def embed(
         InputError: No sequences, an unknown pooling or a layer that the model does not have.
         SequenceError: A sequence is empty or has other letters than RNA.
 
-    Example:
+    Examples:
         >>> import rinalmo
         >>> rinalmo.embed(["GGGAAAUCCC", "ACGU"]).shape
         (2, 320)

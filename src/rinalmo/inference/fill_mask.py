@@ -97,7 +97,7 @@ def fill_mask(
         SequenceError: A sequence has no mask, or other letters than RNA.
         CheckpointError: The model has no masked-LM head.
 
-    Example:
+    Examples:
         >>> import rinalmo
         >>> ((candidates,),) = rinalmo.fill_mask("GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU", top_k=2)
         >>> candidates[0].token_str, candidates[0].position

@@ -192,7 +192,7 @@ def fold(
         InputError: The model was fine-tuned for another task, or the window is smaller than 32 nt.
         CheckpointError: The model was not fine-tuned.
 
-    Example:
+    Examples:
         >>> import rinalmo
         >>> (structure,) = rinalmo.fold("GGGGAAAUUCCCC")
         >>> structure.dot_bracket

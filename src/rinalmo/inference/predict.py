@@ -57,7 +57,7 @@ def predict(sequences: Sequences, model: str | Path | RiNALMo | Engine, *, devic
         CheckpointError: The model was not fine-tuned.
         InputError: The sequences cannot be used.
 
-    Example:
+    Examples:
         >>> import rinalmo
         >>> rinalmo.predict("GGGGAAAUUCCCC", "nano-fold")
         [{'id': '1', 'sequence': 'GGGGAAAUUCCCC', 'structure': '((((.....))))'}]

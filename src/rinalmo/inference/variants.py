@@ -178,7 +178,7 @@ def score(
         Meier et al. 2021 (10.1101/2021.07.09.450648) for the marginals, Salazar et al. 2020 (arXiv:1910.14659) for the
         pseudo-log-likelihood.
 
-    Example:
+    Examples:
         >>> import rinalmo
         >>> rinalmo.score("GGUCUCUCUGGUUAGACC", ["WT", "G2A", "G2A:C17U"]).shape
         (3,)
@@ -221,7 +221,7 @@ def saturation(
     Raises:
         SequenceError: The sequence is empty or has other letters than RNA.
 
-    Example:
+    Examples:
         >>> from rinalmo.inference.variants import saturation
         >>> saturation("GGNC").shape
         (4, 4)
