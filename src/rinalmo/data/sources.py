@@ -35,6 +35,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 from rinalmo.data.store import StoreWriter, TokenStore
 from rinalmo.errors import InputError
 from rinalmo.io.fasta import IUPAC_LETTERS, read_fasta
+from rinalmo.io.files import COMPRESSED
 from rinalmo.io.recipe_files import Section, load
 from rinalmo.io.tables import open_table, table_format
 from rinalmo.rna.headers import Header, read_header
@@ -277,7 +278,6 @@ class Staged:
 
 COUNTS, LABELS = "counts.json", "cluster_labels.txt"
 _ENDINGS = (".fa", ".fasta", ".fna", ".ffn", ".frn")
-_COMPRESSED = ("", ".gz", ".zst")
 _EVERY = 1000
 
 Tell = Callable[[int], Any]
@@ -392,10 +392,10 @@ def read_counts(folder: Path) -> dict[str, Any]:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        endings = tuple(ending + packed for ending in _ENDINGS for packed in _COMPRESSED)
+        endings = tuple(ending + packed for ending in _ENDINGS for packed in ("", *COMPRESSED))
         found = sorted(file for file in path.rglob("*") if file.name.endswith(endings) and file.is_file())
         if not found:
-            raise InputError(f"{path}: holds no FASTA file ({', '.join(_ENDINGS)}; plain, .gz or .zst)")
+            raise InputError(f"{path}: holds no FASTA file ({', '.join(_ENDINGS)}; plain, {', '.join(COMPRESSED)})")
         return found
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: can be read only once, and preparing reads its input again; save it to a file first")

@@ -7,7 +7,6 @@ as whole sequences.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 import re
@@ -17,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice, repeat, zip_longest
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -30,7 +29,7 @@ from rinalmo.errors import InputError, SequenceError
 from rinalmo.inference.fill_mask import Nucleotides
 from rinalmo.io.fasta import Record, read_fasta
 from rinalmo.io.files import check_path, replacing_path
-from rinalmo.io.tables import TableReader, open_table, table_format
+from rinalmo.io.tables import Row, TableReader, open_table, table_format, table_lines
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.plots.heat_map import check_plot, draw
 from rinalmo.rna.alphabet import NUCLEOTIDES
@@ -479,7 +478,7 @@ def score_file(
             if plot is not None:
                 scored = list(scored)
                 map_ = as_map(source.wild_types[0].sequence, scored)
-            _write_text(sys.stdout, source, scored, ",")
+            sys.stdout.writelines(table_lines(_text_rows(source, scored), "csv", [*source.columns, SCORE]))
         else:
             job = Job(output, "variants", counts_passes=isinstance(engine, Engine))
             compute, chunks = partial(_score_blocks, method=method), blocks(source.read(), method)
@@ -497,7 +496,8 @@ def score_file(
                         _write_parquet(unfinished, source, joined())
                     else:
                         with unfinished.open("w", encoding="utf-8", newline="") as file:
-                            _write_text(file, source, joined(), "\t" if output.suffix == ".tsv" else ",")
+                            rows = _text_rows(source, joined())
+                            file.writelines(table_lines(rows, output.suffix[1:], [*source.columns, SCORE]))
             wild_types = len(source.wild_types)
             text = "%s: %s variants of %s wild type" + "s" * (wild_types > 1)
             logger.info(text, output, f"{count:,}", f"{wild_types:,}")
@@ -517,11 +517,11 @@ def _score_blocks(engine: Engine, advance: Advance, *, method: Method) -> Callab
     return compute
 
 
-def _write_text(file: IO[str], source: VariantSource, scored: Scored, separator: str) -> None:
-    writer = csv.writer(file, delimiter=separator, lineterminator="\n")
-    writer.writerow([*source.columns, SCORE])
+def _text_rows(source: VariantSource, scored: Scored) -> Iterator[Row]:
     for variant, score in scored:
-        writer.writerow([*variant.cells, f"{round(score, 6) + 0.0:.6f}"])  # adding 0 turns -0.0 into 0.0
+        row = dict(zip(source.columns, variant.cells, strict=True))
+        row[SCORE] = f"{round(score, 6) + 0.0:.6f}"  # adding 0 turns -0.0 into 0.0
+        yield row
 
 
 def _write_parquet(path: Path, source: VariantSource, scored: Scored) -> None:

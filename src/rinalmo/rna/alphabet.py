@@ -193,7 +193,7 @@ class Alphabet:
             InputError: The tokens are k-mers.
         """
         text = sequence.decode("latin-1") if isinstance(sequence, bytes) else sequence
-        return self.encode_batch([text], special=special, strict=strict)[0]
+        return self._encode([text], self.table, special, strict)[0]
 
     def encode_batch(self, sequences: Sequence[str], *, special: bool = True, strict: bool = False) -> tuple[Ids, Ids]:
         """The ids of many sequences laid end to end, by the rules of `encode`.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from importlib.util import find_spec
+from operator import attrgetter
 
 import numpy as np
 
@@ -70,9 +71,9 @@ def ensemble(sequence: str) -> Ensemble:
     structure, mfe = compound.mfe()
     compound.exp_params_rescale(mfe)  # or numbers overflow where RNAs are long
     _, energy = compound.pf()
-    pairs = [(pair.i - 1, pair.j - 1, pair.p) for pair in compound.plist_from_probs(MIN_PROBABILITY)]
+    pairs = list(map(attrgetter("i", "j", "p"), compound.plist_from_probs(MIN_PROBABILITY)))
     i, j, values = np.array(pairs, dtype=np.float64).reshape(-1, 3).T
-    places = i.astype(np.int64), j.astype(np.int64)
+    places = i.astype(np.int64) - 1, j.astype(np.int64) - 1
     return Ensemble(len(sequence), *places, values.astype(np.float32), structure, mfe, energy)
 
 
