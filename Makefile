@@ -41,7 +41,7 @@ slow: $(VENV)/installed-dev
 
 # Other processors: the tests of all that computes, on one without bf16 (as most with AVX2 only), and with a torch that has
 # no oneDNN operators (as on every Mac).
-COMPUTING := tests/model tests/inference tests/tasks tests/hf tests/cli
+COMPUTING := tests/model tests/engine tests/inference tests/tasks tests/hf tests/cli
 
 test-avx2: $(VENV)/installed-dev
 	RINALMO_CPU=fp32 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m "not slow" $(COMPUTING)

@@ -169,13 +169,13 @@ class TokensFirst:
         return torch.cat((q, k, v))
 
     def __call__(self, qkv: Float[Tensor, "padded rows"], plan: Plan) -> Float[Tensor, "padded hidden"]:
-        heads, size, hidden = self.heads, self.head_size, self.heads * self.head_size
-        a, b = qkv[:, : 2 * hidden].view(len(qkv), 2, 2, heads, size // 2).unbind(2)
+        heads, size, width = self.heads, self.head_size, self.heads * self.head_size
+        a, b = qkv[:, : 2 * width].view(len(qkv), 2, 2, heads, size // 2).unbind(2)
         rotated = torch.empty(len(qkv), 2, heads, 2, size // 2, dtype=qkv.dtype)
         torch.mul(a, plan.rope.cos, out=rotated[:, :, :, 0]).addcmul_(b, plan.rope.sin, value=-1)
         torch.mul(b, plan.rope.cos, out=rotated[:, :, :, 1]).addcmul_(a, plan.rope.sin)
         q, k = rotated.flatten(3).unbind(1)
-        v = qkv[:, 2 * hidden :].view(-1, heads, size)
+        v = qkv[:, 2 * width :].view(-1, heads, size)
         v.index_fill_(0, plan.pad_positions, 0.0)
         ones = v.new_ones(plan.total, 1, 1).index_fill_(0, plan.pad_positions, 0.0).expand(-1, heads, -1)
         out = torch.empty(plan.total, heads, size, dtype=qkv.dtype)

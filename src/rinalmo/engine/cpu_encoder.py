@@ -112,12 +112,12 @@ class FastBlock:
     def __init__(self, block: EncoderBlock, precision: PackedPrecision) -> None:
         self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         self.int8 = precision == "int8"
-        size, hidden = block.attention.head_size, len(block.attention.output.weight)
-        self.attention = best_attention(hidden // size, size, self.dtype)
+        size, width = block.attention.head_size, len(block.attention.output.weight)
+        self.attention = best_attention(width // size, size, self.dtype)
         self.attention_norm, self.ffn_norm = _layer_norm(block.attention_norm), _layer_norm(block.ffn_norm)
         # In 8 bits the norm's weight and bias are part of the next layer: one scale for all columns then costs half
         # the error.
-        self.standardise = partial(F.layer_norm, normalized_shape=(hidden,), eps=block.ffn_norm.eps)
+        self.standardise = partial(F.layer_norm, normalized_shape=(width,), eps=block.ffn_norm.eps)
         qkv, ffn = self.attention.arrange(block.attention.qkv.weight.detach()), block.ffn
         gate_up, bias = ffn.gate_up.weight.detach().float(), ffn.gate_up.bias.detach().float()
         linear: Any = LinearInt8 if self.int8 else partial(Linear, dtype=self.dtype)

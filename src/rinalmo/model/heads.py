@@ -327,7 +327,7 @@ class RibosomeLoadHead(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """Two-layer network on the CLS vector, or on the mean of all tokens (`rinalmo.model.heads.POOLINGS`)."""
+    """Two-layer network on the CLS vector, or on the mean of all tokens (`POOLINGS`): splice sites, ncRNA families."""
 
     def __init__(self, hidden_size: int, width: int, num_labels: int, pooling: str = "cls") -> None:
         super().__init__()
@@ -337,20 +337,6 @@ class ClassificationHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, "sequences labels"]:
         return self.decoder(F.gelu(self.dense(self.pool(x, layout))))
-
-
-class SpliceSiteHead(ClassificationHead):
-    """One logit: does the sequence's centre hold a splice site?"""
-
-    def __init__(self, hidden_size: int, width: int = 128, num_labels: int = 1, pooling: str = "cls") -> None:
-        super().__init__(hidden_size, width, num_labels, pooling)
-
-
-class NcrnaFamilyHead(ClassificationHead):
-    """One logit per family, 88 in the published benchmark."""
-
-    def __init__(self, hidden_size: int, width: int = 256, num_labels: int = 88, pooling: str = "cls") -> None:
-        super().__init__(hidden_size, width, num_labels, pooling)
 
 
 def _instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:

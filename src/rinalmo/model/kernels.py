@@ -22,11 +22,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rinalmo.errors import InputError
-from rinalmo.model.packing import EqualLengthGroup, Layout, gather_heads, scatter_heads
+from rinalmo.model.packing import Layout, gather_heads, scatter_heads
 
 # --- Rotary positions ---
 
 ROPE_BASE = 10_000.0
+Packed = Float[Tensor, "tokens heads head"]
 
 
 class Rotation(NamedTuple):
@@ -43,7 +44,7 @@ def rotation(positions: Int[Tensor, " tokens"], head_size: int) -> Rotation:
     return Rotation(angles.cos()[:, None, :], angles.sin()[:, None, :])
 
 
-def rotate(x: Float[Tensor, "tokens heads head"], rope: Rotation) -> Float[Tensor, "tokens heads head"]:
+def rotate(x: Packed, rope: Rotation) -> Packed:
     """Apply rotary positions to queries or keys, in fp32 (fp64 if they are); the result has the type of `x`."""
     a, b = x.to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
     return torch.cat((a * rope.cos - b * rope.sin, b * rope.cos + a * rope.sin), dim=-1).to(x.dtype)
@@ -70,20 +71,13 @@ def rotate_channels_first(
 # --- Attention backends ---
 
 Backend = Literal["auto", "sdpa", "nested", "varlen", "flash", "eager"]
-Packed = Float[Tensor, "tokens heads head"]
 WeightsHook = Callable[[list[Tensor]], list[Tensor]]
 """Takes one layer's attention weights, per sequence `(heads, length, length)`; returns those to compute with."""
 
 
 def attend(
-    q: Float[Tensor, "tokens heads head"],
-    k: Float[Tensor, "tokens heads head"],
-    v: Float[Tensor, "tokens heads head"],
-    layout: Layout,
-    *,
-    dropout: float = 0.0,
-    backend: Backend = "auto",
-) -> Float[Tensor, "tokens heads head"]:
+    q: Packed, k: Packed, v: Packed, layout: Layout, *, dropout: float = 0.0, backend: Backend = "auto"
+) -> Packed:
     """Softmax attention within each sequence, in both directions, scaled by 1/√head.
 
     `dropout` acts on the attention weights; pass 0 outside training, since the kernels ignore the module's mode.
@@ -143,14 +137,8 @@ def _is_importable(module: str, name: str) -> bool:
 
 
 def attend_with_weights(
-    q: Float[Tensor, "tokens heads head"],
-    k: Float[Tensor, "tokens heads head"],
-    v: Float[Tensor, "tokens heads head"],
-    layout: Layout,
-    *,
-    dropout: float = 0.0,
-    hook: WeightsHook | None = None,
-) -> tuple[Float[Tensor, "tokens heads head"], list[Tensor]]:
+    q: Packed, k: Packed, v: Packed, layout: Layout, *, dropout: float = 0.0, hook: WeightsHook | None = None
+) -> tuple[Packed, list[Tensor]]:
     """As `attend`, written out, and for each sequence its attention weights `(heads, length, length)`."""
     outputs, weights, values = [], [], []
     parts = zip(layout.split(q), layout.split(k), layout.split(v), layout.valid_lengths, strict=True)
@@ -179,17 +167,14 @@ def _sdpa(q: Packed, k: Packed, v: Packed, layout: Layout, dropout: float) -> Te
 
 
 def _nested(q: Packed, k: Packed, v: Packed, layout: Layout, dropout: float) -> Tensor:
-    lengths = [length for length in layout.lengths if length]
-    if not lengths:
+    if not layout.total:
         return torch.zeros_like(q)
-    # Without the extremes, torch would fetch them from the device.
-    shortest, longest = min(lengths), max(lengths)
+    # Without the shortest and longest length, torch would fetch them from the device.
+    extremes: Any = {"min_seqlen": min(filter(None, layout.lengths)), "max_seqlen": layout.max_seqlen}
 
     def jagged(x: Tensor) -> Tensor:
-        whole = torch.nested.nested_tensor_from_jagged(
-            x.contiguous(), layout.nonempty_offsets, min_seqlen=shortest, max_seqlen=longest
-        )
-        return whole.transpose(1, 2)
+        x = torch.nested.nested_tensor_from_jagged(x.contiguous(), layout.nonempty_offsets, **extremes)
+        return x.transpose(1, 2)
 
     out = F.scaled_dot_product_attention(jagged(q), jagged(k), jagged(v), dropout_p=dropout)
     return out.transpose(1, 2).values()
@@ -212,12 +197,7 @@ def _flash(q: Packed, k: Packed, v: Packed, layout: Layout, dropout: float) -> T
     return flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, longest, longest, dropout_p=dropout)
 
 
-_KERNELS: dict[str, Callable[[Packed, Packed, Packed, Layout, float], Tensor]] = {
-    "sdpa": _sdpa,
-    "nested": _nested,
-    "varlen": _varlen,
-    "flash": _flash,
-}
+_KERNELS = {"sdpa": _sdpa, "nested": _nested, "varlen": _varlen, "flash": _flash}
 
 # --- Compiled regions ---
 
@@ -312,43 +292,34 @@ def attend_in_training(
     qkv: Float[Tensor, "tokens three_hidden"], layout: Layout, rope: Rotation, head_size: int, dropout: float
 ) -> Float[Tensor, "tokens hidden"]:
     """Rotary positions and softmax attention within each sequence; `dropout` on the attention weights."""
-    cos, sin = channels_first(rope, qkv.dtype)
     with torch.autocast("cpu", enabled=False):
-        return _TrainingAttention.apply(qkv, cos, sin, layout.groups, head_size, dropout)
+        return _TrainingAttention.apply(qkv, channels_first(rope, qkv.dtype), layout, head_size, dropout)
 
 
 class _TrainingAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        qkv: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        groups: tuple[EqualLengthGroup, ...],
-        head_size: int,
-        dropout: float,
-    ) -> Tensor:
-        tokens, rows = qkv.shape
-        channels = qkv.t().contiguous().view(3, rows // (3 * head_size), head_size, tokens)
+    def forward(ctx: Any, qkv: Tensor, rope: Rotation, layout: Layout, head_size: int, dropout: float) -> Tensor:
+        tokens, (cos, sin) = len(qkv), rope
+        channels = qkv.t().contiguous().view(3, -1, head_size, tokens)
         rotated = rotate_channels_first(channels[:2], cos, sin)
         q, k, v = rotated[0].mul_(head_size**-0.5), rotated[1], channels[2]
         out, saved = torch.empty_like(v), []
-        for group in groups:
+        for group in layout.groups:
             qs, ks, vs = gather_heads(q, group), gather_heads(k, group), gather_heads(v, group)
             weights = torch.bmm(qs.transpose(1, 2), ks).softmax(-1)
             dropped, mask = torch.native_dropout(weights, dropout, True) if dropout else (weights, None)
             scatter_heads(out, group, torch.bmm(vs, dropped.transpose(1, 2)))
             saved += [qs, ks, vs, weights, *([dropped, mask] if dropout else [])]
         ctx.save_for_backward(cos, sin, *saved)
-        ctx.groups, ctx.head_size, ctx.dropout = groups, head_size, dropout
+        ctx.groups, ctx.head_size, ctx.dropout = layout.groups, head_size, dropout
         return out.view(-1, tokens).t().contiguous()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin, *saved = ctx.saved_tensors
-        tokens, hidden = grad.shape
-        heads, per_group = hidden // ctx.head_size, 6 if ctx.dropout else 4
+        tokens, hidden_size = grad.shape
+        heads, per_group = hidden_size // ctx.head_size, 6 if ctx.dropout else 4
         grad_out = grad.t().contiguous().view(heads, ctx.head_size, tokens)
         grad_qkv = torch.empty(3, heads, ctx.head_size, tokens, dtype=grad.dtype)
         for number, group in enumerate(ctx.groups):
@@ -363,7 +334,7 @@ class _TrainingAttention(torch.autograd.Function):
             scatter_heads(grad_qkv[1], group, torch.bmm(qs, grad_scores))
         grad_qkv[0].mul_(ctx.head_size**-0.5)
         grad_qkv[:2] = rotate_channels_first(grad_qkv[:2], cos, -sin)
-        return grad_qkv.view(-1, tokens).t().contiguous(), None, None, None, None, None
+        return grad_qkv.view(-1, tokens).t().contiguous(), None, None, None, None
 
 
 def gated_swish(

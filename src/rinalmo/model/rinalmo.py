@@ -18,14 +18,13 @@ from rinalmo.errors import CheckpointError
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.encoder import Encoder, EncoderOutput
 from rinalmo.model.heads import (
+    ClassificationHead,
     ContactHead,
     HeadConfig,
     MaskedLMHead,
-    NcrnaFamilyHead,
     Pooler,
     RibosomeLoadHead,
     SequenceHead,
-    SpliceSiteHead,
     StructureHead,
     TokenHead,
 )
@@ -138,8 +137,12 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
     "partner_head": lambda config, **options: PartnerHead(config.hidden_size, **options),
     "combiner": lambda config, **options: Combiner(**options),
     "ribosome_load_head": lambda config, **options: RibosomeLoadHead(config.hidden_size, **options),
-    "splice_site_head": lambda config, **options: SpliceSiteHead(config.hidden_size, **options),
-    "ncrna_family_head": lambda config, **options: NcrnaFamilyHead(config.hidden_size, **options),
+    "splice_site_head": lambda config, width=128, num_labels=1, **options: ClassificationHead(
+        config.hidden_size, width, num_labels, **options
+    ),
+    "ncrna_family_head": lambda config, width=256, num_labels=88, **options: ClassificationHead(
+        config.hidden_size, width, num_labels, **options
+    ),
 }
 
 

@@ -1,6 +1,6 @@
 """A Python whose torch has no oneDNN operators, like every torch on a Mac.
 
-    PYTHONPATH=$PWD/tests/emulation/no_onednn pytest tests/model tests/inference
+    PYTHONPATH=$PWD/tests/emulation/no_onednn pytest tests/model tests/engine tests/inference
 
 Python imports this module at its start, in subprocesses too; forks inherit what it did. torch is changed when it is
 first imported, and not imported here, so that what must run without it still does.
