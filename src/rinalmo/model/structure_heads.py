@@ -276,34 +276,64 @@ class Evidence:
             mfe: Its free energy in kcal/mol.
             energy: Free energy of the ensemble in kcal/mol.
         """
-        length = len(nucleotides)
-        log_model = log_probabilities.float()
-        unpaired = log_model.diagonal().exp()
+        length, log_model = len(nucleotides), log_probabilities.float()
+        model_unpaired, thermo_unpaired = log_model.diagonal().exp(), (1 - thermodynamics.sum(1)).clamp(0, 1)
         directed = log_model.exp().fill_diagonal_(0)
         model = ((log_model + log_model.T) / 2).exp().fill_diagonal_(0)
         kinds = kind_table(nucleotides.device)[nucleotides[:, None], nucleotides].long()
         can = ((model > MIN_PROBABILITY) | (thermodynamics > MIN_PROBABILITY)) & (kinds >= 0)
         i, j = can.triu(MIN_DISTANCE).nonzero(as_tuple=True)
         thermo = thermodynamics[i, j]
-        pairs = torch.stack(
-            [
-                _log(model[i, j]),
-                _log(directed[i, j]),
-                _log(directed[j, i]),
-                _log(thermo),
-                model[i, j],
-                thermo,
-                (model[i, j] * thermo).sqrt(),
-                in_mfe[i, j].float(),
-                *_log_best_alternatives(directed, i, j),
-                *_log_best_alternatives(thermodynamics, i, j),
-                (j - i).float().log(),
-                torch.full(i.shape, float(length), device=i.device).log(),
-                *F.one_hot(kinds[i, j], len(KINDS)).float().T,
-            ],
-            dim=1,
+        pair_features = [
+            _log(model[i, j]),
+            _log(directed[i, j]),
+            _log(directed[j, i]),
+            _log(thermo),
+            model[i, j],
+            thermo,
+            (model[i, j] * thermo).sqrt(),
+            in_mfe[i, j].float(),
+            *_log_best_alternatives(directed, i, j),
+            *_log_best_alternatives(thermodynamics, i, j),
+            (j - i).float().log(),
+            torch.full(i.shape, float(length), device=i.device).log(),
+            *F.one_hot(kinds[i, j], len(KINDS)).float().T,
+        ]
+        model_entropy = -(torch.xlogy(directed, directed).sum(1) + torch.xlogy(model_unpaired, model_unpaired))
+        thermo_entropy = -(
+            torch.xlogy(thermodynamics, thermodynamics).sum(1) + torch.xlogy(thermo_unpaired, thermo_unpaired)
         )
-        positions = _nucleotide_features(directed, unpaired, thermodynamics, in_mfe, nucleotides, mfe, energy)
+        agreement = (directed * thermodynamics).sqrt().sum(1) + (model_unpaired * thermo_unpaired).sqrt()
+        strongest = directed.amax(1) if length else model_unpaired
+        thermo_strongest = thermodynamics.amax(1) if length else model_unpaired
+        letters = F.one_hot(nucleotides, UNKNOWN + 1)[:, :UNKNOWN].float()
+        # Features of the whole RNA: length, means over its nucleotides, energies per nucleotide, GC content.
+        count = max(length, 1)
+        whole = [
+            model_unpaired.new_tensor(count).log(),
+            model_entropy.mean(),
+            thermo_entropy.mean(),
+            agreement.mean(),
+            model_unpaired.mean(),
+            thermo_unpaired.mean(),
+            strongest.mean(),
+            model_unpaired.new_tensor(mfe / count),
+            model_unpaired.new_tensor((energy - mfe) / count),
+            letters[:, 1:3].sum(1).mean(),
+        ]
+        nucleotide_features = [
+            _log(model_unpaired),
+            _log(thermo_unpaired),
+            strongest,
+            thermo_strongest,
+            model_entropy,
+            thermo_entropy,
+            agreement,
+            in_mfe.any(1).float(),
+            *letters.T,
+            *torch.stack(whole)[:, None].expand(-1, length),
+        ]
+        pairs, positions = torch.stack(pair_features, dim=1), torch.stack(nucleotide_features, dim=1)
         return cls(i, j, _neighbours(i, j, length), pairs, positions)
 
     @classmethod
@@ -422,52 +452,6 @@ def _mixed(model: Tensor, thermodynamics: Tensor, output: Float[Tensor, "any 2"]
     share = (output[:, 0] - _PRIOR).sigmoid()
     mean = (1 - share) * model + share * thermodynamics
     return _log(mean) + output[:, 1].clamp(-_MAX_SCORE, _MAX_SCORE)
-
-
-def _nucleotide_features(
-    directed: Tensor,
-    unpaired: Tensor,
-    thermodynamics: Tensor,
-    in_mfe: Tensor,
-    nucleotides: Tensor,
-    mfe: float,
-    energy: float,
-) -> Float[Tensor, "length features"]:
-    def entropy(pairs: Tensor, unpaired: Tensor) -> Tensor:
-        return -(torch.xlogy(pairs, pairs).sum(1) + torch.xlogy(unpaired, unpaired))
-
-    length = len(nucleotides)
-    thermo_unpaired = (1 - thermodynamics.sum(1)).clamp(0, 1)
-    model_entropy, thermo_entropy = entropy(directed, unpaired), entropy(thermodynamics, thermo_unpaired)
-    agreement = (directed * thermodynamics).sqrt().sum(1) + (unpaired * thermo_unpaired).sqrt()
-    strongest = directed.amax(1) if length else unpaired, thermodynamics.amax(1) if length else unpaired
-    letters = F.one_hot(nucleotides, UNKNOWN + 1)[:, :UNKNOWN].float()
-    whole = [
-        torch.tensor(float(max(length, 1))).log(),
-        model_entropy.mean(),
-        thermo_entropy.mean(),
-        agreement.mean(),
-        unpaired.mean(),
-        thermo_unpaired.mean(),
-        strongest[0].mean(),
-        torch.tensor(mfe / max(length, 1)),
-        torch.tensor((energy - mfe) / max(length, 1)),
-        letters[:, 1:3].sum(1).mean(),
-    ]
-    return torch.stack(
-        [
-            _log(unpaired),
-            _log(thermo_unpaired),
-            *strongest,
-            model_entropy,
-            thermo_entropy,
-            agreement,
-            in_mfe.any(1).float(),
-            *letters.T,
-            *(value.to(unpaired).expand(length) for value in whole),
-        ],
-        dim=1,
-    )
 
 
 def _log(probability: Tensor) -> Tensor:
