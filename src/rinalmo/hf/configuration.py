@@ -39,7 +39,7 @@ class RiNALMoConfig(PreTrainedConfig):
     Raises:
         InputError: A value is unknown.
 
-    Example:
+    Examples:
         >>> from rinalmo import RiNALMoConfig
         >>> RiNALMoConfig(num_labels=3).hidden_size
         1280

@@ -672,7 +672,7 @@ class _WithClassifier(RiNALMoHeadModel):
 class RiNALMoForSequencePrediction(_WithClassifier):
     """Labels per sequence: logits `(batch, labels)`; labels `(batch,)` or `(batch, labels)`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from rinalmo import RiNALMoConfig, RiNALMoForSequencePrediction
         >>> sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
@@ -702,7 +702,7 @@ class RiNALMoForTokenPrediction(_WithClassifier):
     `config.token_logits` fixes one of the two: "all", or "nucleotides", which is multimolecule's; other labels then
     raise. For a batch of one labels may leave the batch axis out.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from rinalmo import RiNALMoConfig, RiNALMoForTokenPrediction
         >>> sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
@@ -753,7 +753,7 @@ class RiNALMoForContactPrediction(RiNALMoHeadModel):
 
     Labels have that shape, the last axis optional; for a batch of one the batch axis may be left out.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from rinalmo import RiNALMoConfig, RiNALMoForContactPrediction
         >>> sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
@@ -790,7 +790,7 @@ class RiNALMoForSecondaryStructurePrediction(RiNALMoHeadModel):
     labels, as the port's class does, which takes float labels for regression. The masked-LM head is kept beside it, as
     in the published class, so that such a checkpoint can still fill masks.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from rinalmo import RiNALMoConfig, RiNALMoForSecondaryStructurePrediction
         >>> sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}

@@ -53,7 +53,7 @@ class RnaTokenizer(PreTrainedTokenizer):
 
     `tokenizer.alphabet` is the `Alphabet` itself.
 
-    Example:
+    Examples:
         >>> from rinalmo import RnaTokenizer
         >>> RnaTokenizer()("ACGT<mask>")["input_ids"]
         [1, 6, 7, 8, 9, 4, 2]

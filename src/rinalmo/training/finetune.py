@@ -561,7 +561,7 @@ def finetune(
         TrainingError: The run failed later.
         KeyboardInterrupt: The run was stopped and saved; `resume` continues it.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> rows = [{"sequence": "GGGA" + 3 * base, "y": len(base)} for base in ("A", "CC", "G", "UU") * 5]
         >>> folder = tempfile.mkdtemp()
