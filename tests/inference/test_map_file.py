@@ -8,7 +8,7 @@ import pytest
 from rinalmo import read_fasta
 from rinalmo.engine.engine import Engine
 from rinalmo.errors import InputError
-from rinalmo.inference.embed import MapPlot, _DeferredErrors, common_fields, embed_file, read_embeddings, values_of
+from rinalmo.inference.embed import MapPlot, common_fields, embed_file, read_embeddings, values_of
 
 FASTA = """>a type=tRNA species="E. coli"
 ACGUAC
@@ -122,15 +122,15 @@ def test_a_header_with_anndatas_own_name_is_left_out(engine, tmp_path):
     assert list(anndata.read_h5ad(tmp_path / "out.h5ad").obs) == ["id", "description", "length", "type"]
 
 
-def test_a_file_that_cannot_grow_keeps_its_fault(tmp_path):
+@pytest.mark.parametrize("ending", ["h5", "h5ad"])
+def test_a_file_that_cannot_grow(engine, tmp_path, ending):
     resource = pytest.importorskip("resource")
+    (tmp_path / "in.fa").write_text("".join(f">{n}\n{'ACGU'[n % 4] * 4}\n" for n in range(100)))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with _DeferredErrors(tmp_path / "out.h5", "w+") as file:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
-        try:
-            assert file.truncate(1 << 20) == 1 << 20
-            assert file.write(b"lost") == 4
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert "too large" in str(file.error)
-    assert (tmp_path / "out.h5").stat().st_size == 0
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
+    try:
+        with pytest.raises(InputError, match=r"out\.h5.*: cannot be written \(File too large\)"):
+            embed_file(tmp_path / "in.fa", tmp_path / f"out.{ending}", engine)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["in.fa"]

@@ -118,13 +118,10 @@ def embed_command(
     per_token: bool,
     use_cls: bool,
     layers: str,
-    shard: str | None,
-    resume: bool,
-    restart: bool,
     plot: Path | None,
     plot_method: Any,
     colour_by: str | None,
-    **engine_settings: Any,
+    **settings: Any,
 ) -> None:
     """Embed the sequences of a FASTA file or table.
 
@@ -152,6 +149,7 @@ def embed_command(
         chosen = tuple(map(int, layers.split(",")))
     except ValueError:
         raise InputError(f"--layers {layers!r}: give whole numbers such as -1 or 0,3,6") from None
+    job = _take_job_options(settings, str(output))
     map_plot = MapPlot(plot, plot_method, colour_by) if plot else None
     if map_plot:
         map_plot.check(output)
@@ -159,14 +157,12 @@ def embed_command(
         embed_file(
             source,
             output,
-            open_engine(**engine_settings),
+            open_engine(**settings),
             pooling="none" if per_token else "cls" if use_cls else "mean",
             layers=chosen,
-            resume=resume,
-            restart=restart,
-            shard=shard,
             progress=report,
-            model_name=engine_settings["model"],
+            **job,
+            model_name=settings["model"],
         )
     if map_plot:
         map_plot.draw(output)
@@ -206,10 +202,8 @@ def score_command(
     all_single: bool,
     method: Any,
     output: str,
-    resume: bool,
-    restart: bool,
     plot: Path | None,
-    **engine_settings: Any,
+    **settings: Any,
 ) -> None:
     """Score variants of an RNA without training, by their likelihood relative to the wild type.
 
@@ -226,7 +220,7 @@ def score_command(
         raise click.UsageError("give one of --mutations, --variants and --all-single")
     if plot is not None and not all_single:
         raise click.UsageError("--plot draws the map of --all-single")
-    _check_stdout(output, resume, restart, engine_settings)
+    job = _take_job_options(settings, output)
     from rinalmo.engine.inputs import as_records
     from rinalmo.inference import variants as scoring
     from rinalmo.io.fasta import read_fasta
@@ -238,17 +232,16 @@ def score_command(
         read = scoring.all_single(wild_types) if variants is None else scoring.from_fasta(wild_types, variants)
     # On a terminal a bar would be drawn over the rows.
     is_shown = output == "-" and sys.stdout.isatty()
-    noun = "variants" if engine_settings["engine"] == "ray" else "passes"
+    noun = "variants" if settings["engine"] == "ray" else "passes"
     with nullcontext(lambda count: None) if is_shown else progress("scoring", noun) as report:
         scoring.score_file(
             read,
             output,
-            open_engine(**engine_settings),
+            open_engine(**settings),
             method=method,
-            resume=resume,
-            restart=restart,
             plot=plot,
             progress=report,
+            **job,
         )
     if plot is not None:
         click.echo(f"{plot}: drawn", err=True)
@@ -316,10 +309,7 @@ def fold_command(
     plot: Path | None,
     plot_kind: Any,
     reference: Path | None,
-    shard: str | None,
-    resume: bool,
-    restart: bool,
-    **engine_settings: Any,
+    **settings: Any,
 ) -> None:
     """Predict the secondary structures of the sequences of a FASTA file or table.
 
@@ -339,22 +329,20 @@ def fold_command(
     """
     if plot is None and (plot_kind or reference):
         raise click.UsageError("--plot-kind and --reference are for --plot; name its file")
-    _check_stdout(output, resume, restart, engine_settings)
+    job = _take_job_options(settings, output)
     from rinalmo.inference.fold import Decoding, Plot, fold_file
 
     with progress("folding") as report:
         fold_file(
             source,
             output,
-            open_engine(**engine_settings),
+            open_engine(**settings),
             Decoding(decoder, threshold, not all_pairs, min_loop + 1, thermodynamics),
             window=window,
             probabilities=probabilities,
             plot=None if plot is None else Plot(plot, plot_kind, reference),
-            resume=resume,
-            restart=restart,
-            shard=shard,
             progress=report,
+            **job,
             note=print_note,
         )
 
@@ -374,14 +362,11 @@ def fold_command(
 def predict_command(
     source: str,
     output: str,
-    resume: bool,
-    restart: bool,
     keep_columns: bool,
     fill_to: int | None,
     window: int | None,
     thermodynamics: float | None,
-    shard: str | None,
-    **engine_settings: Any,
+    **settings: Any,
 ) -> None:
     """Predict with a fine-tuned model for the sequences of a FASTA file or table.
 
@@ -397,29 +382,29 @@ def predict_command(
     rinalmo predict run/model measured.csv --keep-columns -o both.csv
     rinalmo predict run/model sequences.fa -o part2.parquet --shard 2/8
     """
-    _check_stdout(output, resume, restart, engine_settings)
+    job = _take_job_options(settings, output)
     from rinalmo.inference.predict import predict_file
 
     with progress("predicting") as report:
         predict_file(
             source,
             output,
-            open_engine(**engine_settings),
+            open_engine(**settings),
             keep_columns=keep_columns,
             fill_to=fill_to,
             window=window,
             thermodynamics=thermodynamics,
-            resume=resume,
-            restart=restart,
-            shard=shard,
             progress=report,
+            **job,
             note=print_note,
         )
 
 
-def _check_stdout(output: str, resume: bool, restart: bool, engine_settings: dict[str, Any]) -> None:
-    if output == "-" and (resume or restart or engine_settings["engine"] == "ray"):
+def _take_job_options(settings: dict[str, Any], output: str) -> dict[str, Any]:
+    """Separate `--resume`, `--restart` and `--shard` from the settings of the engine."""
+    if output == "-" and (settings["resume"] or settings["restart"] or settings["engine"] == "ray"):
         raise click.UsageError("--resume, --restart and --engine ray write a file; name it with --output")
+    return {name: settings.pop(name) for name in ("resume", "restart", "shard") if name in settings}
 
 
 @click.command("evaluate")
@@ -444,7 +429,7 @@ def evaluate_command(
     window: int | None,
     thermodynamics: float | None,
     seed: int,
-    **engine_settings: Any,
+    **settings: Any,
 ) -> None:
     """Evaluate a fine-tuned model on labelled examples, with 95 % bootstrap intervals.
 
@@ -468,7 +453,7 @@ def evaluate_command(
             raise InputError(f"{task} has no scores of single examples; use --report, or predict")
     if report is not None:
         check_path(report, (".json",))
-    engine = make_engine(**engine_settings)
+    engine = make_engine(**settings)
     columns = Columns(target=targets, group=group)
     options: dict[str, Any] = {"fill_to": fill_to, "window": window, "thermodynamics": thermodynamics}
     evaluation = evaluate(data, engine, columns=columns, task=task, seed=seed, **options)

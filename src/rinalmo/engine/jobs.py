@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
 
@@ -51,6 +51,20 @@ Arrays = dict[str, np.ndarray]
 """The results of one chunk; the array `lengths` has one entry for each record."""
 Progress = Callable[[int], Any]
 """A function to call with the number of records done so far."""
+
+
+class JobOptions(TypedDict, total=False):
+    """Options of every job.
+
+    Attributes:
+        resume: Refuse an input that can be read only once. A run is resumed in any case.
+        restart: Discard what an interrupted run has saved.
+        progress: Called with the number of records done so far.
+    """
+
+    resume: bool
+    restart: bool
+    progress: Progress
 
 
 def chunked(
@@ -149,12 +163,9 @@ class Job:
         chunks: Iterable[list[Item]],
         source: JobSource,
         options: Mapping[str, Any],
-        *,
-        resume: bool = False,
-        restart: bool = False,
-        progress: Progress = lambda count: None,
+        **job: Unpack[JobOptions],
     ) -> Iterator[None]:
-        """Compute all chunks, but for those that an interrupted run has saved; then write the output in the `with`.
+        """Compute all chunks, but for those that an interrupted run has saved; the `with` block writes the output.
 
         Args:
             engine: Computes the chunks.
@@ -162,17 +173,15 @@ class Job:
             chunks: Lists of records, or of other items.
             source: The input that they come from.
             options: What the results depend on besides input and engine, as JSON.
-            resume: Require an input that can be read again. A run is resumed in any case.
-            restart: Discard what an interrupted run has saved.
-            progress: Called with the number of records done.
+            job: See `JobOptions`.
 
         Raises:
             InputError: Another process runs the same job, the interrupted run had other settings, its results are
                 damaged, or the output cannot be written.
         """
-        if resume and restart:
+        if job.get("resume") and job.get("restart"):
             raise InputError(f"{self.output}: a run is resumed or restarted, not both")
-        if resume and not source.rereadable:
+        if job.get("resume") and not source.rereadable:
             raise InputError(
                 f"{source.path}: can be read only once, so a run on it cannot be resumed; save it to a file first"
             )
@@ -183,10 +192,11 @@ class Job:
             held(self.folder, self.output, temporary=True) as is_locked,
             ThreadPoolExecutor(1, thread_name_prefix="rinalmo-writer") as writer,
         ):
-            self._find_saved(settings, is_locked, restart)
+            self._find_saved(settings, is_locked, job.get("restart", False))
             if self.count:
                 logger.info("%s: continuing an interrupted run: %s %s done", self.output, f"{self.count:,}", self.noun)
-            advance = cumulative(progress, 0 if self.counts_passes else self.count)
+            start = 0 if self.counts_passes else self.count
+            advance = cumulative(job.get("progress", lambda count: None), start)
             last_save = time.monotonic()
 
             def unfinished() -> Iterator[tuple[int, list[Item]]]:
@@ -313,5 +323,33 @@ class Job:
         except RinalmoError:
             raise
         except OSError as error:
-            reason = error.strerror or str(error).splitlines()[0]
+            reason = (error.strerror or str(error)).splitlines()[0]
             raise InputError(f"{self.output}: cannot be written ({reason})") from None
+
+
+@contextmanager
+def record_job(
+    output: Path,
+    engine: Engine | RayEngine,
+    source: JobSource,
+    records: Iterable[Record],
+    stream: Callable[[list[Record], Engine], Iterator[R]],
+    pack: Callable[[list[R]], Arrays],
+    options: Mapping[str, Any],
+    *,
+    noun: str = "sequences",
+    power: int = 1,
+    max_size: int = CHUNK_TOKENS,
+    scale: int = 1,
+    **job: Unpack[JobOptions],
+) -> Iterator[Job]:
+    """A finished job with one result for each record, computed by `stream` and made arrays by `pack`.
+
+    Time and memory grow with this `power` of the length, which chunks sum up to `scale` times `max_size`.
+    """
+    whole, compute = Job(output, noun), partial(compute_records, stream=stream, pack=pack)
+    chunks = chunked(records, lambda record: len(record.sequence) ** power, max_size, scale=scale)
+    with whole.run(engine, compute, chunks, source, options, **job):
+        if not whole.count:
+            raise InputError(f"{source.path}: no sequence falls in --shard {options['shard']}")
+        yield whole

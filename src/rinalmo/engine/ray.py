@@ -37,8 +37,10 @@ Item = TypeVar("Item", bound=Sequence[Any])
 R = TypeVar("R")
 
 
-def opened(engine: EngineLike) -> AbstractContextManager[Engine | RayEngine]:
+def opened(engine: EngineLike, to_stdout: bool = False) -> AbstractContextManager[Engine | RayEngine]:
     """The engine for the length of a `with`; one that is an engine already stays open."""
+    if to_stdout and isinstance(engine, RayEngine):
+        raise InputError("a RayEngine writes a file; name an output")
     return nullcontext(engine) if isinstance(engine, Engine | RayEngine) else engine
 
 

@@ -10,9 +10,10 @@ A map is coloured by a field of the sequences:
 
 from __future__ import annotations
 
-import io
 import json
 import logging
+import math
+import os
 import re
 import zipfile
 from collections import Counter
@@ -23,7 +24,7 @@ from functools import partial
 from importlib import import_module
 from operator import index
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Unpack, get_args
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ from rinalmo.engine.inputs import (
     name_source_in_errors,
     require_nonempty,
 )
-from rinalmo.engine.jobs import Arrays, Job, Progress, chunked, compute_records, take_shard
+from rinalmo.engine.jobs import Arrays, JobOptions, record_job, take_shard
 from rinalmo.engine.ray import EngineLike, opened
 from rinalmo.errors import InputError, MissingExtraError
 from rinalmo.io.fasta import Record
@@ -151,16 +152,11 @@ def embed_file(
     *,
     pooling: Pooling = "mean",
     layers: Sequence[int] = (-1,),
-    resume: bool = False,
-    restart: bool = False,
     shard: str | None = None,
-    progress: Progress = lambda count: None,
     model_name: str = "",
+    **job: Unpack[JobOptions],
 ) -> int:
-    """Embed every sequence of a FASTA file or table into a file.
-
-    An interrupted run keeps its results in a hidden folder beside the output. The same call continues it, and the
-    result is the same to the byte.
+    """Embed every sequence of a FASTA file or table into a file; see `rinalmo.engine.jobs` for interrupted runs.
 
     Args:
         source: The input; "-" is FASTA on standard input.
@@ -168,11 +164,9 @@ def embed_file(
         engine: An `Engine` or `RayEngine`, or a context manager that makes one once the options are known to be valid.
         pooling: See `embed`.
         layers: See `embed`.
-        resume: Refuse an input that can be read only once.
-        restart: Discard what an interrupted run has kept.
         shard: "i/n" takes every n-th sequence, from the i-th on; no result depends on it.
-        progress: Called with the number of sequences done so far.
         model_name: The name of the model in an .h5ad file.
+        job: See `JobOptions`.
 
     Returns:
         The number of sequences.
@@ -186,24 +180,17 @@ def embed_file(
     records = take_shard(file, shard)
     with opened(engine) as engine:
         chosen = layer_indices(layers, engine.spec.config.num_hidden_layers)
-        compute = partial(
-            compute_records,
-            stream=partial(embed_records, pooling=pooling, layers=chosen),
-            pack=partial(pack_embeddings, per_token=per_token),
-        )
+        stream = partial(embed_records, pooling=pooling, layers=chosen)
+        pack = partial(pack_embeddings, per_token=per_token)
+        options = {"pooling": pooling, "layers": chosen, "shard": shard}
         # A GPU idles at the end of each chunk, so it gets larger ones; less so for single nucleotides: gigabytes.
         scale = 1 if engine.device.type == "cpu" else 4 if per_token else 16
-        chunks = chunked(records, lambda record: len(record.sequence), scale=scale)
-        options = {"pooling": pooling, "layers": chosen, "shard": shard}
-        job = Job(output)
-        with job.run(engine, compute, chunks, file, options, resume=resume, restart=restart, progress=progress):
-            if not job.count:
-                raise InputError(f"{source}: no sequence falls in --shard {shard}")
+        with record_job(output, engine, file, records, stream, pack, options, scale=scale, **job) as done:
             about: dict[str, Any] = {"model": model_name, "fingerprint": engine.fingerprint}
             about |= {"precision": engine.precision, "pooling": pooling, "layer": chosen[0], "rinalmo": __version__}
-            write_embeddings(output, job.results, job.folder, per_token=per_token, about=about)
-        logger.info("%s: %s sequences, %s dimensions", output, f"{job.count:,}", engine.spec.config.hidden_size)
-    return job.count
+            write_embeddings(output, done.results, done.folder, per_token=per_token, about=about)
+        logger.info("%s: %s sequences, %s dimensions", output, f"{done.count:,}", engine.spec.config.hidden_size)
+    return done.count
 
 
 Chunks = Callable[..., Iterator[Arrays]]
@@ -311,7 +298,7 @@ def _write_parquet(path: Path, chunks: Chunks, per_token: bool, about: About) ->
 def _write_h5(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
     index = _Index(chunks, per_token)
     text = import_extra("h5py", "h5", "writing HDF5").string_dtype()
-    with _new_hdf5(path) as file:
+    with _new_hdf5(path, index) as file:
         file.create_dataset("ids", data=np.array(index.ids, dtype=object), dtype=text)
         file.create_dataset("descriptions", data=np.array(index.descriptions, dtype=object), dtype=text)
         file.create_dataset("lengths", data=index.lengths)
@@ -337,7 +324,7 @@ def _write_h5ad(path: Path, chunks: Chunks, per_token: bool, about: About) -> No
         index=pd.Index(_unique(index.ids), dtype="object"),
     )
     var = pd.DataFrame(index=pd.Index([f"dim_{n}" for n in range(index.shape[1])], dtype="object"))
-    with _new_hdf5(path) as file:
+    with _new_hdf5(path, index) as file:
         anndata.io.write_elem(file, "/", anndata.AnnData(obs=obs, var=var, uns={"rinalmo": dict(about)}))
         if "X" in file:
             del file["X"]
@@ -356,42 +343,20 @@ def _write_matrix(file: Any, name: str, shape: tuple[int, ...], chunks: Chunks) 
     return dataset
 
 
-class _DeferredErrors(io.FileIO):
-    """A file that keeps its first error for later and seems to go on.
-
-    Left to itself, the HDF5 library retries a refused write whenever an object is freed, to the end of the process,
-    and prints a traceback each time.
-    """
-
-    error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        try:
-            written = 0
-            while written < len(data) and self.error is None:
-                written += super().write(memoryview(data)[written:]) or 0
-        except OSError as error:
-            self.error = error
-        return len(data)
-
-    def truncate(self, size: int | None = None) -> int:
-        try:
-            if self.error is None:
-                return super().truncate(size)
-        except OSError as error:
-            self.error = error
-        return self.tell() if size is None else size
-
-
 @contextmanager
-def _new_hdf5(path: Path) -> Iterator[Any]:
-    """A new HDF5 file; an error of the disk is raised once, when the file is closed."""
+def _new_hdf5(path: Path, index: _Index) -> Iterator[Any]:
+    """A new HDF5 file, for which there is room on the disk.
+
+    The HDF5 library cannot let go of a file that refuses a write: it retries until the process ends, and prints a
+    traceback each time. So the room is allocated first, where the system can.
+    """
     h5py = import_extra("h5py", "h5", "writing HDF5")
-    with _DeferredErrors(path, "w+") as raw:
-        with h5py.File(raw, "w") as file:
-            yield file
-        if raw.error is not None:
-            raise raw.error
+    texts = sum(map(len, index.ids)) + sum(map(len, index.descriptions))
+    if hasattr(os, "posix_fallocate"):
+        with path.open("wb") as room:
+            os.posix_fallocate(room.fileno(), 0, 4 * math.prod(index.shape) + 8 * texts + 256 * len(index.ids))
+    with h5py.File(path, "w") as file:
+        yield file
 
 
 def import_extra(package: str, extra: str, purpose: str) -> Any:

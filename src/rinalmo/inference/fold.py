@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 from torch import Tensor
@@ -30,7 +30,7 @@ from torch import Tensor
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, as_engine
 from rinalmo.engine.inputs import SequenceFile, Sequences, as_records, name_source_in_errors, require_nonempty
-from rinalmo.engine.jobs import Arrays, Job, Progress, chunked, compute_records, take_shard
+from rinalmo.engine.jobs import Arrays, JobOptions, record_job, take_shard
 from rinalmo.engine.ray import EngineLike, opened
 from rinalmo.errors import CheckpointError, InputError, SequenceError
 from rinalmo.io.fasta import Record
@@ -279,16 +279,11 @@ def fold_file(
     window: int | None = None,
     probabilities: Path | None = None,
     plot: Plot | None = None,
-    resume: bool = False,
-    restart: bool = False,
     shard: str | None = None,
-    progress: Progress = lambda count: None,
     note: Note = warnings.warn,
+    **job: Unpack[JobOptions],
 ) -> int:
-    """Fold every sequence of a FASTA file or table.
-
-    An interrupted run into a file keeps its results in a hidden folder beside it. The same call continues it, and the
-    result is the same to the byte.
+    """Fold every sequence of a FASTA file or table; see `rinalmo.engine.jobs` for interrupted runs.
 
     Args:
         source: The input; "-" is FASTA on standard input.
@@ -300,11 +295,9 @@ def fold_file(
             gets its number added): a matrix, or of an RNA folded in windows an array with the fields `i`, `j` (from 0)
             and `probability`.
         plot: Figures to draw as well; all sequences are then read before the first is folded.
-        resume: Refuse an input that can be read only once.
-        restart: Discard what an interrupted run has kept.
         shard: "i/n" takes every n-th sequence, from the i-th on.
-        progress: Called with the number of sequences done so far.
         note: Called with one line for each RNA that is folded in windows.
+        job: See `JobOptions`.
 
     Returns:
         The number of sequences.
@@ -326,7 +319,7 @@ def fold_file(
     if plot is not None:
         records = iter(listed := list(records))
         figures = plot.figures(listed)
-    with opened(engine) as engine, ExitStack() as stack:
+    with opened(engine, to_stdout) as engine, ExitStack() as stack:
         task = folding_task(engine.spec, window, decoding.thermodynamics, note=note)
         # Resolved here, so that every process and every resumed run folds with the same.
         decoding = replace(decoding, thermodynamics=task.thermodynamics)
@@ -335,22 +328,17 @@ def fold_file(
         chosen = decoder if decoder.processes else None
         stream = partial(fold_records, decoding=decoding, window=task.window, decoder=chosen)
         structures: Iterator[Folded]
-        if to_stdout:
-            if not isinstance(engine, Engine):
-                raise InputError("a RayEngine writes a file; name an output")
+        if isinstance(engine, Engine) and to_stdout:
             structures = stream(records, engine)
         else:
-            job, keep = Job(Path(output), "structures"), probabilities is not None or plot is not None
-            compute = partial(compute_records, stream=partial(_fold_packed, stream=stream, keep=keep), pack=_pack)
-            full = CHUNK_PAIRS if engine.device.type == "cpu" else GPU_CHUNK_PAIRS
-            chunks = chunked(records, lambda record: len(record.sequence) ** 2, full)
+            keep = probabilities is not None or plot is not None
             options = {"decoding": asdict(decoding), "window": task.window, "probabilities": keep, "shard": shard}
-            stack.enter_context(
-                job.run(engine, compute, chunks, file, options, resume=resume, restart=restart, progress=progress)
-            )
-            if not job.count:
-                raise InputError(f"{source}: no sequence falls in --shard {shard}")
-            structures = chain.from_iterable(map(_unpack, job.results(*_ARRAYS)))
+            packed = partial(_fold_packed, stream=stream, keep=keep)
+            full = CHUNK_PAIRS if engine.device.type == "cpu" else GPU_CHUNK_PAIRS
+            size: dict[str, Any] = {"noun": "structures", "power": 2, "max_size": full}
+            done = record_job(Path(output), engine, file, records, packed, _pack, options, **size, **job)
+            results = stack.enter_context(done).results(*_ARRAYS)
+            structures = chain.from_iterable(map(_unpack, results))
         add_matrix = stack.enter_context(_matrix_file(probabilities))
         count = 0
 
@@ -361,8 +349,8 @@ def fold_file(
                 if figures:
                     figures[count].draw(structure, matrix)
                 count += 1
-                if to_stdout:
-                    progress(count)
+                if to_stdout and "progress" in job:
+                    job["progress"](count)
                 yield structure
 
         if to_stdout:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from rinalmo.engine.inputs import (
     read_table_records,
     require_nonempty,
 )
-from rinalmo.engine.jobs import CHUNK_TOKENS, Arrays, Job, Progress, chunked, compute_records, take_shard
+from rinalmo.engine.jobs import Arrays, JobOptions, record_job, take_shard
 from rinalmo.engine.ray import EngineLike, opened
 from rinalmo.errors import InputError
 from rinalmo.inference.fold import CHUNK_PAIRS
@@ -85,16 +85,11 @@ def predict_file(
     fill_to: int | None = None,
     window: int | None = None,
     thermodynamics: Weight | None = None,
-    resume: bool = False,
-    restart: bool = False,
     shard: str | None = None,
-    progress: Progress = lambda count: None,
     note: Note = warnings.warn,
+    **job: Unpack[JobOptions],
 ) -> int:
-    """Predict for every sequence of a FASTA file or table.
-
-    An interrupted run into a file keeps its results in a hidden folder beside it. The same call continues it, and the
-    result is the same to the byte.
+    """Predict for every sequence of a FASTA file or table; see `rinalmo.engine.jobs` for interrupted runs.
 
     Args:
         source: The input; "-" is FASTA on standard input.
@@ -104,11 +99,9 @@ def predict_file(
         fill_to: For ribosome load: fill sequences up to so many tokens, 0 for none; None: as the model was trained.
         window: For secondary structure: see `fold`.
         thermodynamics: For secondary structure: see `Decoding`.
-        resume: Refuse an input that can be read only once.
-        restart: Discard what an interrupted run has kept.
         shard: "i/n" takes every n-th sequence, from the i-th on.
-        progress: Called with the number of sequences done so far.
-        note: Called with one line for each record whose prediction has limits that are worth knowing.
+        note: Called with one line for each RNA that is folded in windows.
+        job: See `JobOptions`.
 
     Returns:
         The number of sequences.
@@ -122,35 +115,22 @@ def predict_file(
     file = SequenceFile(source)
     if keep_columns and not (file.is_table and file.rereadable):
         raise InputError(f"{source}: --keep-columns is for sequences in a table (.csv, .tsv, .jsonl, .parquet)")
-    with opened(engine) as engine, ExitStack() as stack:
-        spec = engine.spec
+    with opened(engine, to_stdout) as engine, ExitStack() as stack:
         folding: dict[str, Any] = {"window": window, "thermodynamics": thermodynamics}
-        task = with_options(task_of(spec), spec, fill_to=fill_to, **folding, note=note)
+        task = with_options(task_of(engine.spec), engine.spec, fill_to=fill_to, **folding, note=note)
         records = note_windows(take_shard(file, shard), task, note)
         stream = partial(predict_records, task=task)
         predictions: Iterator[list[Row]]
-        if to_stdout:
-            if not isinstance(engine, Engine):
-                raise InputError("a RayEngine writes a file; name an output")
+        if isinstance(engine, Engine) and to_stdout:
             predictions = stream(records, engine)
         else:
-            job, compute = Job(Path(output)), partial(compute_records, stream=stream, pack=_pack)
-            # Structures need time and memory by the square of the length.
-            power, full = (2, CHUNK_PAIRS) if isinstance(task, SecondaryStructure) else (1, CHUNK_TOKENS)
-            chunks = chunked(records, lambda record: len(record.sequence) ** power, full)
-            options = {
-                "task": task.name,
-                "fill_to": task.pad_to,
-                "window": getattr(task, "window", None),
-                "thermodynamics": getattr(task, "thermodynamics", None),
-                "shard": shard,
-            }
-            stack.enter_context(
-                job.run(engine, compute, chunks, file, options, resume=resume, restart=restart, progress=progress)
-            )
-            if not job.count:
-                raise InputError(f"{source}: no sequence falls in --shard {shard}")
-            predictions = (rows for chunk in job.results("rows") for rows in json.loads(chunk["rows"].tobytes()))
+            is_folding = isinstance(task, SecondaryStructure)
+            options = {"task": task.name, "fill_to": task.pad_to, "window": task.window, "shard": shard}
+            options["thermodynamics"] = getattr(task, "thermodynamics", None)
+            size: dict[str, Any] = {"power": 2, "max_size": CHUNK_PAIRS} if is_folding else {}
+            done = record_job(Path(output), engine, file, records, stream, _pack, options, **size, **job)
+            chunks = stack.enter_context(done).results("rows")
+            predictions = (rows for chunk in chunks for rows in json.loads(chunk["rows"].tobytes()))
         if keep_columns:
             predictions = _with_columns(predictions, Path(source), shard)
         count = 0
@@ -159,8 +139,8 @@ def predict_file(
             nonlocal count
             for rows in predictions:
                 count += 1
-                if to_stdout:
-                    progress(count)
+                if to_stdout and "progress" in job:
+                    job["progress"](count)
                 yield from rows
 
         write_rows(output, written())

@@ -16,14 +16,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice, repeat, zip_longest
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import numpy as np
 
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Advance, Engine, as_engine
 from rinalmo.engine.inputs import JobSource, as_records
-from rinalmo.engine.jobs import Arrays, Job, Progress, chunked
+from rinalmo.engine.jobs import Arrays, Job, JobOptions, chunked
 from rinalmo.engine.ray import EngineLike, opened
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.inference.fill_mask import Nucleotides
@@ -435,25 +435,18 @@ def score_file(
     engine: EngineLike,
     *,
     method: Method = "masked-marginals",
-    resume: bool = False,
-    restart: bool = False,
     plot: Path | None = None,
-    progress: Progress = lambda count: None,
+    **job: Unpack[JobOptions],
 ) -> int:
-    """Score all variants of a source.
-
-    An interrupted run into a file keeps its results in a hidden folder beside it. The same call continues it, and the
-    result is the same to the byte.
+    """Score all variants of a source; see `rinalmo.engine.jobs` for interrupted runs.
 
     Args:
         source: The variants.
         output: .csv, .tsv or .parquet; "-" writes CSV to standard output, row by row.
         engine: An `Engine` or `RayEngine`, or a context manager that makes one once the options are known to be valid.
         method: See `score`.
-        resume: Accepted for symmetry; variants can always be read again.
-        restart: Discard what an interrupted run has kept.
         plot: A heat map to draw as well, of all substitutions in one sequence.
-        progress: Called with the number of passes of the model so far; with a `RayEngine`, of finished variants.
+        job: See `JobOptions`. `progress` is in passes of the model, with a `RayEngine` in variants.
 
     Returns:
         The number of variants.
@@ -469,35 +462,32 @@ def score_file(
         check_plot(plot, [len(record.sequence) for record in source.wild_types])
     count = source.checked(method)
     map_: np.ndarray | None = None
-    with opened(engine) as engine:
-        if to_stdout:
-            if not isinstance(engine, Engine):
-                raise InputError("a RayEngine writes a file; name an output")
-            scores = score_variants(source.read(), Nucleotides(engine, progress), method)
-            scored: Scored = zip(source.read(), scores, strict=True)
+    with opened(engine, to_stdout) as engine:
+        if isinstance(engine, Engine) and to_stdout:
+            model = Nucleotides(engine, job.get("progress", lambda count: None))
+            scored: Scored = zip(source.read(), score_variants(source.read(), model, method), strict=True)
             if plot is not None:
                 scored = list(scored)
                 map_ = as_map(source.wild_types[0].sequence, scored)
             sys.stdout.writelines(table_lines(_text_rows(source, scored), "csv", [*source.columns, SCORE]))
         else:
-            job = Job(output, "variants", counts_passes=isinstance(engine, Engine))
+            done = Job(output, "variants", counts_passes=isinstance(engine, Engine))
             compute, chunks = partial(_score_blocks, method=method), blocks(source.read(), method)
-            options = {"method": method}
-            with job.run(engine, compute, chunks, source, options, resume=resume, restart=restart, progress=progress):
+            with done.run(engine, compute, chunks, source, {"method": method}, **job):
 
-                def joined() -> Scored:
-                    scores = chain.from_iterable(chunk["scores"].tolist() for chunk in job.results("scores"))
+                def rows() -> Scored:
+                    scores = chain.from_iterable(chunk["scores"].tolist() for chunk in done.results("scores"))
                     return zip(source.read(), scores, strict=True)
 
                 if plot is not None:
-                    map_ = as_map(source.wild_types[0].sequence, joined())
-                with replacing_path(output, job.folder) as unfinished:
+                    map_ = as_map(source.wild_types[0].sequence, rows())
+                with replacing_path(output, done.folder) as unfinished:
                     if output.suffix == ".parquet":
-                        _write_parquet(unfinished, source, joined())
+                        _write_parquet(unfinished, source, rows())
                     else:
                         with unfinished.open("w", encoding="utf-8", newline="") as file:
-                            rows = _text_rows(source, joined())
-                            file.writelines(table_lines(rows, output.suffix[1:], [*source.columns, SCORE]))
+                            texts = _text_rows(source, rows())
+                            file.writelines(table_lines(texts, output.suffix[1:], [*source.columns, SCORE]))
             wild_types = len(source.wild_types)
             text = "%s: %s variants of %s wild type" + "s" * (wild_types > 1)
             logger.info(text, output, f"{count:,}", f"{wild_types:,}")
