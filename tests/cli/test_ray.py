@@ -90,7 +90,7 @@ def ancestors(pid):
 
 
 def workers():
-    return [pid for pid, title in ray_processes().items() if title.startswith(b"ray::_Worker")]
+    return [pid for pid, title in ray_processes().items() if title.startswith(b"ray::_RayWorker")]
 
 
 @pytest.mark.slow
