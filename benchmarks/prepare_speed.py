@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from rinalmo.data.prepare import prepare
-from rinalmo.data.sources import Tell, load_recipe
+from rinalmo.data.sources import Report, load_recipe
 from rinalmo.io.fasta import read_fasta
 
 LETTERS = np.frombuffer(b"ACGU", dtype=np.uint8)
@@ -68,7 +68,7 @@ class Meter:
             time.sleep(0.01)
 
     @contextmanager
-    def __call__(self, what: str) -> Iterator[Tell]:
+    def __call__(self, what: str) -> Iterator[Report]:
         self._peak, start = own_memory(), time.perf_counter()
         yield lambda count: None
         self.rows.append((what, time.perf_counter() - start, self._peak / 1e6))

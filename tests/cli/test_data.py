@@ -122,4 +122,4 @@ def test_a_failing_mmseqs_is_exit_code_1(rinalmo_command, tmp_path, fasta, monke
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     result = rinalmo_command("data", "prepare", tmp_path / "out", f"x={fasta}")
     assert result.code == 1
-    assert result.err.splitlines()[-1].endswith("status 1; its last words: out of memory")
+    assert result.err.splitlines()[-1].endswith("status 1; last output: out of memory")

@@ -103,7 +103,7 @@ def test_rfam_is_a_file_a_family(site, tmp_path):
             fasta(f"{family}.1/1-9 Homo sapiens"),
         )
     told = []
-    files = download("rfam", tmp_path / "db", mirror=site.url, tell=told.append)
+    files = download("rfam", tmp_path / "db", mirror=site.url, report=told.append)
     assert [path.name for path in files] == ["RF00001.fa.gz", "RF00005.fa.gz"]  # RF00002 has none, which is no error
     assert told[-1] == 2
     store = prepare(

@@ -76,8 +76,11 @@ def test_the_wheel_is_found_without_importing_it(monkeypatch):
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        ("echo 'Cannot allocate the memory' >&2; exit 3", "status 3; its last words: Cannot allocate the memory"),
-        ("exit 1", "status 1; its last words: it said nothing"),
+        (
+            "echo 'Cannot allocate the memory' >&2; exit 3",
+            "status 3; last output: Cannot allocate the memory",
+        ),
+        ("exit 1", "status 1; last output: none"),
         ("kill -ILL $$", "signal SIGILL: this build needs a newer processor"),
         ("kill -KILL $$", "signal SIGKILL"),
         ("exit 0", "clusters cannot be read"),

@@ -4,7 +4,15 @@ import gzip
 
 import pytest
 
-from rinalmo.data.sources import FilterRecipe, Filters, MetadataTable, SourceRecipe, TableRecipe, known, refused
+from rinalmo.data.sources import (
+    FilterRecipe,
+    MetadataTable,
+    SourceRecipe,
+    TableRecipe,
+    facts_of,
+    reason_to_drop,
+    refused,
+)
 from rinalmo.errors import InputError
 from rinalmo.rna.headers import Header
 
@@ -32,9 +40,9 @@ def test_columns_and_patterns(table):
 
 def test_a_table_replaces_what_the_header_says(table):
     header = Header("a", "tRNA", "RF00005", "Homo sapiens")
-    assert known(header, table, "label", "a") == table.facts("a") | {"taxon": "Homo sapiens"}
-    assert known(header, None, "label", "a")["source"] == "label"
-    assert known(header, table, "label", "zzz") == {}
+    assert facts_of(header, table, "label", "a") == table.facts("a") | {"taxon": "Homo sapiens"}
+    assert facts_of(header, None, "label", "a")["source"] == "label"
+    assert facts_of(header, table, "label", "zzz") == {}
     assert refused({}, SourceRecipe()) == "not in the table"
 
 
@@ -62,7 +70,7 @@ def test_rules(rules, expected):
         (b"name,sort,origin\n", "no column 'id'; there are 'name', 'sort', 'origin'"),
         (b"id,sid,kinds,source\n", "no column 'kind'; did you mean 'kinds'"),
         (b"id,sid,kind,source\na,b,c\n", "line 2: has 3 fields, but there are 4 columns"),
-        (b"id,sid,kind,source\na,b,c,d\na,b,c,d\n", "the id 'a' stands twice"),
+        (b"id,sid,kind,source\na,b,c,d\na,b,c,d\n", "the id 'a' is given twice"),
         (b"id,sid,kind,source\na,\x00,c,d\n", "NUL"),
         (b"id,sid,kind,source\na,\xff,c,d\n", "line 2: is not text in UTF-8"),
     ],
@@ -102,8 +110,8 @@ def test_a_missing_table(tmp_path):
     ],
 )
 def test_filters(letters, reason):
-    assert Filters(FilterRecipe(max_unknown=0.4)).reason(letters) == reason
+    assert reason_to_drop(letters, FilterRecipe(max_unknown=0.4)) == reason
 
 
 def test_unknown_letters_are_no_reason_by_default():
-    assert Filters(FilterRecipe()).reason(b"N" * 20) is None
+    assert reason_to_drop(b"N" * 20, FilterRecipe()) is None

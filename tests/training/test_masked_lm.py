@@ -96,7 +96,7 @@ def test_figures_over_all_and_by_source(make_task):
 
 def test_an_unselected_batch_adds_nothing(make_task):
     _, task = make_task()
-    silent = task.source.batch(task.source.place)[0].silent()
+    silent = task.source.batch(task.source.place)[0].without_targets()
     loss = task.loss(task.module, silent)
     loss.backward()
     assert loss.item() == 0.0

@@ -145,7 +145,7 @@ def download_command(database: str, folder: Path, mirror: str | None) -> None:
     from rinalmo.data.databases import download
 
     with progress(f"downloading {database}", "files") as report:
-        files = download(database, folder, mirror=mirror, tell=report)
+        files = download(database, folder, mirror=mirror, report=report)
     click.echo(f"{folder}: {len(files):,} files of {database}", err=True)
 
 

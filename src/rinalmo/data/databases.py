@@ -1,13 +1,13 @@
-"""The public databases, fetched: resumed where it broke off, checked, and found again by the next call.
+"""Download of public databases: resumed where it broke off, and verified once.
 
-    rnacentral          one file                        its gzip sum
-    rfam                a file a family, whose name is the family's only name      gzip sums
-    ensembl             a file a species, of release 109          the CHECKSUMS beside each
-    ensembl-bacteria    a file a genome, of release 56            the CHECKSUMS beside each
-    nt                  one file                        its .md5
+    rnacentral          one file                                      verified by its gzip checksum
+    rfam                a file a family, named by the family          gzip checksums
+    ensembl             a file a species, of release 109              the CHECKSUMS beside each
+    ensembl-bacteria    a file a genome, of release 56                the CHECKSUMS beside each
+    nt                  one file                                      its .md5
 
-The surprise is nt: NCBI withdrew it as FASTA in April 2024, so its address answers only on mirrors that kept it; the
-error says how to make the file from the BLAST database.
+NCBI withdrew nt as FASTA in April 2024, so its address answers only on mirrors that kept it; the error says how to make
+the file from the BLAST database.
 """
 
 from __future__ import annotations
@@ -32,110 +32,107 @@ _NOT_FOUND = 404
 _ENSEMBL_CORE = re.compile(r"(bacteria_\d+_collection)_core_")
 
 Check = Callable[[Path], str | None]
-"""Says what is wrong with a file, or None."""
+"""Returns what is wrong with a file, or None."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file of a database: its place below the database's address and below the folder, and how it is checked."""
+    """A file of a database: its path below the database's address and below the folder, and its check."""
 
     source: str
     target: str
     check: Check
 
 
-Found = Callable[[], list[Remote]]
-"""Finds some files of a database when called."""
+Listing = Callable[[], list[Remote]]
+"""Lists some files of a database; called in a thread, since it may have to download a list first."""
 
 
 def download(
-    name: str, folder: str | Path, *, mirror: str | None = None, tell: Callable[[int], Any] = lambda count: None
+    name: str, folder: str | Path, *, mirror: str | None = None, report: Callable[[int], Any] = lambda count: None
 ) -> list[Path]:
-    """Fetch a database into a folder; returns its files. `mirror` replaces the database's own address.
+    """Download a database into a folder; returns its files. `mirror` replaces the database's own address.
 
-    Files that are there are not fetched again. Raises DownloadError if an address does not deliver, or what arrives is
-    not what was published; InputError for an unknown name.
+    Files that are there are not downloaded again. Raises DownloadError if an address does not deliver, or a file is not
+    the published one; InputError for an unknown name.
     """
     if name not in DATABASES:
         raise InputError(f"no database {name!r}; choose one of {', '.join(DATABASES)}")
     if switch := offline_switch():
         raise DownloadError(f"{name}: {switch} forbids fetching; download it elsewhere and give the files to `prepare`")
-    address, listing = DATABASES[name]
+    address, listings = DATABASES[name]
     site = _Site((mirror or address).rstrip("/"), Path(folder))
-    found: list[Path] = []
+    files: list[Path] = []
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
         try:
-            for paths in pool.map(site.fetch_all, listing(site)):
-                found += paths
-                tell(len(found))
+            for paths in pool.map(site.fetch_all, listings(site)):
+                files += paths
+                report(len(files))
         finally:
             pool.shutdown(cancel_futures=True)
-    if not found:
+    if not files:
         raise DownloadError(f"{name}: {site.address} lists no files")
-    return found
+    return files
 
 
 class _Site:
-    """An address and the folder that its files go to."""
+    """An address and the folder of its files."""
 
     def __init__(self, address: str, folder: Path) -> None:
         self.address, self.folder = address, folder
 
     def get(self, source: str, target: str) -> Path:
-        """One file, unchecked."""
-        return fetch(f"{self.address}/{source}", self.folder / target, progress=self._report(target))
+        """Download one file, unchecked. Only a single file shows its own progress, not one of many."""
+        progress = (lambda done, total: None) if "/" in target else None
+        return fetch(f"{self.address}/{source}", self.folder / target, progress=progress)
 
-    def fetch_all(self, files: Found) -> list[Path]:
-        """Some files, checked; those that the site lists but does not have are left out."""
-        return [path for remote in files() if (path := self._fetch(remote)) is not None]
-
-    def _fetch(self, remote: Remote) -> Path | None:
-        try:
-            path = self.get(remote.source, remote.target)
-        except SourceUnavailable as error:
-            if error.status == _NOT_FOUND and "/" in remote.target:
-                return None  # one of many
-            raise
-        marker = path.with_name(f"{path.name}.checked")
-        if not marker.exists():
-            if problem := remote.check(path):
-                path.unlink()
-                raise DownloadError(f"{self.address}/{remote.source}: {problem}; it was removed, run again")
-            marker.touch()
-        return path
-
-    def _report(self, target: str) -> Callable[[int, int | None], None] | None:
-        """Of many files none reports by itself; a single one does as downloads do."""
-        return (lambda done, total: None) if "/" in target else None
+    def fetch_all(self, listing: Listing) -> list[Path]:
+        """Download and check some files; those that the site lists but does not have are left out."""
+        paths: list[Path] = []
+        for remote in listing():
+            try:
+                path = self.get(remote.source, remote.target)
+            except SourceUnavailable as error:
+                if error.status == _NOT_FOUND and "/" in remote.target:
+                    continue  # one of many
+                raise
+            marker = path.with_name(f"{path.name}.checked")
+            if not marker.exists():
+                if problem := remote.check(path):
+                    path.unlink()
+                    raise DownloadError(f"{self.address}/{remote.source}: {problem}; it was removed, run again")
+                marker.touch()
+            paths.append(path)
+        return paths
 
 
-def _one(remote: Remote) -> Found:
+def _one(remote: Remote) -> Listing:
     return lambda: [remote]
 
 
-def _rnacentral(site: _Site) -> Iterator[Found]:
+def _rnacentral(site: _Site) -> Iterator[Listing]:
     name = "rnacentral_active.fasta.gz"
     yield _one(Remote(f"current_release/sequences/{name}", name, whole_gzip))
 
 
-def _rfam(site: _Site) -> Iterator[Found]:
+def _rfam(site: _Site) -> Iterator[Listing]:
     table = site.get("CURRENT/database_files/family.txt.gz", "lists/family.txt.gz")
     if problem := whole_gzip(table):
         raise DownloadError(f"{table}: {problem}; remove it and run again")
     with gzip.open(table, "rt", encoding="latin-1") as lines:
-        families = sorted({found[0] for line in lines if (found := re.match(r"RF\d{5}(?=\t)", line))})
+        families = sorted({match[0] for line in lines if (match := re.match(r"RF\d{5}(?=\t)", line))})
     for family in families:
         yield _one(Remote(f"CURRENT/fasta_files/{family}.fa.gz", f"families/{family}.fa.gz", whole_gzip))
 
 
-def _ensembl(site: _Site) -> Iterator[Found]:
+def _ensembl(site: _Site) -> Iterator[Listing]:
     for row in _species(site, "release-109/species_EnsemblVertebrates.txt"):
         yield _ncrna_of(site, f"release-109/fasta/{row[0]}/ncrna", row[0])
 
 
-def _ensembl_bacteria(site: _Site) -> Iterator[Found]:
+def _ensembl_bacteria(site: _Site) -> Iterator[Listing]:
     for row in _species(site, "release-56/species_EnsemblBacteria.txt"):
-        collection = next((found[1] for cell in row if (found := _ENSEMBL_CORE.match(cell))), None)
+        collection = next((match[1] for cell in row if (match := _ENSEMBL_CORE.match(cell))), None)
         if collection:
             yield _ncrna_of(site, f"release-56/fasta/{collection}/{row[0]}/ncrna", row[0])
 
@@ -149,7 +146,7 @@ def _species(site: _Site, source: str) -> Iterator[list[str]]:
                 yield row
 
 
-def _ncrna_of(site: _Site, folder: str, species: str) -> Found:
+def _ncrna_of(site: _Site, folder: str, species: str) -> Listing:
     """The ncRNA file of a species, which the CHECKSUMS in its folder name; none if there is no such folder."""
 
     def files() -> list[Remote]:
@@ -169,7 +166,7 @@ def _ncrna_of(site: _Site, folder: str, species: str) -> Found:
     return files
 
 
-def _nt(site: _Site) -> Iterator[Found]:
+def _nt(site: _Site) -> Iterator[Listing]:
     try:
         expected = site.get("nt.gz.md5", "lists/nt.gz.md5").read_text(encoding="ascii").split()[0]
     except SourceUnavailable as error:
@@ -182,18 +179,18 @@ def _nt(site: _Site) -> Iterator[Found]:
     yield _one(Remote("nt.gz", "nt.gz", md5_sum(expected)))
 
 
-DATABASES: dict[str, tuple[str, Callable[[_Site], Iterator[Found]]]] = {
+DATABASES: dict[str, tuple[str, Callable[[_Site], Iterator[Listing]]]] = {
     "rnacentral": ("https://ftp.ebi.ac.uk/pub/databases/RNAcentral", _rnacentral),
     "rfam": ("https://ftp.ebi.ac.uk/pub/databases/Rfam", _rfam),
     "ensembl": ("https://ftp.ensembl.org/pub", _ensembl),
     "ensembl-bacteria": ("https://ftp.ensemblgenomes.ebi.ac.uk/pub/bacteria", _ensembl_bacteria),
     "nt": ("https://ftp.ncbi.nlm.nih.gov/blast/db/FASTA", _nt),
 }
-"""Name → its public address, and what lists its files."""
+"""Name → its public address, and the function that lists its files."""
 
 
 def whole_gzip(path: Path) -> str | None:
-    """Read a gzip file to its end, where it has its own sum."""
+    """Read a gzip file to its end, where its checksum is."""
     try:
         with gzip.open(path) as file:
             while file.read(_BLOCK):
@@ -208,14 +205,14 @@ def md5_sum(expected: str) -> Check:
 
     def check(path: Path) -> str | None:
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        return None if found == expected else f"its md5 is {found}, the published one {expected}"
+            actual = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        return None if actual == expected else f"its md5 is {actual}, the published one {expected}"
 
     return check
 
 
 def bsd_sum(expected: int, blocks: int) -> Check:
-    """Compare what the `sum` command gives, as Ensembl's CHECKSUMS hold it: 16 bits, and the number of kilobytes.
+    """Compare the output of the `sum` command, as in Ensembl's CHECKSUMS: 16 bits, and the number of kilobytes.
 
     The sum is rotated right by one bit before each byte is added. Sixteen bits catch little, so gzip's own sum counts
     as well.

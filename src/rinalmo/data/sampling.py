@@ -1,10 +1,10 @@
-"""Random numbers that depend on nothing but what they are for: a seed and counters such as epoch and item.
+"""Sampling: random numbers by key, items drawn from clusters, and masking.
 
-No generator is carried along. Whoever asks for number `index` of a key gets the same one in any order, on any rank
-and in any process, and thousands at once. This is SplitMix64 read as a function of its counter.
-
-The surprise is that numpy's Philox is not used: a generator for each item costs more than masking the item, and
-numpy does not promise the same numbers from one version to the next (NEP 19), which a resumed run needs.
+Random numbers depend on nothing but their purpose: a seed and counters such as epoch and item. There is no generator
+with a state. Number `index` of a key is the same in any order, on any rank and in any process, and thousands are drawn
+at once. This is SplitMix64 as a function of its counter. numpy's Philox is not used: a generator for each item costs
+more than masking the item, and numpy does not promise the same numbers in every version (NEP 19), which a resumed run
+needs.
 
 Reference: Steele, Lea, Flood 2014 (doi:10.1145/2660193.2660195); the mixing constants are Stafford's variant 13.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +29,13 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _WORD = (1 << 64) - 1
 _ROUNDS = 6
+
+MAX_LENGTH = 1022
+"""Nucleotides of the longest input of the published models: 1,024 tokens with `<cls>` and `<eos>`."""
+
+_ORDER, _ITEM = 1, 2  # purposes of keys
+_MEMBER, _CROP, _MASK = 0, 1, 2  # indices of random numbers under an item's key
+_BLOCK = 1 << 16
 
 
 def random_key(seed: int, *counters: ArrayLike) -> Keys:
@@ -51,23 +58,20 @@ def random_uniform(keys: Keys, index: ArrayLike = 0) -> NDArray[np.float64]:
 
 
 def random_permutation(places: NDArray[np.int64], size: int, keys: Keys) -> NDArray[np.int64]:
-    """Where a random permutation of 0 … size − 1 takes each place, without ever making the permutation.
+    """The images of places under a random permutation of 0 … size − 1, without making the whole permutation.
 
-    A Feistel network permutes the next larger power of four; whatever it takes beyond `size` is sent through it again.
+    A Feistel network permutes the next larger power of four; results beyond `size` are sent through it again.
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    values = _feistel(places.astype(np.uint64), half, keys)
-    while (outside := values >= size).any():
-        values[outside] = _feistel(values[outside], half, keys)
-    return values.astype(np.int64)
-
-
-def _feistel(values: Keys, half: np.uint64, keys: Keys) -> Keys:
     low = (np.uint64(1) << half) - np.uint64(1)
-    left, right = values >> half, values & low
-    for turn in range(_ROUNDS):
-        left, right = right, left ^ (_mix(right ^ random_bits(keys, turn)) & low)
-    return (left << half) | right
+    values, outside = places.astype(np.uint64), np.ones(len(places), dtype=bool)
+    while outside.any():
+        left, right = values[outside] >> half, values[outside] & low
+        for turn in range(_ROUNDS):
+            left, right = right, left ^ (_mix(right ^ random_bits(keys, turn)) & low)
+        values[outside] = (left << half) | right
+        outside = values >= size
+    return values.astype(np.int64)
 
 
 def _mix(x: Keys) -> Keys:
@@ -78,16 +82,8 @@ def _mix(x: Keys) -> Keys:
         return x ^ (x >> np.uint64(31))
 
 
-MAX_LENGTH = 1022
-"""Nucleotides of the longest input of the published models: 1,024 tokens with `<cls>` and `<eos>`."""
-
-_ORDER, _ITEM = 1, 2  # what a key is for
-_MEMBER, _CROP = 0, 1  # which number of an item's key
-_BLOCK = 1 << 16
-
-
 class Item(NamedTuple):
-    """A sequence to show, or the crop of it from `start` on; only a `whole` one gets `<cls>` and `<eos>`."""
+    """A sequence of the store, or a crop of it from `start` on; only a `whole` one gets `<cls>` and `<eos>`."""
 
     sequence: int
     cluster: int
@@ -103,6 +99,11 @@ class Item(NamedTuple):
         return self.length + 2 * self.whole
 
 
+def make_items(*columns: NDArray[Any]) -> list[Item]:
+    """Items from arrays, one for each field."""
+    return [Item(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
 @dataclass(frozen=True)
 class Weights:
     """How often clusters are drawn, relative to each other.
@@ -115,13 +116,6 @@ class Weights:
     source: Mapping[str, float] = field(default_factory=dict)
     family: Mapping[str, float] = field(default_factory=dict)
     cluster_exponent: float = 0.0
-
-    @property
-    def equal(self) -> bool:
-        """Whether every cluster weighs the same."""
-        return self.cluster_exponent == 0 and all(
-            value == 1 for value in (*self.source.values(), *self.family.values())
-        )
 
 
 class ClusterSampler:
@@ -146,7 +140,9 @@ class ClusterSampler:
         if not self._clusters:
             raise InputError(f"{store.path}: has no sequence in its {split} split")
         self._first = store.sequence_range(split).start
-        self._line = None if weights is None or weights.equal else _line(store, split, weights)
+        self._cumulative: NDArray[np.float64] | None = None
+        if weights and (weights.cluster_exponent or {*weights.source.values(), *weights.family.values()} - {1}):
+            self._cumulative = _cumulative_weights(store, split, weights)
 
     def __len__(self) -> int:
         """Positions of an epoch: as many as there are clusters."""
@@ -161,47 +157,43 @@ class ClusterSampler:
         positions = np.arange(start, min(stop, len(self)))
         keys = random_key(self.seed, _ITEM, epoch, positions)
         strata = random_permutation(positions, len(self), random_key(self.seed, _ORDER, epoch))
-        sequences, clusters = self._draw(strata, random_uniform(keys, _MEMBER))
-        lengths = self.store.lengths[sequences].astype(np.int64)
-        shown = np.minimum(lengths, self.max_length)
-        starts = (random_uniform(keys, _CROP) * (lengths - shown + 1)).astype(np.int64)
-        columns = (sequences, clusters, starts, shown, shown == lengths, random_bits(keys, _CROP + 1))
-        return [Item(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
-
-    def _draw(
-        self, strata: NDArray[np.int64], within: NDArray[np.float64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Sequences and their clusters, for strata and a random place within each."""
-        if self._line is None:
+        within = random_uniform(keys, _MEMBER)
+        if self._cumulative is None:
             clusters = strata + self._clusters.start
-            starts, stops = self.store.spans(clusters)
-            return starts + (within * (stops - starts)).astype(np.int64), clusters
-        points = (strata + within) * (self._line[-1] / len(self))
-        sequences = np.minimum(np.searchsorted(self._line, points, side="right"), len(self._line) - 1) + self._first
-        return sequences, self.store.clusters_of(sequences)
+            firsts, ends = self.store.spans(clusters)
+            sequences = firsts + (within * (ends - firsts)).astype(np.int64)
+        else:
+            points = (strata + within) * (self._cumulative[-1] / len(self))
+            places = np.searchsorted(self._cumulative, points, side="right")
+            sequences = np.minimum(places, len(self._cumulative) - 1) + self._first
+            clusters = self.store.clusters_of(sequences)
+        lengths = self.store.lengths[sequences].astype(np.int64)
+        cropped = np.minimum(lengths, self.max_length)
+        starts = (random_uniform(keys, _CROP) * (lengths - cropped + 1)).astype(np.int64)
+        return make_items(sequences, clusters, starts, cropped, cropped == lengths, random_bits(keys, _MASK))
 
 
-def _line(store: TokenStore, split: str, weights: Weights) -> NDArray[np.float64]:
-    """Where each sequence of the split ends on the line of weights; a block of clusters at a time."""
-    by_source = _by_label(weights.source, store.sources, "source")
-    by_family = _by_label(weights.family, store.families, "family")
+def _cumulative_weights(store: TokenStore, split: str, weights: Weights) -> NDArray[np.float64]:
+    """The cumulative weight of the sequences of a split, computed a block of clusters at a time."""
+    source_weights = _label_weights(weights.source, store.sources, "source")
+    family_weights = _label_weights(weights.family, store.families, "family")
     clusters, sequences = store.cluster_range(split), store.sequence_range(split)
-    line = np.empty(len(sequences))
+    cumulative = np.empty(len(sequences))
     for first in range(clusters.start, clusters.stop, _BLOCK):
         starts, stops = store.spans(np.arange(first, min(first + _BLOCK, clusters.stop)))
         block = slice(int(starts[0]), int(stops[-1]))
         size = (stops - starts).astype(np.float64)
         with np.errstate(over="ignore"):  # an exponent beyond reason is refused below
             share = np.repeat(size ** (weights.cluster_exponent - 1), stops - starts)
-        weight = by_source[store.source_ids[block]] * by_family[store.family_ids[block]] * share
-        line[block.start - sequences.start : block.stop - sequences.start] = weight
-    np.cumsum(line, out=line)
-    if not (np.isfinite(line[-1]) and line[-1] > 0):
+        weight = source_weights[store.source_ids[block]] * family_weights[store.family_ids[block]] * share
+        cumulative[block.start - sequences.start : block.stop - sequences.start] = weight
+    np.cumsum(cumulative, out=cumulative)
+    if not (np.isfinite(cumulative[-1]) and cumulative[-1] > 0):
         raise InputError(f"the sampling weights leave nothing to draw from {store.path}")
-    return line
+    return cumulative
 
 
-def _by_label(given: Mapping[str, float], labels: Sequence[str], kind: str) -> NDArray[np.float64]:
+def _label_weights(given: Mapping[str, float], labels: Sequence[str], kind: str) -> NDArray[np.float64]:
     weights = np.ones(len(labels))
     index = {label: i for i, label in enumerate(labels)}
     for label, weight in given.items():
@@ -220,7 +212,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Masking:
-    """Share of the nucleotides that are selected, and of those the shares shown as `<mask>` and as another one."""
+    """The share of selected nucleotides, and of those the shares masked and replaced by another nucleotide."""
 
     selected: float = 0.15
     masked: float = 0.8
@@ -233,7 +225,7 @@ class Masking:
 
 
 class Masked(NamedTuple):
-    """Ids as the model sees them `(tokens,)`, and the positions and true ids of the selected ones `(selected,)`."""
+    """Masked ids `(tokens,)`, and the positions and original ids of the selected tokens `(selected,)`."""
 
     ids: Ids
     positions: Ids
@@ -241,9 +233,14 @@ class Masked(NamedTuple):
 
 
 def mask(ids: Ids, lengths: Ids, keys: Keys, alphabet: Alphabet, options: Masking | None = None) -> Masked:
-    """Mask packed sequences: ids `(tokens,)`, the tokens of each sequence and a random key for each `(sequences,)`.
+    """Mask packed sequences; `ids` is not changed.
 
-    What happens to a sequence depends on its key alone, not on its neighbours. `ids` is not changed.
+    Args:
+        ids: Token ids `(tokens,)`.
+        lengths: Tokens of each sequence `(sequences,)`.
+        keys: A random key for each sequence `(sequences,)`, which alone decides about its masks.
+        alphabet: The tokens.
+        options: Shares of the nucleotides.
     """
     options = options or Masking()
     nucleotides = np.array(alphabet.nucleotide_ids)
@@ -258,7 +255,7 @@ def mask(ids: Ids, lengths: Ids, keys: Keys, alphabet: Alphabet, options: Maskin
     fate = random_bits(token_keys[positions], 2 * place[positions] + 1)
     share = (fate >> np.uint64(32)) * 2.0**-32
     other = nucleotides[(code[targets] + 1 + (fate & np.uint64(0xFFFFFFFF)).astype(np.int64) % 3) % 4]
-    seen = np.where(share < options.masked + options.replaced, other, targets)
-    shown = ids.copy()
-    shown[positions] = np.where(share < options.masked, alphabet.mask_id, seen)
-    return Masked(shown, positions, targets)
+    kept = np.where(share < options.masked + options.replaced, other, targets)
+    masked = ids.copy()
+    masked[positions] = np.where(share < options.masked, alphabet.mask_id, kept)
+    return Masked(masked, positions, targets)

@@ -1,4 +1,6 @@
-"""What `rinalmo data prepare` does with its sources, as a recipe. Paths are not part of it: they are given beside it.
+"""Sources of a token store: the recipe of `rinalmo data prepare`, and reading sources into staged stores.
+
+The recipe has no paths; they are given beside it.
 
 sources:
   core:                             # a label of the command line
@@ -46,7 +48,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Rules = dict[str, list[str]]  # fact → values
 
 
-def _pattern(pattern: str) -> str:
+def _check_pattern(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
@@ -55,21 +57,25 @@ def _pattern(pattern: str) -> str:
 
 
 class Column(Section):
-    """A column of a table, or the part of it that `pattern` finds: its first group, else the whole match."""
+    """A column of a table, or the part of it that `pattern` matches: its first group, else the whole match."""
 
     column: str
-    pattern: Annotated[str, AfterValidator(_pattern)] | None = None
+    pattern: Annotated[str, AfterValidator(_check_pattern)] | None = None
+
+    def value(self, cell: Any) -> str:
+        """The value of a cell; "" if it is empty or does not match."""
+        text = "" if cell is None else str(cell)
+        if self.pattern is None:
+            return text
+        match = re.search(self.pattern, text)
+        return "" if match is None else match[1 if match.re.groups else 0] or ""
 
 
-def _as_column(value: object) -> object:
-    return {"column": value} if isinstance(value, str) else value
-
-
-ColumnOrName = Annotated[Column, BeforeValidator(_as_column)]
+ColumnOrName = Annotated[Column, BeforeValidator(lambda value: {"column": value} if isinstance(value, str) else value)]
 
 
 class TableRecipe(Section):
-    """Which columns of a source's table say what. Ids are the first words of the header lines."""
+    """The columns of a source's table. Ids are the first words of the header lines."""
 
     id: str = "id"
     source: ColumnOrName | None = None
@@ -97,7 +103,7 @@ class FilterRecipe(Section):
 
 
 class ClusteringRecipe(Section):
-    """mmseqs: `easy-linclust` with these limits; column: as the tables say; none: each sequence its own cluster."""
+    """mmseqs: `easy-linclust` with these limits; column: of the tables; none: each sequence is its own cluster."""
 
     method: Literal["mmseqs", "column", "none"] = "mmseqs"
     min_identity: Share = 0.7
@@ -105,14 +111,14 @@ class ClusteringRecipe(Section):
 
 
 class SplitRecipe(Section):
-    """Share of the clusters that are set apart for validation, and the seed that chooses them."""
+    """The share of clusters for validation, and the seed that chooses them."""
 
     validation_fraction: Share = 0.01
     seed: int = 0
 
 
 class PrepareRecipe(Section):
-    """Everything that decides what is in a store, but for the files."""
+    """Everything but the files that decides what is in a store."""
 
     sources: dict[str, SourceRecipe] = Field(default_factory=dict)
     filters: FilterRecipe = FilterRecipe()
@@ -129,30 +135,22 @@ def load_recipe(source: str | Path | None = None, overrides: Sequence[str] = ())
 
 
 ANY_LETTER = "".join(map(chr, range(33, 127)))
-"""For `read_fasta`: here a letter that is none drops its sequence, and does not stop the reading of a database."""
+"""For `read_fasta`: an invalid letter drops its sequence and does not stop the reading of a database."""
 
 _RNA = IUPAC_LETTERS.replace("T", "").encode()
 
 
-class Filters:
-    """The filters of a recipe, with a name for each."""
-
-    def __init__(self, recipe: FilterRecipe) -> None:
-        self._recipe = recipe
-        self._short = f"shorter than {recipe.min_length} nt"
-        self._long = f"longer than {recipe.max_length} nt"
-        self._unknown = f"more than {recipe.max_unknown:.0%} N or X"
-
-    def reason(self, letters: bytes) -> str | None:
-        """Why a sequence (upper case, U for T) is dropped, or None if it is kept."""
-        if len(letters) < self._recipe.min_length:
-            return self._short
-        if len(letters) > self._recipe.max_length:
-            return self._long
-        if letters.translate(None, _RNA):
-            return "other letters than IUPAC codes"
-        unknown = letters.count(b"N") + letters.count(b"X")
-        return self._unknown if unknown > self._recipe.max_unknown * len(letters) else None
+def reason_to_drop(letters: bytes, recipe: FilterRecipe) -> str | None:
+    """Why a sequence (upper case, U for T) is dropped, or None if it is kept."""
+    if len(letters) < recipe.min_length:
+        return f"shorter than {recipe.min_length} nt"
+    if len(letters) > recipe.max_length:
+        return f"longer than {recipe.max_length} nt"
+    if letters.translate(None, _RNA):
+        return "other letters than IUPAC codes"
+    if letters.count(b"N") + letters.count(b"X") > recipe.max_unknown * len(letters):
+        return f"more than {recipe.max_unknown:.0%} N or X"
+    return None
 
 
 Facts = dict[str, str]
@@ -160,62 +158,44 @@ _FACTS = ("source", "family", "type", "taxon", "cluster")
 
 
 class MetadataTable:
-    """The facts that a recipe asks of a table, by id."""
+    """The facts of a table by id."""
 
     def __init__(self, path: Path, recipe: TableRecipe, other: Sequence[str] = ()) -> None:
-        """Read the table; `other` are columns wanted besides those of the recipe."""
-        self.path = path
-        self._names: list[str] = []
-        self._rows: dict[str, tuple[str, ...]] = {}
+        """Read the table; `other` are columns besides those of the recipe."""
         columns: dict[str, Column] = {fact: given for fact in _FACTS if (given := getattr(recipe, fact)) is not None}
         columns |= {name: Column(column=name) for name in other if name not in columns}
-        self._read(recipe.id, columns)
+        self._names = list(columns)
+        self._rows: dict[str, tuple[str, ...]] = {}  # smaller than a dict for each row
+        table = open_table(path, table_format(path) or "csv")
+        table.require(recipe.id, *(column.column for column in columns.values()))
+        for _, row in table.rows:
+            id = str(row[recipe.id])
+            if id in self._rows:
+                raise InputError(f"{path}: the id {id!r} is given twice")
+            self._rows[id] = tuple([column.value(row[column.column]) for column in columns.values()])
 
     def facts(self, id: str) -> Facts | None:
-        """What the table says of an id, or None if it has no such row."""
+        """The facts of an id, or None if the table does not have it."""
         row = self._rows.get(id)
         return None if row is None else dict(zip(self._names, row, strict=True))
 
-    def _read(self, id_column: str, columns: dict[str, Column]) -> None:
-        self._names = list(columns)
-        picked = [(given.column, re.compile(given.pattern) if given.pattern else None) for given in columns.values()]
-        table = open_table(self.path, table_format(self.path) or "csv")
-        table.require(id_column, *(column for column, _ in picked))
-        for _, row in table.rows:
-            id = str(row[id_column])
-            if id in self._rows:
-                raise InputError(f"{self.path}: the id {id!r} stands twice")
-            self._rows[id] = tuple(_picked(row[column], pattern) for column, pattern in picked)
 
-
-def known(header: Header, table: MetadataTable | None, label: str, id: str) -> Facts:
-    """All that is known of a sequence: its header line's facts, replaced by its table's; none if the table lacks it."""
+def facts_of(header: Header, table: MetadataTable | None, label: str, id: str) -> Facts:
+    """A sequence's facts: those of its header line, replaced by its table's; none if the table does not have it."""
     facts = {"type": header.type, "family": header.family, "taxon": header.taxon, "source": label}
-    if table is None:
-        return facts
-    row = table.facts(id)
+    row = {} if table is None else table.facts(id)
     return {} if row is None else facts | row
 
 
 def refused(facts: Facts, recipe: SourceRecipe) -> str | None:
-    """Why a sequence is dropped by a rule, or for want of any facts; None if it is not."""
+    """The rule that drops a sequence, or that it is missing in the table; None if it is kept."""
     if not facts:
         return "not in the table"
-    for fact, values in recipe.drop.items():
-        if facts.get(fact, "") in values:
-            return f"{fact} is {facts.get(fact, '') or 'unknown'}"
-    for fact, values in recipe.keep.items():
-        if facts.get(fact, "") not in values:
-            return f"{fact} is {facts.get(fact, '') or 'unknown'}"
+    for rules, drops in ((recipe.drop, True), (recipe.keep, False)):
+        for fact, values in rules.items():
+            if (facts.get(fact, "") in values) == drops:
+                return f"{fact} is {facts.get(fact, '') or 'unknown'}"
     return None
-
-
-def _picked(cell: Any, pattern: re.Pattern[str] | None) -> str:
-    value = "" if cell is None else str(cell)
-    if pattern is None:
-        return value
-    found = pattern.search(value)
-    return "" if found is None else found[1 if pattern.groups else 0] or ""
 
 
 Numbers = NDArray[np.int64]
@@ -233,7 +213,7 @@ class Staged:
         return self.starts[-1]
 
     def find(self, index: int) -> tuple[int, int]:
-        """Which store a sequence is in, and its place there."""
+        """The number of the store of a sequence, and its index there."""
         number = bisect_right(self.starts, index) - 1
         return number, index - self.starts[number]
 
@@ -280,7 +260,7 @@ COUNTS, LABELS = "counts.json", "cluster_labels.txt"
 _ENDINGS = (".fa", ".fasta", ".fna", ".ffn", ".frn")
 _EVERY = 1000
 
-Tell = Callable[[int], Any]
+Report = Callable[[int], Any]
 """Called with the number of sequences done so far."""
 
 
@@ -294,111 +274,64 @@ class SequenceSource:
     table: Path | None = None
 
     def files(self) -> list[Path]:
-        """The files, those in folders by name. Raises InputError for what is missing or can be read only once."""
-        return [file for path in self.paths for file in _files(path)]
+        """The files, those in folders by name. Raises InputError for a missing file or a stream."""
+        files: list[Path] = []
+        for path in self.paths:
+            if path.is_dir():
+                endings = tuple(ending + packed for ending in _ENDINGS for packed in ("", *COMPRESSED))
+                inside = sorted(file for file in path.rglob("*") if file.name.endswith(endings) and file.is_file())
+                if not inside:
+                    raise InputError(
+                        f"{path}: holds no FASTA file ({', '.join(_ENDINGS)}; plain, {', '.join(COMPRESSED)})"
+                    )
+                files += inside
+            elif not path.exists():
+                raise InputError(f"{path} does not exist; check the path")
+            elif not path.is_file():
+                raise InputError(
+                    f"{path}: can be read only once, and preparing reads its input again; save it to a file first"
+                )
+            else:
+                files.append(path)
+        return files
 
 
-def stage(source: SequenceSource, filters: Filters | None, target: Path, tell: Tell) -> None:
+def stage(source: SequenceSource, filters: FilterRecipe | None, target: Path, report: Report) -> None:
     """Read a source into a staged store at `target`; without `filters` every sequence is kept."""
-    labels = _Labels()
-    counts = _Counts()
-    with ExitStack() as stack:
-        writer = stack.enter_context(StoreWriter(target, sources=labels.sources, families=labels.families))
-        clusters = stack.enter_context((writer.folder / LABELS).open("w", encoding="utf-8", newline="\n"))
-        writer.start_cluster()
-        for name, letters, facts in _usable(source, filters, counts, tell):
-            writer.add(name, letters, labels.source(facts["source"]), labels.family(facts["family"]))
-            clusters.write(json.dumps(facts.get("cluster", "")) + "\n")
-        if not counts.kept:
-            raise InputError(f"{source.label}: no sequence of {counts.records:,} is usable ({counts.reasons()})")
-        (writer.folder / COUNTS).write_text(json.dumps(counts.summary(), indent=1), encoding="utf-8")
-
-
-def _usable(
-    source: SequenceSource, filters: Filters | None, counts: _Counts, tell: Tell
-) -> Iterator[tuple[str, bytes, dict[str, str]]]:
-    """Name, letters and facts of each sequence that passes the filters and rules; the others are counted."""
     recipe = source.recipe
     other = [fact for fact in (*recipe.keep, *recipe.drop) if fact not in ("source", "family", "type", "taxon")]
     table = MetadataTable(source.table, recipe.table, other) if source.table and recipe.table else None
-    for file in source.files():
-        for record in read_fasta(file, letters=ANY_LETTER):
-            letters = record.sequence.encode()
-            header = read_header(record.id, record.description, recipe.headers, file.name)
-            facts = known(header, table, source.label, record.id)
-            reason = (filters.reason(letters) if filters else None) or refused(facts, recipe)
-            counts.add(reason, facts.get("type", ""))
-            if counts.records % _EVERY == 0:
-                tell(counts.records)
-            if reason is None:
-                yield header.name, letters, facts
-    tell(counts.records)
-
-
-class _Counts:
-    """How many records were read, kept and dropped, and of which RNA types the kept ones are."""
-
-    def __init__(self) -> None:
-        self.records = self.kept = 0
-        self.dropped: Counter[str] = Counter()
-        self.types: Counter[str] = Counter()
-
-    def add(self, reason: str | None, type_: str) -> None:
-        self.records += 1
-        if reason is None:
-            self.kept += 1
-            self.types[type_] += 1
-        else:
-            self.dropped[reason] += 1
-
-    def reasons(self) -> str:
-        return ", ".join(f"{reason}: {count:,}" for reason, count in self.dropped.most_common())
-
-    def summary(self) -> dict[str, Any]:
-        return {
-            "records": self.records,
-            "kept": self.kept,
-            "dropped": dict(self.dropped.most_common()),
-            "types": dict(self.types.most_common()),
-        }
-
-
-class _Labels:
-    """Numbers for source and family labels, in the order they are first seen; family 0 is none."""
-
-    def __init__(self) -> None:
-        self.sources: list[str] = []
-        self.families: list[str] = [""]
-        self._numbers: tuple[dict[str, int], dict[str, int]] = ({}, {"": 0})
-
-    def source(self, label: str) -> int:
-        return self._number(0, self.sources, label)
-
-    def family(self, label: str) -> int:
-        return self._number(1, self.families, label)
-
-    def _number(self, kind: int, labels: list[str], label: str) -> int:
-        number = self._numbers[kind].setdefault(label, len(labels))
-        if number == len(labels):
-            labels.append(label)
-        return number
-
-
-def read_counts(folder: Path) -> dict[str, Any]:
-    """What `stage` counted."""
-    counts: dict[str, Any] = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
-    return counts
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        endings = tuple(ending + packed for ending in _ENDINGS for packed in ("", *COMPRESSED))
-        found = sorted(file for file in path.rglob("*") if file.name.endswith(endings) and file.is_file())
-        if not found:
-            raise InputError(f"{path}: holds no FASTA file ({', '.join(_ENDINGS)}; plain, {', '.join(COMPRESSED)})")
-        return found
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path}: can be read only once, and preparing reads its input again; save it to a file first")
-    if not path.exists():
-        raise InputError(f"{path} does not exist; check the path")
-    return [path]
+    # Labels are numbered as they occur; the writer takes them when it ends.
+    sources: dict[str, int] = {}
+    families: dict[str, int] = {"": 0}
+    dropped: Counter[str] = Counter()
+    types: Counter[str] = Counter()
+    records = 0
+    with ExitStack() as stack:
+        writer = stack.enter_context(StoreWriter(target, sources=sources, families=families))
+        clusters = stack.enter_context((writer.folder / LABELS).open("w", encoding="utf-8", newline="\n"))
+        writer.start_cluster()
+        for file in source.files():
+            for record in read_fasta(file, letters=ANY_LETTER):
+                letters = record.sequence.encode()
+                header = read_header(record.id, record.description, recipe.headers, file.name)
+                facts = facts_of(header, table, source.label, record.id)
+                reason = (reason_to_drop(letters, filters) if filters else None) or refused(facts, recipe)
+                records += 1
+                if records % _EVERY == 0:
+                    report(records)
+                if reason is not None:
+                    dropped[reason] += 1
+                    continue
+                types[facts.get("type", "")] += 1
+                source_id = sources.setdefault(facts["source"], len(sources))
+                writer.add(header.name, letters, source_id, families.setdefault(facts["family"], len(families)))
+                clusters.write(json.dumps(facts.get("cluster", "")) + "\n")
+        report(records)
+        kept = records - dropped.total()
+        if not kept:
+            reasons = ", ".join(f"{reason}: {count:,}" for reason, count in dropped.most_common())
+            raise InputError(f"{source.label}: no sequence of {records:,} is usable ({reasons})")
+        counts = {"records": records, "kept": kept, "dropped": dict(dropped.most_common())}
+        counts["types"] = dict(types.most_common())
+        (writer.folder / COUNTS).write_text(json.dumps(counts, indent=1), encoding="utf-8")

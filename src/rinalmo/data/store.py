@@ -1,15 +1,15 @@
-"""The token store: prepared sequences in a folder that is opened in no time, however many they are.
+"""The token store: prepared sequences in a folder that opens instantly, whatever its size.
 
     manifest.json       format, version, counts, labels, provenance, size and sha256 of each file; written last
     sequences.arrow     names and letters, `ROWS` sequences a record batch, so that sequence i is found by division
     lengths.bin, sources.bin, families.bin      one little-endian number a sequence
-    clusters.bin        where each cluster begins, and at the end the number of sequences
+    clusters.bin        the first sequence of each cluster, and at the end the number of sequences
 
-Sequences lie in the order train, validation; within each by cluster, so that a cluster is a stretch of neighbours.
-Letters are ASCII, one byte a nucleotide, so that a store serves every vocabulary: ids are one table look-up away.
+Sequences are in the order train, validation, and within each by cluster, so that a cluster is a range. Letters are
+ASCII, one byte a nucleotide, so that a store serves every vocabulary: ids are one table look-up away.
 
-The surprise is how much opening does not read. It checks the manifest, the sizes and Arrow's own footer; a record
-batch is checked against `lengths.bin` when it is first touched; flipped bits in letters are found by `verify` alone.
+Opening a store reads little: it checks the manifest, the sizes and Arrow's own footer. A record batch is checked
+against `lengths.bin` when it is first used; flipped bits in letters are found by `verify` alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +40,9 @@ SPLITS = ("train", "validation")
 SCHEMA = pa.schema([pa.field("name", pa.large_string(), False), pa.field("letters", pa.large_string(), False)])
 
 
+_ROW = ("name", "letters", "sources", "families")
+
+
 class _RowGroup(NamedTuple):
     """One record batch as arrays: row r of a column is values[offsets[r] : offsets[r + 1]]."""
 
@@ -50,68 +53,101 @@ class _RowGroup(NamedTuple):
 
 
 class TokenStore:
-    """Sequences by index and by cluster, read from the mapped files; made by `TokenStore.open`.
+    """Sequences by index and by cluster, memory-mapped; made by `TokenStore.open`. Threads may share a store.
 
-    `lengths`, `source_ids` and `family_ids` are mapped arrays with one number a sequence; the ids index `sources` and
-    `families`, where family 0 is "" for those without one. Threads may share a store.
+    Attributes:
+        path: The store's folder.
+        manifest: The content of `manifest.json`.
+        fingerprint: The sha256 of the manifest, which contains those of the files: identifies exactly this content.
+        sources: Names of the sources.
+        families: Names of the families; family 0 is "", for sequences without one.
+        lengths: Nucleotides of each sequence `(sequences,)`.
+        source_ids: The source of each sequence `(sequences,)`.
+        family_ids: The family of each sequence `(sequences,)`.
+        cluster_starts: The first sequence of each cluster, then the number of sequences `(clusters + 1,)`.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path, self.manifest = path, manifest
+        self.fingerprint = str(manifest["sha256"])
         self.sources: list[str] = manifest["sources"]
         self.families: list[str] = manifest["families"]
-        self.lengths = self._column("lengths")
-        self.source_ids = self._column("sources")
-        self.family_ids = self._column("families")
-        self.cluster_starts = self._column("clusters")
-        self._rows: dict[int, _RowGroup] = {}
+        columns: dict[str, NDArray[Any]] = {}
+        for name, dtype in COLUMNS.items():
+            count = manifest["clusters"] + 1 if name == "clusters" else len(self)
+            columns[name] = np.memmap(path / f"{name}.bin", dtype=dtype, mode="r")
+            if len(columns[name]) != count:
+                raise InputError(f"{path / f'{name}.bin'}: {len(columns[name])} numbers, expected {count}")
+        self.lengths, self.cluster_starts = columns["lengths"], columns["clusters"]
+        self.source_ids, self.family_ids = columns["sources"], columns["families"]
+        self._row_groups: dict[int, _RowGroup] = {}
         self._lock = threading.Lock()
-        self._reader = self._open_sequences()
+        self._reader = pa.ipc.open_file(pa.memory_map(str(path / SEQUENCES)))
+        if not self._reader.schema.equals(SCHEMA) or self._reader.num_record_batches != -(-len(self) // ROWS):
+            raise InputError(f"{path / SEQUENCES}: does not fit the manifest; copy or prepare the store again")
 
     @classmethod
     def open(cls, path: str | Path) -> TokenStore:
-        """Map the store in a folder. Raises InputError if it is none, of another version, cut off or mixed up."""
+        """Open the store in a folder.
+
+        Args:
+            path: The folder.
+
+        Raises:
+            InputError: The folder is no store, of another version, or its files are not those of its manifest.
+
+        Examples:
+            >>> import tempfile
+            >>> from rinalmo.data.store import StoreWriter, TokenStore
+            >>> folder = tempfile.mkdtemp() + "/store"
+            >>> with StoreWriter(folder, sources=["mine"]) as writer:
+            ...     writer.start_cluster("train")
+            ...     writer.add("first", b"GGGAAACCC")
+            >>> store = TokenStore.open(folder)
+            >>> len(store), store.name(0), store[0].tobytes()
+            (1, 'first', b'GGGAAACCC')
+        """
         path = Path(path)
         manifest = read_manifest(path)
         for name, facts in manifest["files"].items():
             size = (path / name).stat().st_size if (path / name).is_file() else None
             if size != facts["bytes"]:
-                found = "is missing" if size is None else f"has {size} bytes"
-                raise InputError(f"{path / name}: {found}, the manifest says {facts['bytes']}; copy the store again")
-        with _readable(path):
+                actual = "is missing" if size is None else f"has {size} bytes"
+                raise InputError(f"{path / name}: {actual}, the manifest says {facts['bytes']}; copy the store again")
+        with _read_errors(path):
             return cls(path, manifest)
-
-    @property
-    def fingerprint(self) -> str:
-        """The sha256 of the manifest, which holds those of the files: names exactly this content."""
-        return str(self.manifest["sha256"])
 
     def __len__(self) -> int:
         return int(self.manifest["sequences"])
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """The letters of a sequence, shape (length,): a read-only view of the mapped file."""
-        rows, row = self._find(index)
-        return rows.letters[rows.letter_offsets[row] : rows.letter_offsets[row + 1]]
+        """The letters of a sequence `(length,)`: a read-only view of the mapped file."""
+        group, row = self._row_group(index)
+        return group.letters[group.letter_offsets[row] : group.letter_offsets[row + 1]]
 
     def name(self, index: int) -> str:
-        """The id that the sequence had in its source."""
-        rows, row = self._find(index)
-        return rows.names[rows.name_offsets[row] : rows.name_offsets[row + 1]].tobytes().decode()
+        """The id of the sequence in its source."""
+        group, row = self._row_group(index)
+        return group.names[group.name_offsets[row] : group.name_offsets[row + 1]].tobytes().decode()
 
     def blocks(self) -> Iterator[NDArray[np.uint8]]:
         """The letters of all sequences, end to end, one record batch at a time."""
-        for number in range(-(-len(self) // ROWS)):
-            rows = self._rows.get(number) or self._load(number)
-            yield rows.letters[: rows.letter_offsets[-1]]
+        for start in range(0, len(self), ROWS):
+            group, _ = self._row_group(start)
+            yield group.letters[: group.letter_offsets[-1]]
 
     def sequence_range(self, split: str) -> range:
         """The sequences of `train` or `validation`."""
-        return range(*self._split(split)["sequences"])
+        return self._range(split, "sequences")
 
     def cluster_range(self, split: str) -> range:
         """The clusters of `train` or `validation`."""
-        return range(*self._split(split)["clusters"])
+        return self._range(split, "clusters")
+
+    def _range(self, split: str, kind: str) -> range:
+        if split not in SPLITS:
+            raise InputError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
+        return range(*self.manifest["splits"][split][kind])
 
     def num_clusters(self, split: str) -> int:
         """Number of clusters of `train` or `validation`."""
@@ -123,7 +159,7 @@ class TokenStore:
         return range(int(starts[0]), int(stops[0]))
 
     def spans(self, clusters: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """First sequence of each cluster, and one past its last."""
+        """The first sequence of each cluster, and one past its last; arrays of the shape of `clusters`."""
         starts = self.cluster_starts[clusters].astype(np.int64)
         stops = self.cluster_starts[clusters + 1].astype(np.int64)
         if not ((starts < stops) & (stops <= len(self))).all():
@@ -132,61 +168,44 @@ class TokenStore:
 
     def clusters_of(self, sequences: NDArray[np.int64]) -> NDArray[np.int64]:
         """The cluster of each sequence."""
-        # Of another type they would make numpy convert all starts at each call.
+        # With another type, numpy would convert all starts at each call.
         return np.searchsorted(self.cluster_starts, sequences.astype(self.cluster_starts.dtype), side="right") - 1
 
     def verify(self) -> None:
-        """Read every file and compare its sum with the manifest's. Raises InputError at the first that differs."""
+        """Read every file and compare its checksum with the manifest's; InputError for the first that differs."""
         for name, facts in self.manifest["files"].items():
-            if (found := file_sha256(self.path / name)) != facts["sha256"]:
+            if (actual := file_sha256(self.path / name)) != facts["sha256"]:
                 raise InputError(
-                    f"{self.path / name}: damaged: its sha256 is {found}, the manifest says {facts['sha256']}; "
+                    f"{self.path / name}: damaged: its sha256 is {actual}, the manifest says {facts['sha256']}; "
                     "copy or prepare the store again"
                 )
 
-    def _split(self, split: str) -> dict[str, list[int]]:
-        if split not in SPLITS:
-            raise InputError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
-        parts: dict[str, list[int]] = self.manifest["splits"][split]
-        return parts
+    def _row_group(self, index: int) -> tuple[_RowGroup, int]:
+        """The record batch of a sequence, and the sequence's row in it.
 
-    def _find(self, index: int) -> tuple[_RowGroup, int]:
+        Batches are checked when they are first used. Their views are kept: a kilobyte for `ROWS` sequences.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path}: there is no sequence {index} among {len(self)}")
         number, row = divmod(int(index), ROWS)
-        return self._rows.get(number) or self._load(number), row
-
-    def _load(self, number: int) -> _RowGroup:
-        """Views of a record batch, checked and kept: a kilobyte for `ROWS` sequences, not their letters."""
-        with self._lock, _readable(self.path):
+        if (known := self._row_groups.get(number)) is not None:
+            return known, row
+        with self._lock, _read_errors(self.path):
             names, letters = self._reader.get_batch(number).columns
-            rows = _RowGroup(*_views(names), *_views(letters))
-        lengths = self.lengths[number * ROWS : (number + 1) * ROWS]
-        whole = rows.letter_offsets[0] == 0 and rows.letter_offsets[-1] <= len(rows.letters)
-        if not (whole and np.array_equal(np.diff(rows.letter_offsets), lengths)):
+            group = _RowGroup(*_views(names), *_views(letters))
+        offsets = group.letter_offsets
+        intact = offsets[0] == 0 and offsets[-1] <= len(group.letters)
+        if not (intact and np.array_equal(np.diff(offsets), self.lengths[number * ROWS : (number + 1) * ROWS])):
             raise InputError(f"{self.path / SEQUENCES}: damaged at sequence {number * ROWS} or later; copy it again")
-        self._rows[number] = rows
-        return rows
-
-    def _column(self, name: str) -> NDArray[Any]:
-        count = self.manifest["clusters"] + 1 if name == "clusters" else len(self)
-        column = np.memmap(self.path / f"{name}.bin", dtype=COLUMNS[name], mode="r")
-        if len(column) != count:
-            raise InputError(f"{self.path / f'{name}.bin'}: {len(column)} numbers, expected {count}")
-        return column
-
-    def _open_sequences(self) -> pa.RecordBatchFileReader:
-        reader = pa.ipc.open_file(pa.memory_map(str(self.path / SEQUENCES)))
-        if not reader.schema.equals(SCHEMA) or reader.num_record_batches != -(-len(self) // ROWS):
-            raise InputError(f"{self.path / SEQUENCES}: does not fit the manifest; copy or prepare the store again")
-        return reader
+        self._row_groups[number] = group
+        return group, row
 
     def __repr__(self) -> str:
         return f"TokenStore({str(self.path)!r}, {len(self):,} sequences, {self.manifest['clusters']:,} clusters)"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a store, whose sum is right. Raises InputError if there is none, or of another version."""
+    """The manifest of a store; InputError if there is none, it is damaged, or of another version."""
     path = folder / MANIFEST
     try:
         text = path.read_text(encoding="utf-8")
@@ -209,9 +228,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def manifest_sum(manifest: dict[str, Any]) -> str:
-    """The sha256 of all entries but the sum itself."""
-    rest = {name: value for name, value in manifest.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+    """The sha256 of all entries but "sha256"."""
+    entries = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def _views(column: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
@@ -222,7 +241,7 @@ def _views(column: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _read_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -233,19 +252,19 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 class StoreWriter:
-    """A context manager that makes the store `path` from calls of `start_cluster` and `add`.
+    """A context manager that writes the store `path`, from calls of `start_cluster` and `add`.
 
-    All train clusters come before the validation clusters. `sources`, `families` and `provenance` become part of the
-    manifest as they are when the block ends. Until it ends without an error everything is in `folder`, beside `path`;
-    other files put there become part of the folder. Memory: `ROWS` sequences.
+    All train clusters come before the validation clusters. `sources`, `families` and `provenance` are written to the
+    manifest as they are when the block ends. Until then everything is in `folder`, beside `path`; other files put there
+    become part of the store. Memory: `ROWS` sequences.
     """
 
     def __init__(
         self,
         path: str | Path,
         *,
-        sources: Sequence[str],
-        families: Sequence[str] = ("",),
+        sources: Iterable[str],
+        families: Iterable[str] = ("",),
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(path)
@@ -271,11 +290,11 @@ class StoreWriter:
         self._columns: dict[str, BinaryIO] = {name: (self.folder / f"{name}.bin").open("wb") for name in COLUMNS}
         self._file = (self.folder / SEQUENCES).open("wb")
         self._arrow = pa.ipc.new_file(self._file, SCHEMA)
-        self._clear_rows()
+        self._rows = {name: [] for name in _ROW}
         return self
 
     def start_cluster(self, split: str = "train") -> None:
-        """The sequences added next are a cluster of this split."""
+        """Start a cluster of this split with the sequences added next."""
         if SPLITS.index(split) < SPLITS.index(self._split):
             raise ValueError(f"a cluster of {split} after those of {self._split}")
         if split != self._split:
@@ -285,16 +304,13 @@ class StoreWriter:
         self.manifest["clusters"] += 1
 
     def add(self, name: str, letters: bytes, source: int = 0, family: int = 0) -> None:
-        """Add a sequence to the cluster: its letters as ASCII, and its places in `sources` and `families`."""
+        """Add a sequence to the cluster: its letters as ASCII, and its indices in `sources` and `families`."""
         for column, value in zip(self._rows.values(), (name, letters, source, family), strict=True):
             column.append(value)
         self.manifest["sequences"] += 1
         self.manifest["nucleotides"] += len(letters)
         if len(self._rows["letters"]) == ROWS:
             self._flush()
-
-    def _clear_rows(self) -> None:
-        self._rows = {"name": [], "letters": [], "sources": [], "families": []}
 
     def _flush(self) -> None:
         rows = self._rows
@@ -304,8 +320,7 @@ class StoreWriter:
         numbers = {"lengths": [len(letters) for letters in rows["letters"]], "clusters": self._starts}
         for name, values in (numbers | {name: rows[name] for name in ("sources", "families")}).items():
             self._columns[name].write(np.array(values, dtype=COLUMNS[name]).tobytes())
-        self._starts = []
-        self._clear_rows()
+        self._starts, self._rows = [], {name: [] for name in _ROW}
 
     def _end_split(self) -> None:
         at = {"sequences": self.manifest["sequences"], "clusters": self.manifest["clusters"]}
@@ -316,7 +331,7 @@ class StoreWriter:
                 if split != self._split:
                     ends[0] = count
 
-    def _finish(self) -> None:
+    def _write_manifest(self) -> None:
         if not self.manifest["sequences"]:
             raise InputError(f"{self.path}: no sequence is left to store")
         self._end_split()
@@ -341,7 +356,7 @@ class StoreWriter:
     ) -> None:
         try:
             if kind is None:
-                self._finish()
+                self._write_manifest()
                 publish_folder(self.folder, self.path)
         finally:
             for file in (self._file, *self._columns.values()):

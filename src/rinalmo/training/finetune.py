@@ -129,8 +129,8 @@ def split(sets: Sets, data: ExamplesRecipe, seed: int) -> Sets:
     order = _shuffled(train, seed)
     parts = [order[number::folds] for number in range(folds)]
     held_out = (fold, (fold - 1) % folds)
-    rest = [example for number, part in enumerate(parts) if number not in held_out for example in part]
-    return Sets(rest, parts[held_out[1]], parts[fold])
+    training = [example for number, part in enumerate(parts) if number not in held_out for example in part]
+    return Sets(training, parts[held_out[1]], parts[fold])
 
 
 def columns_of(data: ExamplesRecipe) -> Columns:
