@@ -181,4 +181,4 @@ def test_one_line_for_what_is_wrong(rinalmo_command, arguments, said):
 def test_a_model_without_a_task_folds_nothing(rinalmo_command, folder, data, tiny):
     result = rinalmo_command("fold", folder / "hairpins.fa", "--model", tiny)
     assert result.code == 2
-    assert "this model has no task" in result.err
+    assert "the model is not fine-tuned" in result.err

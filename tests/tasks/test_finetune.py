@@ -291,7 +291,7 @@ def test_options_of_other_tasks_are_refused(make_recipe, make_table, sequences, 
     with pytest.raises(InputError, match=r"options\.pooling is not for ribosome-load; it has no options"):
         finetune_from_recipe(make_recipe("ribosome-load", data, options__pooling="mean"), tmp_path / "run")
     tracks = make_table("tracks.csv", sequence=sequences, label=[";".join("1.5" for _ in s) for s in sequences])
-    with pytest.raises(InputError, match=r"options\.pooling is for one answer a sequence"):
+    with pytest.raises(InputError, match=r"options\.pooling is for one prediction per sequence"):
         finetune_from_recipe(make_recipe("table", tracks, options__pooling="mean"), tmp_path / "run")
 
 

@@ -168,7 +168,7 @@ def test_wrong_tracks_are_named(tmp_path, rows, said):
 
 def test_a_text_among_numbers_is_named_and_not_taken_for_a_class(tmp_path):
     examples = table_of(tmp_path, "y", "1.5", "2.5", "high", "3.5")
-    with pytest.raises(InputError, match="line 4: 'high' stands among numbers"):
+    with pytest.raises(InputError, match="line 4: 'high' is among numbers"):
         Table.from_examples(examples, {})
     assert Table.from_examples(examples, {"kind": "multiclass"}).classes == ["1.5", "2.5", "3.5", "high"]
 

@@ -258,7 +258,7 @@ def test_a_model_that_does_not_fold_is_refused():
     command = [sys.executable, "-m", "rinalmo", "web", "--port", "0", "--fold-model", "nano"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "--fold-model nano: this model has no task" in done.stderr
+    assert "--fold-model nano: the model is not fine-tuned" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

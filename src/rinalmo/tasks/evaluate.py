@@ -1,4 +1,4 @@
-"""What a fine-tuned model says of new sequences, as rows of a table or one by one."""
+"""Evaluation: outputs of a fine-tuned model, and metrics on labelled examples with bootstrap intervals."""
 
 from __future__ import annotations
 

@@ -208,7 +208,7 @@ def list_items(value: Any, length: int) -> list[Any]:
     """The items of a list, or of a text that holds one, for a sequence of this length.
 
     Items in brackets may be JSON, or as Python and numpy print them. Others are separated by `;`, else by `,`, else by
-    spaces. One empty item too many, from a separator at the end, is dropped. Raises ValueError if it is no list.
+    spaces. One empty item too many, from a separator at the end, is dropped. Raises ValueError if it is not a list.
     """
     if isinstance(value, list | tuple):
         items = list(value)
@@ -219,7 +219,7 @@ def list_items(value: Any, length: int) -> list[Any]:
             items = list(json.loads(text))
         except ValueError:
             if not text.endswith("]") or "[" in text[1:]:
-                raise ValueError("is no list") from None
+                raise ValueError("is not a list") from None
             items = [item.strip("'\"") for item in _split(text[1:-1])]
     return items[:-1] if len(items) == length + 1 and items[-1] == "" else items
 

@@ -63,7 +63,9 @@ def task_of(spec: ModelSpec) -> Task:
     if "ncrna_family_head" in heads:
         count = heads["ncrna_family_head"]["num_labels"]
         return NcrnaFamily([str(index) for index in range(count)])  # the published file has no names
-    raise CheckpointError("this model has no task; train one with `rinalmo finetune`, or name one that was")
+    raise CheckpointError(
+        "the model is not fine-tuned; use nano-fold for structures, or a model trained with `rinalmo finetune`"
+    )
 
 
 def with_options(
@@ -83,7 +85,7 @@ def with_options(
     """
     if fill_to is not None:
         if not isinstance(task, RibosomeLoad):
-            raise InputError(f"sequences are filled up for ribosome-load only, and the model is for {task.name}")
+            raise InputError(f"only ribosome-load pads sequences, not {task.name}; leave --fill-to out")
         task = copy(task)
         task.pad_to = fill_to
     if isinstance(task, SecondaryStructure):

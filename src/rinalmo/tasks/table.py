@@ -1,6 +1,6 @@
-"""A user's table: what its columns hold is decided over all rows.
+"""Tables: labels of sequences or nucleotides. What the columns hold is decided over all rows.
 
-    per     one value a sequence, or a list with one a nucleotide
+    per     one value per sequence, or a list with one per nucleotide
     kind    numbers, yes or no, names of classes
     format  how the numbers are written
 
@@ -136,7 +136,7 @@ class Table(Task):
         if kind in ("binary", "multiclass") and len(targets) > 1:
             raise InputError(f"a {kind} table has one column to predict, not {len(targets)}; several are multilabel")
         if per == "nucleotide" and "pooling" in options:
-            raise InputError("options.pooling is for one answer a sequence; this table has values of each nucleotide")
+            raise InputError("options.pooling is for one prediction per sequence; this table has one per nucleotide")
         classes: list[str] = []
         unusual: dict[str, Any] = {}
         if kind == "multiclass":
@@ -180,8 +180,10 @@ class Table(Task):
         for name in self.targets:
             for example in examples:
                 if name not in example.target:
-                    hint = "give this column its name, or leave --target out"
-                    raise InputError(f"{example.where}: the model predicts {name!r}, not what was named; {hint}")
+                    hint = "rename the column, or leave --target out"
+                    raise InputError(
+                        f"{example.where}: the model predicts {name!r}, which is not among the columns named; {hint}"
+                    )
             if self.kind != "multiclass":
                 columns[name] = read_column(examples, name, self.per)
         # A file for evaluation may write its numbers in another way than the training data.
@@ -340,7 +342,7 @@ def read_column(
 ) -> ColumnValues:
     """The single values of a column; with `per` None lists in one piece.
 
-    With `missing` "class", words such as NA of a column with one value a sequence count as values.
+    With `missing` "class", words such as NA count as values in a column with one value per sequence.
     """
     column, words = ColumnValues([], []), ColumnValues([], [])
     for example in examples:
@@ -361,7 +363,7 @@ def read_column(
 
 
 def items_of(example: Example, value: Any, name: str, kind: ProblemType | None) -> list[Any]:
-    """The values of single nucleotides in a cell; a text without separators is one class a letter."""
+    """The values of single nucleotides in a cell; in a text without separators each letter is a class."""
     if is_missing(value):
         return []
     if kind == "multiclass" and isinstance(value, str) and not list_style(value):
@@ -373,7 +375,7 @@ def items_of(example: Example, value: Any, name: str, kind: ProblemType | None) 
 
 
 def infer_per(examples: Sequence[Example], targets: Sequence[str]) -> Per:
-    """Whether the columns hold one value a sequence or one a nucleotide; InputError if both are plausible."""
+    """Whether the columns hold one value per sequence or per nucleotide; InputError if both are plausible."""
     first, per = "", None
     for name in targets:
         column = read_column(examples, name, None)
@@ -481,12 +483,12 @@ def _check_names(name: str, column: ColumnValues, parsed: Mapping[Any, float | N
     if len(texts) < len(parsed) and (2 * len(texts) < len(parsed) or has_amounts):
         index = next(index for index, value in enumerate(values) if value in texts)
         hint = "leave it out, or say --set options.kind=multiclass if the numbers are names"
-        raise InputError(f"{examples[index].where}: {values[index]!r} stands among numbers in {name}; {hint}")
+        raise InputError(f"{examples[index].where}: {values[index]!r} is among numbers in {name}; {hint}")
     if per == "sequence" and len(values) > _FEW and len({*map(class_name, values)}) == len(values):
         letters = all(len(str(v)) == len(example.sequence) for example, v in zip(examples, values, strict=True))
         hint = ", or --set options.per=nucleotide if each letter is the class of a nucleotide" if letters else ""
         raise InputError(
-            f"{name}: every row has another text, such as {_short(values[0])}; name the column of values by "
+            f"{name}: every row has a different text, such as {_short(values[0])}; name the column of values by "
             f"--target, or say --set options.kind=multiclass if they are classes{hint}"
         )
 
