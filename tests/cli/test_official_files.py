@@ -212,4 +212,4 @@ def test_what_is_trained_here_stays_what_it_is_in_the_official_layout(predicted,
     path = rinalmo.save(create(spec), tmp_path / "te.pt", "official")
     result = rinalmo_command("predict", path, tmp_path / "x.fa", "--fill-to", 102)
     assert (result.code, len(result.err.splitlines())) == (2, 1)
-    assert "for ribosome-load only, and the model is for translation-efficiency" in result.err
+    assert "only ribosome-load pads sequences, not translation-efficiency" in result.err
