@@ -198,7 +198,7 @@ class Table(Task):
                 continue
             for name in self.targets:
                 values.append(encode(example, example.target[name], name, formats.get(name, PLAIN)))
-            target = np.array(values[0]) if self.kind == "multiclass" else np.stack(values, axis=-1)
+            target = np.array(values[0] if self.kind == "multiclass" else values).T
             encoded.append(replace(example, target=target, num_targets=int(is_known(target).sum())))
         return encoded
 
