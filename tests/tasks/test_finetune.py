@@ -249,7 +249,7 @@ def test_the_crop_is_remembered(make_recipe, make_table, sequences, tmp_path):
     assert (
         tested.metrics == evaluate(data, Engine(model, "fp32")).metrics == evaluate(cut, Engine(model, "fp32")).metrics
     )
-    assert "the model sees 9 nucleotides at most, those at its middle" in (model / "README.md").read_text()
+    assert "The model uses at most 9 nucleotides of a sequence, from its middle." in (model / "README.md").read_text()
     tracks = make_table("tracks.csv", sequence=sequences, label=[";".join("1.5" for _ in s) for s in sequences])
     for task, path in (
         ("table", tracks),
