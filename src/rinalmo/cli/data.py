@@ -30,9 +30,7 @@ def data_command() -> None:
 @click.option(
     "--recipe", metavar="NAME|FILE", help="How to read, filter and cluster: a name (data-nano) or a YAML file."
 )
-@click.option(
-    "--table", "tables", multiple=True, metavar="LABEL=FILE", help="Metadata by id for a source: CSV or TSV, .gz."
-)
+@click.option("--table", "tables", multiple=True, metavar="LABEL=FILE", help="Metadata by id for a source, as a table.")
 @click.option(
     "--exclude",
     multiple=True,
@@ -65,7 +63,7 @@ def prepare_command(
     threads: int | None,
     restart: bool,
 ) -> None:
-    """Prepare the token store OUT from FASTA files or folders of them (plain, .gz or .zst).
+    """Prepare the token store OUT from FASTA files or folders of them, compressed or not.
 
     Sequences of 16 to 8192 nt are kept, without duplicates, clustered with MMseqs2 at 70 % identity and 80 % coverage,
     and split by cluster. OUT/report.json counts the dropped sequences by reason, OUT/card.md describes the store. The

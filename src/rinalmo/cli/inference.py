@@ -125,7 +125,7 @@ def embed_command(
 ) -> None:
     """Embed the sequences of a FASTA file or table.
 
-    FASTA is plain, .gz or .zst, or - for standard input; a table (.csv, .tsv, .jsonl, .parquet) has a column
+    FASTA may be gzip, bzip2, xz or zstd, or - for standard input; a table (.csv, .tsv, .jsonl, .parquet) has a column
     `sequence`. The default is one vector per sequence: the mean over its nucleotides in the last layer. The order of
     the input is kept. Upper or lower case, U or T and IUPAC letters are read; anything else is an error with its
     position.
@@ -313,7 +313,7 @@ def fold_command(
 ) -> None:
     """Predict the secondary structures of the sequences of a FASTA file or table.
 
-    FASTA is plain, .gz or .zst, or - for standard input; a table (.csv, .tsv, .jsonl, .parquet) has a column
+    FASTA may be gzip, bzip2, xz or zstd, or - for standard input; a table (.csv, .tsv, .jsonl, .parquet) has a column
     `sequence`. The model is fine-tuned for secondary structure. The decoders greedy, the default with the paper's head,
     and matching predict pseudoknots; nano-fold's default is nested. Memory grows with the square of the longest
     sequence, or of the window where sequences are longer.
@@ -370,11 +370,11 @@ def predict_command(
 ) -> None:
     """Predict with a fine-tuned model for the sequences of a FASTA file or table.
 
-    MODEL is a folder that `rinalmo finetune` wrote, or one of the authors' fine-tuned .pt files. FASTA is plain, .gz or
-    .zst, or - for standard input; a table (.csv, .tsv, .jsonl, .parquet) has a column `sequence`. The output has one
-    row per sequence: a number, a class with the probability of each, or a structure; with a model for single
-    nucleotides one row per nucleotide. Sequences are cropped as in training. `rinalmo fold` writes structures in other
-    formats.
+    MODEL is a folder that `rinalmo finetune` wrote, or one of the authors' fine-tuned .pt files. FASTA may be gzip,
+    bzip2, xz or zstd, or - for standard input; a table (.csv, .tsv, .jsonl, .parquet) has a column `sequence`. The
+    output has one row per sequence: a number, a class with the probability of each, or a structure; with a model for
+    single nucleotides one row per nucleotide. Sequences are cropped as in training. `rinalmo fold` writes structures in
+    other formats.
 
     \b
     rinalmo predict run/model sequences.fa -o predictions.csv

@@ -80,8 +80,8 @@ def finetune_command(
     """Train a model for a task on labelled examples; the result is in RUN/model.
 
     TASK is secondary-structure, ribosome-load, translation-efficiency, expression-level, splice-site, ncrna-family or
-    table. DATA is a table (CSV, TSV, JSON lines, Parquet; plain, .gz or .zst), for structures also DBN, CT, BPSEQ, ST.
-    Ctrl-C stops after a checkpoint; the same command with --resume continues.
+    table. DATA is a table (CSV, TSV, JSON lines, Parquet; .gz, .bz2, .xz, .zst), for structures also DBN, CT, BPSEQ,
+    ST. Ctrl-C stops after a checkpoint; the same command with --resume continues.
 
     \b
     rinalmo finetune table measured.csv --target half_life --output run

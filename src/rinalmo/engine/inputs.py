@@ -150,8 +150,8 @@ def plain_rows(data: Any) -> Any:
 def read_sequences(source: str | Path, *, allow_mask: bool = False) -> Iterator[Record]:
     """The records of a FASTA file, or of a table with a column of sequences; "-" is FASTA on standard input.
 
-    A table is recognised by its name (.csv, .tsv, .tab, .jsonl, .ndjson, .parquet; .gz or .zst), unless it starts as
-    FASTA.
+    A table is recognised by its name (.csv, .tsv, .tab, .jsonl, .ndjson, .parquet; compressed or not), unless it starts
+    as FASTA.
 
     Raises:
         InputError: The file cannot be used; the message names it, and the line or record.
