@@ -79,7 +79,11 @@ class Alphabet:
         size: Number of tokens.
         words: The tokens that are not special.
         special_tokens: The special tokens that the vocabulary has.
-        pad_id, cls_id, eos_id, unk_id, mask_id: Ids of the special tokens.
+        pad_id: Id of `<pad>`.
+        cls_id: Id of `<cls>`.
+        eos_id: Id of `<eos>`.
+        unk_id: Id of `<unk>`.
+        mask_id: Id of `<mask>`.
         null_id: Id of `<null>`; None in the official vocabulary, which has no such token.
         folding: The rules on case and on T and U, as a table for `str.translate`. ASCII only, so that a character stays
             one character.
