@@ -159,7 +159,12 @@ class RayEngine:
                 continue
             idle.append(worker)
             if finished is None:
-                self._require_same(answer)
+                if answer != self._about:
+                    raise InputError(
+                        f"{self._settings['model']}: workers disagree on the model, its precision or the device "
+                        f"({self.precision} on {self.device}, {answer.precision} on {answer.device}); give every "
+                        "machine the same files, and name --precision, --device and --batch-tokens"
+                    )
             else:
                 yield finished.number, answer
                 advance(len(finished.item))
@@ -247,15 +252,6 @@ class RayEngine:
         self._workers.append(self._actor.remote(self._settings))
         return self._workers[-1]
 
-    def _require_same(self, about: _About) -> None:
-        mine = self._about
-        if about != mine:
-            raise InputError(
-                f"{self._settings['model']}: workers disagree on the model, its precision or the device "
-                f"({mine.precision} on {mine.device}, {about.precision} on {about.device}); give every machine the "
-                "same files, and name --precision, --device and --batch-tokens"
-            )
-
 
 class _About(NamedTuple):
     """Properties that all workers must have in common."""
@@ -308,8 +304,15 @@ class _LostError(Exception):
 
 def _connect(ray: Any, address: str | None, cpus: int | None) -> bool:
     """Connect to a running Ray or start one; False if this process is connected already."""
-    if address is not None:
-        _check_address(address)
+    if address not in (None, "auto"):
+        # Ray itself would try for two minutes to reach a machine that is not there.
+        host, _, port = address.rpartition(":")
+        if not host or "/" in host or not port.isdigit():
+            raise InputError(f"--address {address}: write HOST:PORT, such as 10.0.0.1:6379, or auto")
+        try:
+            socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise InputError(f"--address {address}: no Ray answers there ({error}); is it running?") from None
     if ray.is_initialized():
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to its makers
@@ -336,19 +339,6 @@ def _check_gpus(gpus: float | None, device: DeviceLike) -> None:
         )
     if gpus and str(device) in ("cpu", "mps"):
         raise InputError(f"--gpus-per-worker {gpus:g} is for CUDA, but --device is {device}; leave one of them out")
-
-
-def _check_address(address: str) -> None:
-    """Ray itself would try for two minutes to reach a machine that is not there."""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdigit():
-        raise InputError(f"--address {address}: write HOST:PORT, such as 10.0.0.1:6379, or auto")
-    try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise InputError(f"--address {address}: no Ray answers there ({error}); is it running?") from None
 
 
 EngineLike = Engine | RayEngine | AbstractContextManager[Engine | RayEngine]

@@ -144,7 +144,7 @@ def _paths(path: Path, names: list[str]) -> list[Path]:
 
 
 CHUNK_PAIRS = 1 << 24  # time and memory of folding grow with the square of the length
-GPU_CHUNK_PAIRS = 1 << 26  # a GPU idles at the end of each chunk
+GPU_SCALE = 4  # a GPU idles at the end of each chunk, so it gets larger ones
 
 Folded = tuple[Structure, np.ndarray | PairList]
 
@@ -194,9 +194,9 @@ def fold(
 
     Examples:
         >>> import rinalmo
-        >>> (structure,) = rinalmo.fold("GGGGAAAUUCCCC")
+        >>> (structure,) = rinalmo.fold("GGGGGAAAACCCCC")
         >>> structure.dot_bracket
-        '((((.....))))'
+        '(((((....)))))'
     """
     engine = as_engine(model, device)
     task = folding_task(engine.spec, window)
@@ -334,8 +334,8 @@ def fold_file(
             keep = probabilities is not None or plot is not None
             options = {"decoding": asdict(decoding), "window": task.window, "probabilities": keep, "shard": shard}
             packed = partial(_fold_packed, stream=stream, keep=keep)
-            full = CHUNK_PAIRS if engine.device.type == "cpu" else GPU_CHUNK_PAIRS
-            size: dict[str, Any] = {"noun": "structures", "power": 2, "max_size": full}
+            scale = 1 if engine.device.type == "cpu" else GPU_SCALE
+            size: dict[str, Any] = {"noun": "structures", "power": 2, "max_size": CHUNK_PAIRS, "scale": scale}
             done = record_job(Path(output), engine, file, records, packed, _pack, options, **size, **job)
             results = stack.enter_context(done).results(*_ARRAYS)
             structures = chain.from_iterable(map(_unpack, results))

@@ -27,7 +27,7 @@ from rinalmo.engine.inputs import (
 from rinalmo.engine.jobs import Arrays, JobOptions, record_job, take_shard
 from rinalmo.engine.ray import EngineLike, opened
 from rinalmo.errors import InputError
-from rinalmo.inference.fold import CHUNK_PAIRS
+from rinalmo.inference.fold import CHUNK_PAIRS, GPU_SCALE
 from rinalmo.io.fasta import Record
 from rinalmo.io.tables import check_rows_output, write_rows
 from rinalmo.model.rinalmo import RiNALMo
@@ -59,8 +59,8 @@ def predict(sequences: Sequences, model: str | Path | RiNALMo | Engine, *, devic
 
     Examples:
         >>> import rinalmo
-        >>> rinalmo.predict("GGGGAAAUUCCCC", "nano-fold")
-        [{'id': '1', 'sequence': 'GGGGAAAUUCCCC', 'structure': '((((.....))))'}]
+        >>> rinalmo.predict("GGGGGAAAACCCCC", "nano-fold")
+        [{'id': '1', 'sequence': 'GGGGGAAAACCCCC', 'structure': '(((((....)))))'}]
     """
     engine = as_engine(model, device)
     task = with_options(task_of(engine.spec), engine.spec)
@@ -124,10 +124,12 @@ def predict_file(
         if isinstance(engine, Engine) and to_stdout:
             predictions = stream(records, engine)
         else:
-            is_folding = isinstance(task, SecondaryStructure)
+            scale = 1 if engine.device.type == "cpu" else GPU_SCALE
             options = {"task": task.name, "fill_to": task.pad_to, "window": task.window, "shard": shard}
             options["thermodynamics"] = getattr(task, "thermodynamics", None)
-            size: dict[str, Any] = {"power": 2, "max_size": CHUNK_PAIRS} if is_folding else {}
+            size: dict[str, Any] = {"scale": scale}
+            if isinstance(task, SecondaryStructure):
+                size |= {"power": 2, "max_size": CHUNK_PAIRS}
             done = record_job(Path(output), engine, file, records, stream, _pack, options, **size, **job)
             chunks = stack.enter_context(done).results("rows")
             predictions = (rows for chunk in chunks for rows in json.loads(chunk["rows"].tobytes()))
