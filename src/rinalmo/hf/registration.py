@@ -1,8 +1,8 @@
-"""Makes the Hugging Face Auto classes know RiNALMo, without importing transformers.
+"""Registers RiNALMo with the Hugging Face Auto classes, without importing transformers.
 
-Importing `rinalmo` calls `install`. If transformers' auto modules are loaded already, our classes are registered
-at once; otherwise an import hook waits for each of them and registers when it has been loaded. Importing rinalmo
-therefore costs nothing, and the order of imports does not matter.
+Importing `rinalmo` calls `install`. If transformers' auto modules are loaded already, our classes are registered at
+once; otherwise an import hook registers them when each has been loaded. So importing rinalmo costs nothing, and the
+order of imports does not matter.
 
 multimolecule registers the same model type. Whichever package registers last serves `AutoModel`; both read the same
 files, and `rinalmo`'s own classes work either way.
@@ -12,78 +12,60 @@ from __future__ import annotations
 
 import importlib.machinery
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
 
-_AUTO = "transformers.models.auto."
-
-
-def _register_config(auto: ModuleType) -> None:
-    from rinalmo.hf.configuration import RiNALMoConfig
-
-    auto.AutoConfig.register(RiNALMoConfig.model_type, RiNALMoConfig, exist_ok=True)
-
-
-def _register_tokenizer(auto: ModuleType) -> None:
-    from rinalmo.hf.configuration import RiNALMoConfig
-    from rinalmo.hf.tokenization import RnaTokenizer
-
-    auto.AutoTokenizer.register(RiNALMoConfig, tokenizer_class=RnaTokenizer, exist_ok=True)
-
-
-def _register_models(auto: ModuleType) -> None:
-    from rinalmo.hf import modeling
-    from rinalmo.hf.configuration import RiNALMoConfig
-
-    for auto_class, model_class in {
-        "AutoModel": modeling.RiNALMoModel,
-        "AutoModelForPreTraining": modeling.RiNALMoForPreTraining,
-        "AutoModelForMaskedLM": modeling.RiNALMoForMaskedLM,
-        "AutoModelForSequenceClassification": modeling.RiNALMoForSequencePrediction,
-        "AutoModelForTokenClassification": modeling.RiNALMoForTokenPrediction,
-    }.items():
-        getattr(auto, auto_class).register(RiNALMoConfig, model_class, exist_ok=True)
-
-
-_REGISTER: dict[str, Callable[[ModuleType], None]] = {
-    f"{_AUTO}configuration_auto": _register_config,
-    f"{_AUTO}tokenization_auto": _register_tokenizer,
-    f"{_AUTO}modeling_auto": _register_models,
-}
+_AUTO_MODULES = {f"transformers.models.auto.{kind}_auto" for kind in ("configuration", "tokenization", "modeling")}
 
 
 def install() -> None:
     """Register with transformers now or as soon as it is imported; harmless to call again."""
-    for name, register in _REGISTER.items():
-        if name in sys.modules:
-            register(sys.modules[name])
+    for name in _AUTO_MODULES & sys.modules.keys():
+        _register(sys.modules[name])
     if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterImport())
 
 
-class _AfterImport:
-    """Finds the three auto modules as usual and has them followed by our registration.
+def _register(auto: ModuleType) -> None:
+    """Register our classes in one of the three auto modules."""
+    from rinalmo.hf.configuration import RiNALMoConfig
 
-    No subclass of `importlib.abc.MetaPathFinder`: importing that takes as long as all else that `import rinalmo` does.
+    kind = auto.__name__.rpartition(".")[2]
+    if kind == "configuration_auto":
+        auto.AutoConfig.register(RiNALMoConfig.model_type, RiNALMoConfig, exist_ok=True)
+    elif kind == "tokenization_auto":
+        from rinalmo.hf.tokenization import RnaTokenizer
+
+        auto.AutoTokenizer.register(RiNALMoConfig, tokenizer_class=RnaTokenizer, exist_ok=True)
+    else:
+        from rinalmo.hf import modeling
+
+        auto.AutoModel.register(RiNALMoConfig, modeling.RiNALMoModel, exist_ok=True)
+        auto.AutoModelForPreTraining.register(RiNALMoConfig, modeling.RiNALMoForPreTraining, exist_ok=True)
+        auto.AutoModelForMaskedLM.register(RiNALMoConfig, modeling.RiNALMoForMaskedLM, exist_ok=True)
+        classify_sequences, classify_tokens = modeling.RiNALMoForSequencePrediction, modeling.RiNALMoForTokenPrediction
+        auto.AutoModelForSequenceClassification.register(RiNALMoConfig, classify_sequences, exist_ok=True)
+        auto.AutoModelForTokenClassification.register(RiNALMoConfig, classify_tokens, exist_ok=True)
+
+
+class _AfterImport:
+    """Finds the three auto modules as usual, and registers our classes once one has been executed.
+
+    No subclass of `importlib.abc.MetaPathFinder`: importing that takes as long as the rest of `import rinalmo`.
     """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in _REGISTER:
+        if fullname not in _AUTO_MODULES:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            _follow(spec.loader, _REGISTER[fullname])
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                _register(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
-
-
-def _follow(loader: Any, register: Callable[[ModuleType], None]) -> None:
-    execute = loader.exec_module
-
-    def exec_module(module: ModuleType) -> None:
-        execute(module)
-        register(module)
-
-    loader.exec_module = exec_module

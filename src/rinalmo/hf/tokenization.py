@@ -229,16 +229,23 @@ class RnaTokenizer(PreTrainedTokenizer):
         if return_attention_mask or (return_attention_mask is None and "attention_mask" in self.model_input_names):
             columns["attention_mask"] = np.ones_like(ids), 0
         rows: dict[str, Any] = {}
-        for name, (values, pad) in columns.items():
-            if width is None:
-                flat, bounds = values.tolist(), zip((ends - lengths).tolist(), ends.tolist(), strict=True)
+        if width is None:
+            bounds = list(zip((ends - lengths).tolist(), ends.tolist(), strict=True))
+            for name, (values, _pad) in columns.items():
+                flat = values.tolist()
                 rows[name] = [flat[start:end] for start, end in bounds]
-                continue
-            padded = _pad(values, lengths, width, pad, padding_side or self.padding_side)
-            if return_tensors is None:
-                rows[name] = padded.tolist()
-            else:
+        else:
+            positions, is_right = np.arange(width), (padding_side or self.padding_side) == "right"
+            is_token = positions < lengths[:, None] if is_right else positions >= width - lengths[:, None]
+            for name, (values, pad) in columns.items():
+                if values.size == is_token.size:
+                    padded = values.reshape(is_token.shape)
+                else:
+                    padded = np.full(is_token.shape, pad, dtype=np.int64)
+                    padded[is_token] = values
                 rows[name] = torch.from_numpy(padded) if return_tensors == "pt" else padded
+                if return_tensors is None:
+                    rows[name] = padded.tolist()
         if isinstance(text, str) and not return_tensors:
             rows = {name: values[0] for name, values in rows.items()}
         return BatchEncoding(rows)
@@ -262,14 +269,3 @@ def _padded_width(lengths: Ids, padding: PaddingStrategy, limit: int | None, mul
         return longest if lengths.min() == longest else None
     width = longest if padding == PaddingStrategy.LONGEST or limit is None else limit
     return -(-width // multiple) * multiple if multiple else width
-
-
-def _pad(values: Ids, lengths: Ids, width: int, pad: int, side: str) -> Ids:
-    """Values of all tokens, end to end, as rows of equal width."""
-    if len(values) == len(lengths) * width:
-        return values.reshape(len(lengths), width)
-    columns = np.arange(width)
-    is_token = columns < lengths[:, None] if side == "right" else columns >= width - lengths[:, None]
-    rows = np.full(is_token.shape, pad, dtype=np.int64)
-    rows[is_token] = values
-    return rows
