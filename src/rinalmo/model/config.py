@@ -100,14 +100,26 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> ModelConfig:
-        """One of `PRESETS`, optionally with other values, such as `vocab_size=22`."""
+        """A published configuration.
+
+        Args:
+            name: "nano", "micro", "mega" or "giga".
+            **changes: Fields with other values, such as `vocab_size=22`.
+
+        Raises:
+            CheckpointError: An unknown name, or a value that no encoder can have.
+        """
         if name not in PRESETS:
             raise CheckpointError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
         return cls(**{**PRESETS[name], **changes})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The fields of this class in `values`, such as a parsed `config.json`; other keys are ignored."""
+        """A configuration from a mapping such as a parsed `config.json`; keys that are no fields are ignored.
+
+        Raises:
+            CheckpointError: A size is missing, or a value has the wrong type or cannot be.
+        """
         if missing := [name for name in ("hidden_size", "num_hidden_layers") if values.get(name) is None]:
             raise CheckpointError(f"config: no value for {', '.join(missing)}")
         known: dict[str, Any] = {}

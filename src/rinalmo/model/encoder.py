@@ -264,19 +264,15 @@ class Encoder(nn.Module):
         embeds = None if inputs_embeds is None else inputs_embeds()
         states = self.states(ids, layout, collect if output_attentions else weights_hook, embeds)
         hidden_states: list[Tensor] = []
-        x = next(states)
-        while True:
-            x = x if states_hook is None else states_hook(x)
+        x: Any = None
+        for _ in range(len(self.blocks) + 1):
+            x = states.send(x)
+            if states_hook is not None:
+                x = states_hook(x)
             if output_hidden_states:
                 hidden_states.append(x)
-            try:
-                x = states.send(x)
-            except StopIteration:
-                return EncoderOutput(
-                    x,
-                    tuple(hidden_states) if output_hidden_states else None,
-                    attentions if output_attentions else None,
-                )
+        every = tuple(hidden_states) if output_hidden_states else None
+        return EncoderOutput(x, every, attentions if output_attentions else None)
 
     def states(
         self,
