@@ -122,7 +122,7 @@ import numpy as np
 from torch._dynamo.utils import counters
 from rinalmo.engine.engine import map_packed
 from rinalmo.engine.gpu_encoder import GpuEncoder
-from rinalmo.model import compiling
+from rinalmo.model import kernels
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import pack
 from rinalmo.model.rinalmo import ModelSpec, create
@@ -130,7 +130,7 @@ from rinalmo.model.rinalmo import ModelSpec, create
 def batch(lengths):
     return pack([[1, *random.Random(n).choices((6, 7, 8, 9, 4), k=n), 2] for n in lengths])
 
-compiling.COMPILE_BACKEND = sys.argv[1]
+kernels.COMPILE_BACKEND = sys.argv[1]
 sizes = dict(hidden_size=40, num_hidden_layers=3, num_attention_heads=5)
 model = create(ModelSpec(ModelConfig(**sizes, attention_dropout=0.0, hidden_dropout=0.0))).eval()
 fused, written = GpuEncoder(model.encoder, "fp32", True), GpuEncoder(model.encoder, "fp32", False)
@@ -162,10 +162,10 @@ def gradients(fuse, checkpointing):
 
 expected = gradients(False, False)
 # Inductor takes half a minute for gradients on a CPU.
-for checkpointing in (False, True) if compiling.COMPILE_BACKEND == "aot_eager" else ():
+for checkpointing in (False, True) if kernels.COMPILE_BACKEND == "aot_eager" else ():
     for name, found in gradients(True, checkpointing).items():
         errors.append(float((found - expected[name]).abs().max() / (expected[name].abs().max() + 1e-8)))
-print(json.dumps([graphs, errors, compiling.problem()]))
+print(json.dumps([graphs, errors, kernels.compile_error()]))
 """
 
 

@@ -11,7 +11,7 @@ import pytest
 _GRADIENTS = """
 import json, torch, torch.distributed as dist
 import torch.nn.functional as F
-from rinalmo.model import compiling
+from rinalmo.model import kernels
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import pack
 from rinalmo.model.rinalmo import ModelSpec, create
@@ -19,7 +19,7 @@ from rinalmo.training.recipes import TrainRecipe
 from rinalmo.training.distributed import ParallelModel, Ranks
 from rinalmo.training.pretrain import MaskedLM
 
-compiling.COMPILE_BACKEND = "aot_eager"  # all of torch.compile but the compiler itself, which takes half a minute
+kernels.COMPILE_BACKEND = "aot_eager"  # all of torch.compile but the compiler itself, which takes half a minute
 dist.init_process_group("gloo")
 ranks = Ranks(dist.get_rank(), 2)
 sizes = dict(hidden_size=40, num_hidden_layers=2, num_attention_heads=5, attention_dropout=0.0, hidden_dropout=0.0)
@@ -41,7 +41,7 @@ for precision in ("fp32", "bf16"):
         pairs = zip(gradients(True, precision, checkpointing), gradients(False, precision, checkpointing))
         errors[f"{precision} {checkpointing}"] = max(float((a - b).norm() / (b.norm() + 1e-9)) for a, b in pairs)
 if ranks.rank == 0:
-    print(json.dumps([errors, compiling.problem()]))
+    print(json.dumps([errors, kernels.compile_error()]))
 dist.destroy_process_group()
 """
 

@@ -1,1 +1,1 @@
-"""From sequences to answers: batching, fill-mask, embeddings, files."""
+"""What computes: devices, batching, encoders made fast for a CPU or GPU, and resumable jobs."""

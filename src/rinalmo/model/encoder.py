@@ -30,12 +30,12 @@ from rinalmo.model import kernels
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.kernels import (
     Backend,
-    Region,
     Rotation,
     WeightsHook,
     attend,
     attend_in_training,
     attend_with_weights,
+    compiled_region,
     gated_swish,
     rotate,
     rotation,
@@ -152,9 +152,9 @@ class EncoderBlock(nn.Module):
         if compiled and weights_hook is None and not self._is_customised():
             attention = self.attention
             dropout = attention.dropout if attention.training else 0.0
-            x, q, k, v = _before_attention.compiled(self, x, *rope)
+            x, q, k, v = _before_attention(self, x, *rope)
             y = attend(q, k, v, layout, dropout=dropout, backend=attention.backend)
-            return _after_attention.compiled(self, x, y.flatten(1))
+            return _after_attention(self, x, y.flatten(1))
         x = self.attention_norm(x)
         x = x + self.dropout(self.attention(x, layout, rope, weights_hook))
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
@@ -168,13 +168,13 @@ class EncoderBlock(nn.Module):
 # checker would be traced along.
 
 
-@Region
+@compiled_region
 def _before_attention(block, x, cos, sin):  # type: ignore[no-untyped-def]
     x = block.attention_norm(x)
     return x, *block.attention.rotated_heads(block.attention.qkv(x), Rotation(cos, sin))
 
 
-@Region
+@compiled_region
 def _after_attention(block, x, y):  # type: ignore[no-untyped-def]
     x = x + block.dropout(block.attention.output(y))
     return x + block.dropout(block.ffn(block.ffn_norm(x)))

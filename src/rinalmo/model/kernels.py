@@ -11,9 +11,9 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from threading import RLock
-from typing import Any, Generic, Literal, NamedTuple, ParamSpec, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -201,9 +201,6 @@ _KERNELS = {"sdpa": _sdpa, "nested": _nested, "varlen": _varlen, "flash": _flash
 
 # --- Compiled regions ---
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 COMPILE_VARIABLE = "RINALMO_COMPILE"
 COMPILE_BACKEND = "inductor"
 WORTHWHILE_TOKENS = 1 << 21
@@ -250,39 +247,39 @@ def compile_error() -> str | None:
     return _compile_error
 
 
-class Region(Generic[P, R]):
-    """A function of a module and of tensors whose first axis is the tokens, to be compiled or computed eagerly."""
+def compiled_region(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Fuse a function of a module and of tensors whose first axis is the tokens.
 
-    def __init__(self, function: Callable[P, R]) -> None:
-        self.eager = function
-        self._compiled: Callable[P, R] | None = None
+    It is computed eagerly where compilation fails, and where there are fewer than two tokens: torch.compile takes a
+    size of 0 or 1 for a constant.
+    """
+    compiled: Callable[..., Any] | None = None
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self.eager(*args, **kwargs)
-
-    def compiled(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """The function, fused; computed eagerly where compilation fails or where there are fewer than two tokens."""
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        nonlocal compiled
         global _compile_error
         tensors = [argument for argument in args if isinstance(argument, Tensor)]
-        # With a size of 0 or 1, torch.compile specialises instead of taking the axis as dynamic.
         if _compile_error is not None or any(len(tensor) < 2 for tensor in tensors):
-            return self.eager(*args, **kwargs)
+            return function(*args)
         with LOCK:
             for tensor in tensors:
                 torch._dynamo.mark_dynamic(tensor, 0)
-            if self._compiled is None:
+            if compiled is None:
                 config: Any = torch._dynamo.config
                 config.recompile_limit = max(config.recompile_limit, _RECOMPILE_LIMIT)
-                self._compiled = torch.compile(self.eager, fullgraph=True, backend=COMPILE_BACKEND)
+                compiled = torch.compile(function, fullgraph=True, backend=COMPILE_BACKEND)
             try:
-                return self._compiled(*args, **kwargs)
+                return compiled(*args)
             # Only errors of compilation: others, such as those of checkpointing, are meant for the caller.
             except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
                 lines = [line.strip() for line in str(error).splitlines() if line.strip()]
                 _compile_error = f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"
                 message = f"torch.compile does not work here, computing goes on without it ({_compile_error})"
                 warnings.warn(message, stacklevel=2)
-        return self.eager(*args, **kwargs)
+        return function(*args)
+
+    return call
 
 
 # --- Training on a CPU: attention and swish with backward passes of their own ---
