@@ -204,14 +204,19 @@ def list_style(value: Any) -> str:
     return "separators" if numbers else ""
 
 
-def list_items(value: Any, length: int) -> list[Any]:
-    """The items of a list, or of a text that holds one, for a sequence of this length.
+def list_items(example: Example, value: Any, name: str, *, letters: bool = False) -> list[Any]:
+    """The items of a list, or of a text that holds one, for the nucleotides of an example.
 
     Items in brackets may be JSON, or as Python and numpy print them. Others are separated by `;`, else by `,`, else by
-    spaces. One empty item too many, from a separator at the end, is dropped. Raises ValueError if it is not a list.
+    spaces; with `letters` a text without separators has an item for each letter. One empty item too many, from a
+    separator at the end, is dropped. Raises InputError for a text that is not a list.
     """
+    if is_missing(value):
+        return []
     if isinstance(value, list | tuple):
         items = list(value)
+    elif letters and isinstance(value, str) and not list_style(value):
+        items = list(value.strip())
     elif not (text := str(value).strip()).startswith("["):
         items = _split(text)
     else:
@@ -219,9 +224,9 @@ def list_items(value: Any, length: int) -> list[Any]:
             items = list(json.loads(text))
         except ValueError:
             if not text.endswith("]") or "[" in text[1:]:
-                raise ValueError("is not a list") from None
+                raise InputError(f"{example.where}: {name}: {str(value)[:30]}… is not a list") from None
             items = [item.strip("'\"") for item in _split(text[1:-1])]
-    return items[:-1] if len(items) == length + 1 and items[-1] == "" else items
+    return items[:-1] if len(items) == len(example.sequence) + 1 and items[-1] == "" else items
 
 
 def _split(text: str) -> list[str]:

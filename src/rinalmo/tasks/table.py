@@ -206,7 +206,7 @@ class Table(Task):
         """The values of all nucleotides, missing ones at the end included."""
         if len(self.targets) == 1 and (is_missing(value) or value == []):
             self._refuse_missing(example, value, name)
-        items, length = items_of(example, value, name, self.kind), len(example.sequence)
+        items, length = list_items(example, value, name, letters=self.kind == "multiclass"), len(example.sequence)
         require(len(items) <= length, example, f"{name} has {len(items)} values for {length} nucleotides")
         values = [self._encode_cell(example, item, f"{name}, value {i}", written) for i, item in enumerate(items, 1)]
         return np.array(values + [math.nan if self.kind == "regression" else IGNORE] * (length - len(values)))
@@ -352,7 +352,7 @@ def read_column(
                 words.examples.append(example)
                 words.values.append(value)
             continue
-        for item in items_of(example, value, name, kind) if per == "nucleotide" else [value]:
+        for item in list_items(example, value, name, letters=kind == "multiclass") if per == "nucleotide" else [value]:
             if per == "nucleotide" and is_missing(item):
                 continue
             if per and isinstance(item, dict | list):
@@ -360,18 +360,6 @@ def read_column(
             column.examples.append(example)
             column.values.append(item)
     return ColumnValues(column.examples + words.examples, column.values + words.values)
-
-
-def items_of(example: Example, value: Any, name: str, kind: ProblemType | None) -> list[Any]:
-    """The values of single nucleotides in a cell; in a text without separators each letter is a class."""
-    if is_missing(value):
-        return []
-    if kind == "multiclass" and isinstance(value, str) and not list_style(value):
-        return list(value.strip())
-    try:
-        return list_items(value, len(example.sequence))
-    except ValueError as error:
-        raise InputError(f"{example.where}: {name}: {str(value)[:30]}… {error}") from None
 
 
 def infer_per(examples: Sequence[Example], targets: Sequence[str]) -> Per:
@@ -402,7 +390,7 @@ def _per_of_column(name: str, column: ColumnValues) -> Per:
         raise InputError(f"{examples[index].where}: {name} {problem}; {_PER_HINT}")
     if not any(styles):
         return "sequence"
-    rows = [items_of(example, value, name, None) for example, value in zip(examples, values, strict=True)]
+    rows = [list_items(example, value, name) for example, value in zip(examples, values, strict=True)]
     lengths = [len(example.sequence) for example in examples]
     items = [item for row in rows for item in row if not is_missing(item)]
     for example, row in zip(examples, rows, strict=True):
