@@ -59,7 +59,7 @@ def test_finetune(rinalmo_command, data, tiny, tmp_path):
     assert "test sequences are in the training set too" in result.err
     assert f"use it with --model {tmp_path / 'run' / 'model'}" in result.err
     again = rinalmo_command("finetune", *arguments)
-    assert (again.code, "go on with it by --resume" in again.err) == (2, True)
+    assert (again.code, "continue it with --resume" in again.err) == (2, True)
     assert rinalmo_command("finetune", *arguments, "--resume").code == 0
 
 
@@ -74,7 +74,7 @@ def test_one_fold(rinalmo_command, data, tiny, tmp_path):
         assert rinalmo_command("finetune", *arguments, "--folds", "3", "--fold", fold).code == 0
     whole = rinalmo_command("finetune", *arguments, "--folds", "3", "--resume")
     assert whole.code == 0, whole.err
-    assert "test: 30 examples, ncrna-family; mean, least and greatest of 3 folds" in whole.out
+    assert "test: 30 examples, ncrna-family; mean, minimum and maximum of 3 folds" in whole.out
     assert whole.err.splitlines()[-1].endswith(
         f"run: 3 folds are trained; their models are {tmp_path / 'run'}/fold-N/model"
     )

@@ -96,7 +96,7 @@ def test_a_damaged_checkpoint_is_named_with_its_file(checkpoints):
     assert damage(path) == "state.json not as written"
     (path / "state.json").unlink()
     assert damage(path) == "state.json not as written"
-    with pytest.raises(CheckpointError, match=r"no checkpoint is whole: .*step-00000001 is damaged \(state\.json"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint is intact: .*step-00000001 is damaged \(state\.json"):
         checkpoints.newest()
 
 

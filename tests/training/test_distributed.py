@@ -130,4 +130,4 @@ def test_two_runs_in_one_folder_end_all_processes_of_the_second(make_recipe, tmp
 
     processes = start_ranks(2, run)
     assert [process.wait() for process in processes] == [1, 1]
-    assert all("holds a run; go on with it by --resume" in process.error for process in processes)
+    assert all("holds a run; continue it with --resume" in process.error for process in processes)

@@ -96,7 +96,7 @@ def test_a_signal_saves_and_a_resumed_run_is_the_same_to_the_bit(make_recipe, fi
     assert not (tmp_path / "run" / "model").exists()
     notes = []
     assert pretrain(recipe, tmp_path / "run", resume=True, listener=Listener(note=notes.append)).finished
-    assert notes[1:] == ["going on after step 4"]
+    assert notes[1:] == ["continuing after step 4"]
     assert weights(tmp_path / "run") == weights(finished)
     assert log(tmp_path / "run") == log(finished)
 
@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_costs_some_steps_and_nothing_else(make_recipe, fin
     notes = []
     pretrain(make_recipe(), tmp_path / "run", resume=True, listener=Listener(note=notes.append))
     assert "step-00000005 is damaged" in notes[1]
-    assert notes[2] == "going on after step 4"
+    assert notes[2] == "continuing after step 4"
     assert weights(tmp_path / "run") == weights(finished)
     assert log(tmp_path / "run") == log(finished)
 
@@ -174,7 +174,7 @@ def test_a_run_in_use_is_left_alone_and_a_dead_ones_lock_is_not_in_the_way(make_
 
 
 def test_what_a_folder_holds_is_not_overwritten(make_recipe, finished, tmp_path):
-    with pytest.raises(InputError, match="whole: holds a run; go on with it by --resume"):
+    with pytest.raises(InputError, match="whole: holds a run; continue it with --resume"):
         pretrain(make_recipe(), finished)
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(InputError, match=r"holds thesis\.tex and is no run"):
@@ -188,7 +188,7 @@ def test_a_resumed_run_keeps_its_recipe_but_for_what_does_not_change_it(make_rec
     notes = []
     longer = make_recipe(train__max_steps=8, logging__every=2)
     assert pretrain(longer, run, resume=True, listener=Listener(note=notes.append)).step == 8
-    assert "train.max_steps was 6 and is 8 from here on" in notes
+    assert "train.max_steps was 6 and is 8 from now on" in notes
     assert [line["step"] for line in read_log(run) if "loss" in line] == [1, 2, 3, 4, 5, 6, 8]
 
 
@@ -242,13 +242,13 @@ def test_the_command_stops_at_sigterm_and_goes_on(store, tmp_path):
     rest = told.read()
     assert process.wait() == 0
     assert "stopped and saved after step" in rest
-    assert "go on with --resume" in rest
+    assert "continue with --resume" in rest
     done = step_of(listed(tmp_path / "run" / "checkpoints")[-1])
     more = command(tmp_path / "run", store, f"train.max_steps={done + 2}")
     process, told = start_command(*more, "--resume")
     rest = told.read()
     assert process.wait() == 0
-    assert f"note: going on after step {done}" in rest
+    assert f"note: continuing after step {done}" in rest
     assert f"step {done + 2}/{done + 2}  loss" in rest
     assert f"use it with --model {tmp_path / 'run' / 'model'}" in rest
 
@@ -294,7 +294,7 @@ def test_torchrun_starts_again_after_a_worker_was_killed(store, tmp_path):
             break
     rest = told.read()
     assert process.wait() == 0, rest
-    assert "going on after step" in rest
+    assert "continuing after step" in rest
     assert log(tmp_path / "run") == log(tmp_path / "whole")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 

@@ -101,7 +101,7 @@ class Item(NamedTuple):
 
 def make_items(*columns: NDArray[Any]) -> list[Item]:
     """Items from arrays, one for each field."""
-    return [Item(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+    return list(map(Item._make, zip(*[column.tolist() for column in columns], strict=True)))
 
 
 @dataclass(frozen=True)

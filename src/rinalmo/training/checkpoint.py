@@ -90,7 +90,7 @@ class Checkpoints:
                 notes.append(f"{path} is damaged ({problem}) and not used")
                 _set_aside(path)
             if notes:
-                raise CheckpointError(f"{self.folder}: no checkpoint is whole: {'; '.join(notes)}")
+                raise CheckpointError(f"{self.folder}: no checkpoint is intact: {'; '.join(notes)}")
             return None, notes
 
         return self.ranks.on_rank_zero(find)
@@ -167,7 +167,7 @@ def _write_errors(target: Path, partial: Path | None = None) -> Iterator[None]:
         if isinstance(error, TrainingError):
             raise
         raise TrainingError(
-            f"{target}: cannot be written ({_reason(error)}); earlier checkpoints are kept, go on with --resume"
+            f"{target}: cannot be written ({_reason(error)}); earlier checkpoints are kept, continue with --resume"
         ) from None
 
 

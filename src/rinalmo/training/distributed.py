@@ -163,7 +163,7 @@ def peer_failures() -> Iterator[None]:
         if isinstance(error, RinalmoError) or not exchange:
             raise
         reason = str(error).strip().splitlines()[0][:160]
-        raise TrainingError(f"another process of this run is gone or late ({reason}); go on with --resume") from None
+        raise TrainingError(f"another process of this run is gone or late ({reason}); continue with --resume") from None
 
 
 class ParallelModel:

@@ -505,7 +505,7 @@ def _mean(folds: Sequence[Evaluation]) -> Evaluation:
     values = {name: [fold.metrics[name].value for fold in folds] for name in names}
     metrics = {name: Metric(sum(of) / len(of), min(of), max(of)) for name, of in values.items()}
     count = sum(fold.count for fold in folds)
-    return Evaluation(folds[0].task, count, None, metrics, interval=f"mean, least and greatest of {len(folds)} folds")
+    return Evaluation(folds[0].task, count, None, metrics, interval=f"mean, minimum and maximum of {len(folds)} folds")
 
 
 def _write_evaluation(evaluation: Evaluation, folder: Path) -> Evaluation:
@@ -566,7 +566,7 @@ def finetune(
         >>> rows = [{"sequence": "GGGA" + 3 * base, "y": len(base)} for base in ("A", "CC", "G", "UU") * 5]
         >>> folder = tempfile.mkdtemp()
         >>> changes = ["train.epochs=1", "backbone.mode=frozen", "logging.plots=false"]
-        >>> finetune("table", rows, f"{folder}/run", target="y", overrides=changes)
+        >>> rinalmo.finetune("table", rows, f"{folder}/run", target="y", overrides=changes)
         >>> len(rinalmo.predict(["GGGACCC"], f"{folder}/run/model"))
         1
     """

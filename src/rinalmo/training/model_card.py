@@ -117,7 +117,7 @@ def write_card(
     """
     folder = RunFolder(source) if (Path(source) / RECIPE).is_file() else None
     if folder and not folder.model.is_dir():
-        raise InputError(f"{source}: the run is not finished, it has no model yet; go on with --resume")
+        raise InputError(f"{source}: the run is not finished, it has no model yet; continue with --resume")
     home = folder.model if folder else Path(source)
     if output is None and not home.is_dir():
         raise InputError(f"{source}: is no folder to write a card into; say where with --output")

@@ -145,7 +145,7 @@ class RunFolder:
             raise
         except OSError as error:
             where = error.filename or self.path
-            raise TrainingError(f"{where}: {error.strerror or error}; go on with --resume") from None
+            raise TrainingError(f"{where}: {error.strerror or error}; continue with --resume") from None
 
     def begin(self, recipe: RunRecipe, resume: bool) -> list[str]:
         """Write the recipe, or with `resume` compare it with the one in the folder; returns notes on changed values."""
@@ -160,7 +160,7 @@ class RunFolder:
         if (self.path / RECIPE).exists():
             # torchrun restarts all processes when one has died; they resume without being told to.
             if not resume and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
-                raise InputError(f"{self.path}: holds a run; go on with it by --resume, or choose another folder")
+                raise InputError(f"{self.path}: holds a run; continue it with --resume, or choose another folder")
             return
         allowed = (LOCK, EXAMPLES)  # written before the recipe is
         names = [path.name for path in self.path.iterdir() if path.name not in allowed and not is_temporary(path)]
@@ -181,7 +181,7 @@ class RunFolder:
                 f"{self.path}: cannot be resumed: {key} was {before.get(key)!r} and is {now.get(key)!r} now; "
                 "resume with the recipe it was started with, or start another run"
             )
-        return [f"{key} was {before.get(key)!r} and is {now.get(key)!r} from here on" for key in changed]
+        return [f"{key} was {before.get(key)!r} and is {now.get(key)!r} from now on" for key in changed]
 
     def record_start(self, step: int, **facts: Any) -> None:
         """Add an entry to `versions.json`."""

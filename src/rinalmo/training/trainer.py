@@ -409,9 +409,12 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint by name: weights and optimizer."""
         model, states = self.task.model, moments(self.optimizer)
-        trained = {name: states[id(p)] for name, p in model.named_parameters() if id(p) in states}
         tensors = {f"{_WEIGHTS}{name}": tensor for name, tensor in model.state_dict().items()}
-        return tensors | {f"{m}.{name}": state[m] for m in MOMENTS for name, state in trained.items()}
+        for moment in MOMENTS:
+            for name, parameter in model.named_parameters():
+                if id(parameter) in states:
+                    tensors[f"{moment}.{name}"] = states[id(parameter)][moment]
+        return tensors
 
 
 @contextmanager
@@ -424,7 +427,7 @@ def _memory_errors(device: torch.device) -> Iterator[None]:
             raise
         raise TrainingError(
             f"{device} is out of memory; halve data.micro_tokens (--set data.micro_tokens=N, which changes no result), "
-            "or --set train.activation_checkpointing=true, and go on with --resume"
+            "or --set train.activation_checkpointing=true, and continue with --resume"
         ) from None
 
 
@@ -535,7 +538,7 @@ def train_and_export(
         if ranks.rank == 0:
             device = device_name(ranks.device)
             notes = [f"device: {device}, {recipe.train.precision}", *notes]
-            for text in [*notes, f"going on after step {step:,}"] if step else notes:
+            for text in [*notes, f"continuing after step {step:,}"] if step else notes:
                 listener.note(text)
             threads = torch.get_num_threads()
             folder.record_start(step, threads=threads, **facts, processes=ranks.world, device=device)
