@@ -1,8 +1,7 @@
-"""Inference of the Hugging Face classes through the engine's fast encoder.
+"""Inference of the Hugging Face classes with the engine's fast encoder.
 
-`FastPath` keeps an encoder's packed weights for as long as they are current. It steps aside wherever the plain
-encoder is needed: in training, when gradients are wanted, off the CPU, and when somebody has changed, wrapped or
-hooked a module (LoRA, quantisation, activation hooks).
+`FastPath` caches an encoder's packed weights as long as they are current. The plain encoder computes in training, with
+gradients, off the CPU, and where a module was changed, wrapped or hooked (LoRA, quantisation, activation hooks).
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class FastPath:
 
 
 def _precision(encoder: Encoder) -> PackedPrecision | None:
-    """What to compute in, if the fast encoder may stand in for this one now."""
+    """The precision of the fast encoder, or None where the plain one has to compute."""
     parameters = list(encoder.parameters())
     if encoder.training or torch.compiler.is_compiling():
         return None
@@ -61,8 +60,12 @@ def _precision(encoder: Encoder) -> PackedPrecision | None:
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
         return None
     kinds = {(parameter.device.type, parameter.dtype) for parameter in parameters}
-    if len(kinds) != 1 or any(map(_is_changed, encoder.modules())):
+    if len(kinds) != 1:
         return None
+    for module in encoder.modules():
+        is_hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        if type(module) not in _OURS or is_hooked:
+            return None
     device, dtype = kinds.pop()
     if device != "cpu" or torch.is_autocast_enabled("cpu"):
         return None
@@ -70,20 +73,16 @@ def _precision(encoder: Encoder) -> PackedPrecision | None:
     return precision if precision and packs_weights(precision) else None
 
 
-def _is_changed(module: nn.Module) -> bool:
-    hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    return type(module) not in _OURS or bool(hooked)
-
-
 def _stamp(encoder: Encoder) -> tuple[Any, ...]:
     """Changes with the weights: by assignment, in place, and (which torch does not count) through `.data` or numpy."""
     parameters = [parameter.detach() for parameter in encoder.parameters()]
     bits = torch.cat([sample(parameter) for parameter in parameters]).view(torch.uint8)
-    return tuple((parameter.data_ptr(), _version(parameter)) for parameter in parameters), bits.numpy().tobytes()
+    versions = [(each.data_ptr(), -1 if each.is_inference() else each._version) for each in parameters]
+    return tuple(versions), bits.numpy().tobytes()
 
 
 def sample(parameter: Tensor) -> Tensor:
-    """Some numbers of every row and every column; of a vector all."""
+    """A sample of every row and every column; all of a vector."""
     if parameter.dim() < 2:
         return parameter.flatten()
     columns = parameter.shape[-1]
@@ -92,9 +91,5 @@ def sample(parameter: Tensor) -> Tensor:
 
 @cache
 def _stride(rows: int, columns: int) -> int:
-    """The longest that leaves no row out (at most a row's length), nor a column (coprime to it, at most `rows`)."""
+    """The longest stride that skips no row (at most `columns`) and no column (coprime to it, at most `rows`)."""
     return next(stride for stride in range(min(rows, columns), 0, -1) if gcd(stride, columns) == 1)
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version

@@ -593,6 +593,15 @@ class RiNALMoHeadModel(RiNALMoPreTrainedModel):
         """Loss and padded logits."""
         raise TypeError(f"{type(self).__name__} is a base class; use one of the RiNALMoFor… classes")
 
+    def _pair_maps(
+        self, head: nn.Module, encoded: Encoded, labels: Tensor | None
+    ) -> tuple[list[Tensor], list[Tensor] | None, Grid]:
+        """Per sequence the head's `(length, length, labels)` map and the labels of the same pairs; their grid."""
+        keep, grid = encoded.grid.nucleotides(encoded.ids, self.encoder.config)
+        maps = [head(states) for states in grid.layout.split(encoded.states[keep])]
+        squares = None if labels is None else grid.gather_pairs(_batched(labels, (*grid.shape, grid.width)))
+        return maps, squares, grid
+
     def _label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         kind = self.config.effective_problem_type or infer_problem_type(labels, logits.shape[-1])
         return label_loss(logits, labels, kind)  # type: ignore[arg-type]
@@ -770,15 +779,11 @@ class RiNALMoForContactPrediction(RiNALMoHeadModel):
         self.post_init()
 
     def loss_and_logits(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        keep, grid = encoded.grid.nucleotides(encoded.ids, self.encoder.config)
-        maps = [self.contact_head(states) for states in grid.layout.split(encoded.states[keep])]
+        maps, squares, grid = self._pair_maps(self.contact_head, encoded, labels)
         loss = None
-        if labels is not None:
-            squares = grid.gather_pairs(_batched(labels, (*grid.shape, grid.width)))
-            loss = self._label_loss(
-                torch.cat([pairs.flatten(0, 1) for pairs in maps]),
-                torch.cat([square.flatten(0, 1) for square in squares]),
-            )
+        if squares is not None:
+            flat_logits, flat_labels = (torch.cat([each.flatten(0, 1) for each in of]) for of in (maps, squares))
+            loss = self._label_loss(flat_logits, flat_labels)
         return loss, grid.scatter_pairs(maps)
 
 
@@ -810,14 +815,13 @@ class RiNALMoForSecondaryStructurePrediction(RiNALMoHeadModel):
         self.post_init()
 
     def loss_and_logits(self, encoded: Encoded, labels: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        keep, grid = encoded.grid.nucleotides(encoded.ids, self.encoder.config)
-        maps = [self.structure_head(states) for states in grid.layout.split(encoded.states[keep])]
-        if labels is None:
+        maps, squares, grid = self._pair_maps(self.structure_head, encoded, labels)
+        if squares is None:
             return None, grid.scatter_pairs(maps)
         region: Any = self.config.loss_region
         kind: Any = self.config.effective_problem_type or "binary"
         losses = []
-        for logits, square in zip(maps, grid.gather_pairs(_batched(labels, (*grid.shape, grid.width))), strict=True):
+        for logits, square in zip(maps, squares, strict=True):
             if square.numel() != logits.numel():
                 raise InputError(
                     f"labels of shape {tuple(square.shape)} do not fit logits of shape {tuple(logits.shape)}"
