@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
+from operator import methodcaller
 from os import PathLike
 
 from rinalmo.errors import InputError, SequenceError
@@ -137,7 +138,7 @@ def _record(number: int, entry: bytes, table: bytes, allow_mask: bool, file: str
     id_ = decode(words[0])
     if allow_mask and _MASK in body:
         # A mask wrapped over two lines stays in two pieces: its '>' could as well start a header.
-        sequence = _MASK.join([piece.translate(table, _WHITESPACE) for piece in body.split(_MASK)])
+        sequence = _MASK.join(map(methodcaller("translate", table, _WHITESPACE), body.split(_MASK)))
     else:
         sequence = body.translate(table, _WHITESPACE)
     if not sequence:

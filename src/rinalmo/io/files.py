@@ -173,7 +173,7 @@ def is_temporary(path: Path) -> bool:
 def clear_temporaries(folder: Path) -> None:
     """Remove unfinished outputs of processes that died. The caller must hold the folder's lock."""
     for path in folder.iterdir():
-        if is_temporary(path):
+        if _TEMPORARY.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 

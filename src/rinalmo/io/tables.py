@@ -95,15 +95,10 @@ class TableReader:
     def require(self, *columns: str) -> None:
         """Raise InputError if a column is missing."""
         for column in columns:
-            require_column(self.name, self.columns, column)
-
-
-def require_column(name: str | PathLike[str], columns: Sequence[str], column: str) -> None:
-    """Raise InputError if a table called `name` lacks a column."""
-    if column not in columns:
-        near = difflib.get_close_matches(column, columns, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, columns))}"
-        raise InputError(f"{name}: has no column {column!r}; {hint}")
+            if column not in self.columns:
+                near = difflib.get_close_matches(column, self.columns, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, self.columns))}"
+                raise InputError(f"{self.name}: has no column {column!r}; {hint}")
 
 
 def open_table(path: str | PathLike[str], format: Format | None = None) -> TableReader:
@@ -123,7 +118,7 @@ def open_table(path: str | PathLike[str], format: Format | None = None) -> Table
         rows = _json_rows(path, name)
         first = next(rows, None)
         return TableReader(name, list(first[1]), chain((first,), rows)) if first else TableReader(name, (), rows)
-    lines = _csv_rows(path, name, _SEPARATORS[format])
+    lines = _csv_lines(path, name, _SEPARATORS[format])
     _, columns = next(lines, (0, []))
     if not columns:
         raise InputError(f"{name}: is empty; a table starts with the names of its columns")
@@ -132,7 +127,8 @@ def open_table(path: str | PathLike[str], format: Format | None = None) -> Table
     if len(set(columns)) < len(columns):
         twice = next(column for column in columns if columns.count(column) > 1)
         raise InputError(f"{name}: has two columns named {twice!r}; rename one")
-    return TableReader(name, columns, _as_mappings(lines, name, columns))
+    rows = ((number, dict(zip(columns, fields, strict=True))) for number, fields in lines if fields)
+    return TableReader(name, columns, rows)
 
 
 def read_rows(path: str | PathLike[str], format: Format | None = None) -> Iterator[tuple[str, Row]]:
@@ -142,13 +138,13 @@ def read_rows(path: str | PathLike[str], format: Format | None = None) -> Iterat
         yield table.place(number), row
 
 
-def _csv_rows(path: str | PathLike[str], name: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the fields of each row with the number of its last line.
+def _csv_lines(path: str | PathLike[str], name: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the fields of each row, as many as in the first, with the number of its last line; none for a blank line.
 
     A field may hold a long RNA, or a value for each of its nucleotides. The limit on the size of a field belongs to the
     whole process, so it is raised only while a row is read.
     """
-    reader = csv.reader(read_lines(path, strict=True), delimiter=separator)
+    reader, width = csv.reader(read_lines(path, strict=True), delimiter=separator), 0
     while True:
         with _field_limit_lock:
             limit = csv.field_size_limit(_MAX_FIELD)
@@ -160,16 +156,11 @@ def _csv_rows(path: str | PathLike[str], name: str, separator: str) -> Iterator[
                 csv.field_size_limit(limit)
         if row is None:
             return
+        width = width or len(row)
+        if row and len(row) != width:
+            problem = f"has {len(row)} fields, but there are {width} columns; check commas and quotes"
+            raise InputError(f"{name}, line {reader.line_num}: {problem}")
         yield reader.line_num, row
-
-
-def _as_mappings(lines: Iterator[tuple[int, list[str]]], name: str, columns: list[str]) -> Iterator[tuple[int, Row]]:
-    for number, row in lines:
-        if row and len(row) != len(columns):
-            problem = f"has {len(row)} fields, but there are {len(columns)} columns; check commas and quotes"
-            raise InputError(f"{name}, line {number}: {problem}")
-        if row:
-            yield number, dict(zip(columns, row, strict=True))
 
 
 def _json_rows(path: str | PathLike[str], name: str) -> Iterator[tuple[int, Row]]:

@@ -197,7 +197,7 @@ class Alphabet:
             InputError: The tokens are k-mers.
         """
         text = sequence.decode("latin-1") if isinstance(sequence, bytes) else sequence
-        return self._encode([text], self.table, special, strict)[0]
+        return self._encode([text], special, strict)[0]
 
     def encode_batch(self, sequences: Sequence[str], *, special: bool = True, strict: bool = False) -> tuple[Ids, Ids]:
         """The ids of many sequences laid end to end, by the rules of `encode`.
@@ -205,13 +205,16 @@ class Alphabet:
         Returns:
             The ids, shape `(tokens,)`, and the number of tokens of each sequence, shape `(n,)`.
         """
-        return self._encode(sequences, self.table, special, strict)
+        return self._encode(sequences, special, strict)
 
     def check(self, sequence: str) -> None:
         """Raise `SequenceError` at the first character that is part of no token."""
-        self._encode([sequence], self._table, special=False, strict=True)
+        self._encode([sequence], special=False, strict=True, allow_words=True)
 
-    def _encode(self, sequences: Sequence[str], table: Ids, special: bool, strict: bool) -> tuple[Ids, Ids]:
+    def _encode(
+        self, sequences: Sequence[str], special: bool, strict: bool, allow_words: bool = False
+    ) -> tuple[Ids, Ids]:
+        table = self._table if allow_words or 1 in map(len, self.words) else self.table  # which raises
         # A line break before and after each sequence holds the place of <cls> and <eos>. It is known by its
         # position alone, so a line break inside a sequence is an ordinary unknown character.
         text = "\n" + "\n\n".join(sequences) + "\n" if sequences else ""
