@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import rinalmo
 from rinalmo.errors import InputError
-from rinalmo.inference.fill_mask import fill_mask
 from rinalmo.io.cards import render_card
 from rinalmo.io.files import replacing
 from rinalmo.model.cost import specification
+from rinalmo.model.packing import pack
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.training.recipes import FinetuneRecipe, Recipe, RunRecipe
 from rinalmo.training.run_folder import EVALUATION, PLOT, RECIPE, VERSIONS, RunFolder, read_log
@@ -135,18 +137,29 @@ def write_card(
     return target
 
 
+def _top_tokens(model: RiNALMo, sequence: str, count: int = 4) -> list[tuple[str, float]]:
+    """The most probable tokens at the sequence's `<mask>` with their probabilities, by the plain network."""
+    ids, layout = pack([model.alphabet.encode(sequence)])
+    with torch.inference_mode():
+        states = model.eval()(ids, layout).last_hidden_state[ids == model.alphabet.mask_id]
+        scores, tokens = model.head("lm_head")(states).softmax(dim=-1)[0].topk(count)
+    return [
+        (model.alphabet.tokens[token], score) for token, score in zip(tokens.tolist(), scores.tolist(), strict=True)
+    ]
+
+
 def card(
     model: RiNALMo, name: str, run: RunRecord | None = None, license_id: str | None = None, *, with_plot: bool = False
 ) -> str:
     """The card's text; masks are filled by the model now."""
     task = model.spec.task["name"] if model.spec.task else None
     fills_masks = "lm_head" in model.spec.heads
-    predictions = {title: fill_mask(text, model)[0][0] for title, text in EXAMPLES.items()} if fills_masks else {}
+    predictions = {title: _top_tokens(model, text) for title, text in EXAMPLES.items()} if fills_masks else {}
     widget = [
         {
             "example_title": title,
             "text": EXAMPLES[title],
-            "output": [{"label": token.token_str, "score": round(token.score, 4)} for token in tokens],
+            "output": [{"label": token, "score": round(score, 4)} for token, score in tokens],
         }
         for title, tokens in predictions.items()
     ]
@@ -189,7 +202,7 @@ def card(
         earlier_runs=earlier_runs,
         plot=PLOT if with_plot else None,
         examples=[
-            (title, f"`{EXAMPLES[title]}`", ", ".join(f"{token.token_str} {token.score:.4f}" for token in tokens))
+            (title, f"`{EXAMPLES[title]}`", ", ".join(f"{token} {score:.4f}" for token, score in tokens))
             for title, tokens in predictions.items()
         ],
         fills_masks=fills_masks,
