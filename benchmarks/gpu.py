@@ -63,8 +63,7 @@ from rinalmo.engine.engine import Engine, to_host
 from rinalmo.engine.gpu_encoder import GpuEncoder
 from rinalmo.inference.embed import mean_of_nucleotides
 from rinalmo.model import kernels
-from rinalmo.model.config import ModelConfig
-from rinalmo.model.cost import count_macs
+from rinalmo.model.config import ModelConfig, count_macs
 from rinalmo.model.packing import Layout, pack
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, initialise
 from rinalmo.training.trainer import training_flops

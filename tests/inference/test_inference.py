@@ -5,9 +5,10 @@ import pytest
 import torch
 
 import rinalmo
-from rinalmo.engine.engine import Engine, map_packed, read_windows, token_batches
+from rinalmo.engine.engine import Engine, map_packed, read_windows
 from rinalmo.errors import CheckpointError, InputError, SequenceError
 from rinalmo.io.fasta import Record
+from rinalmo.model.packing import token_batches
 from rinalmo.model.rinalmo import ModelSpec, create
 
 CARD = "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"

@@ -45,7 +45,7 @@ from rinalmo.engine.inputs import check_positive_int
 from rinalmo.errors import InputError
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.encoder import EncoderBlock
-from rinalmo.model.packing import Layout, pack
+from rinalmo.model.packing import Layout, pack, token_batches
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.rna.alphabet import Alphabet
 from rinalmo.weights.catalog import resolve
@@ -120,28 +120,6 @@ def read_windows(sequences: Iterable[Ids], batch_tokens: Callable[[], int]) -> I
             window, total = [], 0
     if window:
         yield window
-
-
-def token_batches(
-    sequences: Sequence[Ids], batch_tokens: int, order: Sequence[int] | None = None
-) -> Iterator[list[int]]:
-    """Indices of the sequences in groups of at most `batch_tokens` tokens; a longer sequence is a group of its own.
-
-    Groups are consecutive in `order`, which is by length unless given.
-    """
-    if order is None:
-        lengths = list(map(len, sequences))
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    batch: list[int] = []
-    total = 0
-    for i in order:
-        if batch and total + len(sequences[i]) > batch_tokens:
-            yield batch
-            batch, total = [], 0
-        batch.append(i)
-        total += len(sequences[i])
-    if batch:
-        yield batch
 
 
 def _overlapping(

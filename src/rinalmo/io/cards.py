@@ -14,18 +14,13 @@ def render_card(template: str, metadata: Mapping[str, Any] | None = None, **valu
     """Fill in a template; `metadata` is the YAML header of the Hugging Face Hub, without empty entries."""
     # Not at the top: most commands write no card.
     from huggingface_hub import CardData
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters["fmt"] = format
     environment.globals["table"] = markdown_table
     header = CardData(**{key: value for key, value in (metadata or {}).items() if value}).to_yaml()
-    text = environment.get_template(template).render(values, metadata=header)
+    text = environment.from_string((TEMPLATES / template).read_text()).render(values, metadata=header)
     return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"  # conditions leave empty lines behind
 
 

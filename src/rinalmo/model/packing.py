@@ -9,7 +9,7 @@ depend on values that only the device has. `Layout.select` is the exception.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby
@@ -119,6 +119,28 @@ def pack(sequences: Iterable[Sequence[int] | Tensor], device: torch.device | str
     layout = Layout(tuple(map(len, parts)), torch.device(device))
     ids = torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
     return to_device(ids, layout.device), layout
+
+
+def token_batches(
+    sequences: Sequence[Sized], batch_tokens: int, order: Sequence[int] | None = None
+) -> Iterator[list[int]]:
+    """Indices of the sequences in groups of at most `batch_tokens` tokens; a longer sequence is a group of its own.
+
+    Groups are consecutive in `order`, which is by length unless given.
+    """
+    if order is None:
+        lengths = list(map(len, sequences))
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    batch: list[int] = []
+    total = 0
+    for i in order:
+        if batch and total + len(sequences[i]) > batch_tokens:
+            yield batch
+            batch, total = [], 0
+        batch.append(i)
+        total += len(sequences[i])
+    if batch:
+        yield batch
 
 
 def pack_padded(

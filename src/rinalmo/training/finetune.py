@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from rinalmo.data import sampling
 from rinalmo.engine.devices import DeviceLike
-from rinalmo.engine.engine import Engine, to_host, token_batches
+from rinalmo.engine.engine import Engine, to_host
 from rinalmo.errors import CheckpointError, InputError, MissingExtraError
 from rinalmo.io.files import destination, file_sha256, is_temporary, replacing, replacing_path
-from rinalmo.model.packing import Layout, pack
+from rinalmo.model.packing import Layout, pack, token_batches
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
 from rinalmo.tasks.base import Columns, Crop, Example, Task
 from rinalmo.tasks.evaluate import Evaluation, Metric, evaluate_examples

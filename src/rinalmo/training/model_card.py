@@ -14,7 +14,7 @@ import rinalmo
 from rinalmo.errors import InputError
 from rinalmo.io.cards import render_card
 from rinalmo.io.files import replacing
-from rinalmo.model.cost import specification
+from rinalmo.model.config import specification
 from rinalmo.model.packing import pack
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.training.recipes import FinetuneRecipe, Recipe, RunRecipe
@@ -137,9 +137,9 @@ def write_card(
     return target
 
 
-def _top_tokens(model: RiNALMo, sequence: str, count: int = 4) -> list[tuple[str, float]]:
+def _top_tokens(model: RiNALMo, sequence: str, count: int = 5) -> list[tuple[str, float]]:
     """The most probable tokens at the sequence's `<mask>` with their probabilities, by the plain network."""
-    ids, layout = pack([model.alphabet.encode(sequence)])
+    ids, layout = pack([torch.from_numpy(model.alphabet.encode(sequence))])
     with torch.inference_mode():
         states = model.eval()(ids, layout).last_hidden_state[ids == model.alphabet.mask_id]
         scores, tokens = model.head("lm_head")(states).softmax(dim=-1)[0].topk(count)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rinalmo.errors import CheckpointError, InputError
-from rinalmo.model.config import PRESETS, ModelConfig
-from rinalmo.model.cost import PUBLISHED_TOKENS, Specification, specification
+from rinalmo.model.config import PRESETS, PUBLISHED_TOKENS, ModelConfig, Specification, specification
 from rinalmo.model.encoder import EncoderBlock
 from rinalmo.model.heads import POOLINGS, HeadConfig
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
