@@ -104,7 +104,7 @@ def test_any_slope_of_the_swish(beta):
 
 
 @pytest.mark.parametrize("precision", ["fp32", BF16])
-def test_scores_too_large_for_the_short_cut(precision):
+def test_scores_too_large_without_subtracting_the_maximum(precision):
     """Attention without subtracting the maximum overflows here; the layer is computed the careful way."""
     model = create(ModelSpec(ModelConfig(hidden_size=40, num_hidden_layers=1, num_attention_heads=5))).eval()
     weight = model.encoder.blocks[0].attention.qkv.weight.data
@@ -117,7 +117,7 @@ def test_scores_too_large_for_the_short_cut(precision):
 
 @pytest.mark.parametrize("length", [60, 300])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_nothing_attends_to_what_a_sequence_is_filled_up_with(nano, precision, length):
+def test_nothing_attends_to_padding(nano, precision, length):
     ids, layout = pack_padded(batch((20, 58, 41)), length, pad_id=0)
     with torch.inference_mode():
         expected = nano.encoder(ids, layout).last_hidden_state
@@ -128,7 +128,7 @@ def test_nothing_attends_to_what_a_sequence_is_filled_up_with(nano, precision, l
 
 
 @pytest.mark.parametrize("precision", ["fp32", BF16])
-def test_company_does_not_matter(nano, precision):
+def test_states_do_not_depend_on_the_rest_of_the_batch(nano, precision):
     tolerance = {"fp32": 1e-5, "bf16": 2e-2}[precision]
     sequences = batch((30, 5, 5, 200, 1, 77, 78, 79))
     encoder = FastEncoder(nano.encoder, precision)
@@ -148,7 +148,7 @@ def test_precisions_of_the_engine(nano):
 
 
 @pytest.mark.skipif(is_native("int8"), reason="this processor has int8")
-def test_int8_where_it_would_crawl(nano):
+def test_int8_is_refused_where_it_is_slow(nano):
     with pytest.raises(
         InputError, match=r"precision 'int8' (needs an x86 processor with AVX-512 VNNI|is beyond the cap)"
     ):

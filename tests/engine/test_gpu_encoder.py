@@ -46,7 +46,7 @@ def test_states_of_every_layer(nano, precision, lengths):
 
 
 @pytest.mark.parametrize("precision", TOLERANCE)
-def test_alone_in_company_and_in_any_order(nano, precision):
+def test_states_do_not_depend_on_the_rest_of_the_batch(nano, precision):
     sequences = batch((30, 5, 200, 30))
     encoder = GpuEncoder(nano.encoder, precision)
     ids, layout = pack(sequences)
@@ -109,7 +109,7 @@ def test_when_to_compile(monkeypatch, variable, explicit, device, training, toke
     assert kernels.should_compile(device, explicit=explicit, training=training, tokens=tokens) is expected
 
 
-def test_a_wrong_switch_is_named(monkeypatch):
+def test_an_invalid_variable_is_named(monkeypatch):
     monkeypatch.setenv("RINALMO_COMPILE", "yes")
     with pytest.raises(InputError, match="RINALMO_COMPILE is 'yes'"):
         kernels.should_compile(torch.device("cpu"))
