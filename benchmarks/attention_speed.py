@@ -10,7 +10,7 @@
 
 All four combinations apply rotary embeddings to the same queries and keys, with ten heads; head sizes 16, 24, 32 and 64
 are those of nano, micro, mega and giga. "Difference" is the largest difference between their results, which are means
-of values with standard deviation 1. `rinalmo.engine.cpu_attention` chooses its implementation from these results.
+of values with standard deviation 1. `rinalmo.engine.cpu_encoder` chooses its implementation from these results.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def prepared(size: int, length: int, precision: str) -> list[tuple[Any, Any, Any
     """The attention function of each implementation, its queries, keys and values, and its plan of a batch."""
     import torch
 
-    from rinalmo.engine.cpu_attention import ChannelsFirst, TokensFirst, make_plan
+    from rinalmo.engine.cpu_encoder import ChannelsFirst, TokensFirst, make_plan
     from rinalmo.model.packing import Layout
 
     hidden, layout = HEADS * size, Layout((length,) * max(1, TOKENS // length))

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 
 import rinalmo
 from rinalmo.engine import cpu_encoder
-from rinalmo.engine.cpu_attention import ChannelsFirst, TokensFirst
-from rinalmo.engine.cpu_encoder import FastEncoder
+from rinalmo.engine.cpu_encoder import ChannelsFirst, FastEncoder, TokensFirst
 from rinalmo.engine.devices import is_native, packs_weights
 from rinalmo.engine.engine import Engine
 from rinalmo.errors import InputError

@@ -482,6 +482,21 @@ _cache: OrderedDict[tuple[Any, ...], Engine] = OrderedDict()
 _cache_lock = Lock()
 
 
+def map_encoded(
+    engine: Engine, items: Iterable[Item], encode_item: Callable[[Item], np.ndarray], compute: Compute[R]
+) -> Iterator[tuple[Item, R]]:
+    """Each item with its result, in order: `engine.map` over the token ids of all items."""
+    pending: deque[Item] = deque()
+
+    def token_ids() -> Iterator[np.ndarray]:
+        for item in items:
+            pending.append(item)
+            yield encode_item(item)
+
+    for result in engine.map(compute, token_ids()):
+        yield pending.popleft(), result
+
+
 def as_engine(
     model: str | Path | RiNALMo | Engine,
     device: DeviceLike = None,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -26,18 +25,12 @@ from rinalmo.io.files import (
 from rinalmo.io.tables import is_missing, read_rows, table_format
 from rinalmo.rna.alphabet import Alphabet
 
-if TYPE_CHECKING:
-    from rinalmo.engine.engine import Compute, Engine
-
 Sequences = str | Path | Iterable[str | Record | Mapping[str, Any]]
 """One sequence, the `Path` of a FASTA file or table, sequences, records or rows, or a data frame or column of them."""
 
 # Usual names of columns, in any case.
 SEQUENCE = ("sequence", "seq", "rna", "utr", "rna_sequence")
 NAME = ("id", "name", "identifier", "transcript", "seq_id")
-
-Item = TypeVar("Item")
-R = TypeVar("R")
 
 
 class JobSource:
@@ -238,21 +231,6 @@ def encode(record: Record, alphabet: Alphabet) -> np.ndarray:
         return alphabet.encode(record.sequence, strict=True)
     except SequenceError as error:
         raise error.with_location(None, None, record.id) from None
-
-
-def map_encoded(
-    engine: Engine, items: Iterable[Item], encode_item: Callable[[Item], np.ndarray], compute: Compute[R]
-) -> Iterator[tuple[Item, R]]:
-    """Each item with its result, in order: `engine.map` over the token ids of all items."""
-    pending: deque[Item] = deque()
-
-    def token_ids() -> Iterator[np.ndarray]:
-        for item in items:
-            pending.append(item)
-            yield encode_item(item)
-
-    for result in engine.map(compute, token_ids()):
-        yield pending.popleft(), result
 
 
 def check_positive_int(name: str, value: object) -> None:

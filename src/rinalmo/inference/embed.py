@@ -32,16 +32,8 @@ from torch import Tensor
 
 from rinalmo import __version__
 from rinalmo.engine.devices import DeviceLike
-from rinalmo.engine.engine import Engine, as_engine, to_host
-from rinalmo.engine.inputs import (
-    SequenceFile,
-    Sequences,
-    as_records,
-    encode,
-    map_encoded,
-    name_source_in_errors,
-    require_nonempty,
-)
+from rinalmo.engine.engine import Engine, as_engine, map_encoded, to_host
+from rinalmo.engine.inputs import SequenceFile, Sequences, as_records, encode, name_source_in_errors, require_nonempty
 from rinalmo.engine.jobs import Arrays, JobOptions, record_job, take_shard
 from rinalmo.engine.ray import EngineLike, opened
 from rinalmo.errors import InputError, MissingExtraError

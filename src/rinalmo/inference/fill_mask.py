@@ -22,14 +22,12 @@ import torch
 from torch import Tensor
 
 from rinalmo.engine.devices import DeviceLike
-from rinalmo.engine.engine import Engine, as_engine, to_host
+from rinalmo.engine.engine import Engine, as_engine, map_encoded, to_host
 from rinalmo.engine.inputs import (
-    Item,
     Sequences,
     as_records,
     check_positive_int,
     encode,
-    map_encoded,
     name_source_in_errors,
     require_nonempty,
 )
