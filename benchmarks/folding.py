@@ -87,7 +87,7 @@ def answer(fold: Fold) -> None:
 def rinalmo(model: str, thermodynamics: float | None) -> None:
     from rinalmo.engine.engine import Engine
     from rinalmo.inference.fold import Decoding, fold_records
-    from rinalmo.io.fasta import Record
+    from rinalmo.io.sequences import Record
     from rinalmo.rna.structure import PairList
 
     engine, decoding = Engine(model, threads=1), Decoding(thermodynamics=thermodynamics)

@@ -533,7 +533,7 @@ def _training_step(
 
 def folding(setting: Setting, report: Report) -> None:
     from rinalmo.inference.fold import fold_records
-    from rinalmo.io.fasta import Record
+    from rinalmo.io.sequences import Record
     from rinalmo.rna.decoding import Decoder
 
     draw = random.Random(0)

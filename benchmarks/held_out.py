@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from precision import logits, masked
-from rinalmo.io.fasta import read_fasta
+from rinalmo.io.sequences import read_fasta
 from rinalmo.weights.checkpoint import load
 
 SHAPES = {"Markov, order 5": (5, 0), "counted, 3 + 3": (3, 3), "counted, 5 + 5": (5, 5)}

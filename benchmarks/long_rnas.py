@@ -64,7 +64,7 @@ def random_rna(length: int) -> str:
 def memory(chosen: argparse.Namespace) -> None:
     from rinalmo.engine.engine import Engine
     from rinalmo.inference.fold import fold_records, folding_task
-    from rinalmo.io.fasta import Record, read_fasta
+    from rinalmo.io.sequences import Record, read_fasta
     from rinalmo.rna.decoding import METHODS, decode
 
     letters = "".join(r.sequence for r in read_fasta(chosen.fasta)) if chosen.fasta else random_rna(chosen.length)

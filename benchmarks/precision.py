@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from rinalmo.engine.engine import Engine
-from rinalmo.io.fasta import read_fasta
+from rinalmo.io.sequences import read_fasta
 from rinalmo.weights.checkpoint import load
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from rinalmo.data.prepare import prepare
 from rinalmo.data.sources import Report, load_recipe
-from rinalmo.io.fasta import read_fasta
+from rinalmo.io.sequences import read_fasta
 
 LETTERS = np.frombuffer(b"ACGU", dtype=np.uint8)
 SOURCES = ("rnacentral", "rfam", "ensembl")

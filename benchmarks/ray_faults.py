@@ -65,7 +65,7 @@ def _options() -> argparse.Namespace:
 
 
 def _select(chosen: argparse.Namespace, path: Path) -> None:
-    from rinalmo.io.fasta import read_fasta
+    from rinalmo.io.sequences import read_fasta
 
     short = (record for record in read_fasta(chosen.fasta) if len(record.sequence) < chosen.below)
     taken = list(islice(short, chosen.number))

@@ -135,7 +135,7 @@ def peak(precision: str) -> None:
 
 def mix(fasta: str | None, crop: int) -> list[int]:
     """Lengths to draw from, cropped."""
-    from rinalmo.io.fasta import read_fasta
+    from rinalmo.io.sequences import read_fasta
 
     lengths = [len(record.sequence) for record in read_fasta(fasta)] if fasta else list(REAL)
     return [min(length, crop) for length in lengths]

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from rinalmo.inference.fold import fold
     from rinalmo.inference.predict import predict
     from rinalmo.inference.variants import score
-    from rinalmo.io.fasta import read_fasta
+    from rinalmo.io.sequences import read_fasta
     from rinalmo.model.config import ModelConfig
     from rinalmo.rna.alphabet import Alphabet
     from rinalmo.tasks.evaluate import evaluate
@@ -68,7 +68,7 @@ _NAMES = {
     "inference.fold": "fold",
     "inference.predict": "predict",
     "inference.variants": "score",
-    "io.fasta": "read_fasta",
+    "io.sequences": "read_fasta",
     "model.config": "ModelConfig",
     "rna.alphabet": "Alphabet",
     "tasks.evaluate": "evaluate",

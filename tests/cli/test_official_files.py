@@ -13,7 +13,7 @@ import pytest
 import rinalmo
 from rinalmo.engine.engine import Engine
 from rinalmo.inference.fold import fold_records
-from rinalmo.io.fasta import Record
+from rinalmo.io.sequences import Record
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.rinalmo import ModelSpec, create
 from rinalmo.rna.formats import read_structures

@@ -22,7 +22,7 @@ from rinalmo.inference.embed import embed_file
 from rinalmo.inference.fold import Decoding, fold_file
 from rinalmo.inference.predict import predict_file
 from rinalmo.inference.variants import all_single, score_file
-from rinalmo.io.fasta import make_record, read_fasta
+from rinalmo.io.sequences import make_record, read_fasta
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.rinalmo import ModelSpec, create
 

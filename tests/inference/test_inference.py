@@ -7,7 +7,7 @@ import torch
 import rinalmo
 from rinalmo.engine.engine import Engine, map_packed, read_windows
 from rinalmo.errors import CheckpointError, InputError, SequenceError
-from rinalmo.io.fasta import Record
+from rinalmo.io.sequences import Record
 from rinalmo.model.packing import token_batches
 from rinalmo.model.rinalmo import ModelSpec, create
 

@@ -11,7 +11,7 @@ from rinalmo.engine.jobs import Job
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.inference import variants
 from rinalmo.inference.variants import all_single, from_fasta, from_table, score_file
-from rinalmo.io.fasta import Record
+from rinalmo.io.sequences import Record
 
 ONE = [Record("one", "", "GCGGAUUUAGC")]
 TWO = [*ONE, Record("two", "", "ACNGU")]

@@ -10,9 +10,8 @@ import pytest
 from pyarrow import parquet
 
 import rinalmo
-from rinalmo.engine.inputs import as_records
 from rinalmo.errors import InputError
-from rinalmo.io.fasta import Record
+from rinalmo.io.sequences import Record, as_records
 from rinalmo.tasks.evaluate import evaluate
 from rinalmo.training.trainer import Listener
 

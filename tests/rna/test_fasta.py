@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rinalmo.io.fasta import IUPAC_LETTERS
+from rinalmo.io.sequences import IUPAC_LETTERS
 from rinalmo.rna import Record, read_fasta
 
 

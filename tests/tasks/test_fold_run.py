@@ -66,7 +66,7 @@ def test_another_head_is_another_model(model, fasta, tmp_path):
 
 
 def test_chunks_hold_what_folding_gives(model, fasta, tmp_path):
-    from rinalmo.io.fasta import read_fasta
+    from rinalmo.io.sequences import read_fasta
     from rinalmo.rna.formats import read_structures
 
     engine = Engine(model, "fp32", threads=1)

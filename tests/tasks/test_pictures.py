@@ -4,7 +4,7 @@ import pytest
 
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.inference.fold import Plot
-from rinalmo.io.fasta import Record
+from rinalmo.io.sequences import Record
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("RNA")

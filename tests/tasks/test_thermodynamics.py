@@ -14,7 +14,7 @@ from rinalmo.engine.engine import Engine
 from rinalmo.errors import CheckpointError, InputError, MissingExtraError
 from rinalmo.inference.fold import Decoding, fold_file, fold_records
 from rinalmo.inference.predict import predict
-from rinalmo.io.fasta import Record
+from rinalmo.io.sequences import Record
 from rinalmo.metrics import pair_scores
 from rinalmo.rna.formats import write_structures
 from rinalmo.rna.structure import Structure

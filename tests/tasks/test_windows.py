@@ -9,7 +9,7 @@ import pytest
 from rinalmo.engine.engine import Engine
 from rinalmo.errors import InputError
 from rinalmo.inference.fold import Decoding, Plot, fold, fold_file, fold_records
-from rinalmo.io.fasta import Record
+from rinalmo.io.sequences import Record
 from rinalmo.rna.decoding import METHODS, decode
 from rinalmo.rna.structure import PairList
 from rinalmo.tasks.evaluate import evaluate

@@ -55,9 +55,8 @@ def fill_mask_command(source: str, top_k: int, style: str, **engine_settings: An
     rinalmo fill-mask "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"
     rinalmo fill-mask masked.fa --format tsv > predictions.tsv
     """
-    from rinalmo.engine.inputs import as_records, name_source_in_errors
     from rinalmo.inference.fill_mask import fill_mask_records
-    from rinalmo.io.fasta import read_fasta
+    from rinalmo.io.sequences import as_records, name_source_in_errors, read_fasta
 
     is_text = is_sequence(source)
     records = as_records(source, allow_mask=True) if is_text else read_fasta(source, allow_mask=True)
@@ -221,9 +220,8 @@ def score_command(
     if plot is not None and not all_single:
         raise click.UsageError("--plot draws the map of --all-single")
     job = _take_job_options(settings, output)
-    from rinalmo.engine.inputs import as_records
     from rinalmo.inference import variants as scoring
-    from rinalmo.io.fasta import read_fasta
+    from rinalmo.io.sequences import as_records, read_fasta
 
     wild_types = as_records(source) if is_sequence(source) else read_fasta(source)
     if mutations is not None:

@@ -36,9 +36,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 
 from rinalmo.data.store import StoreWriter, TokenStore
 from rinalmo.errors import InputError
-from rinalmo.io.fasta import IUPAC_LETTERS, read_fasta
 from rinalmo.io.files import COMPRESSED
 from rinalmo.io.recipe_files import Section, load
+from rinalmo.io.sequences import IUPAC_LETTERS, read_fasta
 from rinalmo.io.tables import open_table, table_format
 from rinalmo.rna.headers import Header, read_header
 

@@ -41,8 +41,8 @@ from rinalmo.engine.devices import (
     release_memory,
 )
 from rinalmo.engine.gpu_encoder import GpuEncoder
-from rinalmo.engine.inputs import check_positive_int
 from rinalmo.errors import InputError
+from rinalmo.io.sequences import check_positive_int
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.encoder import EncoderBlock
 from rinalmo.model.packing import Layout, pack, token_batches

@@ -30,10 +30,9 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 import numpy as np
 
 from rinalmo import __version__
-from rinalmo.engine.inputs import JobSource, name_source_in_errors
 from rinalmo.errors import InputError, RinalmoError
-from rinalmo.io.fasta import Record
 from rinalmo.io.files import destination, empty_folder, held, replacing
+from rinalmo.io.sequences import InputFile, Record, name_source_in_errors
 
 if TYPE_CHECKING:
     from rinalmo.engine.engine import Advance, Engine
@@ -161,7 +160,7 @@ class Job:
         engine: Engine | RayEngine,
         compute: Callable[[Engine, Advance], Callable[[list[Item]], Arrays]],
         chunks: Iterable[list[Item]],
-        source: JobSource,
+        source: InputFile,
         options: Mapping[str, Any],
         **job: Unpack[JobOptions],
     ) -> Iterator[None]:
@@ -242,7 +241,7 @@ class Job:
         self._saved = {int(path.stem) for path in self.folder.glob("*.npz") if path.stem.isdecimal()}
         return sum(len(self._read(number, ("lengths",))["lengths"]) for number in self._saved)
 
-    def _settings(self, engine: Engine | RayEngine, source: JobSource, options: Mapping[str, Any]) -> dict[str, Any]:
+    def _settings(self, engine: Engine | RayEngine, source: InputFile, options: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "version": __version__,
             "input": source.fingerprint() if source.rereadable else None,
@@ -331,7 +330,7 @@ class Job:
 def record_job(
     output: Path,
     engine: Engine | RayEngine,
-    source: JobSource,
+    source: InputFile,
     records: Iterable[Record],
     stream: Callable[[list[Record], Engine], Iterator[R]],
     pack: Callable[[list[R]], Arrays],

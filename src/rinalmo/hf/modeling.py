@@ -27,7 +27,6 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from rinalmo.engine.devices import default_batch_tokens
 from rinalmo.engine.engine import Engine
-from rinalmo.engine.inputs import Sequences, as_records, require_nonempty
 from rinalmo.errors import InputError
 from rinalmo.hf.configuration import RiNALMoConfig
 from rinalmo.hf.fast_path import FastPath
@@ -42,6 +41,7 @@ from rinalmo.hf.loading import (
     write_tokenizer_and_card,
 )
 from rinalmo.inference.embed import Pooling, embed_records
+from rinalmo.io.sequences import Sequences, as_records, require_nonempty
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.encoder import Embedding, Encoder, SwiGLU
 from rinalmo.model.heads import (

@@ -33,12 +33,19 @@ from torch import Tensor
 from rinalmo import __version__
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, as_engine, map_encoded, to_host
-from rinalmo.engine.inputs import SequenceFile, Sequences, as_records, encode, name_source_in_errors, require_nonempty
 from rinalmo.engine.jobs import Arrays, JobOptions, record_job, take_shard
 from rinalmo.engine.ray import EngineLike, opened
 from rinalmo.errors import InputError, MissingExtraError
-from rinalmo.io.fasta import Record
 from rinalmo.io.files import check_path, replacing_path
+from rinalmo.io.sequences import (
+    Record,
+    SequenceFile,
+    Sequences,
+    as_records,
+    encode,
+    name_source_in_errors,
+    require_nonempty,
+)
 from rinalmo.io.tables import open_table, table_format
 from rinalmo.model.heads import first_tokens
 from rinalmo.model.packing import Layout

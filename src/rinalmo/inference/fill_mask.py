@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from rinalmo.engine.devices import DeviceLike
-from rinalmo.engine.engine import Engine, as_engine, map_encoded, to_host
-from rinalmo.engine.inputs import (
+from rinalmo.engine.engine import Engine, Item, as_engine, map_encoded, to_host
+from rinalmo.errors import SequenceError
+from rinalmo.io.sequences import (
+    Record,
     Sequences,
     as_records,
     check_positive_int,
@@ -31,8 +33,6 @@ from rinalmo.engine.inputs import (
     name_source_in_errors,
     require_nonempty,
 )
-from rinalmo.errors import SequenceError
-from rinalmo.io.fasta import Record
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.alphabet import NUCLEOTIDES

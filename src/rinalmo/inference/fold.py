@@ -29,12 +29,11 @@ from torch import Tensor
 
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, as_engine
-from rinalmo.engine.inputs import SequenceFile, Sequences, as_records, name_source_in_errors, require_nonempty
 from rinalmo.engine.jobs import Arrays, JobOptions, record_job, take_shard
 from rinalmo.engine.ray import EngineLike, opened
 from rinalmo.errors import CheckpointError, InputError, SequenceError
-from rinalmo.io.fasta import Record
 from rinalmo.io.files import check_path, one_line, replacing
+from rinalmo.io.sequences import Record, SequenceFile, Sequences, as_records, name_source_in_errors, require_nonempty
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.plots.drawing import check_drawing, draw_structure
 from rinalmo.plots.pairs import check_arcs, check_map, check_reference, draw_arcs, draw_pair_map

@@ -16,7 +16,12 @@ import numpy as np
 
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, as_engine
-from rinalmo.engine.inputs import (
+from rinalmo.engine.jobs import Arrays, JobOptions, record_job, take_shard
+from rinalmo.engine.ray import EngineLike, opened
+from rinalmo.errors import InputError
+from rinalmo.inference.fold import CHUNK_PAIRS, GPU_SCALE
+from rinalmo.io.sequences import (
+    Record,
     SequenceFile,
     Sequences,
     as_records,
@@ -24,11 +29,6 @@ from rinalmo.engine.inputs import (
     read_table_records,
     require_nonempty,
 )
-from rinalmo.engine.jobs import Arrays, JobOptions, record_job, take_shard
-from rinalmo.engine.ray import EngineLike, opened
-from rinalmo.errors import InputError
-from rinalmo.inference.fold import CHUNK_PAIRS, GPU_SCALE
-from rinalmo.io.fasta import Record
 from rinalmo.io.tables import check_rows_output, write_rows
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.tasks.base import Example, Task

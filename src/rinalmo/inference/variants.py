@@ -22,13 +22,12 @@ import numpy as np
 
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Advance, Engine, as_engine
-from rinalmo.engine.inputs import JobSource, as_records
 from rinalmo.engine.jobs import Arrays, Job, JobOptions, chunked
 from rinalmo.engine.ray import EngineLike, opened
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.inference.fill_mask import Nucleotides
-from rinalmo.io.fasta import Record, read_fasta
 from rinalmo.io.files import check_path, replacing_path
+from rinalmo.io.sequences import InputFile, Record, as_records, read_fasta
 from rinalmo.io.tables import Row, TableReader, open_table, table_format, table_lines
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.plots.heat_map import check_plot, draw
@@ -311,7 +310,7 @@ def _sum(variant: Variant, rows: np.ndarray) -> float:
     return total
 
 
-class VariantSource(JobSource):
+class VariantSource(InputFile):
     """Variants with their rows of the output.
 
     Args:

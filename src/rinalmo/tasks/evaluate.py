@@ -17,9 +17,8 @@ from torch import Tensor
 
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, as_engine
-from rinalmo.engine.inputs import encode
 from rinalmo.errors import InputError
-from rinalmo.io.fasta import Record
+from rinalmo.io.sequences import Record, encode
 from rinalmo.metrics import bootstrap_interval
 from rinalmo.model.packing import Layout, pack_padded
 from rinalmo.model.rinalmo import RiNALMo

@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rinalmo.engine.inputs import NAME, SEQUENCE, plain_rows
 from rinalmo.errors import InputError, SequenceError
-from rinalmo.io.fasta import make_record
+from rinalmo.io.sequences import NAME, SEQUENCE, make_record, plain_rows
 from rinalmo.io.tables import TableReader, is_missing, open_table
 from rinalmo.tasks.base import Columns, Example, require
 

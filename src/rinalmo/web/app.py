@@ -22,8 +22,8 @@ import pandas as pd
 from rinalmo.errors import InputError, RinalmoError
 from rinalmo.inference.embed import Embeddings, common_fields, pack_embeddings, read_embeddings, write_embeddings
 from rinalmo.inference.fill_mask import Prediction
-from rinalmo.io.fasta import Record, read_fasta
 from rinalmo.io.files import replacing
+from rinalmo.io.sequences import Record, read_fasta
 from rinalmo.plots import draw_arcs, draw_logo, draw_pair_map, heat_map, svg
 from rinalmo.plots.drawing import structure_svg
 from rinalmo.plots.embedding_map import draw_embedding_map

@@ -23,8 +23,8 @@ from rinalmo.errors import InputError, RinalmoError, SequenceError
 from rinalmo.inference.embed import embed_records
 from rinalmo.inference.fill_mask import Nucleotides, Prediction, columns, fill_mask_records
 from rinalmo.inference.fold import Decoding, fold_records, folding_task
-from rinalmo.io.fasta import Record, make_record, parse_fasta
 from rinalmo.io.files import read_chunks
+from rinalmo.io.sequences import Record, make_record, parse_fasta
 from rinalmo.rna.formats import structure_text
 from rinalmo.rna.structure import Structure
 
