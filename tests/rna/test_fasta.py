@@ -15,8 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rinalmo.io.sequences import IUPAC_LETTERS
-from rinalmo.rna import Record, read_fasta
+from rinalmo.io.sequences import IUPAC_LETTERS, Record, read_fasta
 
 
 def zstd(data: bytes) -> bytes:
@@ -133,7 +132,7 @@ def test_blocks_may_end_anywhere(fasta: Path, monkeypatch: pytest.MonkeyPatch, s
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress, zstd], ids=["plain", "gzip", "zstd"])
 def test_standard_input(compress) -> None:
-    code = "from rinalmo.rna import read_fasta; print([(r.id, r.sequence) for r in read_fasta('-')])"
+    code = "from rinalmo.io.sequences import read_fasta; print([(r.id, r.sequence) for r in read_fasta('-')])"
     run = subprocess.run([sys.executable, "-c", code], input=compress(b">a x\nACGT\n"), capture_output=True, check=True)
     assert run.stdout.decode().strip() == "[('a', 'ACGU')]"
 
@@ -169,7 +168,7 @@ def test_the_file_is_closed_when_the_reader_is_dropped(fasta: Path) -> None:
 MEASURE = """
 import resource, sys
 import pyarrow
-from rinalmo.rna import read_fasta
+from rinalmo.io.sequences import read_fasta
 unit = 2**20 if sys.platform == "darwin" else 2**10  # of the kernel, per MB
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 before = peak()

@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rinalmo.errors import InputError, SequenceError
-from rinalmo.rna import read_fasta
+from rinalmo.io.sequences import read_fasta
 
 TEXT = b"".join(b">r%d\n%s\n" % (i, b"ACGU" * (i % 40 + 1)) for i in range(500))
 
@@ -159,7 +159,7 @@ def test_a_read_that_fails() -> None:
 @pytest.mark.posix_only
 @pytest.mark.parametrize(("redirect", "message"), [("</dev/null", "is empty"), ("<&-", "is closed")])
 def test_standard_input_without_a_file(redirect: str, message: str) -> None:
-    code = "from rinalmo.rna import read_fasta; next(read_fasta('-'))"
+    code = "from rinalmo.io.sequences import read_fasta; next(read_fasta('-'))"
     run = subprocess.run(f'"{sys.executable}" -c "{code}" {redirect}', shell=True, capture_output=True, text=True)
     assert f"InputError: standard input {message}" in run.stderr
 

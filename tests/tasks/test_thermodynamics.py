@@ -21,7 +21,6 @@ from rinalmo.rna.structure import Structure
 from rinalmo.rna.thermodynamics import ensemble, pair_probabilities
 from rinalmo.tasks.base import Example
 from rinalmo.tasks.evaluate import evaluate, outputs
-from rinalmo.tasks.registry import task_of, with_options
 from rinalmo.tasks.secondary_structure import (
     DEFAULT_WEIGHT,
     LEARNED,
@@ -30,6 +29,7 @@ from rinalmo.tasks.secondary_structure import (
     evidence_from,
     resolve_thermodynamics,
 )
+from rinalmo.tasks.trained import task_of, with_options
 
 pytest.importorskip("RNA")
 TRNA = Structure.from_dot_bracket(

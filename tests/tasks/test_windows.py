@@ -13,8 +13,8 @@ from rinalmo.io.sequences import Record
 from rinalmo.rna.decoding import METHODS, decode
 from rinalmo.rna.structure import PairList
 from rinalmo.tasks.evaluate import evaluate
-from rinalmo.tasks.registry import task_of
 from rinalmo.tasks.secondary_structure import SecondaryStructure, windows_of
+from rinalmo.tasks.trained import task_of
 from rinalmo.weights.checkpoint import load
 
 STEMS = ("GGGCCGCGCC", "GCGUGCGGCC", "GUUGUCGUGC", "GCACGUUCGC", "GCGGAGCGGC", "GACGCCGCGC", "GCUGCACGUC", "GAGGGGGUGC")

@@ -442,7 +442,7 @@ def evaluate_command(
     from rinalmo.io.tables import check_rows_output, write_rows
     from rinalmo.tasks.base import Columns, Task
     from rinalmo.tasks.evaluate import evaluate
-    from rinalmo.tasks.registry import task_class
+    from rinalmo.tasks.trained import task_class
 
     kind = task_class(task)
     if output is not None:

@@ -21,7 +21,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,13 +30,14 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 import numpy as np
 
 from rinalmo import __version__
+from rinalmo.engine.engine import Engine
+from rinalmo.engine.ray import EngineLike, RayEngine
 from rinalmo.errors import InputError, RinalmoError
 from rinalmo.io.files import destination, empty_folder, held, replacing
 from rinalmo.io.sequences import InputFile, Record, name_source_in_errors
 
 if TYPE_CHECKING:
     from rinalmo.engine.engine import Advance, Engine
-    from rinalmo.engine.ray import RayEngine
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,13 @@ Arrays = dict[str, np.ndarray]
 """The results of one chunk; the array `lengths` has one entry for each record."""
 Progress = Callable[[int], Any]
 """A function to call with the number of records done so far."""
+
+
+def opened(engine: EngineLike, to_stdout: bool = False) -> AbstractContextManager[Engine | RayEngine]:
+    """The engine for the length of a `with`; one that is an engine already stays open."""
+    if to_stdout and isinstance(engine, RayEngine):
+        raise InputError("a RayEngine writes a file; name an output")
+    return nullcontext(engine) if isinstance(engine, Engine | RayEngine) else engine
 
 
 class JobOptions(TypedDict, total=False):

@@ -15,7 +15,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -35,13 +35,6 @@ ATTEMPTS = 4  # the first, and three again
 
 Item = TypeVar("Item", bound=Sequence[Any])
 R = TypeVar("R")
-
-
-def opened(engine: EngineLike, to_stdout: bool = False) -> AbstractContextManager[Engine | RayEngine]:
-    """The engine for the length of a `with`; one that is an engine already stays open."""
-    if to_stdout and isinstance(engine, RayEngine):
-        raise InputError("a RayEngine writes a file; name an output")
-    return nullcontext(engine) if isinstance(engine, Engine | RayEngine) else engine
 
 
 class RayEngine:

@@ -25,9 +25,8 @@ from rinalmo.io.cards import render_card
 from rinalmo.model.rinalmo import HEADS
 from rinalmo.rna.alphabet import CARD_TOKENS, STANDARD_TOKENS, Alphabet
 from rinalmo.weights.catalog import find
-from rinalmo.weights.checkpoint import TOKENIZER_CONFIG, config_of, read
+from rinalmo.weights.checkpoint import PICKLE, SHARDS, TOKENIZER_CONFIG, WEIGHTS, config_of, read, shard_names
 from rinalmo.weights.layouts import listed
-from rinalmo.weights.model_files import PICKLE, SHARDS, WEIGHTS, shard_names
 
 if TYPE_CHECKING:
     from rinalmo.hf.modeling import RiNALMoPreTrainedModel

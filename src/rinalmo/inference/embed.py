@@ -33,8 +33,8 @@ from torch import Tensor
 from rinalmo import __version__
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, as_engine, map_encoded, to_host
-from rinalmo.engine.jobs import Arrays, JobOptions, record_job, take_shard
-from rinalmo.engine.ray import EngineLike, opened
+from rinalmo.engine.jobs import Arrays, JobOptions, opened, record_job, take_shard
+from rinalmo.engine.ray import EngineLike
 from rinalmo.errors import InputError, MissingExtraError
 from rinalmo.io.files import check_path, replacing_path
 from rinalmo.io.sequences import (

@@ -29,8 +29,8 @@ from torch import Tensor
 
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, as_engine
-from rinalmo.engine.jobs import Arrays, JobOptions, record_job, take_shard
-from rinalmo.engine.ray import EngineLike, opened
+from rinalmo.engine.jobs import Arrays, JobOptions, opened, record_job, take_shard
+from rinalmo.engine.ray import EngineLike
 from rinalmo.errors import CheckpointError, InputError, SequenceError
 from rinalmo.io.files import check_path, one_line, replacing
 from rinalmo.io.sequences import Record, SequenceFile, Sequences, as_records, name_source_in_errors, require_nonempty
@@ -41,8 +41,6 @@ from rinalmo.rna.decoding import Decoder
 from rinalmo.rna.formats import format_of, read_structures, structure_text, write_structures
 from rinalmo.rna.structure import RECORD, PairList, Structure
 from rinalmo.tasks.base import Example
-from rinalmo.tasks.evaluate import Note, note_windows, outputs
-from rinalmo.tasks.registry import task_of
 from rinalmo.tasks.secondary_structure import (
     LEARNED,
     MIN_PROBABILITY,
@@ -50,6 +48,7 @@ from rinalmo.tasks.secondary_structure import (
     Weight,
     resolve_thermodynamics,
 )
+from rinalmo.tasks.trained import Note, note_windows, outputs, task_of
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, as_engine
-from rinalmo.engine.jobs import Arrays, JobOptions, record_job, take_shard
-from rinalmo.engine.ray import EngineLike, opened
+from rinalmo.engine.jobs import Arrays, JobOptions, opened, record_job, take_shard
+from rinalmo.engine.ray import EngineLike
 from rinalmo.errors import InputError
 from rinalmo.inference.fold import CHUNK_PAIRS, GPU_SCALE
 from rinalmo.io.sequences import (
@@ -32,9 +32,8 @@ from rinalmo.io.sequences import (
 from rinalmo.io.tables import check_rows_output, write_rows
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.tasks.base import Example, Task
-from rinalmo.tasks.evaluate import Note, note_windows, outputs
-from rinalmo.tasks.registry import task_of, with_options
 from rinalmo.tasks.secondary_structure import SecondaryStructure, Weight
+from rinalmo.tasks.trained import Note, note_windows, outputs, task_of, with_options
 
 logger = logging.getLogger(__name__)
 

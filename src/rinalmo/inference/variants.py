@@ -22,8 +22,8 @@ import numpy as np
 
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Advance, Engine, as_engine
-from rinalmo.engine.jobs import Arrays, Job, JobOptions, chunked
-from rinalmo.engine.ray import EngineLike, opened
+from rinalmo.engine.jobs import Arrays, Job, JobOptions, chunked, opened
+from rinalmo.engine.ray import EngineLike
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.inference.fill_mask import Nucleotides
 from rinalmo.io.files import check_path, replacing_path

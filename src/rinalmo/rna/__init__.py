@@ -2,7 +2,3 @@
 
 Structures are in `rinalmo.rna.structure`, `formats` and `folding`, which import numpy; this page does not.
 """
-
-from rinalmo.io.sequences import Record, read_fasta
-
-__all__ = ["Record", "read_fasta"]

@@ -4,74 +4,25 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, as_engine
 from rinalmo.errors import InputError
-from rinalmo.io.sequences import Record, encode
 from rinalmo.metrics import bootstrap_interval
-from rinalmo.model.packing import Layout, pack_padded
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.tasks.base import Columns, Example, Task
 from rinalmo.tasks.examples import json_lines
-from rinalmo.tasks.registry import task_of, with_options
-from rinalmo.tasks.secondary_structure import Weight, window_note, windows_of
+from rinalmo.tasks.secondary_structure import Weight, window_note
 from rinalmo.tasks.table import Table
+from rinalmo.tasks.trained import outputs, task_of, with_options
 
 Row = dict[str, Any]
-Note = Callable[[str], Any]
-
-
-def note_windows(records: Iterable[Record], task: Task, note: Note) -> Iterator[Record]:
-    """The records; `note` gets a line about each that is computed in windows."""
-    for record in records:
-        if task.window and len(record.sequence) > task.window:
-            note(window_note(record.id, len(record.sequence), task.window))
-        yield record
-
-
-def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator[tuple[Example, Any]]:
-    """The output of the task's head for each example, in the order of the input; windows are merged.
-
-    An output may be as large as length²: do not keep it.
-    """
-    model = engine.head_model
-    waiting: deque[tuple[Example, int]] = deque()
-
-    def ids() -> Iterator[np.ndarray]:
-        for example in examples:
-            parts = [task.cropped(example.sequence)]
-            if task.window and len(example.sequence) > task.window:
-                windows = windows_of(len(example.sequence), task.window)
-                parts = [example.sequence[window.start : window.stop] for window in windows]
-            waiting.append((example, len(parts)))
-            for part in parts:
-                yield encode(Record(example.name, "", part), model.alphabet)
-
-    def compute(packed: Tensor, layout: Layout) -> Sequence[Tensor]:
-        if task.pad_to:
-            packed, layout = pack_padded(layout.split(packed), task.pad_to, model.alphabet.pad_id, layout.device)
-        states = engine.hidden_states(packed, layout, [model.config.num_hidden_layers])[0]
-        with torch.inference_mode():
-            return task.forward(model, packed, states, layout)
-
-    computed = engine.map(compute, ids())
-    for first in computed:
-        example, count = waiting.popleft()
-        if count == 1:
-            yield example, first
-        else:
-            yield example, task.merge_windows(example, chain([first], islice(computed, count - 1)))
 
 
 SAMPLES = 1000

@@ -31,7 +31,7 @@ from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
 from rinalmo.tasks.base import Columns, Crop, Example, Task
 from rinalmo.tasks.evaluate import Evaluation, Metric, evaluate_examples
 from rinalmo.tasks.examples import json_lines
-from rinalmo.tasks.registry import task_class, task_of
+from rinalmo.tasks.trained import task_class, task_of
 from rinalmo.training.distributed import Ranks, init_distributed
 from rinalmo.training.model_card import write_card
 from rinalmo.training.recipes import BackboneRecipe, ExamplesRecipe, FinetuneRecipe, recipe_for

@@ -1,19 +1,34 @@
-"""The tasks by name, and the task of a model."""
+"""The task of a trained model: which one it is, its options, and the outputs of its head."""
 
 from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
+from itertools import chain, islice
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from rinalmo.engine.engine import Engine
 from rinalmo.errors import CheckpointError, InputError
+from rinalmo.io.sequences import Record, encode
+from rinalmo.model.packing import Layout, pack_padded
 from rinalmo.model.rinalmo import ModelSpec
-from rinalmo.tasks.base import Crop, Task
+from rinalmo.tasks.base import Crop, Example, Task
 from rinalmo.tasks.classification import NcrnaFamily, SpliceSite
 from rinalmo.tasks.regression import PUBLISHED_PADDING, ExpressionLevel, RibosomeLoad, TranslationEfficiency
-from rinalmo.tasks.secondary_structure import SecondaryStructure, Weight, resolve_thermodynamics
+from rinalmo.tasks.secondary_structure import (
+    SecondaryStructure,
+    Weight,
+    resolve_thermodynamics,
+    window_note,
+    windows_of,
+)
 from rinalmo.tasks.table import Table
 
 _CLASSES: list[type[Task]] = [
@@ -26,6 +41,9 @@ _CLASSES: list[type[Task]] = [
     Table,
 ]
 TASKS: dict[str, type[Task]] = {task.name: task for task in _CLASSES}
+
+
+Note = Callable[[str], Any]
 
 
 def task_class(name: str) -> type[Task]:
@@ -75,7 +93,7 @@ def with_options(
     fill_to: int | None = None,
     window: int | None = None,
     thermodynamics: Weight | None = None,
-    note: Callable[[str], Any] = warnings.warn,
+    note: Note = warnings.warn,
 ) -> Task:
     """The model's task with options as `rinalmo.evaluate` takes them; None: the model's defaults.
 
@@ -95,3 +113,45 @@ def with_options(
         option, name = ("--window", "windows") if window is not None else ("--thermodynamics", "thermodynamics")
         raise InputError(f"only secondary-structure has {name}, not {task.name}; leave {option} out")
     return task
+
+
+def note_windows(records: Iterable[Record], task: Task, note: Note) -> Iterator[Record]:
+    """The records; `note` gets a line about each that is computed in windows."""
+    for record in records:
+        if task.window and len(record.sequence) > task.window:
+            note(window_note(record.id, len(record.sequence), task.window))
+        yield record
+
+
+def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator[tuple[Example, Any]]:
+    """The output of the task's head for each example, in the order of the input; windows are merged.
+
+    An output may be as large as length²: do not keep it.
+    """
+    model = engine.head_model
+    waiting: deque[tuple[Example, int]] = deque()
+
+    def ids() -> Iterator[np.ndarray]:
+        for example in examples:
+            parts = [task.crop.of(example.sequence) if task.crop else example.sequence]
+            if task.window and len(example.sequence) > task.window:
+                windows = windows_of(len(example.sequence), task.window)
+                parts = [example.sequence[window.start : window.stop] for window in windows]
+            waiting.append((example, len(parts)))
+            for part in parts:
+                yield encode(Record(example.name, "", part), model.alphabet)
+
+    def compute(packed: Tensor, layout: Layout) -> Sequence[Tensor]:
+        if task.pad_to:
+            packed, layout = pack_padded(layout.split(packed), task.pad_to, model.alphabet.pad_id, layout.device)
+        states = engine.hidden_states(packed, layout, [model.config.num_hidden_layers])[0]
+        with torch.inference_mode():
+            return task.forward(model, packed, states, layout)
+
+    computed = engine.map(compute, ids())
+    for first in computed:
+        example, count = waiting.popleft()
+        if count == 1:
+            yield example, first
+        else:
+            yield example, task.merge_windows(example, chain([first], islice(computed, count - 1)))
