@@ -259,7 +259,7 @@ def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Re
     if isinstance(sequences, Mapping):
         raise InputError(
             f"sequences came as a mapping of {', '.join(map(str, list(sequences)[:3]))}; give one of its values "
-            "(such as the train split of a DatasetDict), or a list of sequences or of rinalmo.io.sequences.Record(name, …)"
+            "(such as the train split of a DatasetDict), or a list of sequences or of `rinalmo.io.sequences.Record`s"
         )
     if not isinstance(sequences, Iterable):
         raise InputError(f"sequences came as {type(sequences).__name__}; give a sequence, a list of them or a Path")

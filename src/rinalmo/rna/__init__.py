@@ -1,4 +1,1 @@
-"""RNA on paper: sequence and structure files, base pairs, decoding. Imports neither torch nor anything above it.
-
-Structures are in `rinalmo.rna.structure`, `formats` and `folding`, which import numpy; this page does not.
-"""
+"""RNA sequences and structures: alphabet, base pairs, file formats, decoding, thermodynamics. No torch."""

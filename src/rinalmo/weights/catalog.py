@@ -154,6 +154,9 @@ CATALOG: dict[str, CatalogEntry] = {
 def models() -> list[CatalogEntry]:
     """The published models, smallest first.
 
+    Returns:
+        One entry for each: name, license, addresses and checksums of its files, number of parameters.
+
     Examples:
         >>> import rinalmo
         >>> [model.name for model in rinalmo.models()]
