@@ -51,6 +51,29 @@ def test_a_table_for_several_wild_types(engine, tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_shards_together_are_the_whole(engine, tmp_path):
+    score_file(all_single(TWO), tmp_path / "whole.csv", engine)
+    shards = []
+    for i in (1, 2, 3):
+        score_file(all_single(TWO), tmp_path / f"{i}.csv", engine, shard=f"{i}/3")
+        shards.append(rows(tmp_path / f"{i}.csv"))
+    whole = {row["mutant"] + row["record"]: float(row["score"]) for row in rows(tmp_path / "whole.csv")}
+    assert len(whole) == 45
+    assert [len(shard) for shard in shards] == [15, 15, 15]
+    assert {row["mutant"] + row["record"]: float(row["score"]) for shard in shards for row in shard} == pytest.approx(
+        whole, abs=1e-5
+    )
+
+
+def test_shards_that_cannot_be(engine, tmp_path):
+    with pytest.raises(InputError, match="no variant falls in --shard 12/12"):
+        score_file(all_single(ONE), tmp_path / "out.csv", engine, shard="12/12")
+    with pytest.raises(InputError, match="the shard number must be between 1 and 2"):
+        score_file(all_single(ONE), tmp_path / "out.csv", engine, shard="3/2")
+    with pytest.raises(InputError, match="leave --shard out, or --plot"):
+        score_file(all_single(ONE), tmp_path / "out.csv", engine, shard="1/2", plot=tmp_path / "map.svg")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

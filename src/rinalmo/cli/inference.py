@@ -191,6 +191,7 @@ def embed_command(
     help="pll takes one pass per nucleotide, and scores insertions and deletions too.",
 )
 @click.option("-o", "--output", default="-", help="File to write: .csv, .tsv or .parquet.  [default: CSV to stdout]")
+@click.option("--shard", metavar="I/N", help="Take every N-th position, from the I-th on: one job of an array of N.")
 @job_options
 @click.option("--plot", type=_FILE, metavar="FILE", help="Draw a heat map of --all-single, .svg or .png.")
 @engine_options(precision="fp32")

@@ -271,7 +271,7 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
     threshold = "" if evaluation.threshold is None else f", threshold {evaluation.threshold:.2f}"
     print(f"{title}: {evaluation.count:,} examples, {evaluation.task}{threshold}; {evaluation.interval}")
     rows = [[n, f"{f.value:.4f}", f"{f.low:.4f} – {f.high:.4f}"] for n, f in evaluation.metrics.items()]
-    _print_columns(["figure", "value", "interval"], rows)
+    _print_columns(["metric", "value", "interval"], rows)
     if evaluation.groups:
         names = [name for name in evaluation.metrics if "/" not in name][:6]
         rows = [

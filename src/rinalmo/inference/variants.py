@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice, repeat, zip_longest
+from itertools import chain, groupby, islice, repeat, zip_longest
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Advance, Engine, as_engine
-from rinalmo.engine.jobs import Arrays, Job, JobOptions, chunked, opened
+from rinalmo.engine.jobs import Arrays, Job, JobOptions, chunked, opened, take_shard
 from rinalmo.engine.ray import EngineLike
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.inference.fill_mask import Nucleotides
@@ -332,13 +332,29 @@ class VariantSource(InputFile):
         super().__init__(path)
         self.wild_types, self.columns, self.read, self.left_out = wild_types, columns, read, left_out
 
+    def take_shard(self, shard: str | None) -> VariantSource:
+        """The variants of every n-th position, from the i-th on, for `shard` "i/n"; all for None.
+
+        Variants of one position follow each other, and share a pass of the model.
+        """
+        read = self.read
+
+        def of_shard() -> Iterator[Variant]:
+            groups = groupby(read(), key=lambda variant: (variant.wild_type, variant.positions))
+            return (variant for _, group in take_shard(groups, shard) for variant in group)
+
+        if shard is not None:
+            next(take_shard((), shard), None)  # raises for one that cannot be
+            self.read = of_shard
+        return self
+
     def fingerprint(self) -> str:
         """A hash of the wild types and the file."""
         digest = hashlib.sha256(repr([(record.id, record.sequence) for record in self.wild_types]).encode())
         digest.update((super().fingerprint() if self.path else "").encode())
         return digest.hexdigest()
 
-    def checked(self, method: Method) -> int:
+    def checked(self, method: Method, shard: str | None = None) -> int:
         """Read all variants, and return their number. Raises for the first that cannot be scored."""
         count = 0
         for variant in self.read():
@@ -346,6 +362,8 @@ class VariantSource(InputFile):
                 check(variant, method, file=str(self.path), record=str(variant.cells[1]))
             count += 1
         if count == 0:
+            if shard is not None:
+                raise InputError(f"{self.path or self.wild_types[0].id}: no variant falls in --shard {shard}")
             where, missing = self.path or f"record {self.wild_types[0].id}", "rows" if self.path else "A, C, G or U"
             raise InputError(f"{where}: has no {missing}; there is nothing to score")
         return count
@@ -435,6 +453,7 @@ def score_file(
     *,
     method: Method = "masked-marginals",
     plot: Path | None = None,
+    shard: str | None = None,
     **job: Unpack[JobOptions],
 ) -> int:
     """Score all variants of a source; see `rinalmo.engine.jobs` for interrupted runs.
@@ -445,6 +464,7 @@ def score_file(
         engine: An `Engine` or `RayEngine`, or a context manager that makes one once the options are known to be valid.
         method: See `score`.
         plot: A heat map to draw as well, of all substitutions in one sequence.
+        shard: "i/n" takes the variants of every n-th position, from the i-th on; no score depends on it.
         job: See `JobOptions`. `progress` is in passes of the model, with a `RayEngine` in variants.
 
     Returns:
@@ -459,7 +479,9 @@ def score_file(
         check_path(output, ENDINGS)
     if plot is not None:
         check_plot(plot, [len(record.sequence) for record in source.wild_types])
-    count = source.checked(method)
+        if shard is not None:
+            raise InputError("a heat map shows all substitutions; leave --shard out, or --plot")
+    count = source.take_shard(shard).checked(method, shard)
     map_: np.ndarray | None = None
     with opened(engine, to_stdout) as engine:
         if isinstance(engine, Engine) and to_stdout:
@@ -472,7 +494,7 @@ def score_file(
         else:
             done = Job(output, "variants", counts_passes=isinstance(engine, Engine))
             compute, chunks = partial(_score_blocks, method=method), blocks(source.read(), method)
-            with done.run(engine, compute, chunks, source, {"method": method}, **job):
+            with done.run(engine, compute, chunks, source, {"method": method, "shard": shard}, **job):
 
                 def rows() -> Scored:
                     scores = chain.from_iterable(chunk["scores"].tolist() for chunk in done.results("scores"))
