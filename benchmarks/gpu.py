@@ -653,7 +653,7 @@ def memory(setting: Setting, report: Report) -> None:
                     torch.cuda.reset_peak_memory_stats()
                 before = _memory_now(device)
                 ids, layout = packed(rnas(lengths), device)
-                encoder(ids, layout, [encoder.config.num_hidden_layers])
+                encoder(ids, layout, [model.config.num_hidden_layers])
                 setting.wait()
                 most = _most_memory(device) - before
                 report.add(f"giga: {what}", most / layout.total / 2**10, "kB a token", "", f"{most / 2**30:.2f} GB")

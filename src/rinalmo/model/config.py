@@ -16,6 +16,7 @@ Reference: Penić et al. 2025 (arXiv:2403.00043).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -77,10 +78,14 @@ class ModelConfig:
             value = getattr(self, name)
             if value < 1:
                 raise CheckpointError(f"config: {name} is {value!r}; it must be a positive whole number")
-        for name in ("attention_dropout", "hidden_dropout", "layer_norm_eps"):
+        for name in ("attention_dropout", "hidden_dropout"):
             value = getattr(self, name)
             if not 0.0 <= value < 1.0:
                 raise CheckpointError(f"config: {name} is {value!r}; it must be a number in [0, 1)")
+        if not 0.0 <= self.layer_norm_eps < math.inf:
+            raise CheckpointError(
+                f"config: layer_norm_eps is {self.layer_norm_eps!r}; it must be a number of at least 0"
+            )
         if self.hidden_size % self.num_attention_heads or self.head_size % 2:
             raise CheckpointError(
                 f"config: hidden_size {self.hidden_size} cannot be split into {self.num_attention_heads} attention "
