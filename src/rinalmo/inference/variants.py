@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby, islice, repeat, zip_longest
@@ -337,16 +338,14 @@ class VariantSource(InputFile):
 
         Variants of one position follow each other, and share a pass of the model.
         """
-        read = self.read
 
         def of_shard() -> Iterator[Variant]:
-            groups = groupby(read(), key=lambda variant: (variant.wild_type, variant.positions))
+            groups = groupby(self.read(), key=lambda variant: (variant.wild_type, variant.positions))
             return (variant for _, group in take_shard(groups, shard) for variant in group)
 
-        if shard is not None:
-            next(take_shard((), shard), None)  # raises for one that cannot be
-            self.read = of_shard
-        return self
+        sharded = copy(self)
+        sharded.read = of_shard
+        return sharded
 
     def fingerprint(self) -> str:
         """A hash of the wild types and the file."""
@@ -481,7 +480,8 @@ def score_file(
         check_plot(plot, [len(record.sequence) for record in source.wild_types])
         if shard is not None:
             raise InputError("a heat map shows all substitutions; leave --shard out, or --plot")
-    count = source.take_shard(shard).checked(method, shard)
+    source = source.take_shard(shard)
+    count = source.checked(method, shard)
     map_: np.ndarray | None = None
     with opened(engine, to_stdout) as engine:
         if isinstance(engine, Engine) and to_stdout:

@@ -99,10 +99,6 @@ class Task(ABC):
 
     # Data
 
-    def cropped(self, sequence: str) -> str:
-        """The part of a sequence that the model sees."""
-        return self.crop.of(sequence) if self.crop else sequence
-
     @classmethod
     @abstractmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:

@@ -42,7 +42,6 @@ _CLASSES: list[type[Task]] = [
 ]
 TASKS: dict[str, type[Task]] = {task.name: task for task in _CLASSES}
 
-
 Note = Callable[[str], Any]
 
 
@@ -123,6 +122,11 @@ def note_windows(records: Iterable[Record], task: Task, note: Note) -> Iterator[
         yield record
 
 
+def cropped(sequence: str, crop: Crop | None) -> str:
+    """The part of a sequence that a model sees."""
+    return crop.of(sequence) if crop else sequence
+
+
 def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator[tuple[Example, Any]]:
     """The output of the task's head for each example, in the order of the input; windows are merged.
 
@@ -133,7 +137,7 @@ def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator
 
     def ids() -> Iterator[np.ndarray]:
         for example in examples:
-            parts = [task.crop.of(example.sequence) if task.crop else example.sequence]
+            parts = [cropped(example.sequence, task.crop)]
             if task.window and len(example.sequence) > task.window:
                 windows = windows_of(len(example.sequence), task.window)
                 parts = [example.sequence[window.start : window.stop] for window in windows]

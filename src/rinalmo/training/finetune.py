@@ -31,7 +31,7 @@ from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
 from rinalmo.tasks.base import Columns, Crop, Example, Task
 from rinalmo.tasks.evaluate import Evaluation, Metric, evaluate_examples
 from rinalmo.tasks.examples import json_lines
-from rinalmo.tasks.trained import task_class, task_of
+from rinalmo.tasks.trained import cropped, task_class, task_of
 from rinalmo.training.distributed import Ranks, init_distributed
 from rinalmo.training.model_card import write_card
 from rinalmo.training.recipes import BackboneRecipe, ExamplesRecipe, FinetuneRecipe, recipe_for
@@ -85,7 +85,7 @@ def read_examples(data: ExamplesRecipe, task: type[Task]) -> tuple[Sets, list[st
         examples = task.read(Path(path), columns_of(data)) if path is not None else []
         total = len(examples)
         if data.max_length is not None:
-            examples = [example for example in examples if len(_cropped(example, crop)) <= data.max_length]
+            examples = [example for example in examples if len(cropped(example.sequence, crop)) <= data.max_length]
         if len(examples) < total:
             notes.append(f"{path}: {total - len(examples):,} examples longer than {data.max_length} nt are left out")
         read.append(examples)
@@ -99,9 +99,9 @@ def read_sets(data: ExamplesRecipe, task: type[Task], seed: int) -> tuple[Sets, 
     if not sets.train:
         raise InputError(f"{data.train}: no example is left for training")
     crop = crop_of(data)
-    known = {_cropped(example, crop) for example in sets.train}
+    known = {cropped(example.sequence, crop) for example in sets.train}
     for name, examples in (("validation", sets.validation), ("test", sets.test)):
-        if shared := sum(_cropped(example, crop) in known for example in examples):
+        if shared := sum(cropped(example.sequence, crop) in known for example in examples):
             notes.append(f"{shared:,} of {len(examples):,} {name} sequences are in the training set too")
     return sets, notes
 
@@ -143,10 +143,6 @@ def columns_of(data: ExamplesRecipe) -> Columns:
 def crop_of(data: ExamplesRecipe) -> Crop | None:
     """The part of a sequence that a model of this recipe uses; None: all of it."""
     return None if data.crop is None else Crop(data.crop, data.crop_at)
-
-
-def _cropped(example: Example, crop: Crop | None) -> str:
-    return crop.of(example.sequence) if crop else example.sequence
 
 
 def _shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
@@ -418,7 +414,10 @@ def _train(recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, resume: bool
         changed = ranks.on_rank_zero(lambda: folder.begin(recipe, resume))
         model, fresh = build_model(recipe, task, sets.train)
         encode = model.alphabet.encode
-        ids = [[encode(task.cropped(e.sequence), strict=True) for e in part] for part in (sets.train, sets.validation)]
+        ids = [
+            [encode(cropped(e.sequence, task.crop), strict=True) for e in part]
+            for part in (sets.train, sets.validation)
+        ]
         encoded = [EncodedExamples(sets.train, ids[0]), EncodedExamples(sets.validation, ids[1])]
         if mode == "frozen":
             micro_tokens = recipe.data.micro_tokens
