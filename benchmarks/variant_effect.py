@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from rinalmo.engine.engine import Engine
-from rinalmo.inference.fill_mask import Nucleotides
+from rinalmo.inference.fill_mask import NucleotideScorer
 from rinalmo.inference.variants import Method, Variant, compare, score_variants
 from rinalmo.io.tables import open_table
 from rinalmo.metrics import regression_scores
@@ -56,7 +56,7 @@ def read(path: Path) -> Scan:
     return Scan(path.name.split(".")[0], variants, np.array([value for _, value in pairs]))
 
 
-def scores(scan: Scan, model: Nucleotides, methods: Sequence[Method]) -> dict[str, np.ndarray]:
+def scores(scan: Scan, model: NucleotideScorer, methods: Sequence[Method]) -> dict[str, np.ndarray]:
     sequences = [variant.sequence for variant in scan.variants]
     found = {method: np.array(list(score_variants(scan.variants, model, method))) for method in methods}
     return {
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--most-pll", type=int, default=300, help="mutants of each number of mutations; 0 for all")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    model = Nucleotides(Engine(options.model, options.precision, threads=options.threads))
+    model = NucleotideScorer(Engine(options.model, options.precision, threads=options.threads))
     scans = [read(path) for path in sorted(options.scans.iterdir()) if path.name.endswith((".csv", ".csv.gz"))]
     print(f"Spearman's correlation, model {options.model}, {options.precision}, seed {options.seed}")
     head(MARGINALS)

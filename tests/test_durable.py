@@ -15,14 +15,14 @@ import pytest
 from rinalmo.errors import InputError
 from rinalmo.io import files
 from rinalmo.io.files import (
+    atomic_write,
+    atomic_write_path,
     check_path,
     destination,
     file_lock,
-    held,
     is_temporary,
+    lock_folder,
     publish_folder,
-    replacing,
-    replacing_path,
     temporary_folder,
 )
 
@@ -44,12 +44,12 @@ def umask():
 
 
 def write(path, content=b"new"):
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(content)
 
 
 def write_path(path, content=b"new"):
-    with replacing_path(path) as partial:
+    with atomic_write_path(path) as partial:
         partial.write_bytes(content)
 
 
@@ -77,7 +77,7 @@ def test_a_file_is_replaced(tmp_path, way):
 
 def test_an_error_leaves_the_old_file(tmp_path):
     (tmp_path / "out").write_bytes(b"old")
-    for opened in (replacing, replacing_path):
+    for opened in (atomic_write, atomic_write_path):
         with pytest.raises(KeyError), opened(tmp_path / "out"):
             raise KeyError
     assert (tmp_path / "out").read_bytes() == b"old"
@@ -85,7 +85,7 @@ def test_an_error_leaves_the_old_file(tmp_path):
 
 
 def test_two_writers_of_one_file_have_names_of_their_own(tmp_path):
-    with replacing_path(tmp_path / "out") as first, replacing_path(tmp_path / "out") as second:
+    with atomic_write_path(tmp_path / "out") as first, atomic_write_path(tmp_path / "out") as second:
         assert first != second
         assert is_temporary(first)
         first.write_bytes(b"first")
@@ -96,7 +96,7 @@ def test_two_writers_of_one_file_have_names_of_their_own(tmp_path):
 
 @WAYS
 def test_what_a_killed_writer_left_is_no_obstacle(tmp_path, way):
-    with contextlib.suppress(FileNotFoundError), replacing_path(tmp_path / "out") as partial:
+    with contextlib.suppress(FileNotFoundError), atomic_write_path(tmp_path / "out") as partial:
         left = partial
         partial.unlink()
     left.write_bytes(b"half")
@@ -201,8 +201,8 @@ def test_a_device_is_written_to(tmp_path, way):
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="this system has no /dev/stdout")
 def test_standard_output_by_its_name(tmp_path):
     """A file that a shell has opened goes on to be that file."""
-    code = "from pathlib import Path; from rinalmo.io.files import replacing\n"
-    code += "with replacing(Path('/dev/stdout')) as file: file.write(b'x')"
+    code = "from pathlib import Path; from rinalmo.io.files import atomic_write\n"
+    code += "with atomic_write(Path('/dev/stdout')) as file: file.write(b'x')"
     with (tmp_path / "log").open("ab") as log:
         log.write(b"before ")
         log.flush()
@@ -313,7 +313,7 @@ def test_without_locks_there_is_one_warning(tmp_path, monkeypatch, caplog, code)
 
     monkeypatch.setattr(fcntl, "flock", failing(code))
     for _ in range(2):
-        with held(tmp_path / "work", tmp_path / "out", temporary=True) as is_held:
+        with lock_folder(tmp_path / "work", tmp_path / "out", temporary=True) as is_held:
             assert not is_held
             (tmp_path / "work" / "file").write_text("")
             (tmp_path / "work" / "file").unlink()
@@ -325,16 +325,19 @@ def test_without_locks_there_is_one_warning(tmp_path, monkeypatch, caplog, code)
 
 def test_a_held_folder_is_refused_and_reclaimed(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from rinalmo.io.files import held\n"
-        f"with held(Path({str(tmp_path / 'work')!r}), Path('out')): print(flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from rinalmo.io.files import lock_folder\n"
+        f"with lock_folder(Path({str(tmp_path / 'work')!r}), Path('out')): print(flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdout.readline()
-    with pytest.raises(InputError, match="out: another process is writing it"), held(tmp_path / "work", Path("out")):
+    with (
+        pytest.raises(InputError, match="out: another process is writing it"),
+        lock_folder(tmp_path / "work", Path("out")),
+    ):
         pass
     process.kill()
     process.wait()
-    with held(tmp_path / "work", Path("out")) as is_held:
+    with lock_folder(tmp_path / "work", Path("out")) as is_held:
         assert is_held
     process.stdin.close()
     process.stdout.close()
@@ -359,6 +362,6 @@ def test_a_lock_is_waited_for(tmp_path):
 
 def test_a_place_that_cannot_be_locked_is_an_error_not_a_lack_of_locks(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"), held(tmp_path / "file" / "work", Path("out")):
+    with pytest.raises(OSError, match="file"), lock_folder(tmp_path / "file" / "work", Path("out")):
         pass
     assert not caplog.records

@@ -439,10 +439,13 @@ def test_a_changed_input_or_recipe_is_refused(tmp_path):
 
 
 def test_a_second_process_is_refused(tmp_path):
-    from rinalmo.io.files import held
+    from rinalmo.io.files import lock_folder
 
     path = fasta(tmp_path / "in.fa", TRNA)
-    with held(tmp_path / ".store.partial", tmp_path / "store"), pytest.raises(InputError, match="another process"):
+    with (
+        lock_folder(tmp_path / ".store.partial", tmp_path / "store"),
+        pytest.raises(InputError, match="another process"),
+    ):
         prepare(tmp_path / "store", [("x", path)], recipe=ALONE)
 
 

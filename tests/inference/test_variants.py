@@ -8,7 +8,7 @@ import rinalmo
 from rinalmo.engine.engine import Engine
 from rinalmo.errors import CheckpointError, InputError, SequenceError
 from rinalmo.inference import variants as variants_module
-from rinalmo.inference.fill_mask import Nucleotides
+from rinalmo.inference.fill_mask import NucleotideScorer
 from rinalmo.inference.variants import Variant, blocks, compare, parse, saturation, score_variants, single
 from rinalmo.model.packing import pack
 from rinalmo.model.rinalmo import ModelSpec, create
@@ -68,7 +68,7 @@ def test_pseudo_log_likelihood_of_any_length(nano, engine):
 
 def test_other_letters_are_seen_but_not_summed(nano, engine):
     wild, other = "GCNGAUR", "GCNGAR"
-    model = Nucleotides(engine)
+    model = NucleotideScorer(engine)
     assert model.pseudo_log_likelihood(wild) == pytest.approx(pll(nano, wild), abs=1e-5)
     assert rinalmo.score(wild, other, engine, method="pll")[0] == pytest.approx(
         pll(nano, other) - pll(nano, wild), abs=1e-5
@@ -147,10 +147,10 @@ def test_saturation(engine):
 
 def test_one_pass_for_the_three_exchanges_of_a_place(engine):
     passes = []
-    list(score_variants(single(WILD), Nucleotides(engine, passes.append), "masked-marginals"))
+    list(score_variants(single(WILD), NucleotideScorer(engine, passes.append), "masked-marginals"))
     assert passes[-1] == len(WILD)
     passes.clear()
-    list(score_variants(single(WILD), Nucleotides(engine, passes.append), "wild-type-marginals"))
+    list(score_variants(single(WILD), NucleotideScorer(engine, passes.append), "wild-type-marginals"))
     assert passes == [1]
 
 
@@ -160,7 +160,7 @@ def test_one_pass_for_a_wild_type_whatever_the_order_of_its_variants(engine):
         "ACGU" * 3 + letters for letters in ("AA", "AC", "AG", "AU", "CA", "CC", "CG", "CU", "GA", "GC", "GG", "GU")
     ]
     mixed = [Variant(wild_type, ((0, letter),)) for letter in "CGU" for wild_type in [*others, *others[::-1], WILD[1:]]]
-    list(score_variants(mixed, Nucleotides(engine, passes.append), "wild-type-marginals"))
+    list(score_variants(mixed, NucleotideScorer(engine, passes.append), "wild-type-marginals"))
     assert passes[-1] == 13
 
 
@@ -173,7 +173,7 @@ def test_masked_copies_are_made_as_they_are_needed(nano):
             asked += 1
             yield WILD, [place % 16]
 
-    next(Nucleotides(Engine(nano, "fp32", batch_tokens=20)).masked(questions()))
+    next(NucleotideScorer(Engine(nano, "fp32", batch_tokens=20)).masked(questions()))
     assert asked < 20
 
 

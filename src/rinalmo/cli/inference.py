@@ -439,7 +439,7 @@ def evaluate_command(
     rinalmo evaluate secondary-structure TS0.csv.gz --model run/model -o per_structure.csv
     rinalmo evaluate table held_out.csv --target half_life --model run/model --report metrics.json
     """
-    from rinalmo.io.files import check_path, replacing
+    from rinalmo.io.files import atomic_write, check_path
     from rinalmo.io.tables import check_rows_output, write_rows
     from rinalmo.tasks.base import Columns, Task
     from rinalmo.tasks.evaluate import evaluate
@@ -460,7 +460,7 @@ def evaluate_command(
     for note in evaluation.notes:
         print_note(note)
     if report is not None:
-        with replacing(report) as file:
+        with atomic_write(report) as file:
             file.write(json.dumps(evaluation.plain(), indent=1).encode())
     if output is not None:
         write_rows(output, evaluation.rows)

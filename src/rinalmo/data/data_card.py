@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rinalmo.data.store import ROWS, SPLITS, TokenStore
 from rinalmo.errors import MissingExtraError
 from rinalmo.io.cards import render_card
-from rinalmo.io.files import replacing
+from rinalmo.io.files import atomic_write
 from rinalmo.plots.style import BLUE, figure_in, need_matplotlib, title_of
 from rinalmo.rna.alphabet import NUCLEOTIDES
 
@@ -78,7 +78,7 @@ def write_card(folder: Path, report: Callable[[int], Any] = lambda count: None, 
         shares=lambda rows, total: [(label, number, f"{number / total:.2%}") for label, number in rows],
         **values,
     )
-    with replacing(folder / CARD) as file:
+    with atomic_write(folder / CARD) as file:
         file.write(text.encode())
     return folder / CARD
 

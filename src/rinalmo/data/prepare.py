@@ -44,7 +44,15 @@ from rinalmo.data.sources import (
 )
 from rinalmo.data.store import SPLITS, StoreWriter, TokenStore
 from rinalmo.errors import InputError
-from rinalmo.io.files import clear_temporaries, destination, empty_folder, file_sha256, held, publish_folder, replacing
+from rinalmo.io.files import (
+    atomic_write,
+    clear_temporaries,
+    destination,
+    empty_folder,
+    file_sha256,
+    lock_folder,
+    publish_folder,
+)
 from rinalmo.io.recipe_files import flatten
 
 _BUCKETS = 256
@@ -238,7 +246,7 @@ def prepare(
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}.partial")
     target = folder / "store"
-    with held(folder, out, temporary=True):
+    with lock_folder(folder, out, temporary=True):
         _open(folder, settings, out, restart)
         try:
             if not target.exists():
@@ -247,7 +255,7 @@ def prepare(
                 if part.is_dir():
                     clear_temporaries(part)
             report = TokenStore.open(target).manifest["provenance"]["report"]
-            with replacing(target / REPORT) as file:
+            with atomic_write(target / REPORT) as file:
                 file.write((json.dumps(report, indent=1) + "\n").encode())
             with progress("writing the data card") as count:
                 write_card(target, count, name=out.name)
@@ -329,9 +337,9 @@ def _step(
     array, counts = folder / f"{name}.npy", folder / f"{name}.json"
     if not array.exists():
         numbers, counted = compute()
-        with replacing(counts) as file:
+        with atomic_write(counts) as file:
             file.write(json.dumps(counted).encode())
-        with replacing(array) as file:
+        with atomic_write(array) as file:
             np.save(file, numbers)
     return np.load(array), json.loads(counts.read_text(encoding="utf-8"))
 
@@ -372,7 +380,7 @@ def _open(folder: Path, settings: dict[str, Any], out: Path, restart: bool) -> N
     kept = folder / _SETTINGS
     if restart or not kept.exists():
         _clear(folder, ())
-        with replacing(kept) as file:
+        with atomic_write(kept) as file:
             file.write(json.dumps(settings).encode())
         return
     try:

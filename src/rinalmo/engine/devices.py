@@ -189,11 +189,6 @@ def device_name(device: torch.device) -> str:
     return "mps (Apple GPU)" if device.type == "mps" else device.type
 
 
-def sum_dtype(device: torch.device) -> torch.dtype:
-    """The type for long sums on a device: fp64, or fp32 on MPS, which has no fp64."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device's memory is full; MPS and CUDA's libraries raise a plain RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError) or (

@@ -60,7 +60,7 @@ Compute = Callable[[Tensor, Layout], Sequence[R]]
 Advance = Callable[[int], Any]  # called with how many more are done
 # Makes the function that an engine applies to each of many items. It may be sent to other processes, so it has to be
 # picklable.
-Job = Callable[["Engine", Advance], Callable[[Item], R]]
+Work = Callable[["Engine", Advance], Callable[[Item], R]]
 
 CACHED_ENGINES = 2
 _WINDOW_BATCHES = 8
@@ -342,7 +342,7 @@ class Engine:
         """Device and precision in a few words, such as `cpu, bf16`."""
         return f"{device_name(self.device)}, {self.precision}"
 
-    def run(self, job: Job[Item, R], items: Iterable[tuple[int, Item]], advance: Advance) -> Iterator[tuple[int, R]]:
+    def run(self, job: Work[Item, R], items: Iterable[tuple[int, Item]], advance: Advance) -> Iterator[tuple[int, R]]:
         """The job on numbered items, in this process. A `RayEngine` does the same in many, and in any order."""
         compute = job(self, advance)
         for number, item in items:

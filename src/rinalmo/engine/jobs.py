@@ -33,7 +33,7 @@ from rinalmo import __version__
 from rinalmo.engine.engine import Engine
 from rinalmo.engine.ray import EngineLike, RayEngine
 from rinalmo.errors import InputError, RinalmoError
-from rinalmo.io.files import destination, empty_folder, held, replacing
+from rinalmo.io.files import atomic_write, destination, empty_folder, lock_folder
 from rinalmo.io.sequences import InputFile, Record, name_source_in_errors
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class Job:
         with (
             self._output_errors(),
             name_source_in_errors(source.path),
-            held(self.folder, self.output, temporary=True) as is_locked,
+            lock_folder(self.folder, self.output, temporary=True) as is_locked,
             ThreadPoolExecutor(1, thread_name_prefix="rinalmo-writer") as writer,
         ):
             self._find_saved(settings, is_locked, job.get("restart", False))
@@ -287,10 +287,10 @@ class Job:
     def _save(self, chunks: dict[int, Arrays], settings: Callable[[], dict[str, Any]]) -> None:
         """Write chunks and, before the first, the settings; each file is complete or absent."""
         if chunks and not (self.folder / _SETTINGS).exists():
-            with replacing(self.folder / _SETTINGS) as file:
+            with atomic_write(self.folder / _SETTINGS) as file:
                 file.write(json.dumps(settings(), indent=2).encode())
         for number, arrays in chunks.items():
-            with replacing(self._chunk_path(number)) as file:
+            with atomic_write(self._chunk_path(number)) as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes them for its own option
 
     def _wait(self) -> None:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import torch
 
 from rinalmo.engine.devices import DeviceLike, Precision
-from rinalmo.engine.engine import Advance, Engine, Job
+from rinalmo.engine.engine import Advance, Engine, Work
 from rinalmo.errors import InputError, MissingExtraError, RinalmoError, ToolError
 from rinalmo.model.rinalmo import ModelSpec
 
@@ -116,7 +116,7 @@ class RayEngine:
             self._ray.shutdown()
             self._owns_ray = False
 
-    def run(self, job: Job[Item, R], items: Iterable[tuple[int, Item]], advance: Advance) -> Iterator[tuple[int, R]]:
+    def run(self, job: Work[Item, R], items: Iterable[tuple[int, Item]], advance: Advance) -> Iterator[tuple[int, R]]:
         """The job on numbered items, each result once, in the order in which they are finished.
 
         `advance` is called with the size of each finished item. What the job raises is raised here. Raises ToolError
@@ -169,7 +169,7 @@ class RayEngine:
                 "record out"
             )
 
-    def _fatal_record(self, job: Job[Any, Any], item: Sequence[Any]) -> str:
+    def _fatal_record(self, job: Work[Any, Any], item: Sequence[Any]) -> str:
         """The first record of an item that kills a worker by itself, in words; empty if there is none."""
         worker, record = self._replaced(self._workers[0]), None
         try:
@@ -272,7 +272,7 @@ class _RayWorker:
         engine = self._engine
         return _About(engine.fingerprint, engine.precision, engine.spec, engine.batch_tokens, engine.device.type)
 
-    def start(self, job: Job[Any, Any]) -> _About:
+    def start(self, job: Work[Any, Any]) -> _About:
         about = self.about()
         assert self._engine is not None
         self._compute: Callable[[Any], Any] = job(self._engine, lambda more: None)

@@ -36,7 +36,7 @@ from rinalmo.engine.engine import Engine, as_engine, map_encoded, to_host
 from rinalmo.engine.jobs import Arrays, JobOptions, opened, record_job, take_shard
 from rinalmo.engine.ray import EngineLike
 from rinalmo.errors import InputError, MissingExtraError
-from rinalmo.io.files import check_path, replacing_path
+from rinalmo.io.files import atomic_write_path, check_path
 from rinalmo.io.sequences import (
     Record,
     SequenceFile,
@@ -230,7 +230,7 @@ def write_embeddings(
     The file grows in the folder `scratch`, on the same disk, and is moved to its name when it is complete. `about`
     describes the model in an .h5ad file, under `uns`.
     """
-    with replacing_path(path, scratch) as partial_path:
+    with atomic_write_path(path, scratch) as partial_path:
         _FORMATS[path.suffix].write(partial_path, chunks, per_token, about or {})
 
 

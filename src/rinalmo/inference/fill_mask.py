@@ -138,7 +138,7 @@ def fill_mask_records(
         yield record, predictions
 
 
-class Nucleotides:
+class NucleotideScorer:
     """Log-probabilities of A, C, G and U by an engine.
 
     `progress` is called with the number of sequences computed so far, that is, of passes of the model.

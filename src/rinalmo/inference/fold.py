@@ -32,7 +32,7 @@ from rinalmo.engine.engine import Engine, as_engine
 from rinalmo.engine.jobs import Arrays, JobOptions, opened, record_job, take_shard
 from rinalmo.engine.ray import EngineLike
 from rinalmo.errors import CheckpointError, InputError, SequenceError
-from rinalmo.io.files import check_path, one_line, replacing
+from rinalmo.io.files import atomic_write, check_path, one_line
 from rinalmo.io.sequences import Record, SequenceFile, Sequences, as_records, name_source_in_errors, require_nonempty
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.plots.drawing import check_drawing, draw_structure
@@ -413,7 +413,7 @@ def _matrix_file(path: Path | None) -> Iterator[Callable[[str, np.ndarray | Pair
         yield lambda name, matrix: None
         return
     names = set[str]()
-    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
 
         def add(name: str, matrix: np.ndarray | PairList) -> None:
             number, key = len(names) + 1, name.replace("/", "_")

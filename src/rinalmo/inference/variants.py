@@ -26,8 +26,8 @@ from rinalmo.engine.engine import Advance, Engine, as_engine
 from rinalmo.engine.jobs import Arrays, Job, JobOptions, chunked, opened, take_shard
 from rinalmo.engine.ray import EngineLike
 from rinalmo.errors import InputError, SequenceError
-from rinalmo.inference.fill_mask import Nucleotides
-from rinalmo.io.files import check_path, replacing_path
+from rinalmo.inference.fill_mask import NucleotideScorer
+from rinalmo.io.files import atomic_write_path, check_path
 from rinalmo.io.sequences import InputFile, Record, as_records, read_fasta
 from rinalmo.io.tables import Row, TableReader, open_table, table_format, table_lines
 from rinalmo.model.rinalmo import RiNALMo
@@ -195,7 +195,7 @@ def score(
             read.append(compare(record.sequence, sequence.sequence, record=str(number)))
     for number, variant in enumerate(read, start=1):
         check(variant, method, record=str(number))
-    return np.array(list(score_variants(read, Nucleotides(as_engine(model, device)), method)), dtype=np.float64)
+    return np.array(list(score_variants(read, NucleotideScorer(as_engine(model, device)), method)), dtype=np.float64)
 
 
 def saturation(
@@ -228,7 +228,7 @@ def saturation(
     check_method(method)
     (record,) = as_records([wild_type])
     changed = list(single(record.sequence))
-    scores = score_variants(changed, Nucleotides(as_engine(model, device)), method)
+    scores = score_variants(changed, NucleotideScorer(as_engine(model, device)), method)
     return as_map(record.sequence, zip(changed, scores, strict=True))
 
 
@@ -241,7 +241,7 @@ def as_map(wild_type: str, scored: Iterable[tuple[Variant, float]]) -> np.ndarra
     return scores
 
 
-def score_variants(variants: Iterable[Variant], model: Nucleotides, method: Method) -> Iterator[float]:
+def score_variants(variants: Iterable[Variant], model: NucleotideScorer, method: Method) -> Iterator[float]:
     """Score after score, for streams of any length; those of a block are computed together."""
     for block in blocks(variants, method):
         yield from _METHODS[method](block, model)
@@ -270,13 +270,13 @@ def check(variant: Variant, method: Method, *, file: str | None = None, record: 
         raise SequenceError(problem, file=file, record=record)
 
 
-def _masked_marginals(block: Sequence[Variant], model: Nucleotides) -> list[float]:
+def _masked_marginals(block: Sequence[Variant], model: NucleotideScorer) -> list[float]:
     masked = dict.fromkeys((variant.wild_type, variant.positions) for variant in block if variant.changes)
     rows = dict(zip(masked, model.masked(masked), strict=True))
     return [_sum(v, rows[v.wild_type, v.positions]) if v.changes else 0.0 for v in block]
 
 
-def _wild_type_marginals(block: Sequence[Variant], model: Nucleotides) -> list[float]:
+def _wild_type_marginals(block: Sequence[Variant], model: NucleotideScorer) -> list[float]:
     scores = [0.0] * len(block)
     members: dict[str, list[int]] = {}
     for number, variant in enumerate(block):
@@ -288,7 +288,7 @@ def _wild_type_marginals(block: Sequence[Variant], model: Nucleotides) -> list[f
     return scores
 
 
-def _pll(block: Sequence[Variant], model: Nucleotides) -> list[float]:
+def _pll(block: Sequence[Variant], model: NucleotideScorer) -> list[float]:
     pairs = [(variant.wild_type, variant.sequence) for variant in block]
     changed = dict.fromkeys(new for old, new in pairs if new != old)
     totals = dict(zip(changed, model.pseudo_log_likelihoods(changed), strict=True))
@@ -296,7 +296,7 @@ def _pll(block: Sequence[Variant], model: Nucleotides) -> list[float]:
     return [totals[new] - before[old] if new != old else 0.0 for old, new in pairs]
 
 
-_METHODS: dict[str, Callable[[Sequence[Variant], Nucleotides], list[float]]] = {
+_METHODS: dict[str, Callable[[Sequence[Variant], NucleotideScorer], list[float]]] = {
     "masked-marginals": _masked_marginals,
     "wild-type-marginals": _wild_type_marginals,
     "pll": _pll,
@@ -485,7 +485,7 @@ def score_file(
     map_: np.ndarray | None = None
     with opened(engine, to_stdout) as engine:
         if isinstance(engine, Engine) and to_stdout:
-            model = Nucleotides(engine, job.get("progress", lambda count: None))
+            model = NucleotideScorer(engine, job.get("progress", lambda count: None))
             scored: Scored = zip(source.read(), score_variants(source.read(), model, method), strict=True)
             if plot is not None:
                 scored = list(scored)
@@ -502,7 +502,7 @@ def score_file(
 
                 if plot is not None:
                     map_ = as_map(source.wild_types[0].sequence, rows())
-                with replacing_path(output, done.folder) as unfinished:
+                with atomic_write_path(output, done.folder) as unfinished:
                     if output.suffix == ".parquet":
                         _write_parquet(unfinished, source, rows())
                     else:
@@ -519,7 +519,7 @@ def score_file(
 
 
 def _score_blocks(engine: Engine, advance: Advance, *, method: Method) -> Callable[[list[Variant]], Arrays]:
-    model = Nucleotides(engine, lambda count: advance(1))
+    model = NucleotideScorer(engine, lambda count: advance(1))
 
     def compute(block: list[Variant]) -> Arrays:
         lengths = np.array([len(variant.wild_type) for variant in block])

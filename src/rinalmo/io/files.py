@@ -54,7 +54,7 @@ class LockHeldError(Exception):
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` when the block ends, and is removed after an error.
 
     A device, a named pipe or an open descriptor such as /dev/stdout is written to directly. Every OSError names `path`.
@@ -63,13 +63,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with path.open("ab") as file:
             yield file
         return
-    with replacing_path(path) as temporary, temporary.open("wb") as file:
+    with atomic_write_path(path) as temporary, temporary.open("wb") as file:
         yield file
 
 
 @contextmanager
-def replacing_path(path: Path, scratch: Path | None = None) -> Iterator[Path]:
-    """As `replacing`, for writers that open files themselves: yields the path of an empty temporary file.
+def atomic_write_path(path: Path, scratch: Path | None = None) -> Iterator[Path]:
+    """As `atomic_write`, for writers that open files themselves: yields the path of an empty temporary file.
 
     The temporary file is in `scratch`, a folder on the same disk, or else beside the output.
     """
@@ -278,7 +278,7 @@ def file_lock(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator
 
 
 @contextmanager
-def held(folder: Path, output: Path, *, temporary: bool = False) -> Iterator[bool]:
+def lock_folder(folder: Path, output: Path, *, temporary: bool = False) -> Iterator[bool]:
     """Lock a folder, which is made if it does not exist, so that one process at a time writes `output` there.
 
     Raises InputError if another process holds the lock, which is the file `LOCK`. Yields False on a file system without
@@ -495,9 +495,9 @@ def one_line(text: str) -> str:
 
 
 @contextmanager
-def replacing_compressed(path: Path) -> Iterator[IO[bytes]]:
-    """As `replacing`, compressed as the ending says (.gz, .zst, .bz2, .xz); the same content gives the same bytes."""
-    with replacing(path) as file:
+def atomic_write_compressed(path: Path) -> Iterator[IO[bytes]]:
+    """As `atomic_write`, compressed as the ending says; the same content gives the same bytes."""
+    with atomic_write(path) as file:
         stream: Any = contextlib.nullcontext(file)
         if path.suffix == ".gz":
             stream = gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)

@@ -21,11 +21,11 @@ from typing import IO, Any, Literal, cast
 from rinalmo.errors import InputError
 from rinalmo.io.files import (
     COMPRESSED,
+    atomic_write,
+    atomic_write_compressed,
     check_path,
     open_binary,
     read_lines,
-    replacing,
-    replacing_compressed,
     source_name,
     uncompressed_name,
 )
@@ -230,10 +230,10 @@ def write_rows(path: str | Path, rows: Iterable[Row], *, columns: Sequence[str] 
         return
     format = table_format(path)
     if format == "parquet":
-        with replacing(Path(path)) as file:
+        with atomic_write(Path(path)) as file:
             write_parquet(file, rows, columns, schema)
     else:
-        with replacing_compressed(Path(path)) as file:
+        with atomic_write_compressed(Path(path)) as file:
             for line in table_lines(rows, format or "csv", columns):
                 file.write(line.encode())
 

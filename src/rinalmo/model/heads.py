@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from rinalmo.errors import InputError
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.encoder import is_hooked
+from rinalmo.model.kernels import sum_dtype
 from rinalmo.model.packing import Layout
 
 # --- Losses ---
@@ -502,7 +503,7 @@ class _Moments:
     def add(self, rows: Float[Tensor, "channels rows columns"]) -> None:
         flat = rows.flatten(1).float()
         self.count, self.dtype = self.count + flat.shape[1], rows.dtype
-        wide = torch.float32 if flat.device.type == "mps" else torch.float64
+        wide = sum_dtype(flat.device)
         self.sum = self.sum + flat.sum(1).to(wide)
         self.squares = self.squares + flat.square().sum(1).to(wide)
 

@@ -127,6 +127,11 @@ def candidates(dtype: torch.dtype, head_size: int, dropout: bool) -> list[Backen
     return [*names, "nested"]
 
 
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """The type for long sums on a device: fp64, or fp32 on MPS, which has no fp64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @cache
 def _is_importable(module: str, name: str) -> bool:
     # flash-attn 4, alone, is a `flash_attn` without this function.

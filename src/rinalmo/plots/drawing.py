@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rinalmo.errors import InputError, MissingExtraError
-from rinalmo.io.files import check_path, replacing
+from rinalmo.io.files import atomic_write, check_path
 from rinalmo.plots import svg
 from rinalmo.plots.style import BLACK, GREY, SKY, VERMILION, WHITE, shade, title_of
 from rinalmo.rna.structure import Structure
@@ -95,7 +95,7 @@ def draw_structure(structure: Structure, path: str | Path, probabilities: np.nda
     path = Path(path)
     check_drawing(path, len(structure))
     text = structure_svg(structure, probabilities)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 

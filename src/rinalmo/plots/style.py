@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rinalmo.errors import InputError, MissingExtraError
-from rinalmo.io.files import check_path, one_line, replacing
+from rinalmo.io.files import atomic_write, check_path, one_line
 
 BLACK, GREY, PALE, WHITE = "#000000", "#808080", "#d9d9d9", "#ffffff"
 BLUE, VERMILION, SKY = "#0072B2", "#D55E00", "#56B4E9"
@@ -81,7 +81,7 @@ def figure_in(path: Path, purpose: str, **settings: Any) -> Iterator[Any]:
         figure = Figure(**settings)
         yield figure
         metadata = {"Date": None} if path.suffix == ".svg" else None
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             figure.savefig(file, format=path.suffix[1:], dpi=200, metadata=metadata)
 
 

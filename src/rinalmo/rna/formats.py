@@ -20,11 +20,11 @@ from typing import NamedTuple, TypeVar
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.io.files import (
     COMPRESSED,
+    atomic_write,
+    atomic_write_compressed,
     check_path,
     read_lines,
     record_name,
-    replacing,
-    replacing_compressed,
     source_name,
     uncompressed_name,
 )
@@ -423,10 +423,10 @@ def write_structures(path: Source, structures: Iterable[Structure], format: str 
     path, kind = Path(path), format_of(path, format)
     check_path(path)
     if kind == "parquet":
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             write_parquet(file, map(_as_row, structures), _COLUMNS)
         return
-    with replacing_compressed(path) as file:
+    with atomic_write_compressed(path) as file:
         for text in structure_text(structures, kind):
             file.write(text.encode())
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from rinalmo.errors import CheckpointError, TrainingError
-from rinalmo.io.files import file_sha256, publish_folder, replacing, temporary_folder
+from rinalmo.io.files import atomic_write, file_sha256, publish_folder, temporary_folder
 from rinalmo.training.distributed import Ranks
 
 SUMS, STATE = "SHA256SUMS", "state.json"
@@ -54,10 +54,10 @@ class Checkpoints:
 
         def complete() -> None:
             with _write_errors(target, partial):
-                with replacing(partial / STATE) as file:
+                with atomic_write(partial / STATE) as file:
                     file.write(json.dumps(dict(state), indent=1).encode())
                 sums = _sums(partial)
-                with replacing(partial / SUMS) as file:
+                with atomic_write(partial / SUMS) as file:
                     file.write(sums)
                 if target.exists():  # damaged since it was written
                     _set_aside(target)

@@ -25,7 +25,7 @@ from rinalmo.data import sampling
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, to_host
 from rinalmo.errors import CheckpointError, InputError, MissingExtraError
-from rinalmo.io.files import destination, file_sha256, is_temporary, replacing, replacing_path
+from rinalmo.io.files import atomic_write, atomic_write_path, destination, file_sha256, is_temporary
 from rinalmo.model.packing import Layout, pack, token_batches
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
 from rinalmo.tasks.base import Columns, Crop, Example, Task
@@ -255,7 +255,7 @@ def cached_states(engine: Engine, ids: Sequence[np.ndarray], folder: Path, ranks
         if path.exists():
             return
         shape = (sum(map(len, ids)), engine.config.hidden_size)
-        with replacing_path(path) as partial:
+        with atomic_write_path(path) as partial:
             file = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
             start = 0
             for states in engine.map(compute, ids):
@@ -508,7 +508,7 @@ def _mean(folds: Sequence[Evaluation]) -> Evaluation:
 
 
 def _write_evaluation(evaluation: Evaluation, folder: Path) -> Evaluation:
-    with replacing(folder / EVALUATION) as file:
+    with atomic_write(folder / EVALUATION) as file:
         file.write(json.dumps(evaluation.plain(), indent=1).encode())
     return evaluation
 
@@ -589,7 +589,7 @@ def finetune(
         text = b"".join(json_lines(rows, name))
         if (output / RECIPE).exists() and files[name].exists() and files[name].read_bytes() != text:
             raise InputError(f"{output}: cannot be resumed: the {name} examples are not those that it was started with")
-        with replacing(files[name]) as file:
+        with atomic_write(files[name]) as file:
             file.write(text)
     train = files.pop("train")
     chosen = recipe_for(task, train, recipe, overrides, target, model=model, folds=folds, fold=fold, **files)

@@ -13,7 +13,7 @@ import torch
 import rinalmo
 from rinalmo.errors import InputError
 from rinalmo.io.cards import render_card
-from rinalmo.io.files import replacing
+from rinalmo.io.files import atomic_write
 from rinalmo.model.config import specification
 from rinalmo.model.packing import pack
 from rinalmo.model.rinalmo import RiNALMo
@@ -129,10 +129,10 @@ def write_card(
     plot = folder.path / PLOT if folder and (folder.path / PLOT).is_file() else None
     run = RunRecord.read(folder) if folder else None
     text = card(load(home if folder else source), name or Path(source).name, run, license_id, with_plot=bool(plot))
-    with replacing(target) as file:
+    with atomic_write(target) as file:
         file.write(text.encode())
     if plot and target.parent.resolve() != plot.parent.resolve():
-        with replacing(target.parent / PLOT) as file:
+        with atomic_write(target.parent / PLOT) as file:
             file.write(plot.read_bytes())
     return target
 

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from rinalmo.data.batches import Batch, BatchOptions, FixedMasked, MaskedBatches
 from rinalmo.data.sampling import Masking, Weights
 from rinalmo.data.store import TokenStore
-from rinalmo.engine.devices import DeviceLike, sum_dtype
+from rinalmo.engine.devices import DeviceLike
 from rinalmo.errors import InputError
+from rinalmo.model.kernels import sum_dtype
 from rinalmo.model.packing import Layout, to_device
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
 from rinalmo.training.distributed import Ranks, init_distributed

@@ -25,7 +25,7 @@ import torch
 
 import rinalmo
 from rinalmo.errors import InputError, MissingExtraError, RinalmoError, TrainingError
-from rinalmo.io.files import LOCK, clear_temporaries, destination, held, is_temporary, replacing
+from rinalmo.io.files import LOCK, atomic_write, clear_temporaries, destination, is_temporary, lock_folder
 from rinalmo.io.recipe_files import flatten, parse, read
 from rinalmo.plots.curves import draw_curves
 from rinalmo.training.recipes import FinetuneRecipe, Recipe, RunRecipe
@@ -58,7 +58,7 @@ class RunLog:
     def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
         """Open the log, cut back to the lines up to `step`."""
         kept = [line for line in read_log(folder) if line["step"] <= step]
-        with replacing(folder / LOG) as file:
+        with atomic_write(folder / LOG) as file:
             file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
         self._file = (folder / LOG).open("a", encoding="utf-8", newline="\n", buffering=1)
         self._board: Any = None
@@ -137,7 +137,7 @@ class RunFolder:
             raise InputError(f"{self.path}: is a file; give a folder for the run")
         try:
             destination(self.path).mkdir(parents=True, exist_ok=True)
-            with held(self.path, self.path) as is_held:
+            with lock_folder(self.path, self.path) as is_held:
                 if is_held:
                     clear_temporaries(self.path)
                 yield
@@ -151,7 +151,7 @@ class RunFolder:
         """Write the recipe, or with `resume` compare it with the one in the folder; returns notes on changed values."""
         self.check(resume)
         notes = self._changes(recipe) if (self.path / RECIPE).exists() else []
-        with replacing(self.path / RECIPE) as file:
+        with atomic_write(self.path / RECIPE) as file:
             file.write(recipe.dump().encode())
         return notes
 
@@ -195,7 +195,7 @@ class RunFolder:
             "command": sys.argv,
             **facts,
         }
-        with replacing(self.path / VERSIONS) as file:
+        with atomic_write(self.path / VERSIONS) as file:
             file.write(json.dumps([*self.read_json(VERSIONS, []), entry], indent=1).encode())
 
     def read_json(self, name: str, default: Any) -> Any:

@@ -33,9 +33,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from rinalmo.data import sampling
-from rinalmo.engine.devices import check_precision, device_name, is_out_of_memory, native_precision, sum_dtype
+from rinalmo.engine.devices import check_precision, device_name, is_out_of_memory, native_precision
 from rinalmo.errors import InputError, MissingExtraError, TrainingError
 from rinalmo.model.config import ModelConfig
+from rinalmo.model.kernels import sum_dtype
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.training.checkpoint import Checkpoints
 from rinalmo.training.distributed import ParallelModel, Ranks, peer_failures

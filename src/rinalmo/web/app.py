@@ -22,7 +22,7 @@ import pandas as pd
 from rinalmo.errors import InputError, RinalmoError
 from rinalmo.inference.embed import Embeddings, common_fields, pack_embeddings, read_embeddings, write_embeddings
 from rinalmo.inference.fill_mask import Prediction
-from rinalmo.io.files import replacing
+from rinalmo.io.files import atomic_write
 from rinalmo.io.sequences import Record, read_fasta
 from rinalmo.plots import draw_arcs, draw_logo, draw_pair_map, heat_map, svg
 from rinalmo.plots.drawing import structure_svg
@@ -239,7 +239,7 @@ def _write_fold(folded: FoldedRna, folder: Path, visit: Visit) -> list[Path]:
     names = ("structure.dbn", "structure.ct", "drawing.svg", "arcs.svg", "map.png")
     structure, paths = folded.structure, [folder / name for name in names]
     for path in paths[:2]:
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(folded.text(path.suffix[1:]).encode())
     paths[2].write_text(structure_svg(structure, folded.probabilities), encoding="utf-8")
     visit.turn(lambda: draw_arcs(structure, paths[3]))  # matplotlib draws one figure at a time

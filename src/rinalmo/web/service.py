@@ -21,7 +21,7 @@ import numpy as np
 from rinalmo.engine.engine import Engine
 from rinalmo.errors import InputError, RinalmoError, SequenceError
 from rinalmo.inference.embed import embed_records
-from rinalmo.inference.fill_mask import Nucleotides, Prediction, columns, fill_mask_records
+from rinalmo.inference.fill_mask import NucleotideScorer, Prediction, columns, fill_mask_records
 from rinalmo.inference.fold import Decoding, fold_records, folding_task
 from rinalmo.io.files import read_chunks
 from rinalmo.io.sequences import Record, make_record, parse_fasta
@@ -274,7 +274,7 @@ class Service:
             log_probabilities = self._log_probabilities(visit, record.sequence, progress)
         else:
             record = one_record(text, ONE_PASS, "score")
-            log_probabilities = visit.turn(lambda: Nucleotides(self.engine).unmasked(record.sequence))
+            log_probabilities = visit.turn(lambda: NucleotideScorer(self.engine).unmasked(record.sequence))
         own = columns(record.sequence)
         wild_type = log_probabilities[np.arange(len(own)), own][:, None]
         return record, np.where(own[:, None] >= 0, log_probabilities - wild_type, np.nan)
@@ -292,7 +292,7 @@ class Service:
         places: list[Sequence[int]] = [sorted({*masked, n}) for n in range(len(letters))]
         sequence = letters.replace("?", "N")
         rows = []
-        answers = Nucleotides(self.engine).masked((sequence, each) for each in places)
+        answers = NucleotideScorer(self.engine).masked((sequence, each) for each in places)
         for n, answer in enumerate(visit.each(answers)):
             rows.append(answer[places[n].index(n)])
             progress(n + 1, len(letters))

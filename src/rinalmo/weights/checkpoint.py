@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rinalmo.errors import CheckpointError, InputError
-from rinalmo.io.files import destination, publish_folder, replacing_path, temporary_folder
+from rinalmo.io.files import atomic_write_path, destination, publish_folder, temporary_folder
 from rinalmo.model.config import PRESETS, PUBLISHED_TOKENS, ModelConfig, Specification, specification
 from rinalmo.model.encoder import EncoderBlock
 from rinalmo.model.heads import POOLINGS, HeadConfig
@@ -214,7 +214,7 @@ def write_pickle(
     content._metadata = {_METADATA_KEY: dict(metadata)}  # type: ignore[attr-defined]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing_path(path) as partial:
+        with atomic_write_path(path) as partial:
             torch.save(content, partial)
     except (OSError, RuntimeError) as error:
         # torch reports a full disk as a RuntimeError of its zip writer.
