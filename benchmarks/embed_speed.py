@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +80,23 @@ def rinalmo(folder: str, workload: str, width: str, precision: str) -> Run:
 def plain(folder: str, workload: str, width: str, precision: str) -> Run:
     import torch
 
+    from rinalmo.engine.devices import default_batch_tokens
     from rinalmo.engine.engine import map_packed
     from rinalmo.weights.checkpoint import load
 
     model = load(folder).eval().to(getattr(torch, DTYPES[precision]))
     ids = [model.alphabet.encode(text) for text in sequences(workload)]
 
+    tokens = default_batch_tokens(torch.device("cpu"))
+
     @torch.inference_mode()
     def run() -> Any:
-        first, *_ = map_packed(lambda packed, layout: layout.split(model(packed, layout).last_hidden_state), ids)
+        states = map_packed(
+            lambda packed, layout: layout.split(model(packed, layout).last_hidden_state),
+            ids,
+            batch_tokens=lambda: tokens,
+        )
+        first, *_ = states
         return first[0].float()
 
     return run
@@ -201,7 +210,7 @@ def report(workload: str, width: str, found: dict[str, Side]) -> None:
     rows = [
         (
             *(name, f"{tokens / side.median:,.0f}"),
-            *(f"{base / side.median:.2f}" for base in (card, best, exact.median, limit)),
+            *(f"{base / side.median:.2f}" if 0 < base < inf else "" for base in (card, best, exact.median, limit)),
             difference(side.value, exact.value),
         )
         for name, side in done.items()
@@ -212,8 +221,10 @@ def report(workload: str, width: str, found: dict[str, Side]) -> None:
             print(f"\nNot measured: {name} ({side.failure}).")
 
 
-def difference(states: list[float] | None, exact: list[float]) -> str:
-    return "" if states is None else f"{max(abs(a - b) for a, b in zip(states, exact, strict=True)):.0e}"
+def difference(states: list[float] | None, exact: list[float] | None) -> str:
+    return (
+        "" if states is None or exact is None else f"{max(abs(a - b) for a, b in zip(states, exact, strict=True)):.0e}"
+    )
 
 
 def make_model(width: str, folder: Path) -> None:

@@ -69,6 +69,7 @@ def test_help_tells_how_to_run_it(script, monkeypatch, capsys):
     [
         ("decode_speed.py", ("--lengths", "30"), "| 30 | crowded |"),
         ("ss_head.py", ("--lengths", "20"), "| rinalmo train |"),
+        ("embed_speed.py", ("--widths", "nano", "--workloads", "equal"), "| plain fp32 "),
     ],
 )
 def test_quick_ones_measure(script, arguments, row):

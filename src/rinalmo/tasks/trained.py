@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from itertools import chain, islice
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rinalmo.engine.engine import Engine
+from rinalmo.engine.engine import Engine, map_encoded
 from rinalmo.errors import CheckpointError, InputError
 from rinalmo.io.sequences import Record, encode
 from rinalmo.model.packing import Layout, pack_padded
@@ -133,17 +132,18 @@ def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator
     An output may be as large as length²: do not keep it.
     """
     model = engine.head_model
-    waiting: deque[tuple[Example, int]] = deque()
 
-    def ids() -> Iterator[np.ndarray]:
+    def parts() -> Iterator[tuple[Example, int, str]]:
         for example in examples:
-            parts = [cropped(example.sequence, task.crop)]
+            sequences = [cropped(example.sequence, task.crop)]
             if task.window and len(example.sequence) > task.window:
                 windows = windows_of(len(example.sequence), task.window)
-                parts = [example.sequence[window.start : window.stop] for window in windows]
-            waiting.append((example, len(parts)))
-            for part in parts:
-                yield encode(Record(example.name, "", part), model.alphabet)
+                sequences = [example.sequence[window.start : window.stop] for window in windows]
+            for sequence in sequences:
+                yield example, len(sequences), sequence
+
+    def encode_part(part: tuple[Example, int, str]) -> np.ndarray:
+        return encode(Record(part[0].name, "", part[2]), model.alphabet)
 
     def compute(packed: Tensor, layout: Layout) -> Sequence[Tensor]:
         if task.pad_to:
@@ -152,10 +152,10 @@ def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator
         with torch.inference_mode():
             return task.forward(model, packed, states, layout)
 
-    computed = engine.map(compute, ids())
-    for first in computed:
-        example, count = waiting.popleft()
+    computed = map_encoded(engine, parts(), encode_part, compute)
+    for (example, count, _), output in computed:
         if count == 1:
-            yield example, first
+            yield example, output
         else:
-            yield example, task.merge_windows(example, chain([first], islice(computed, count - 1)))
+            others = (other for _, other in islice(computed, count - 1))
+            yield example, task.merge_windows(example, chain([output], others))
