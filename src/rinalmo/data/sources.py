@@ -75,7 +75,15 @@ ColumnOrName = Annotated[Column, BeforeValidator(lambda value: {"column": value}
 
 
 class TableRecipe(Section):
-    """The columns of a source's table. Ids are the first words of the header lines."""
+    """The columns of a source's table, each by name or as `{column: NAME, pattern: REGEX}`.
+
+    id         the first words of the header lines
+    source     the source, of a file that holds several
+    family     the family
+    type       the type of RNA
+    taxon      the taxon
+    cluster    the cluster, for `clustering.method: column`
+    """
 
     id: str = "id"
     source: ColumnOrName | None = None
@@ -86,7 +94,13 @@ class TableRecipe(Section):
 
 
 class SourceRecipe(Section):
-    """One source. `keep` and `drop` list values by fact (type, taxon, family, source or a column); "" is unknown."""
+    """One source.
+
+    headers    what the header lines of its FASTA look like
+    table      a table beside the FASTA file
+    keep       values to keep, by type, taxon, family, source or a column; "" is unknown
+    drop       values to leave out
+    """
 
     headers: Literal["auto", "plain", "rnacentral", "rfam", "ensembl", "ncbi"] = "auto"
     table: TableRecipe | None = None
@@ -95,7 +109,12 @@ class SourceRecipe(Section):
 
 
 class FilterRecipe(Section):
-    """Which sequences are usable; `max_unknown` is the largest share of N and X."""
+    """Which sequences are usable.
+
+    min_length     shorter sequences are left out
+    max_length     longer sequences are left out
+    max_unknown    largest share of N and X
+    """
 
     min_length: PositiveInt = 16
     max_length: PositiveInt = 8192
@@ -103,7 +122,12 @@ class FilterRecipe(Section):
 
 
 class ClusteringRecipe(Section):
-    """mmseqs: `easy-linclust` with these limits; column: of the tables; none: each sequence is its own cluster."""
+    """How similar sequences are found.
+
+    method          mmseqs: `easy-linclust`; column: of the tables; none: each sequence is its own cluster
+    min_identity    of mmseqs: sequence identity within a cluster
+    coverage        of mmseqs: share of both sequences that is aligned
+    """
 
     method: Literal["mmseqs", "column", "none"] = "mmseqs"
     min_identity: Share = 0.7
@@ -111,14 +135,21 @@ class ClusteringRecipe(Section):
 
 
 class SplitRecipe(Section):
-    """The share of clusters for validation, and the seed that chooses them."""
+    """The validation set.
+
+    validation_fraction    share of clusters
+    seed                   chooses the clusters
+    """
 
     validation_fraction: Share = 0.01
     seed: int = 0
 
 
 class PrepareRecipe(Section):
-    """Everything but the files that decides what is in a store."""
+    """Everything but the files that decides what is in a store.
+
+    sources    settings of single sources, by the name given on the command line
+    """
 
     sources: dict[str, SourceRecipe] = Field(default_factory=dict)
     filters: FilterRecipe = FilterRecipe()

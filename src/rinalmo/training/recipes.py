@@ -21,7 +21,19 @@ PRETRAIN_PREFIX, FINETUNE_PREFIX = "pretrain-", "finetune-"
 
 
 class ModelRecipe(Section):
-    """The sizes of `preset`, changed by the other fields. With `init` only the dropouts are used."""
+    """Sizes of the model. With `init` only the dropouts are used.
+
+    preset                 a published size (`nano`, `micro`, `mega`, `giga`), changed by the other keys
+    hidden_size            width of the encoder
+    num_hidden_layers      number of encoder blocks
+    num_attention_heads    attention heads of each block
+    intermediate_size      width of the feed-forward network
+    layer_norm_eps         epsilon of the layer norms
+    attention_dropout      dropout of attention weights
+    hidden_dropout         dropout of the residual branches
+    token_dropout          embed the mask as zero and scale the other tokens up, as ESM does
+    initializer_range      standard deviation of fresh weights
+    """
 
     preset: str | None = None
     hidden_size: int | None = None
@@ -44,7 +56,12 @@ class ModelRecipe(Section):
 
 
 class WeightsRecipe(Section):
-    """Sampling weights of clusters by source, family and size; see `rinalmo.data.sampling.Weights`."""
+    """Sampling weights of clusters; see `rinalmo.data.sampling.Weights`.
+
+    source              factor for each source named here
+    family              factor for each family named here
+    cluster_exponent    a cluster of n sequences weighs n to this power; 0: all clusters alike
+    """
 
     source: dict[str, float] = Field(default_factory=dict)
     family: dict[str, float] = Field(default_factory=dict)
@@ -52,7 +69,12 @@ class WeightsRecipe(Section):
 
 
 class MaskingRecipe(Section):
-    """Shares of the nucleotides; see `rinalmo.data.sampling.Masking`."""
+    """Masked language modelling; see `rinalmo.data.sampling.Masking`.
+
+    selected    share of the nucleotides to be predicted
+    masked      share of those replaced by the mask token
+    replaced    share of those replaced by a random nucleotide; the rest is kept
+    """
 
     selected: float = 0.15
     masked: float = 0.8
@@ -62,9 +84,14 @@ class MaskingRecipe(Section):
 class DataRecipe(Section):
     """The token store and its batches; see `rinalmo.data.batches.BatchOptions`.
 
-    store         folder made by `rinalmo data prepare`
-    fingerprint   of that store; filled in when a run starts, and another store is then refused
-    workers       threads that prepare batches in advance
+    store                  folder made by `rinalmo data prepare`
+    fingerprint            of that store; filled in when a run starts, and another store is then refused
+    sequences_per_batch    sequences of an optimizer step, over all processes
+    tokens_per_batch       tokens of an optimizer step instead
+    micro_tokens           tokens of one forward and backward pass; set it by the memory of the device
+    fixed_tokens           crop sequences so that every pass has exactly `micro_tokens`
+    max_length             longer sequences are cropped to so many nucleotides, at a random place each time
+    workers                threads that prepare batches in advance
     """
 
     store: str | None = None
@@ -83,7 +110,8 @@ class TrainRecipe(Section):
     """The run itself.
 
     seed                   of fresh weights, of the data's order and masks, of dropout
-    max_steps              optimizer steps; None: `epochs` over the data
+    max_steps              optimizer steps; without it, `epochs` decides
+    epochs                 passes over the data
     checkpoint_every       steps between checkpoints; None: one after each epoch
     clip                   maximum norm of the gradient
     precision              bf16: autocast with fp32 weights (under fsdp, bf16 copies of them); fp16: the same with a
@@ -106,7 +134,13 @@ class TrainRecipe(Section):
 
 
 class OptimizerRecipe(Section):
-    """AdamW."""
+    """AdamW.
+
+    lr              peak learning rate
+    betas           decay rates of the two moments
+    eps             added to the denominator
+    weight_decay    decoupled weight decay of matrices
+    """
 
     lr: PositiveFloat
     betas: tuple[float, float] = (0.9, 0.999)
@@ -115,9 +149,13 @@ class OptimizerRecipe(Section):
 
 
 class ScheduleRecipe(Section):
-    """Linear warm-up from `start_lr`, then decay to `min_lr` over `decay_steps` (None: the rest of the run).
+    """Linear warm-up, then decay.
 
-    shape   cosine, linear, or constant: no decay
+    shape           cosine, linear, or constant: no decay
+    warmup_steps    steps of the warm-up
+    start_lr        learning rate at the first step
+    min_lr          learning rate at the end
+    decay_steps     steps of the decay; by default the rest of the run
     """
 
     shape: Literal["cosine", "linear", "constant"] = "cosine"
@@ -128,23 +166,34 @@ class ScheduleRecipe(Section):
 
 
 class ValidationRecipe(Section):
-    """Every so many steps (None: each epoch) and at the end, over at most `per_source` sequences of each source."""
+    """Validation, also at the end of the run.
+
+    every         steps between validations; without it, after each epoch
+    per_source    at most so many sequences of each source
+    """
 
     every: PositiveInt | None = 1000
     per_source: PositiveInt = 256
 
 
 class CheckpointRecipe(Section):
-    """Keep the last `keep_last` checkpoints, and the one with the best validation metric."""
+    """Which checkpoints are kept.
+
+    keep_last    the last so many
+    keep_best    the one with the best validation metric, too
+    """
 
     keep_last: PositiveInt = 2
     keep_best: bool = True
 
 
 class LoggingRecipe(Section):
-    """`log.jsonl` every so many steps; TensorBoard files and loss plots need the extras `tensorboard` and `plots`.
+    """What is logged beside `log.jsonl`.
 
-    `peak_flops` is the peak FLOP/s of all processes, which the MFU is relative to; None: measured at the start.
+    every          steps between lines of the log
+    tensorboard    write TensorBoard files (the extra `tensorboard`)
+    plots          draw the loss (the extra `plots`)
+    peak_flops     peak FLOP/s of all processes, to which the MFU is relative; by default measured at the start
     """
 
     every: PositiveInt = 10
@@ -169,7 +218,10 @@ class RunRecipe(Section):
 
 
 class Recipe(RunRecipe):
-    """A pre-training run. `init` is the model to start from: a name, folder or file; None: fresh weights."""
+    """A pre-training run.
+
+    init    the model to start from: a name, folder or file; fresh weights without it
+    """
 
     init: str | None = None
     model: ModelRecipe = ModelRecipe()
@@ -185,7 +237,13 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 class ColumnsRecipe(Section):
-    """Columns of a table of examples; None: found by their usual names."""
+    """Columns of a table of examples, by default recognized by their usual names.
+
+    name        names of the examples
+    sequence    sequences
+    target      values to predict; a list for several targets
+    group       examples of one group stay in one fold, and metrics are also given for each group
+    """
 
     name: str | None = None
     sequence: str | None = None
@@ -198,6 +256,8 @@ class ExamplesRecipe(Section):
 
     train, validation, test   files; without `validation` a share of `train` is held out, drawn with the run's seed
     fingerprints              of these files; filled in when a run starts, and other contents are then refused
+    columns                   see below
+    validation_fraction       share of `train` that is held out
     folds, fold               cross-validation: of so many folds, this one (from 0 on; None: each in turn) is the test
                               set and the one before it the validation set
     sequences_per_batch       per optimizer step
@@ -248,7 +308,7 @@ class OptionsRecipe(Section):
 
 
 class StageRecipe(Section):
-    """From `epoch` on, train the next `blocks` blocks from the top as well; None: all remaining ones."""
+    """A step of `gradual`: from `epoch` on, train the next `blocks` blocks from the top; by default all others."""
 
     epoch: NonNegativeInt
     blocks: PositiveInt | None = None
@@ -257,11 +317,16 @@ class StageRecipe(Section):
 class BackboneRecipe(Section):
     """The trained part of the encoder.
 
-    mode      full: all of it, from the start
+    mode      full: all of it, from the start;
               gradual: the head alone, then blocks from the top by `stages`, at `scale` times the head's rate; the
-              final norm with the first of them, the embedding never
-              frozen: none; its states are computed once and cached in the run folder
+              final norm with the first of them, the embedding never;
+              frozen: none; its states are computed once and cached in the run folder;
               lora: low-rank adapters of its matrices (the extra `lora`), merged into the written model
+    stages    of gradual: a list of `{epoch: E, blocks: B}`; from epoch E on, B more blocks from the top are trained
+    scale     of gradual: learning rate of the backbone, relative to the head's
+    rank      of lora: rank of the adapters
+    alpha     of lora: they are scaled by alpha / rank
+    attention_dropout, hidden_dropout   dropouts of the backbone, instead of the model's own
     """
 
     mode: Literal["full", "gradual", "frozen", "lora"] = "full"
@@ -274,13 +339,21 @@ class BackboneRecipe(Section):
 
 
 class FinetuneValidation(ValidationRecipe):
-    """After each epoch unless `every` says so many steps."""
+    """Validation, also at the end of the run.
+
+    every         steps between validations; without it, after each epoch
+    per_source    not used
+    """
 
     every: PositiveInt | None = None
 
 
 class FinetuneRecipe(RunRecipe):
-    """A fine-tuning run: `task` on the backbone of the model `init`."""
+    """A fine-tuning run.
+
+    task    a task of `rinalmo finetune`
+    init    the model whose encoder is fine-tuned: a name, folder or file
+    """
 
     task: str
     init: str = "nano"
