@@ -44,6 +44,26 @@ def test_the_quickstart_prints_what_it_shows():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_readme_prints_what_it_shows():
+    done = run_pages(ROOT / "README.md")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_page_of_recipe_keys_describes_every_key(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import recipe_keys
+
+    page = (DOCS / "recipes.md").read_text()
+    assert page == recipe_keys.page(), "run tools/recipe_keys.py --write"
+    assert re.findall(r"^\| `.*\|  \|$", page, re.MULTILINE) == [], "describe the key in the docstring of its class"
+
+
+@pytest.mark.parametrize("model", ["nano", "nano-fold"])
+def test_the_page_of_a_bundled_model_is_its_card_without_metadata(model):
+    path, line = re.fullmatch(r'--8<-- "(.*):(\d+):"\n', (DOCS / f"{model}.md").read_text()).groups()
+    assert (ROOT / path).read_text().splitlines()[int(line) - 1] == f"# {model}"
+
+
 def test_a_page_that_says_something_else_is_noticed(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
