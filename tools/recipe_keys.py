@@ -84,7 +84,9 @@ def tables(section: type[Section], prefix: str = "") -> list[str]:
     rows, nested = list[str](), []
     for name, field in section.model_fields.items():
         inner = field.annotation
-        if section_in := next((each for each in (inner, *get_args(inner)) if is_section(each)), None):
+        if section_in := next(
+            filter(is_section, (inner, *(get_args(inner) if get_origin(inner) is not list else ()))), None
+        ):
             nested.append((f"{prefix}{name}" + (".NAME" if get_origin(inner) is dict else ""), section_in))
             continue
         rows.append(f"| `{prefix}{name}` | {kind_of(inner)} | {default_of(field)} | {keys.get(name, '')} |")
