@@ -28,7 +28,7 @@ def test_embed_draws_a_map_and_plot_draws_it_again(rinalmo_command, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--plot", "{tmp}/a.pdf"), "use .svg, .png"),
+        (("--plot", "{tmp}/a.gif"), "use .svg, .png, .pdf"),
         (("--plot", "{tmp}/a.svg", "--per-token"), "one vector per sequence"),
         (("--plot", "{tmp}/a.svg", "--layers", "0,1"), "one vector per sequence"),
         (("--plot", "{tmp}/a.svg", "--colour-by", "none.csv:x"), "none.csv does not exist"),

@@ -83,7 +83,7 @@ def test_usage(rinalmo_command, arguments, words):
         ((WILD, "--mutations", "none.csv"), "none.csv does not exist; check the path"),
         ((WILD, "--variants", "none.fa"), "none.fa does not exist"),
         ((WILD, "--all-single", "-o", "out.txt"), "cannot write '.txt'"),
-        ((WILD, "--all-single", "--plot", "out.pdf"), "use .svg, .png"),
+        ((WILD, "--all-single", "--plot", "out.gif"), "use .svg, .png, .pdf"),
         (("NNN", "--all-single"), "nothing to score"),
     ],
 )

@@ -54,8 +54,8 @@ def test_width_of_a_line():
 
 def test_what_cannot_be_drawn(tmp_path):
     check_plot(tmp_path / "map.svg", [10_000])
-    with pytest.raises(InputError, match=r"use \.svg, \.png"):
-        check_plot(tmp_path / "map.pdf", [10])
+    with pytest.raises(InputError, match=r"use \.svg, \.png, \.pdf"):
+        check_plot(tmp_path / "map.gif", [10])
     with pytest.raises(InputError, match="one sequence, but 2"):
         check_plot(tmp_path / "map.svg", [10, 10])
     with pytest.raises(InputError, match="up to 10,000 nt"):

@@ -80,8 +80,8 @@ def test_map_of_one_nucleotide(tmp_path):
 
 
 def test_what_cannot_be_drawn(tmp_path):
-    with pytest.raises(InputError, match=r"use \.svg, \.png"):
-        draw_arcs(KNOT, tmp_path / "x.pdf")
+    with pytest.raises(InputError, match=r"use \.svg, \.png, \.pdf"):
+        draw_arcs(KNOT, tmp_path / "x.gif")
     with pytest.raises(InputError, match="up to 10,000 nt"):
         draw_arcs(Structure("", "A" * (LONGEST_ARCS + 1)), tmp_path / "x.svg")
     with pytest.raises(InputError, match="up to 5,000 nt"):

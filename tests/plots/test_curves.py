@@ -44,7 +44,7 @@ def test_what_cannot_be_drawn(tmp_path):
     assert metrics_of({"a": log(1.0)}) == ["accuracy", "loss", "lr"]
     for logs, path, figures, words in (
         ({"a": log(1.0)}, "x.svg", ["acuracy"], "no run has the metric 'acuracy'; there are accuracy, loss, lr"),
-        ({"a": log(1.0)}, "x.pdf", ["loss"], "use .svg, .png"),
+        ({"a": log(1.0)}, "x.gif", ["loss"], "use .svg, .png, .pdf"),
         ({}, "x.svg", ["loss"], "1 to 8 runs, and there are 0"),
         ({str(n): log(1.0) for n in range(9)}, "x.svg", ["loss"], "1 to 8 runs, and there are 9"),
     ):

@@ -99,8 +99,8 @@ def test_what_cannot_be_drawn(embeddings, tmp_path, monkeypatch):
     ):
         with pytest.raises(InputError, match=words):
             draw_embedding_map(values, tmp_path / "map.svg", **options)
-    with pytest.raises(InputError, match=r"use \.svg, \.png"):
-        draw_embedding_map(embeddings, tmp_path / "map.pdf")
+    with pytest.raises(InputError, match=r"use \.svg, \.png, \.pdf"):
+        draw_embedding_map(embeddings, tmp_path / "map.gif")
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(MissingExtraError, match=r"rinalmo\[umap\]"):
         draw_embedding_map(embeddings, tmp_path / "map.svg", method="umap")

@@ -104,7 +104,7 @@ def fill_mask_command(source: str, top_k: int, style: str, **engine_settings: An
     "--plot",
     type=_FILE,
     metavar="FILE",
-    help="Draw a map of the embeddings as well, .svg or .png; `rinalmo plot map` draws it again.",
+    help="Draw a map of the embeddings as well, .svg, .png or .pdf; `rinalmo plot map` draws it again.",
 )
 @click.option(
     "--plot-method", type=click.Choice(["pca", "umap"]), default="pca", show_default=True, help="Projection of the map."
@@ -193,7 +193,7 @@ def embed_command(
 @click.option("-o", "--output", default="-", help="File to write: .csv, .tsv or .parquet.  [default: CSV to stdout]")
 @click.option("--shard", metavar="I/N", help="Take every N-th position, from the I-th on: one job of an array of N.")
 @job_options
-@click.option("--plot", type=_FILE, metavar="FILE", help="Draw a heat map of --all-single, .svg or .png.")
+@click.option("--plot", type=_FILE, metavar="FILE", help="Draw a heat map of --all-single, .svg, .png or .pdf.")
 @engine_options(precision="fp32")
 def score_command(
     source: str,
@@ -278,12 +278,13 @@ def score_command(
     "--plot",
     type=_FILE,
     metavar="FILE",
-    help="Also draw, .svg or .png. For several sequences {name} in FILE stands for each name; a folder takes NAME.svg.",
+    help="Also draw, .svg, .png or .pdf. For several sequences {name} in FILE stands for each name; a folder takes "
+    "NAME.svg.",
 )
 @click.option(
     "--plot-kind",
     type=click.Choice(["drawing", "arcs", "map"]),
-    help="drawing: letters and helices (.svg, up to 2,000 nt, extra `draw`); arcs: an arc per pair; map: probabilities "
+    help="drawing: letters and helices (up to 3,000 nt, extra `draw`); arcs: an arc per pair; map: probabilities "
     "(both extra `plots`).  [default: drawing; arcs with --reference]",
 )
 @click.option(

@@ -10,7 +10,7 @@ import click
 from rinalmo.cli.options import colour_option
 
 _OUTPUT = click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Figure to write, .svg or .png."
+    "-o", "--output", required=True, type=click.Path(path_type=Path), help="Figure to write, .svg, .png or .pdf."
 )
 
 

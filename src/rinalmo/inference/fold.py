@@ -1,17 +1,9 @@
-"""Secondary structures: folding, the output files, and figures.
-
-The files of `rinalmo fold --plot`, checked before anything is folded:
-
-    out.svg             the only sequence
-    figures/{name}.svg  one figure per sequence, with its name for `{name}`
-    figures/            a folder: the same as figures/{name}.svg
-"""
+"""Secondary structures: folding, the output files, and figures."""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 import warnings
 import zipfile
@@ -22,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from torch import Tensor
@@ -31,14 +23,13 @@ from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, as_engine
 from rinalmo.engine.jobs import Arrays, JobOptions, opened, record_job, take_shard
 from rinalmo.engine.ray import EngineLike
-from rinalmo.errors import CheckpointError, InputError, SequenceError
-from rinalmo.io.files import atomic_write, check_path, one_line
+from rinalmo.errors import CheckpointError, InputError
+from rinalmo.io.files import atomic_write, check_path
 from rinalmo.io.sequences import Record, SequenceFile, Sequences, as_records, name_source_in_errors, require_nonempty
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
-from rinalmo.plots.drawing import check_drawing, draw_structure
-from rinalmo.plots.pairs import check_arcs, check_map, check_reference, draw_arcs, draw_pair_map
+from rinalmo.plots.structures import Plot, StructureFigure
 from rinalmo.rna.decoding import Decoder
-from rinalmo.rna.formats import format_of, read_structures, structure_text, write_structures
+from rinalmo.rna.formats import format_of, structure_text, write_structures
 from rinalmo.rna.structure import RECORD, PairList, Structure
 from rinalmo.tasks.base import Example
 from rinalmo.tasks.secondary_structure import (
@@ -51,95 +42,6 @@ from rinalmo.tasks.secondary_structure import (
 from rinalmo.tasks.trained import Note, note_windows, outputs, task_of
 
 logger = logging.getLogger(__name__)
-
-Kind = Literal["drawing", "arcs", "map"]
-
-_CHECKS = {"drawing": check_drawing, "arcs": check_arcs, "map": check_map}
-_NAME = "{name}"
-# Windows takes these for devices, whatever follows a dot.
-_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
-
-
-@dataclass(frozen=True)
-class Plot:
-    """Figures to draw. `kind` None is arcs if there is a `reference`, a file of structures, else a drawing."""
-
-    path: Path
-    kind: Kind | None = None
-    reference: Path | None = None
-
-    def figures(self, records: list[Record]) -> list[StructureFigure]:
-        """One for each record. Raises InputError or MissingExtraError for what could not be drawn in the end."""
-        kind: Kind = self.kind or ("drawing" if self.reference is None else "arcs")
-        if kind == "drawing" and self.reference is not None:
-            raise InputError(f"{self.reference}: a drawing shows no reference; use arcs or map")
-        references = _references(self.reference, records)
-        paths = _paths(self.path, [record.id for record in records])
-        for path, record in zip(paths, records, strict=True):
-            _CHECKS[kind](path, len(record.sequence))
-        return [StructureFigure(path, kind, reference) for path, reference in zip(paths, references, strict=True)]
-
-
-@dataclass(frozen=True)
-class StructureFigure:
-    """One file to draw."""
-
-    path: Path
-    kind: Kind
-    reference: Structure | None = None
-
-    def draw(self, structure: Structure, probabilities: np.ndarray | PairList) -> None:
-        """Write the file."""
-        if self.kind == "arcs":
-            draw_arcs(structure, self.path, self.reference)
-            return
-        square = probabilities.matrix() if isinstance(probabilities, PairList) else probabilities
-        if self.kind == "drawing":
-            draw_structure(structure, self.path, square)
-        else:
-            draw_pair_map(structure, square, self.path, self.reference)
-
-
-def _references(path: Path | None, records: list[Record]) -> list[Structure | None]:
-    """The reference of each record: the one of its name, or the only one for an only record."""
-    if path is None:
-        return [None] * len(records)
-    structures = list(read_structures(path))
-    by_name = {structure.name: structure for structure in structures}
-    if len(structures) == len(records) == 1:
-        by_name = {records[0].id: structures[0]}
-    elif len(by_name) < len(structures):
-        raise InputError(f"{path}: two structures have the same name; give each reference its own")
-    if missing := [one_line(record.id) for record in records if record.id not in by_name]:
-        raise InputError(f"{path}: has no structure named {missing[0]!r}, which is in the sequences; add it")
-    for record in records:
-        try:
-            check_reference(Structure(record.id, record.sequence), by_name[record.id])
-        except SequenceError as error:
-            raise error.with_location(str(path), None, error.record) from None
-    return [by_name[record.id] for record in records]
-
-
-def _paths(path: Path, names: list[str]) -> list[Path]:
-    """The file of each record; names become what every file system takes, each once."""
-    if path.is_dir():
-        path = path / f"{_NAME}.svg"
-    if _NAME not in path.name:
-        if len(names) > 1:
-            example = path.with_name(f"{path.stem}-{_NAME}{path.suffix}")
-            raise InputError(f"{path}: shows one sequence, but there are {len(names):,}; use {example}, or a folder")
-        return [path] * len(names)
-    paths, used = [], set[str]()
-    for number, name in enumerate(names, 1):
-        safe = re.sub(r"[^A-Za-z0-9._+-]+", "_", name)[:100].strip(".") or "sequence"
-        if safe.partition(".")[0].upper() in _DEVICES:
-            safe = f"_{safe}"
-        while safe.lower() in used:
-            safe = f"{safe}_{number}"
-        used.add(safe.lower())
-        paths.append(path.with_name(path.name.replace(_NAME, safe)))
-    return paths
-
 
 CHUNK_PAIRS = 1 << 24  # time and memory of folding grow with the square of the length
 GPU_SCALE = 4  # a GPU idles at the end of each chunk, so it gets larger ones
@@ -294,7 +196,7 @@ def fold_file(
             and `probability`.
         plot: Figures to draw as well; all sequences are then read before the first is folded.
         shard: "i/n" takes every n-th sequence, from the i-th on.
-        note: Called with one line for each RNA that is folded in windows.
+        note: Called with one line for each RNA that is folded in windows or has no drawing.
         job: See `JobOptions`.
 
     Returns:
@@ -345,7 +247,10 @@ def fold_file(
             for structure, matrix in structures:
                 add_matrix(structure.name, matrix)
                 if figures:
-                    figures[count].draw(structure, matrix)
+                    try:
+                        figures[count].draw(structure, matrix)
+                    except InputError as error:  # no layout; the run goes on
+                        note(f"not drawn: {error}")
                 count += 1
                 if to_stdout and "progress" in job:
                     job["progress"](count)

@@ -37,7 +37,7 @@ def draw_curves(
 
     Args:
         logs: For each run's name a sequence of mappings with `step`, as the lines of its `log.jsonl`.
-        path: An SVG or PNG file.
+        path: An SVG, PNG or PDF file.
         metrics: One panel each.
         rates: Add the learning rate to the first panel of a single run.
 

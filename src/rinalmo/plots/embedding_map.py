@@ -58,7 +58,7 @@ def draw_embedding_map(
 
     Args:
         embeddings: `(sequences, hidden)`.
-        path: An SVG or PNG file.
+        path: An SVG, PNG or PDF file.
         labels: A class or number per sequence; None or "" where not known.
         method: "pca" or "umap".
         label_name: Title of the legend or colour scale.

@@ -49,7 +49,7 @@ def draw_logo(
     Args:
         probabilities: Of A, C, G and U, `(length, 4)`; a row of NaN is left empty.
         sequence: One character per position, such as N or ? where the nucleotide is not known.
-        path: An SVG or PNG file.
+        path: An SVG, PNG or PDF file.
         name: For the title.
         heights: "information" in bits, or "probability".
 

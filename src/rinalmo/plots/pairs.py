@@ -68,7 +68,7 @@ def draw_arcs(structure: Structure, path: str | Path, reference: Structure | Non
 
     Args:
         structure: Its pairs are above the sequence.
-        path: An SVG or PNG file.
+        path: An SVG, PNG or PDF file.
         reference: A structure of the same RNA, below.
 
     Raises:
@@ -153,7 +153,7 @@ def draw_pair_map(
     Args:
         structure: Its pairs are below the diagonal.
         probabilities: `(length, length)`; the upper triangle counts.
-        path: An SVG or PNG file.
+        path: An SVG, PNG or PDF file.
         reference: Another structure of the same RNA, whose pairs are below the diagonal instead.
 
     Raises:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rinalmo.errors import InputError, MissingExtraError
 from rinalmo.io.files import atomic_write, check_path, one_line
 
@@ -23,7 +25,9 @@ BLUE, VERMILION, SKY = "#0072B2", "#D55E00", "#56B4E9"
 COLOURS = (BLUE, VERMILION, SKY, BLACK, "#E69F00", "#009E73", "#CC79A7", "#F0E442")
 MARKERS = ("o", "s", "^", "x", "D", "v", "P", "X")
 
-ENDINGS = (".svg", ".png")
+ENDINGS = (".svg", ".png", ".pdf")
+_DPI, _MAX_PIXELS = 300, 8000  # of a PNG; the longer side of one
+_DPI_WITHIN = 200  # of an image in an SVG or PDF
 FONTS = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 
 _TITLE_LETTER = 0.075  # inches
@@ -36,14 +40,34 @@ _STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a name may hold $
     "svg.hashsalt": "rinalmo",  # without it the ids in an SVG are random
     "svg.fonttype": "none",  # text stays text, in whatever font the reader has
+    "pdf.fonttype": 42,  # TrueType, which journals ask for and editors can change
 }
 
 
-def shade(probability: float) -> str:
-    """From white for 0 to blue for 1, as matplotlib's and SVG's `#rrggbb`."""
-    share = min(max(float(probability), 0.0), 1.0)
-    channels = [int(BLUE[place : place + 2], 16) for place in (1, 3, 5)]
+def shade(share: float, colour: str = BLUE) -> str:
+    """From white for 0 to a colour for 1, as matplotlib's and SVG's `#rrggbb`."""
+    share = min(max(float(share), 0.0), 1.0)
+    channels = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
     return "#" + "".join(f"{round(255 + share * (channel - 255)):02x}" for channel in channels)
+
+
+def ink_on(colour: str) -> str:
+    """Black, or white on dark `#rrggbb`, whichever has more contrast (WCAG 2.2's relative luminance)."""
+    channels = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return BLACK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 else WHITE
+
+
+def robust_limit(values: np.ndarray) -> float:
+    """The end of a scale from 0: the largest absolute value, unless few outliers would leave the others pale.
+
+    At most 1.5 times the 95th percentile; larger values get the colour of the end.
+    """
+    absolute = np.abs(values[np.isfinite(values)])
+    if not len(absolute) or not absolute.max():
+        return 1.0
+    usual = 1.5 * float(np.percentile(absolute, 95))
+    return min(float(absolute.max()), usual or np.inf)
 
 
 def title_of(name: str, longest: int = 60) -> str:
@@ -80,9 +104,10 @@ def figure_in(path: Path, purpose: str, **settings: Any) -> Iterator[Any]:
     with rc_context(_STYLE):
         figure = Figure(**settings)
         yield figure
-        metadata = {"Date": None} if path.suffix == ".svg" else None
+        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix)
+        dpi = min(_DPI, _MAX_PIXELS / max(figure.get_size_inches())) if path.suffix == ".png" else _DPI_WITHIN
         with atomic_write(path) as file:
-            figure.savefig(file, format=path.suffix[1:], dpi=200, metadata=metadata)
+            figure.savefig(file, format=path.suffix[1:], dpi=dpi, metadata=metadata)
 
 
 def position_ticks(count: int, step: int, start: int = 0) -> tuple[list[int], list[str]]:

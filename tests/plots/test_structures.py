@@ -3,8 +3,8 @@
 import pytest
 
 from rinalmo.errors import InputError, SequenceError
-from rinalmo.inference.fold import Plot
 from rinalmo.io.sequences import Record
+from rinalmo.plots.structures import Plot
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("RNA")
@@ -38,8 +38,6 @@ def test_references(tmp_path):
         plot.figures(records("a", "c"))
     with pytest.raises(SequenceError, match="record a: has 3 nt, and its reference 9"):
         plot.figures(records("a", sequence="ACG"))
-    with pytest.raises(InputError, match="a drawing shows no reference"):
-        Plot(tmp_path, "drawing", path).figures(records("a"))
     path.write_text(">other name\nGGGAAACCC\n(((...)))\n")
     assert plot.figures(records("a"))[0].reference.name == "other name"
     path.write_text(">a\nGGG\n...\n>a\nGGG\n...\n")
@@ -48,5 +46,5 @@ def test_references(tmp_path):
 
 
 def test_too_long_for_a_drawing(tmp_path):
-    with pytest.raises(InputError, match="up to 2,000 nt"):
-        Plot(tmp_path / "{name}.svg").figures(records("short") + records("long", sequence="A" * 2001))
+    with pytest.raises(InputError, match="up to 3,000 nt"):
+        Plot(tmp_path / "{name}.svg").figures(records("short") + records("long", sequence="A" * 3001))

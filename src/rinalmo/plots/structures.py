@@ -1,0 +1,109 @@
+"""The files of figures of structures, checked before anything is computed.
+
+out.svg             the only sequence
+figures/{name}.svg  one figure per sequence, with its name for `{name}`
+figures/            a folder: the same as figures/{name}.svg
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from rinalmo.errors import InputError, SequenceError
+from rinalmo.io.files import one_line
+from rinalmo.io.sequences import Record
+from rinalmo.plots.drawing import check_drawing, draw_structure
+from rinalmo.plots.pairs import check_arcs, check_map, check_reference, draw_arcs, draw_pair_map
+from rinalmo.rna.formats import read_structures
+from rinalmo.rna.structure import PairList, Structure
+
+Kind = Literal["drawing", "arcs", "map"]
+
+_CHECKS = {"drawing": check_drawing, "arcs": check_arcs, "map": check_map}
+_NAME = "{name}"
+# Windows takes these for devices, whatever follows a dot.
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Figures to draw. `kind` None is arcs if there is a `reference`, a file of structures, else a drawing."""
+
+    path: Path
+    kind: Kind | None = None
+    reference: Path | None = None
+
+    def figures(self, records: list[Record]) -> list[StructureFigure]:
+        """One for each record. Raises InputError or MissingExtraError for what could not be drawn in the end."""
+        kind: Kind = self.kind or ("drawing" if self.reference is None else "arcs")
+        references = _references(self.reference, records)
+        paths = _paths(self.path, [record.id for record in records])
+        for path, record in zip(paths, records, strict=True):
+            _CHECKS[kind](path, len(record.sequence))
+        return [StructureFigure(path, kind, reference) for path, reference in zip(paths, references, strict=True)]
+
+
+@dataclass(frozen=True)
+class StructureFigure:
+    """One file to draw."""
+
+    path: Path
+    kind: Kind
+    reference: Structure | None = None
+
+    def draw(self, structure: Structure, probabilities: np.ndarray | PairList) -> None:
+        """Write the file."""
+        if self.kind == "arcs":
+            draw_arcs(structure, self.path, self.reference)
+            return
+        square = probabilities.matrix() if isinstance(probabilities, PairList) else probabilities
+        if self.kind == "drawing":
+            draw_structure(structure, self.path, square, reference=self.reference)
+        else:
+            draw_pair_map(structure, square, self.path, self.reference)
+
+
+def _references(path: Path | None, records: list[Record]) -> list[Structure | None]:
+    """The reference of each record: the one of its name, or the only one for an only record."""
+    if path is None:
+        return [None] * len(records)
+    structures = list(read_structures(path))
+    by_name = {structure.name: structure for structure in structures}
+    if len(structures) == len(records) == 1:
+        by_name = {records[0].id: structures[0]}
+    elif len(by_name) < len(structures):
+        raise InputError(f"{path}: two structures have the same name; give each reference its own")
+    if missing := [one_line(record.id) for record in records if record.id not in by_name]:
+        raise InputError(f"{path}: has no structure named {missing[0]!r}, which is in the sequences; add it")
+    for record in records:
+        try:
+            check_reference(Structure(record.id, record.sequence), by_name[record.id])
+        except SequenceError as error:
+            raise error.with_location(str(path), None, error.record) from None
+    return [by_name[record.id] for record in records]
+
+
+def _paths(path: Path, names: list[str]) -> list[Path]:
+    """The file of each record; names become what every file system takes, each once."""
+    if path.is_dir():
+        path = path / f"{_NAME}.svg"
+    if _NAME not in path.name:
+        if len(names) > 1:
+            example = path.with_name(f"{path.stem}-{_NAME}{path.suffix}")
+            raise InputError(f"{path}: shows one sequence, but there are {len(names):,}; use {example}, or a folder")
+        return [path] * len(names)
+    paths, used = [], set[str]()
+    for number, name in enumerate(names, 1):
+        safe = re.sub(r"[^A-Za-z0-9._+-]+", "_", name)[:100].strip(".") or "sequence"
+        if safe.partition(".")[0].upper() in _DEVICES:
+            safe = f"_{safe}"
+        while safe.lower() in used:
+            safe = f"{safe}_{number}"
+        used.add(safe.lower())
+        paths.append(path.with_name(path.name.replace(_NAME, safe)))
+    return paths
