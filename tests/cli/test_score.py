@@ -64,7 +64,7 @@ def test_positions_left_out_are_counted(rinalmo_command):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((WILD,), "one of --mutations, --variants and --all-single"),
+        ((WILD,), "one of --mutations, --variants, --all-single and --vcf"),
         ((WILD, "--all-single", "--variants", "x"), "one of --mutations"),
         ((WILD, "--variants", "x", "--plot", "p.svg"), "--plot draws the map"),
         ((WILD, "--all-single", "--resume"), "--resume, --restart and --engine ray write a file"),

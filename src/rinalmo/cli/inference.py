@@ -169,7 +169,7 @@ def embed_command(
 
 
 @click.command("score")
-@click.argument("source", metavar="SEQ|FASTA|-")
+@click.argument("source", metavar="[SEQ|FASTA|-]", required=False)
 @click.option(
     "--mutations",
     type=_FILE,
@@ -183,23 +183,43 @@ def embed_command(
     help="Whole sequences, all against SEQ or each against its partner in FASTA.",
 )
 @click.option("--all-single", is_flag=True, help="Every single-nucleotide substitution.")
+@click.option("--vcf", type=_FILE, metavar="FILE", help="Variants of a genome, .vcf, .vcf.gz or .bcf (extra `vcf`).")
+@click.option("--reference", type=_FILE, metavar="FASTA", help="For --vcf: the genome, plain or from bgzip.")
+@click.option("--regions", type=_FILE, metavar="FILE", help="For --vcf: its transcripts, .gtf, .gff3 or .bed.")
+@click.option(
+    "--window",
+    type=click.IntRange(min=1),
+    metavar="NT",
+    help="For --vcf: length of the part of a transcript around each variant.  [default: 500]",
+)
 @click.option(
     "--method",
-    type=click.Choice(("masked-marginals", "wild-type-marginals", "pll")),
+    type=click.Choice(("masked-marginals", "wild-type-marginals", "pll", "length-corrected-pll")),
     default="masked-marginals",
     show_default=True,
-    help="pll takes one pass per nucleotide, and scores insertions and deletions too.",
+    help="pll and length-corrected-pll take one pass per nucleotide, and score insertions and deletions too.",
 )
-@click.option("-o", "--output", default="-", help="File to write: .csv, .tsv or .parquet.  [default: CSV to stdout]")
-@click.option("--shard", metavar="I/N", help="Take every N-th position, from the I-th on: one job of an array of N.")
+@click.option(
+    "-o",
+    "--output",
+    default="-",
+    help="File to write: .csv, .tsv or .parquet; with --vcf also .vcf or .vcf.gz.  [default: CSV or VCF to stdout]",
+)
+@click.option(
+    "--shard", metavar="I/N", help="Take every N-th position or record, from the I-th on: one job of an array of N."
+)
 @job_options
 @click.option("--plot", type=_FILE, metavar="FILE", help="Draw a heat map of --all-single, .svg, .png or .pdf.")
 @engine_options(precision="fp32")
 def score_command(
-    source: str,
+    source: str | None,
     mutations: Path | None,
     variants: Path | None,
     all_single: bool,
+    vcf: Path | None,
+    reference: Path | None,
+    regions: Path | None,
+    window: int | None,
     method: Any,
     output: str,
     plot: Path | None,
@@ -208,27 +228,41 @@ def score_command(
     """Score variants of an RNA without training, by their likelihood relative to the wild type.
 
     SEQ is the wild type itself; a file name is read as FASTA; - is FASTA from standard input. A score of 0 is as
-    likely as the wild type, a negative one less. The output has the table's columns, or the names, and the score.
+    likely as the wild type, a negative one less. The output has the table's columns, or the names, and the score. With
+    --vcf the wild types are transcripts spliced from a genome, and the output is VCF with scores in INFO, or a table.
 
     \b
     rinalmo score GCGGAUUUAGCUCAGUUGGGAGAGCGC --all-single --plot heat.svg -o scores.csv
     rinalmo score wild_type.fa --mutations mutants.csv -o scores.csv
     rinalmo score wild_type.fa --variants variants.fa --method pll -o scores.parquet
     rinalmo score wild_type.fa --variants variants.fa -o scores.parquet --engine ray --workers 8
+    rinalmo score --vcf variants.vcf.gz --reference genome.fa --regions transcripts.gtf -o scored.vcf.gz
     """
-    if sum((mutations is not None, variants is not None, all_single)) != 1:
-        raise click.UsageError("give one of --mutations, --variants and --all-single")
+    if sum((mutations is not None, variants is not None, vcf is not None, all_single)) != 1:
+        raise click.UsageError("give one of --mutations, --variants, --all-single and --vcf")
+    if (vcf is None) == (source is None):
+        raise click.UsageError("give a sequence or FASTA file, or with --vcf none")
+    if vcf is None and (reference or regions or window):
+        raise click.UsageError("--reference, --regions and --window are for --vcf")
     if plot is not None and not all_single:
         raise click.UsageError("--plot draws the map of --all-single")
     job = _take_job_options(settings, output)
     from rinalmo.inference import variants as scoring
     from rinalmo.io.sequences import as_records, read_fasta
 
-    wild_types = as_records(source) if is_sequence(source) else read_fasta(source)
-    if mutations is not None:
-        read = scoring.from_table(wild_types, mutations)
+    if source is not None:
+        wild_types = as_records(source) if is_sequence(source) else read_fasta(source)
+        if mutations is not None:
+            read = scoring.from_table(wild_types, mutations)
+        else:
+            read = scoring.all_single(wild_types) if variants is None else scoring.from_fasta(wild_types, variants)
     else:
-        read = scoring.all_single(wild_types) if variants is None else scoring.from_fasta(wild_types, variants)
+        from rinalmo.inference.vcf import WINDOW, VcfSource
+
+        if vcf is None or reference is None or regions is None:
+            raise click.UsageError("--vcf needs --reference, the genome, and --regions, its transcripts")
+        name = settings["model"]
+        read = VcfSource(vcf, reference, regions, window=window or WINDOW, method=method, model_name=name)
     # On a terminal a bar would be drawn over the rows.
     is_shown = output == "-" and sys.stdout.isatty()
     noun = "variants" if settings["engine"] == "ray" else "passes"
@@ -240,12 +274,11 @@ def score_command(
             method=method,
             plot=plot,
             progress=report,
+            note=print_note,
             **job,
         )
     if plot is not None:
         click.echo(f"{plot}: drawn", err=True)
-    if read.left_out:
-        print_note(f"{read.left_out:,} positions with another letter than A, C, G, U were left out")
 
 
 @click.command("fold")

@@ -141,7 +141,10 @@ def single(wild_type: str) -> Iterator[Variant]:
                     yield Variant(wild_type, ((position, new),))
 
 
-Method = Literal["masked-marginals", "wild-type-marginals", "pll"]
+Method = Literal["masked-marginals", "wild-type-marginals", "pll", "length-corrected-pll"]
+
+ANY_LENGTH = ("pll", "length-corrected-pll")
+"""The methods that score insertions and deletions."""
 
 # A multiple of three, so that the three substitutions of a position, which share a pass, stay together.
 BLOCK_VARIANTS = 3 * 1024
@@ -163,7 +166,8 @@ def score(
         variants: Each is `A12G`, `A12G:C13U` (positions from 1, T or U) or `WT`, or a whole sequence.
         model: A name, folder, file or loaded model, computed in fp32; an `Engine` for other precisions.
         method: "masked-marginals" masks the changed positions, "wild-type-marginals" takes one pass over the wild type,
-            "pll" compares pseudo-log-likelihoods of the whole sequences.
+            "pll" compares pseudo-log-likelihoods of the whole sequences, "length-corrected-pll" for the number of
+            nucleotides of the variant: the wild type's is scaled to it.
         device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; None: where a loaded model is.
 
     Returns:
@@ -171,7 +175,7 @@ def score(
 
     Raises:
         SequenceError: A letter is not the wild type's, a position does not exist, or a sequence has another length
-            and the method is not "pll".
+            and the method is neither "pll" nor "length-corrected-pll".
 
     Source:
         Meier et al. 2021 (10.1101/2021.07.09.450648) for the marginals, Salazar et al. 2020 (arXiv:1910.14659) for the
@@ -251,7 +255,7 @@ def blocks(variants: Iterable[Variant], method: Method) -> Iterator[list[Variant
     """Consecutive variants that take little memory and, with "pll" and a small model, about a minute."""
 
     def tokens(variant: Variant) -> int:
-        return len(variant.wild_type) ** 2 if method == "pll" else 0
+        return len(variant.wild_type) ** 2 if method in ANY_LENGTH else 0
 
     return chunked(variants, tokens, BLOCK_TOKENS, BLOCK_VARIANTS)
 
@@ -264,7 +268,7 @@ def check_method(method: str) -> None:
 
 def check(variant: Variant, method: Method, *, file: str | None = None, record: str | None = None) -> None:
     """Raise SequenceError for an insertion or deletion, if the method cannot score it."""
-    if variant.other is not None and method != "pll":
+    if variant.other is not None and method not in ANY_LENGTH:
         sizes = f"has {len(variant.other)} nt, the wild type {len(variant.wild_type)}"
         problem = f"{sizes}; marginals compare nucleotides position by position: use the method pll"
         raise SequenceError(problem, file=file, record=record)
@@ -288,18 +292,28 @@ def _wild_type_marginals(block: Sequence[Variant], model: NucleotideScorer) -> l
     return scores
 
 
-def _pll(block: Sequence[Variant], model: NucleotideScorer) -> list[float]:
+def _pll(block: Sequence[Variant], model: NucleotideScorer, length_corrected: bool = False) -> list[float]:
     pairs = [(variant.wild_type, variant.sequence) for variant in block]
     changed = dict.fromkeys(new for old, new in pairs if new != old)
     totals = dict(zip(changed, model.pseudo_log_likelihoods(changed), strict=True))
     before = {old: model.pseudo_log_likelihood(old) for old in dict.fromkeys(old for old, new in pairs if new != old)}
-    return [totals[new] - before[old] if new != old else 0.0 for old, new in pairs]
+    scores = []
+    for old, new in pairs:
+        # A sum over positions grows with their number: the wild type's is scaled to as many as the variant has.
+        scale = _scored_length(new) / max(1, _scored_length(old)) if length_corrected else 1.0
+        scores.append(totals[new] - scale * before[old] if new != old else 0.0)
+    return scores
+
+
+def _scored_length(sequence: str) -> int:
+    return sum(map(sequence.count, NUCLEOTIDES))
 
 
 _METHODS: dict[str, Callable[[Sequence[Variant], NucleotideScorer], list[float]]] = {
     "masked-marginals": _masked_marginals,
     "wild-type-marginals": _wild_type_marginals,
     "pll": _pll,
+    "length-corrected-pll": partial(_pll, length_corrected=True),
 }
 
 
@@ -312,7 +326,7 @@ def _sum(variant: Variant, rows: np.ndarray) -> float:
 
 
 class VariantSource(InputFile):
-    """Variants with their rows of the output.
+    """Variants with their rows of the output, and how these are written.
 
     Args:
         wild_types: The sequences that are changed.
@@ -321,6 +335,9 @@ class VariantSource(InputFile):
         path: The file that they are read from, if any.
         left_out: Number of positions without a variant, since they are not A, C, G or U.
     """
+
+    endings: tuple[str, ...] = (".csv", ".tsv", ".parquet")
+    """Of the files that `write` writes."""
 
     def __init__(
         self,
@@ -366,6 +383,47 @@ class VariantSource(InputFile):
             where, missing = self.path or f"record {self.wild_types[0].id}", "rows" if self.path else "A, C, G or U"
             raise InputError(f"{where}: has no {missing}; there is nothing to score")
         return count
+
+    def summary(self, count: int) -> str:
+        """What was scored, in words."""
+        return f"{count:,} variants of {len(self.wild_types):,} wild type{'s' * (len(self.wild_types) > 1)}"
+
+    def notes(self) -> Iterator[str]:
+        """What was left out, in sentences."""
+        if self.left_out:
+            yield f"{self.left_out:,} positions with another letter than A, C, G, U were left out"
+
+    def lines(self, scores: Iterable[float], format: str = "csv") -> Iterator[str]:
+        """The lines of the output as text; `scores` are those of `read`, in order."""
+
+        def rows() -> Iterator[Row]:
+            for variant, score in zip(self.read(), scores, strict=True):
+                row = dict(zip(self.columns, variant.cells, strict=True))
+                row[SCORE] = f"{round(score, 6) + 0.0:.6f}"  # adding 0 turns -0.0 into 0.0
+                yield row
+
+        return table_lines(rows(), format, [*self.columns, SCORE])
+
+    def write(self, unfinished: Path, scores: Iterable[float], ending: str) -> None:
+        """Write the output under a temporary name, in the format of this ending."""
+        if ending != ".parquet":
+            with unfinished.open("w", encoding="utf-8", newline="") as file:
+                file.writelines(self.lines(scores, ending[1:]))
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        types = {str: pa.string(), int: pa.int64()}
+        fields: list[Any] = [(name, types[kind]) for name, kind in self.columns.items()]
+        schema = pa.schema([*fields, (SCORE, pa.float64())])
+        rows = ((*variant.cells, score) for variant, score in zip(self.read(), scores, strict=True))
+        with pq.ParquetWriter(unfinished, schema) as parquet:
+            while group := list(islice(rows, _ROW_GROUP)):
+                columns = map(pa.array, zip(*group, strict=True), schema.types)
+                parquet.write_table(pa.table(list(columns), schema=schema))
+
+    def finish(self, output: Path) -> None:
+        """What is done when the output has its name."""
 
 
 def all_single(wild_types: Iterable[Record]) -> VariantSource:
@@ -439,10 +497,7 @@ def from_table(wild_types: Iterable[Record], path: Path) -> VariantSource:
     return VariantSource(records, dict.fromkeys(open_checked().columns, str), read, path)
 
 
-ENDINGS = (".csv", ".tsv", ".parquet")
 _ROW_GROUP = 1 << 16
-
-Scored = Iterable[tuple[Variant, float]]
 
 
 def score_file(
@@ -453,17 +508,20 @@ def score_file(
     method: Method = "masked-marginals",
     plot: Path | None = None,
     shard: str | None = None,
+    note: Callable[[str], Any] = lambda text: None,
     **job: Unpack[JobOptions],
 ) -> int:
     """Score all variants of a source; see `rinalmo.engine.jobs` for interrupted runs.
 
     Args:
         source: The variants.
-        output: .csv, .tsv or .parquet; "-" writes CSV to standard output, row by row.
+        output: .csv, .tsv or .parquet, for a VCF file also .vcf or .vcf.gz; "-" writes CSV, or VCF, to standard
+            output, row by row.
         engine: An `Engine` or `RayEngine`, or a context manager that makes one once the options are known to be valid.
         method: See `score`.
         plot: A heat map to draw as well, of all substitutions in one sequence.
         shard: "i/n" takes the variants of every n-th position, from the i-th on; no score depends on it.
+        note: Called with a sentence about what was left out.
         job: See `JobOptions`. `progress` is in passes of the model, with a `RayEngine` in variants.
 
     Returns:
@@ -475,46 +533,38 @@ def score_file(
     to_stdout = str(output) == "-"
     output = Path(output)
     if not to_stdout:
-        check_path(output, ENDINGS)
+        check_path(output, () if output.name.endswith(source.endings) else source.endings)
     if plot is not None:
         check_plot(plot, [len(record.sequence) for record in source.wild_types])
         if shard is not None:
             raise InputError("a heat map shows all substitutions; leave --shard out, or --plot")
     source = source.take_shard(shard)
     count = source.checked(method, shard)
-    map_: np.ndarray | None = None
+    scores: Iterable[float]
     with opened(engine, to_stdout) as engine:
         if isinstance(engine, Engine) and to_stdout:
             model = NucleotideScorer(engine, job.get("progress", lambda count: None))
-            scored: Scored = zip(source.read(), score_variants(source.read(), model, method), strict=True)
+            scores = score_variants(source.read(), model, method)
             if plot is not None:
-                scored = list(scored)
-                map_ = as_map(source.wild_types[0].sequence, scored)
-            sys.stdout.writelines(table_lines(_text_rows(source, scored), "csv", [*source.columns, SCORE]))
+                scores = list(scores)
+            sys.stdout.writelines(source.lines(scores))
         else:
             done = Job(output, "variants", counts_passes=isinstance(engine, Engine))
             compute, chunks = partial(_score_blocks, method=method), blocks(source.read(), method)
             with done.run(engine, compute, chunks, source, {"method": method, "shard": shard}, **job):
-
-                def rows() -> Scored:
-                    scores = chain.from_iterable(chunk["scores"].tolist() for chunk in done.results("scores"))
-                    return zip(source.read(), scores, strict=True)
-
+                scores = chain.from_iterable(chunk["scores"].tolist() for chunk in done.results("scores"))
                 if plot is not None:
-                    map_ = as_map(source.wild_types[0].sequence, rows())
+                    scores = list(scores)
                 with atomic_write_path(output, done.folder) as unfinished:
-                    if output.suffix == ".parquet":
-                        _write_parquet(unfinished, source, rows())
-                    else:
-                        with unfinished.open("w", encoding="utf-8", newline="") as file:
-                            texts = _text_rows(source, rows())
-                            file.writelines(table_lines(texts, output.suffix[1:], [*source.columns, SCORE]))
-            wild_types = len(source.wild_types)
-            text = "%s: %s variants of %s wild type" + "s" * (wild_types > 1)
-            logger.info(text, output, f"{count:,}", f"{wild_types:,}")
-    if plot is not None and map_ is not None:
+                    source.write(unfinished, scores, next(end for end in source.endings if output.name.endswith(end)))
+            source.finish(output)
+            logger.info("%s: %s", output, source.summary(count))
+    if plot is not None:
         record = source.wild_types[0]
+        map_ = as_map(record.sequence, zip(source.read(), scores, strict=True))
         draw(map_, record.sequence, f"{record.id}, {method}", plot)
+    for text in source.notes():
+        note(text)
     return count
 
 
@@ -526,24 +576,3 @@ def _score_blocks(engine: Engine, advance: Advance, *, method: Method) -> Callab
         return {"lengths": lengths, "scores": np.array(_METHODS[method](block, model))}
 
     return compute
-
-
-def _text_rows(source: VariantSource, scored: Scored) -> Iterator[Row]:
-    for variant, score in scored:
-        row = dict(zip(source.columns, variant.cells, strict=True))
-        row[SCORE] = f"{round(score, 6) + 0.0:.6f}"  # adding 0 turns -0.0 into 0.0
-        yield row
-
-
-def _write_parquet(path: Path, source: VariantSource, scored: Scored) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    types = {str: pa.string(), int: pa.int64()}
-    fields: list[Any] = [(name, types[kind]) for name, kind in source.columns.items()]
-    schema = pa.schema([*fields, (SCORE, pa.float64())])
-    rows = ((*variant.cells, score) for variant, score in scored)
-    with pq.ParquetWriter(path, schema) as file:
-        while group := list(islice(rows, _ROW_GROUP)):
-            columns = map(pa.array, zip(*group, strict=True), schema.types)
-            file.write_table(pa.table(list(columns), schema=schema))
