@@ -496,5 +496,5 @@ def test_convert_says_what_is_left_out_and_keeps_what_it_can(rinalmo_command, tm
 
 def test_models(rinalmo_command):
     lines = rinalmo_command("models").out.splitlines()
-    assert [line.split()[0] for line in lines] == ["nano", "nano-fold", "micro", "mega", "giga"]
+    assert [line.split()[0] for line in lines[:6]] == ["nano", "nano-fold", "micro", "mega", "giga", "giga-fold-bprna"]
     assert "bundled" in lines[0]

@@ -213,3 +213,28 @@ def test_what_is_trained_here_stays_what_it_is_in_the_official_layout(predicted,
     result = rinalmo_command("predict", path, tmp_path / "x.fa", "--fill-to", 102)
     assert (result.code, len(result.err.splitlines())) == (2, 1)
     assert "only ribosome-load pads sequences, not translation-efficiency" in result.err
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "task", "row"),
+    [
+        ("giga-fold-archiveii-5s", "ss", "secondary-structure", "sequence,structure\nGGGCAAAAGCCC,((((....))))\n"),
+        ("giga-splice-donor", "splice", "splice-site", "sequence,label\nACGU,0\nGGUA,1\n"),
+        ("giga-ribosome-load", "mrl", "ribosome-load", "utr,rl\nACGU,4.5\nGGUA,5\n"),
+        ("giga-ncrna-family-0", "ncrna", "ncrna-family", "sequence,family\nACGU,0\nGGUA,1\n"),
+    ],
+)
+def test_the_published_names_are_taken(official, rinalmo_command, tmp_path, monkeypatch, name, kind, task, row):
+    """Of files that were put into the cache by hand, since there is no network."""
+    monkeypatch.setenv("RINALMO_HOME", str(tmp_path))
+    monkeypatch.setenv("RINALMO_OFFLINE", "1")
+    (file,) = next(entry for entry in rinalmo.models() if entry.name == name).addresses
+    (tmp_path / name).mkdir()
+    (tmp_path / name / file.filename).write_bytes(official(kind).read_bytes())
+    (tmp_path / "in.fa").write_text(">x\nGGGCAAAAGCCC\n")
+    (tmp_path / "in.csv").write_text(row)
+    assert "here" in rinalmo_command("models", name).out
+    assert rinalmo_command("predict", name, tmp_path / "in.fa").code == 0
+    result = rinalmo_command("evaluate", task, tmp_path / "in.csv", "--model", name)
+    assert result.code == 0, result.err
+    assert (rinalmo_command("fold", tmp_path / "in.fa", "--model", name).code == 0) is (kind == "ss")

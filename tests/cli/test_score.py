@@ -29,7 +29,7 @@ def test_saturation_map_on_standard_output(rinalmo_command, tmp_path):
     assert len(scores(result.out)) == 3 * len(WILD)
     assert result.out.splitlines()[:2][1].startswith("1,G1A,1,G,A,")
     assert "<svg" in (tmp_path / "heat.svg").read_text()
-    assert result.err.splitlines()[1:] == [f"{tmp_path / 'heat.svg'}: drawn"]
+    assert result.err.splitlines()[-1] == f"{tmp_path / 'heat.svg'}: drawn"
 
 
 @pytest.mark.parametrize("method", ["masked-marginals", "wild-type-marginals", "pll"])

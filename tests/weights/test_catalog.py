@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -78,7 +79,9 @@ def micro(site: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> Catalog
 
 
 def test_the_catalog_lists_its_models_by_size() -> None:
-    assert [entry.name for entry in models()] == ["nano", "nano-fold", "micro", "mega", "giga"]
+    names = [entry.name for entry in models()]
+    assert names[:5] == ["nano", "nano-fold", "micro", "mega", "giga"]
+    assert all(name.startswith("giga-") for name in names[5:])
 
 
 def test_preferred_addresses_are_summed_and_from_zenodo() -> None:
@@ -89,7 +92,7 @@ def test_preferred_addresses_are_summed_and_from_zenodo() -> None:
         assert first.sha256 is not None
         assert len(bytes.fromhex(first.sha256)) == 32
         assert (entry.layout, entry.license) == ("official", "CC-BY-4.0")
-    assert len({entry.addresses[0].sha256 for entry in models() if entry.addresses}) == 3
+    assert len({CATALOG[name].addresses[0].sha256 for name in ("micro", "mega", "giga")}) == 3
 
 
 def test_the_size_of_giga_is_four_bytes_a_parameter() -> None:
@@ -115,7 +118,7 @@ def test_an_existing_path_is_returned_as_it_is(tmp_path: Path, monkeypatch: pyte
         ("gigga", "did you mean 'giga'?"),
         ("Mirco", "did you mean 'micro'?"),
         ("multimolecule/rinalmo-gigant", "did you mean 'multimolecule/rinalmo-giga'?"),
-        ("runs/best.pt", "(nano, nano-fold, micro, mega, giga)"),
+        ("runs/best.pt", "(nano, nano-fold, micro, mega, giga, … see rinalmo models)"),
     ],
 )
 def test_an_unknown_name_lists_the_names_and_the_nearest(name: str, hint: str) -> None:
@@ -144,6 +147,110 @@ def test_the_nano_is_bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "nano").mkdir()
     (tmp_path / "nano" / "model.safetensors").write_bytes(b"")
     assert resolve("nano") == tmp_path / "nano"
+
+
+# Fine-tuned models
+
+
+# As the authors' README names them.
+FINE_TUNED = """
+ss_bprna ss_archiveII-5s ss_archiveII-16s ss_archiveII-23s ss_archiveII-grp1 ss_archiveII-RNaseP ss_archiveII-srp
+ss_archiveII-telomerase ss_archiveII-tmRNA ss_archiveII-tRNA splice_acceptor splice_donor mrl ncrna_class_0_noise
+ncrna_class_200_noise
+"""
+STAND_INS = {
+    "secondary-structure": "ss",
+    "splice-site": "splice",
+    "ribosome-load": "mrl",
+    "ncrna-family": "ncrna",
+}
+
+
+def test_the_authors_fine_tuned_models_are_listed() -> None:
+    entries = [entry for entry in models() if entry.task and not entry.bundled]
+    files = {file.filename for entry in entries for file in entry.addresses}
+    assert files == {f"rinalmo_giga_{name}_ft.pt" for name in FINE_TUNED.split()}
+    assert {entry.task for entry in entries} == set(STAND_INS)
+    for entry in entries:
+        (file,) = entry.addresses
+        assert file.url == f"https://zenodo.org/records/15043668/files/{file.filename}"
+        assert entry.trained_on
+        assert entry.not_for
+        assert entry.score
+        assert catalog.find(file.filename.removesuffix(".pt")) is entry
+
+
+@pytest.fixture
+def fine_tuned(site: ThreadingHTTPServer, golden: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., CatalogEntry]:
+    """A model of the catalog whose addresses are on the local server: a small file of its layout, and its record."""
+
+    def make(name: str, **changes: object) -> CatalogEntry:
+        entry = CATALOG[name]
+        (source,) = entry.sources
+        (file,) = source.files
+        content = (golden / "official" / f"official_tiny_{STAND_INS[entry.task or '']}_ft.pt").read_bytes()
+        record = {"size": len(content), "checksum": f"md5:{hashlib.md5(content).hexdigest()}", **changes}
+        root: Path = site.root  # type: ignore[attr-defined]
+        (root / file.filename).write_bytes(content)
+        (root / "record").mkdir(exist_ok=True)
+        (root / "record" / file.filename).write_text(json.dumps(record))
+        base = f"http://127.0.0.1:{site.server_port}"
+        known = hashlib.sha256(content).hexdigest() if file.sha256 else None
+        there = replace(file, sha256=known, url=f"{base}/{file.filename}", record=f"{base}/record/{file.filename}")
+        entry = replace(entry, sources=(replace(source, files=(there,)),))
+        monkeypatch.setitem(CATALOG, name, entry)
+        return entry
+
+    return make
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in models() if entry.task and not entry.bundled])
+def test_a_fine_tuned_model_is_fetched_checked_and_of_its_task(
+    fine_tuned: Callable[..., CatalogEntry], home: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    from rinalmo.tasks.trained import task_of
+    from rinalmo.weights.checkpoint import read
+
+    entry = fine_tuned(name)
+    path = resolve(name)
+    assert path == home / name / entry.addresses[0].filename
+    verified = json.loads(path.with_name(f"{path.name}.verified").read_text())
+    assert set(verified) == {"sha256" if entry.addresses[0].sha256 else "md5", "size", "mtime_ns"}
+    assert task_of(read(path).spec).name == entry.task
+    assert "not checked" not in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_the_recorded_one_is_refused_again_and_again(
+    fine_tuned: Callable[..., CatalogEntry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine_tuned("giga-splice-donor", checksum="md5:" + "0" * 32)
+    for _ in range(2):
+        with pytest.raises(DownloadError, match=r"md5 is \w+, the published file's is 0+; delete it and run again"):
+            resolve("giga-splice-donor")
+        monkeypatch.setenv("RINALMO_OFFLINE", "1")
+
+
+def test_a_file_of_another_size_than_recorded_is_refused(fine_tuned: Callable[..., CatalogEntry]) -> None:
+    fine_tuned("giga-splice-donor", size=10)
+    with pytest.raises(DownloadError, match="10"):
+        resolve("giga-splice-donor")
+
+
+@pytest.mark.parametrize("record", [None, "[]", '{"size": "x"}'])
+def test_without_a_record_the_file_is_used_and_that_is_said(
+    fine_tuned: Callable[..., CatalogEntry],
+    site: ThreadingHTTPServer,
+    capsys: pytest.CaptureFixture[str],
+    record: str | None,
+) -> None:
+    entry = fine_tuned("giga-splice-donor")
+    path = site.root / "record" / entry.addresses[0].filename  # type: ignore[attr-defined]
+    if record is None:
+        path.unlink()
+    else:
+        path.write_text(record)
+    assert resolve("giga-splice-donor").is_file()
+    assert "rinalmo_giga_splice_donor_ft.pt are not checked" in capsys.readouterr().err
 
 
 # The cache

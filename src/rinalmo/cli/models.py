@@ -6,19 +6,50 @@ import sys
 
 import click
 
+from rinalmo.errors import InputError
+
 
 @click.command("models")
-def models_command() -> None:
-    """List the available models, and whether they are on this machine.
+@click.argument("name", required=False)
+def models_command(name: str | None) -> None:
+    """List the available models, and whether they are on this machine; or describe the one called NAME.
+
+    Models for a task are taken by fold, predict and evaluate. Sizes of files are those of four bytes per parameter.
 
     \b
     rinalmo models
+    rinalmo models giga-fold-bprna
     """
-    from rinalmo.weights.catalog import models
+    from rinalmo.weights.catalog import find, models, resolve
 
+    if name is not None:
+        entry = find(name)
+        if entry is None:
+            resolve(name)  # says what there is
+            raise InputError(f"{name} is a file or folder; rinalmo info describes it")
+        described = {
+            "name": entry.name,
+            "task": entry.task or "none: pre-trained",
+            "trained on": entry.trained_on,
+            "not to be tested on": entry.not_for,
+            "published score": entry.score,
+            "parameters": f"{entry.parameters:.1f} million",
+            "license": entry.license,
+            "also called": ", ".join(entry.aliases),
+            "here": f"in {entry.folder}" if entry.present else "no: fetched on first use",
+        }
+        for file in entry.addresses:
+            described[file.filename] = file.url
+            if file.sha256 or file.record:
+                described["  sha256"] = file.sha256 or "not known; size and MD5 of Zenodo's record are compared"
+        for title, value in described.items():
+            if value:
+                print(f"{title:20} {value}")
+        return
     for entry in models():
-        where = "bundled" if entry.bundled else f"in {entry.folder}" if entry.present else "fetched on first use"
-        print(f"{entry.name:8} {entry.parameters:6.1f} M  {entry.license:11} {where:22} {entry.summary}")
+        where = "bundled" if entry.bundled else "here" if entry.present else f"{entry.parameters * 4:,.0f} MB"
+        about = f"{entry.trained_on}; {entry.score}" if entry.task else entry.summary
+        print(f"{entry.name:30} {where:9} {entry.license:10}  {entry.task or 'pre-trained':19}  {about}")
 
 
 @click.command("info")

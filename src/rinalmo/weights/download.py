@@ -5,7 +5,7 @@ Files beside a target `name`:
     name.part, name.part.json    the bytes so far, and the URL and version (ETag or date) that they belong to
     name.lock                    empty; never removed, which would race with a process that waits for it
     name.….part                  one process's own bytes, on a file system without locks
-    name.verified                the sha256 that was checked, so that gigabytes are not hashed at every start
+    name.verified                the sum that was checked, so that gigabytes are not hashed at every start
 
 `huggingface_hub`'s `http_get` is not used: it hides the response, so a file that changes between two attempts would be
 mixed (no If-Range), a login page would pass for a file, and errors of the server (5xx) would not be retried.
@@ -32,7 +32,7 @@ from urllib.parse import urlsplit
 
 from rinalmo import __version__
 from rinalmo.errors import DownloadError
-from rinalmo.io.files import destination, file_lock, file_sha256, sync
+from rinalmo.io.files import destination, file_lock, file_md5, file_sha256, sync
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes so far and their total, if known."""
@@ -65,6 +65,7 @@ def fetch(
     *,
     size: int | None = None,
     sha256: str | None = None,
+    md5: str | None = None,
     progress: Progress | None = None,
     attempts: int = 5,
     backoff: float = 1.0,
@@ -79,6 +80,7 @@ def fetch(
         target: The file to write. Its folder is made if needed.
         size: Published size in bytes.
         sha256: Published sum.
+        md5: Published sum, where there is no other.
         progress: Called as bytes arrive. The default is a bar on a terminal and plain lines elsewhere, on stderr.
         attempts: Consecutive attempts that bring nothing new before giving up.
         backoff: Seconds before the second attempt, doubled at each further one.
@@ -111,23 +113,24 @@ def fetch(
                 finally:
                     if not is_locked:
                         part.discard()
-    verify(target, size=size, sha256=sha256)
+    verify(target, size=size, sha256=sha256, md5=md5)
     return target
 
 
-def verify(path: Path, *, size: int | None = None, sha256: str | None = None) -> None:
+def verify(path: Path, *, size: int | None = None, sha256: str | None = None, md5: str | None = None) -> None:
     """Raise `DownloadError` unless the file has this size and sum; a sum is computed once per version of the file."""
     stat = path.stat()
     if size is not None and stat.st_size != size:
         raise DownloadError(f"{path}: {stat.st_size} bytes, but the published file has {size}; delete it and run again")
-    verified = {"sha256": sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    if sha256 is None or _read_json(_beside(path, ".verified")) == verified:
+    kind, expected = ("md5", md5) if sha256 is None else ("sha256", sha256)
+    verified = {kind: expected, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    if expected is None or _read_json(_beside(path, ".verified")) == verified:
         return
     with _one_line_errors(path):
-        actual = file_sha256(path)
-    if actual != sha256:
-        raise DownloadError(f"{path}: sha256 is {actual}, the published file's is {sha256}; delete it and run again")
-    _record_verified(path, sha256)
+        actual = file_sha256(path) if kind == "sha256" else file_md5(path)
+    if actual != expected:
+        raise DownloadError(f"{path}: {kind} is {actual}, the published file's is {expected}; delete it and run again")
+    _record_verified(path, kind, expected)
 
 
 def offline_switch() -> str | None:
@@ -143,9 +146,9 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def _record_verified(path: Path, sha256: str) -> None:
+def _record_verified(path: Path, kind: str, value: str) -> None:
     stat = path.stat()
-    record = {"sha256": sha256, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    record = {kind: value, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     with contextlib.suppress(OSError):  # in a folder that cannot be written, the file is hashed each time
         _beside(path, ".verified").write_text(json.dumps(record), encoding="utf-8")
 
@@ -255,7 +258,7 @@ class _Part:
             self.state_path.unlink(missing_ok=True)
             sync(self.target.parent)
         if actual is not None:
-            _record_verified(self.target, actual)
+            _record_verified(self.target, "sha256", actual)
 
 
 def _validator(response: http.client.HTTPResponse) -> str | None:
