@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.rna.constraints import FREE, Constraint
 from rinalmo.rna.decoding import Decoder, decode
-from rinalmo.rna.thermodynamics import need_vienna
+from rinalmo.rna.thermodynamics import ensemble, need_vienna
 
 OPTIONS = {"method": "nested", "threshold": 0.1, "canonical": True, "min_distance": 4}
 
@@ -20,7 +21,7 @@ def rnas(count=12):
         length = int(draw.integers(1, 60)) if number % 5 else 200
         sequence = "".join(draw.choice(list("ACGU"), length))
         half = np.triu(draw.random((length, length), dtype=np.float32) ** 4, 1)
-        yield sequence, half + half.T
+        yield sequence, half + half.T, None
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,9 @@ def beside():
 def test_other_processes_decode_the_same(beside, method):
     options = {**OPTIONS, "method": method}
     found = list(beside.decoded(rnas(), options))
-    assert [pairs for _, pairs in found] == [decode(p, sequence, **options) for sequence, p in rnas()]
+    assert [pairs for _, pairs in found] == [decode(p, sequence, **options) for sequence, p, _ in rnas()]
     assert any(pairs for _, pairs in found)
-    for (probabilities, _), (_, given) in zip(found, rnas(), strict=True):
+    for (probabilities, _), (_, given, _) in zip(found, rnas(), strict=True):
         np.testing.assert_array_equal(probabilities, given)
 
 
@@ -44,11 +45,23 @@ def test_thermodynamics_too(beside):
         need_vienna()
     except MissingExtraError:
         pytest.skip("ViennaRNA is not installed")
-    for (there, pairs), (here, expected) in zip(
-        beside.decoded(rnas(4), OPTIONS, 0.5), Decoder().decoded(rnas(4), OPTIONS, 0.5), strict=True
-    ):
-        np.testing.assert_allclose(there, here, atol=1e-7)
-        assert pairs == expected
+    given = [(sequence, sequence, FREE) for sequence, _, _ in rnas(4)]
+    for (output, there), (sequence, _, _) in zip(beside.ensembles(given), given, strict=True):
+        assert output == sequence
+        np.testing.assert_array_equal(there.matrix(), ensemble(sequence).matrix())
+
+
+@pytest.mark.parametrize("method", ["nested", "greedy"])
+def test_constraints_too(beside, method):
+    options = {**OPTIONS, "method": method}
+    given = [
+        (sequence, p, Constraint("." * 9 + "|" + "." * (len(sequence) - 10)))
+        for sequence, p, _ in rnas(6)
+        if len(sequence) > 20
+    ]
+    found = [pairs for _, pairs in beside.decoded(given, options)]
+    assert found == [decode(p, sequence, constraint=constraint, **options) for sequence, p, constraint in given]
+    assert all(any(9 in pair for pair in pairs) for pairs in found)
 
 
 def test_only_a_few_are_read_ahead(beside):
@@ -74,13 +87,13 @@ def test_processes_that_die_are_replaced_by_this_one():
             process.end()
         with pytest.warns(UserWarning, match="decoding goes on in this process"):
             rest = list(found)
-    assert [pairs for _, pairs in (first, *rest)] == [decode(p, sequence, **OPTIONS) for sequence, p in rnas()]
+    assert [pairs for _, pairs in (first, *rest)] == [decode(p, sequence, **OPTIONS) for sequence, p, _ in rnas()]
 
 
 def test_an_error_is_raised_here(beside):
     with pytest.raises(InputError, match="nonsense"):
         list(beside.decoded(rnas(), {**OPTIONS, "method": "nonsense"}))
-    assert next(beside.decoded(rnas(), OPTIONS))[1] == decode(*reversed(next(rnas())), **OPTIONS)
+    assert next(beside.decoded(rnas(), OPTIONS))[1] == decode(*reversed(next(rnas())[:2]), **OPTIONS)
 
 
 def test_a_script_without_a_guard(tmp_path):
@@ -98,7 +111,7 @@ print("once")
 square = np.zeros((10, 10), np.float32)
 square[0, 9] = square[9, 0] = 0.9
 with Decoder(2) as decoder:
-    for _, pairs in decoder.decoded([("GAAAAAAAAC", square)], {"method": "nested", "threshold": 0.5}):
+    for _, pairs in decoder.decoded([("GAAAAAAAAC", square, None)], {"method": "nested", "threshold": 0.5}):
         print(pairs)
 """
 

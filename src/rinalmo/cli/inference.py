@@ -282,12 +282,39 @@ def score_command(
 
 
 @click.command("fold")
-@click.argument("source", metavar="FASTA|TABLE|-")
+@click.argument("source", metavar="FASTA|TABLE|-", required=False)
 @click.option(
     "-o",
     "--output",
     default="-",
-    help="File to write: .dbn, .ct, .bpseq, .st, .csv, .tsv or .parquet.  [default: DBN to standard output]",
+    help="File to write: .dbn, .ct, .bpseq, .st, .csv, .tsv, .jsonl or .parquet.  [default: DBN to standard output]",
+)
+@click.option(
+    "-C",
+    "--constraint",
+    "constraints",
+    is_flag=False,
+    flag_value="",
+    metavar="[FILE]",
+    help="Structures agree with constraints: dot-bracket with x | < >, as RNAfold's. They follow each sequence in "
+    "FASTA, or are in FILE with the names; in a table they are in the column `constraint`.",
+)
+@click.option(
+    "--shape",
+    type=_FILE,
+    metavar="FILE",
+    help="SHAPE or DMS reactivities (extra `fold`): lines of position and value, for several RNAs after `>name`; or a "
+    "table with the columns `id` and `reactivity`. {name} in FILE stands for the name of each RNA.",
+)
+@click.option(
+    "--shape-method",
+    default="deigan",
+    show_default=True,
+    metavar="METHOD",
+    help="deigan or zarringhalam; with parameters as for RNAfold, such as Dm1.8b-0.6 or Zb0.89.",
+)
+@click.option(
+    "--max-bp-span", type=click.IntRange(min=2), metavar="NT", help="Pairs span at most this many nucleotides."
 )
 @click.option(
     "--decoder",
@@ -330,8 +357,12 @@ def score_command(
 @job_options
 @engine_options(precision="auto", model=FOLD_MODEL)
 def fold_command(
-    source: str,
+    source: str | None,
     output: str,
+    constraints: str | None,
+    shape: Path | None,
+    shape_method: str,
+    max_bp_span: int | None,
     decoder: str | None,
     threshold: float | None,
     all_pairs: bool,
@@ -362,6 +393,10 @@ def fold_command(
     """
     if plot is None and (plot_kind or reference):
         raise click.UsageError("--plot-kind and --reference are for --plot; name its file")
+    if source is None:  # `fold --constraint FASTA`, as for RNAfold, names the file of both
+        source, constraints = constraints, ""
+    if not source:
+        raise click.UsageError("Missing argument 'FASTA|TABLE|-'.")
     job = _take_job_options(settings, output)
     from rinalmo.inference.fold import Decoding, Plot, fold_file
 
@@ -370,7 +405,9 @@ def fold_command(
             source,
             output,
             open_engine(**settings),
-            Decoding(decoder, threshold, not all_pairs, min_loop + 1, thermodynamics),
+            Decoding(decoder, threshold, not all_pairs, min_loop + 1, thermodynamics, max_bp_span, shape_method),
+            constraints=constraints in ("", source) or (Path(constraints) if constraints else None),
+            reactivities=shape,
             window=window,
             probabilities=probabilities,
             plot=None if plot is None else Plot(plot, plot_kind, reference),

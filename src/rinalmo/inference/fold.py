@@ -8,11 +8,11 @@ import sys
 import warnings
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -23,17 +23,25 @@ from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, as_engine
 from rinalmo.engine.jobs import Arrays, JobOptions, opened, record_job, take_shard
 from rinalmo.engine.ray import EngineLike
-from rinalmo.errors import CheckpointError, InputError
-from rinalmo.io.files import atomic_write, check_path
+from rinalmo.errors import CheckpointError, InputError, SequenceError
+from rinalmo.io.files import atomic_write, check_path, file_sha256, one_line
 from rinalmo.io.sequences import Record, SequenceFile, Sequences, as_records, name_source_in_errors, require_nonempty
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.plots.structures import Plot, StructureFigure
+from rinalmo.rna.constraints import (
+    Conditions,
+    Constraint,
+    KnownFile,
+    reactivities_of,
+    read_constraints,
+    read_reactivities,
+)
 from rinalmo.rna.decoding import Decoder
 from rinalmo.rna.formats import format_of, structure_text, write_structures
-from rinalmo.rna.structure import RECORD, PairList, Structure
+from rinalmo.rna.structure import RECORD, PairList, Pairs, PredictedStructure, Structure
+from rinalmo.rna.thermodynamics import Ensemble, free_energy, has_vienna, need_vienna
 from rinalmo.tasks.base import Example
 from rinalmo.tasks.secondary_structure import (
-    LEARNED,
     MIN_PROBABILITY,
     SecondaryStructure,
     Weight,
@@ -44,17 +52,25 @@ from rinalmo.tasks.trained import Note, note_windows, outputs, task_of
 logger = logging.getLogger(__name__)
 
 CHUNK_PAIRS = 1 << 24  # time and memory of folding grow with the square of the length
+_NAME = "{name}"  # stands for the name of a record in the name of a file
 GPU_SCALE = 4  # a GPU idles at the end of each chunk, so it gets larger ones
 
-Folded = tuple[Structure, np.ndarray | PairList]
+Folded = tuple[PredictedStructure, np.ndarray | PairList]
 
 
 @dataclass(frozen=True)
 class Decoding:
     """How pairs are chosen from their probabilities (`rinalmo.rna.decoding`); None is the model's own.
 
-    `thermodynamics` is the weight, from 0 to 1, of ViennaRNA's probabilities (`rinalmo.rna.thermodynamics`) in the mean
-    with the model's; None takes the model's default, if ViennaRNA is installed.
+    Attributes:
+        method: A method of `decode`.
+        threshold: The minimum probability of a pair.
+        canonical: Only AU, GC and GU pairs.
+        min_distance: The smallest j - i of a pair.
+        thermodynamics: The weight, from 0 to 1, of ViennaRNA's probabilities (`rinalmo.rna.thermodynamics`) in the mean
+            with the model's; None takes the model's default, if ViennaRNA is installed.
+        max_span: The largest number of nucleotides from one end of a pair to the other; None: any.
+        shape_method: How reactivities become pseudo-energies (`rinalmo.rna.constraints.shape_parameters`).
     """
 
     method: str | None = None
@@ -62,6 +78,28 @@ class Decoding:
     canonical: bool = True
     min_distance: int = 4
     thermodynamics: Weight | None = None
+    max_span: int | None = None
+    shape_method: str = "deigan"
+
+    def conditions(self, record: Record, nested: bool = False) -> Conditions:
+        """The conditions that a record is folded with; raises SequenceError if its constraint cannot be met."""
+        constraint = None
+        try:
+            if record.constraint is not None:
+                constraint = Constraint(record.constraint)
+                constraint.check(
+                    record.sequence,
+                    canonical=self.canonical,
+                    min_distance=self.min_distance,
+                    max_span=self.max_span,
+                    crossing=not nested,
+                )
+            reactivities = record.reactivities
+            if reactivities is not None:
+                reactivities = reactivities_of(reactivities, record.sequence)
+        except SequenceError as error:
+            raise error.with_location(None, None, record.id) from None
+        return Conditions(constraint, reactivities, self.shape_method, self.max_span)
 
 
 MODELS_OWN = Decoding()
@@ -72,24 +110,32 @@ def fold(
     model: str | Path | RiNALMo | Engine = "nano-fold",
     decoding: Decoding = MODELS_OWN,
     *,
+    constraints: Constraints | None = None,
+    reactivities: Reactivities | None = None,
     window: int | None = None,
     device: DeviceLike = None,
-) -> list[Structure]:
+) -> list[PredictedStructure]:
     """Predict secondary structures.
 
     Args:
         sequences: One or more sequences, FASTA records, rows, or the `Path` of a FASTA file or table.
         model: A name, folder, file or loaded model, computed in fp32; an `Engine` for other precisions.
         decoding: How pairs are chosen; the model's own by default.
+        constraints: What is known of the structures (`rinalmo.rna.constraints`): for one RNA a text as long as its
+            sequence; for several one each in order, a mapping of their names, or the `Path` of a file.
+        reactivities: SHAPE or DMS reactivities, normalized; for one RNA a list with a value for each nucleotide, None
+            where there is none; for several as `constraints`. They change ViennaRNA's part of the prediction.
         window: RNAs longer than this are folded in overlapping windows of so many nucleotides, and a warning says so;
             None: the model's own.
         device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; None: where a loaded model is.
 
     Returns:
-        One `Structure` for each sequence.
+        One structure for each sequence, with its confidence, its free energy and the probability of each nucleotide to
+        be paired.
 
     Raises:
         InputError: The model was fine-tuned for another task, or the window is smaller than 32 nt.
+        SequenceError: A constraint or reactivities do not fit the sequence, or no structure meets the constraint.
         CheckpointError: The model was not fine-tuned.
 
     Examples:
@@ -97,11 +143,17 @@ def fold(
         >>> (structure,) = rinalmo.fold("GGGGGAAAACCCCC")
         >>> structure.dot_bracket
         '(((((....)))))'
+        >>> (structure,) = rinalmo.fold("GGGGGAAAACCCCC", constraints="xx............")
+        >>> structure.dot_bracket, round(structure.energy, 1)
+        ('..(((....)))..', -3.1)
     """
     engine = as_engine(model, device)
     task = folding_task(engine.spec, window)
     with name_source_in_errors(sequences):
-        records = note_windows(require_nonempty(as_records(sequences)), task, warnings.warn)
+        records = require_nonempty(as_records(sequences))
+        if constraints is not None or reactivities is not None:
+            records = with_conditions(records, decoding, constraints, reactivities, note=warnings.warn)
+        records = note_windows(records, task, warnings.warn)
         return [structure for structure, _ in fold_records(records, engine, decoding, window=task.window)]
 
 
@@ -143,31 +195,178 @@ def fold_records(
     threshold = task.threshold(engine.head_model) if decoding.threshold is None else decoding.threshold
     if threshold is not None:
         task = task.with_options(min_probability=min(MIN_PROBABILITY, threshold))
-    options = {
+    options: dict[str, Any] = {
         "method": decoding.method or task.decoder,
         "threshold": threshold,
         "canonical": decoding.canonical,
         "min_distance": decoding.min_distance,
+        "max_span": decoding.max_span,
     }
-    examples = (Example(record.id, record.sequence) for record in records)
-    waiting: deque[Example] = deque()
-
-    def computed() -> Iterator[tuple[str, Tensor | PairList]]:
-        for example, output in outputs(examples, engine, task):
-            waiting.append(example)
-            yield example.sequence, output
-
+    if not task.thermodynamics:
+        records = map(_without_reactivities, records)
+    is_nested, has_energies = options["method"] == "nested", has_vienna()
+    examples = (
+        Example(record.id, record.sequence, conditions=decoding.conditions(record, is_nested)) for record in records
+    )
+    computing, choosing = deque[Example](), deque[tuple[Example, Ensemble | None]]()
     decoder = decoder or Decoder()
-    rnas: Iterator[tuple[str, np.ndarray | PairList]]
-    if task.thermodynamics == LEARNED:
-        weight, known = 0.0, decoder.ensembles(computed())
-        rnas = ((sequence, task.combined(output, sequence, ensemble)) for sequence, output, ensemble in known)
+
+    def computed() -> Iterator[tuple[str, Tensor | PairList, Conditions]]:
+        for example, output in outputs(examples, engine, task):
+            computing.append(example)
+            yield example.sequence, output, example.conditions
+
+    def with_probabilities() -> Iterator[tuple[str, np.ndarray | PairList, Constraint | None]]:
+        known = (
+            decoder.ensembles(computed()) if task.thermodynamics else ((output, None) for _, output, _ in computed())
+        )
+        for output, thermodynamics in known:
+            example = computing.popleft()
+            probabilities = task.probabilities(output, example.sequence, example.conditions, thermodynamics)
+            choosing.append((example, thermodynamics))
+            yield example.sequence, probabilities, example.conditions.constraint
+
+    for probabilities, pairs in decoder.decoded(with_probabilities(), options):
+        example, thermodynamics = choosing.popleft()
+        yield _predicted(example, tuple(pairs), probabilities, thermodynamics, has_energies), probabilities
+
+
+def _without_reactivities(record: Record) -> Record:
+    if record.reactivities is None:
+        return record
+    need_vienna()
+    problem = "reactivities act through ViennaRNA, but its weight is 0; set another with --thermodynamics"
+    raise SequenceError(problem, record=record.id)
+
+
+def _predicted(
+    example: Example,
+    pairs: Pairs,
+    probabilities: np.ndarray | PairList,
+    thermodynamics: Ensemble | None,
+    has_energies: bool,
+) -> PredictedStructure:
+    """A structure with the numbers of its prediction."""
+    i, j = np.array(pairs, np.int64).reshape(-1, 2).T
+    if isinstance(probabilities, PairList):
+        ends, twice = np.concatenate([probabilities.i, probabilities.j]), np.tile(probabilities.values, 2)
+        paired, own = np.bincount(ends, twice, len(example.sequence)), probabilities.at(i, j)
     else:
-        weight = float(task.thermodynamics)
-        rnas = ((sequence, task.model_probabilities(output)) for sequence, output in computed())
-    for probabilities, pairs in decoder.decoded(rnas, options, weight):
-        example = waiting.popleft()
-        yield Structure(example.name, example.sequence, tuple(pairs)), probabilities
+        paired, own = probabilities.sum(axis=1, dtype=np.float64), probabilities[i, j]
+    energy = None
+    if has_energies:
+        with suppress(SequenceError):  # more pairs cross than brackets can show
+            nested = Structure("", example.sequence, pairs).nested()
+            energy = free_energy(example.sequence, nested.dot_bracket, example.conditions)
+    return PredictedStructure(
+        example.name,
+        example.sequence,
+        pairs,
+        np.minimum(paired, 1).astype(np.float32),
+        float(own.mean()) if len(own) else None,
+        energy,
+        *(
+            (None,) * 3
+            if thermodynamics is None
+            else (thermodynamics.mfe_structure, thermodynamics.mfe, thermodynamics.energy)
+        ),
+    )
+
+
+Constraints = str | Path | Sequence[str | None] | Mapping[str, str | None]
+"""The constraint of one RNA, the `Path` of a file, one for each RNA in order, or those of RNAs by name."""
+Reactivities = Path | Sequence[Any] | Mapping[str, Any]
+"""The reactivities of one RNA, the `Path` of a file, a list for each RNA in order, or those of RNAs by name."""
+
+
+def with_conditions(
+    records: Iterable[Record],
+    decoding: Decoding,
+    constraints: Constraints | bool | None = None,
+    reactivities: Reactivities | None = None,
+    *,
+    is_nested: bool = False,
+    note: Note | None = None,
+) -> Iterator[Record]:
+    """The records with their constraints and reactivities, all checked.
+
+    `constraints` is True where the records have them already. `note` gets a line about values and records without
+    counterpart; None: nothing is said, as of a shard.
+
+    Raises:
+        InputError: A file cannot be used, or no record has a value.
+        SequenceError: A value does not fit its record, or cannot be met.
+    """
+    sources: dict[str, _Source | None] = {"constraint": None, "reactivities": None}
+    if constraints is not None and not isinstance(constraints, bool):
+        given = [constraints] if isinstance(constraints, str) else constraints
+        sources["constraint"] = _Source(given, read_constraints)
+    if reactivities is not None:
+        is_single = not isinstance(reactivities, Path | Mapping) and not any(map(np.ndim, reactivities))
+        sources["reactivities"] = _Source([reactivities] if is_single else reactivities, read_reactivities)
+    records = iter(records)
+    start = list(islice(records, 2))
+    count, with_value = 0, dict.fromkeys(sources, 0)
+    for record in chain(start, records):
+        count += 1
+        for field, source in sources.items():
+            if source is not None:
+                record = replace(record, **{field: source.of(record, count, alone=len(start) == 1)})
+            with_value[field] += getattr(record, field) is not None
+        try:
+            decoding.conditions(record, is_nested)
+        except SequenceError as error:
+            if (source := sources["constraint"]) and source.file:
+                raise error.with_location(source.file, None, error.record) from None
+            raise
+        yield record
+    if note is None:
+        return
+    for field, asked in (("constraint", constraints), ("reactivities", reactivities)):
+        source, found = sources[field], with_value[field]
+        if asked is None or asked is False:
+            continue
+        name = source.file if source and source.file else "the input"
+        if not found:
+            raise InputError(f"{name}: has no {field} of any sequence; the names have to be the same")
+        if found < count:
+            note(f"{count - found:,} of {count:,} sequences have no {field} in {name}")
+        if source and (unused := source.unused(count)):
+            note(f"{name}: {len(unused):,} {field} of no sequence, such as {one_line(unused[0])}")
+
+
+class _Source:
+    """Constraints or reactivities of records: from a file, in order, or by name."""
+
+    def __init__(self, given: Path | Sequence[Any] | Mapping[str, Any], read: Callable[[Path], KnownFile]) -> None:
+        self.file = str(given) if isinstance(given, Path) else ""
+        self._given, self._read, self._names = given, read, set[str]()
+        self._found = read(given) if isinstance(given, Path) and _NAME not in self.file else None
+
+    def of(self, record: Record, number: int, *, alone: bool) -> Any:
+        """The value of the `number`-th record."""
+        self._names.add(record.id)
+        given = self._given
+        if self._found is not None:
+            return self._found.of(record.id, record.sequence, alone=alone)
+        if isinstance(given, Path):
+            path = Path(self.file.replace(_NAME, record.id))
+            return self._read(path).of(record.id, record.sequence, alone=True) if path.exists() else None
+        if isinstance(given, Mapping):
+            return given.get(record.id)
+        if number > len(given):
+            raise InputError(
+                f"{len(given):,} constraints or reactivities, but more sequences; give each its own, or None"
+            )
+        return given[number - 1]
+
+    def unused(self, count: int) -> list[str]:
+        """Names or numbers of values that no record had."""
+        if self._found is not None:
+            return self._found.unused()
+        if isinstance(self._given, Mapping):
+            return [name for name in self._given if name not in self._names]
+        return [] if isinstance(self._given, Path) else [str(n + 1) for n in range(count, len(self._given))]
 
 
 def fold_file(
@@ -176,6 +375,8 @@ def fold_file(
     engine: EngineLike,
     decoding: Decoding = MODELS_OWN,
     *,
+    constraints: Path | bool | None = None,
+    reactivities: Path | None = None,
     window: int | None = None,
     probabilities: Path | None = None,
     plot: Plot | None = None,
@@ -190,6 +391,10 @@ def fold_file(
         output: Its ending chooses the format; "-" writes DBN to standard output, record by record.
         engine: An `Engine` or `RayEngine`, or a context manager that makes one once the options are known to be valid.
         decoding: See `fold`.
+        constraints: A file of constraints (`rinalmo.rna.constraints.read_constraints`); True where they follow the
+            sequences in FASTA, or are in the column `constraint` of the table.
+        reactivities: A file of reactivities (`rinalmo.rna.constraints.read_reactivities`), or one for each sequence,
+            with its name for `{name}`.
         window: See `fold`.
         probabilities: An .npz file for the pair probabilities of each sequence, fp16, under its name (a repeated name
             gets its number added): a matrix, or of an RNA folded in windows an array with the fields `i`, `j` (from 0)
@@ -213,7 +418,7 @@ def fold_file(
         if probabilities.suffix != ".npz":
             raise InputError(f"{probabilities}: probabilities are written as .npz")
         check_path(probabilities)
-    file = SequenceFile(source)
+    file = SequenceFile(source, constraints=constraints is True)
     records = take_shard(file, shard)
     figures: list[StructureFigure] = []
     if plot is not None:
@@ -223,6 +428,13 @@ def fold_file(
         task = folding_task(engine.spec, window, decoding.thermodynamics, note=note)
         # Resolved here, so that every process and every resumed run folds with the same.
         decoding = replace(decoding, thermodynamics=task.thermodynamics)
+        stack.enter_context(name_source_in_errors(file.path))
+        known: dict[str, Any] = {}
+        if constraints or reactivities is not None:
+            is_nested = (decoding.method or task.decoder) == "nested"
+            own_note = note if shard is None else None
+            records = with_conditions(records, decoding, constraints, reactivities, is_nested=is_nested, note=own_note)
+            known = {"constraints": _content(constraints), "reactivities": _content(reactivities)}
         records = note_windows(records, task, note)
         decoder = stack.enter_context(Decoder.beside(engine.device.type if isinstance(engine, Engine) else "cpu"))
         chosen = decoder if decoder.processes else None
@@ -232,7 +444,13 @@ def fold_file(
             structures = stream(records, engine)
         else:
             keep = probabilities is not None or plot is not None
-            options = {"decoding": asdict(decoding), "window": task.window, "probabilities": keep, "shard": shard}
+            options = {
+                "decoding": asdict(decoding),
+                "window": task.window,
+                "probabilities": keep,
+                "shard": shard,
+                **known,
+            }
             packed = partial(_fold_packed, stream=stream, keep=keep)
             scale = 1 if engine.device.type == "cpu" else GPU_SCALE
             size: dict[str, Any] = {"noun": "structures", "power": 2, "max_size": CHUNK_PAIRS, "scale": scale}
@@ -264,12 +482,18 @@ def fold_file(
     return count
 
 
-_ARRAYS = ("texts", "lengths", "counts", "pairs", "sizes", "listed", "probabilities")
+def _content(source: Path | bool | None) -> str | bool | None:
+    """What identifies a file in a run's settings; where there are many, their name."""
+    return file_sha256(source) if isinstance(source, Path) and _NAME not in str(source) else str(source)
+
+
+_ARRAYS = ("texts", "lengths", "counts", "pairs", "numbers", "paired", "sizes", "listed", "probabilities")
+_NUMBERS = ("confidence", "energy", "mfe", "ensemble_energy")
 
 
 def _fold_packed(
     records: list[Record], engine: Engine, *, stream: Callable[[list[Record], Engine], Iterator[Folded]], keep: bool
-) -> Iterator[tuple[Structure, int, int, np.ndarray]]:
+) -> Iterator[tuple[PredictedStructure, int, int, np.ndarray]]:
     """Structures with their probabilities as bytes of fp16 or `RECORD`: size, number of listed pairs (or -1), bytes."""
     for structure, matrix in stream(records, engine):
         if not keep:
@@ -282,15 +506,18 @@ def _fold_packed(
         yield structure, len(structure), listed, np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
 
-def _pack(results: list[tuple[Structure, int, int, np.ndarray]]) -> Arrays:
+def _pack(results: list[tuple[PredictedStructure, int, int, np.ndarray]]) -> Arrays:
     """A chunk of structures as arrays."""
     structures, sizes, listed, probabilities = zip(*results, strict=True)
     pairs = [pair for structure in structures for pair in structure.pairs]
+    numbers = [[getattr(structure, name) for name in _NUMBERS] for structure in structures]
     return {
-        "texts": np.array(json.dumps([(structure.name, structure.sequence) for structure in structures])),
+        "texts": np.array(json.dumps([(s.name, s.sequence, s.mfe_structure) for s in structures])),
         "lengths": np.array([*map(len, structures)]),
         "counts": np.array([len(structure.pairs) for structure in structures]),
         "pairs": np.array(pairs, np.int32).reshape(-1, 2),
+        "numbers": np.array(numbers, np.float64),  # None becomes NaN
+        "paired": np.concatenate([structure.pairing_probabilities for structure in structures]),
         "sizes": np.array(sizes),
         "listed": np.array(listed),
         "probabilities": np.concatenate(probabilities),
@@ -302,9 +529,11 @@ def _unpack(arrays: Arrays) -> Iterator[Folded]:
     num_bytes = np.where(listed < 0, 2 * sizes**2, RECORD.itemsize * listed)
     parts = np.split(arrays["probabilities"], np.cumsum(num_bytes)[:-1])
     pairs = np.split(arrays["pairs"], np.cumsum(arrays["counts"])[:-1])
-    texts = json.loads(str(arrays["texts"]))
-    for (name, sequence), own, size, count, part in zip(texts, pairs, sizes, listed, parts, strict=True):
-        structure = Structure(name, sequence, tuple(map(tuple, own.tolist())))
+    paired = np.split(arrays["paired"], np.cumsum(arrays["lengths"])[:-1])
+    texts, rows = json.loads(str(arrays["texts"])), zip(pairs, paired, arrays["numbers"], strict=True)
+    for (name, sequence, mfe), (own, p, row), size, count, part in zip(texts, rows, sizes, listed, parts, strict=True):
+        numbers = {key: None if np.isnan(value) else value for key, value in zip(_NUMBERS, row.tolist(), strict=True)}
+        structure = PredictedStructure(name, sequence, tuple(map(tuple, own.tolist())), p, mfe_structure=mfe, **numbers)
         if count < 0:
             yield structure, part.view(np.float16).reshape(size, size)
         else:

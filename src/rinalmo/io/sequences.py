@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import chain
 from numbers import Integral
 from operator import methodcaller
@@ -38,6 +38,7 @@ from rinalmo.io.files import (
 )
 from rinalmo.io.tables import is_missing, read_rows, table_format
 from rinalmo.rna.alphabet import Alphabet
+from rinalmo.rna.constraints import is_constraint_line
 
 IUPAC_LETTERS = "ACGUTNRYSWKMBDHVXI"
 """Nucleotides, the IUPAC codes of sets of them, X (unknown) and I (inosine)."""
@@ -57,16 +58,24 @@ class Record:
         description: The rest of the header.
         sequence: Upper-case RNA (T is written as U) without white space.
         number: The position in the file, from 1; unlike the id it is always unique.
+        constraint: A structure constraint for folding (`rinalmo.rna.constraints`).
+        reactivities: SHAPE or DMS reactivities for folding, one for each nucleotide, None where there is none.
     """
 
     id: str
     description: str
     sequence: str
     number: int = 1
+    constraint: str | None = None
+    reactivities: tuple[float | None, ...] | None = None
 
 
 def read_fasta(
-    source: str | PathLike[str], *, letters: str = IUPAC_LETTERS, allow_mask: bool = False
+    source: str | PathLike[str],
+    *,
+    letters: str = IUPAC_LETTERS,
+    allow_mask: bool = False,
+    constraints: bool = False,
 ) -> Iterator[Record]:
     """Yield the records of a FASTA file in order.
 
@@ -74,6 +83,7 @@ def read_fasta(
         source: A path, or "-" for standard input. gzip, bzip2, xz and zstd are recognized by content.
         letters: The letters that are accepted, in either case; T wherever U is.
         allow_mask: Accept `<mask>`, in lower case and on one line, within a sequence; it is returned as it is.
+        constraints: Lines of a structure constraint follow each sequence, as for `RNAfold -C`.
 
     Yields:
         The records.
@@ -90,7 +100,8 @@ def read_fasta(
         >>> [(record.id, record.sequence) for record in rinalmo.read_fasta(path)]
         [('hairpin', 'GGGAAAUCCC')]
     """
-    return parse_fasta(read_chunks(source), source_name(source), letters=letters, allow_mask=allow_mask)
+    records = parse_fasta if not constraints else _parse_constrained
+    return records(read_chunks(source), source_name(source), letters=letters, allow_mask=allow_mask)
 
 
 def parse_fasta(
@@ -100,6 +111,18 @@ def parse_fasta(
     table = _letter_table(letters)
     for number, entry in enumerate(_entries(iter(chunks), name), start=1):
         yield _record(number, entry, table, allow_mask, name)
+
+
+def _parse_constrained(chunks: Iterable[bytes], name: str, *, letters: str, allow_mask: bool) -> Iterator[Record]:
+    """As `parse_fasta`, with the lines of a constraint after the sequence; records without them have none."""
+    table = _letter_table(letters)
+    for number, entry in enumerate(_entries(iter(chunks), name), start=1):
+        lines = entry.split(b"\n")
+        is_constraint = [n > 0 and is_constraint_line(decode(line).strip()) for n, line in enumerate(lines)]
+        first = is_constraint.index(True) if True in is_constraint else len(lines)
+        record = _record(number, b"\n".join(lines[:first]), table, allow_mask, name)
+        text = "".join(decode(line).strip() for line in lines[first:])
+        yield replace(record, constraint=text or None)
 
 
 def _entries(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
@@ -178,6 +201,8 @@ def _letter_problem(written: bytes, start: int, number: int | None, table: bytes
         character = written[start : start + 1].decode("latin-1")
     place = f" (in record number {number} of the file)" if number else ""
     problem = f"{character!r}{place} is not an RNA letter; "
+    if is_constraint_line(decode(written[start:])):
+        return problem + "if this is a structure constraint, use `rinalmo fold --constraint`"
     if character in "-.~":
         return problem + "remove alignment gaps, for example with: seqkit seq -g"
     if character == "\0":
@@ -234,10 +259,11 @@ class SequenceFile(InputFile):
         InputError: The file cannot be opened, or its first record cannot be used.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, constraints: bool = False) -> None:
+        """With `constraints` FASTA has a constraint after each sequence, and a table the column `constraint`."""
         super().__init__(Path(path))
         self.is_table = is_sequence_table(path)
-        self._records = read_sequences(path)
+        self._records = read_sequences(path, constraints=constraints)
         if str(path) != "-" and not is_stream(Path(path)):
             self._records = require_nonempty(self._records)
 
@@ -308,7 +334,7 @@ def plain_rows(data: Any) -> Any:
             return data
 
 
-def read_sequences(source: str | Path, *, allow_mask: bool = False) -> Iterator[Record]:
+def read_sequences(source: str | Path, *, allow_mask: bool = False, constraints: bool = False) -> Iterator[Record]:
     """The records of a FASTA file, or of a table with a column of sequences; "-" is FASTA on standard input.
 
     A table is recognised by its name (.csv, .tsv, .tab, .jsonl, .ndjson, .parquet; compressed or not), unless it starts
@@ -318,8 +344,17 @@ def read_sequences(source: str | Path, *, allow_mask: bool = False) -> Iterator[
         InputError: The file cannot be used; the message names it, and the line or record.
     """
     if is_sequence_table(source):
-        return (record for record, _ in read_table_records(Path(source), allow_mask=allow_mask))
-    return read_fasta(source, allow_mask=allow_mask)
+        rows = read_table_records(Path(source), allow_mask=allow_mask)
+        return map(partial(_with_constraint, str(source)), rows) if constraints else (record for record, _ in rows)
+    return read_fasta(source, allow_mask=allow_mask, constraints=constraints)
+
+
+def _with_constraint(file: str, row: tuple[Record, dict[str, Any]]) -> Record:
+    record, cells = row
+    if "constraint" not in cells:
+        raise InputError(f"{file}: has no column 'constraint'; add it, or name a file of constraints")
+    text = cells["constraint"]
+    return record if is_missing(text) else replace(record, constraint=str(text).strip())
 
 
 def is_sequence_table(source: str | Path) -> bool:

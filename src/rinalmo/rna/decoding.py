@@ -34,9 +34,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
-from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.errors import InputError, MissingExtraError, SequenceError
+from rinalmo.rna.constraints import Conditions, Constraint
 from rinalmo.rna.structure import PairList, can_pair, canonical_mask, heaviest_nested
-from rinalmo.rna.thermodynamics import Ensemble, ensemble, pair_probabilities
+from rinalmo.rna.thermodynamics import Ensemble, ensemble
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +58,8 @@ def decode(
     threshold: float | None = 0.5,
     canonical: bool = True,
     min_distance: int = MIN_DISTANCE,
+    max_span: int | None = None,
+    constraint: Constraint | None = None,
 ) -> Pairs:
     """Choose the pairs of a structure by their probabilities.
 
@@ -68,6 +71,9 @@ def decode(
         threshold: A candidate pair is more probable than this; None chooses a threshold for this RNA.
         canonical: Candidates are AU, GC and GU pairs only.
         min_distance: Candidates have j - i of at least this.
+        max_span: Candidates have j - i below this.
+        constraint: The pairs that it gives are in the structure, and every other pair agrees with it. Where greedy
+            leaves a nucleotide unpaired that it wants paired, nested is used.
 
     Returns:
         Pairs `(i, j)`, i < j, counted from 0, in order of i; each nucleotide is in at most one. Of equal probabilities
@@ -75,6 +81,7 @@ def decode(
 
     Raises:
         InputError: The shapes do not match or the method is unknown.
+        SequenceError: No structure meets the constraint.
         MissingExtraError: The method is `matching`, and rustworkx is not installed.
 
     Examples:
@@ -88,10 +95,10 @@ def decode(
     if method not in METHODS:
         raise InputError(f"there is no decoding method {method!r}; use {', '.join(METHODS)}")
     if threshold is None:
-        options = {"canonical": canonical, "min_distance": min_distance}
+        choose = partial(decode, canonical=canonical, min_distance=min_distance, max_span=max_span)
         structures = []
         for each in THRESHOLDS:
-            structures.append(decode(probabilities, sequence, method, threshold=each, **options))  # type: ignore[arg-type]
+            structures.append(choose(probabilities, sequence, method, threshold=each, constraint=constraint))
         return max(structures, key=partial(expected_f1, probabilities))
     if math.isnan(threshold):
         raise InputError("the threshold is nan; give a probability")
@@ -113,10 +120,58 @@ def decode(
             allowed &= canonical_mask(sequence)
         rows, columns = np.divmod(np.flatnonzero(allowed), max(length, 1))
         values = probabilities[rows, columns]
+    if max_span is not None:
+        near = columns - rows < max_span
+        rows, columns, values = rows[near], columns[near], values[near]
+    if constraint is None:
+        return _chosen(rows, columns, values, method, threshold, length)
+    rules: dict[str, Any] = {"canonical": canonical, "min_distance": min_distance, "max_span": max_span}
+    constraint.check(sequence, **rules, crossing=method != "nested")
+    required = constraint.required()
+    if required.any():
+        # However improbable, a pair of a nucleotide that has to be paired is a candidate.
+        i, j = np.array([(min(r, p), max(r, p)) for r in np.flatnonzero(required) for p in range(length)]).T
+        possible = (
+            (j - i >= min_distance) & (j - i < (max_span or length)) & (can_pair(sequence, i, j) | (not canonical))
+        )
+        keys = np.union1d(rows.astype(np.int64) * length + columns, i[possible] * length + j[possible])
+        rows, columns = np.divmod(keys, length)
+        values = _at(probabilities, rows, columns)
+    fits = constraint.may_open()[rows] & constraint.may_close()[columns]
+    if method == "nested":
+        regions = constraint.regions()
+        fits &= regions[rows] == regions[columns]
+    rows, columns, values = rows[fits], columns[fits], values[fits]
+    ends = required[rows].astype(np.int64) + required[columns]
+    chosen = _chosen(rows, columns, values, method, threshold, length, ends)
+    missing = set(np.flatnonzero(required).tolist()).difference(end for pair in chosen for end in pair)
+    if missing and method == "greedy":
+        return decode(probabilities, sequence, "matching", threshold=threshold, constraint=constraint, **rules)
+    if missing:
+        problem = "cannot be paired at the same time as the other nucleotides that the constraint pairs; relax it"
+        raise SequenceError(problem, position=min(missing) + 1)
+    return sorted([*constraint.pairs, *chosen])
+
+
+def _chosen(
+    rows: np.ndarray,
+    columns: np.ndarray,
+    values: np.ndarray,
+    method: str,
+    threshold: float,
+    length: int,
+    required_ends: np.ndarray | int = 0,
+) -> Pairs:
+    """The pairs that a method takes of these candidates; first those with ends that have to be paired."""
     if method == "greedy":
-        return _greedy(rows, columns, values, length)
-    weights = values.astype(np.float64) - threshold  # in double precision, where they stay above zero
+        return _greedy(rows, columns, values + required_ends, length)
+    # In double precision, where weights stay above zero; the number of nucleotides is more than any structure weighs.
+    weights = values.astype(np.float64) - threshold + length * required_ends
     return heaviest_nested(rows, columns, weights) if method == "nested" else _matching(rows, columns, weights, length)
+
+
+def _at(probabilities: np.ndarray | PairList, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    return probabilities.at(i, j) if isinstance(probabilities, PairList) else probabilities[i, j]
 
 
 def expected_f1(probabilities: np.ndarray | PairList, pairs: Pairs) -> float:
@@ -175,7 +230,6 @@ def _matching(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, length
 
 Item = TypeVar("Item")
 Probabilities = np.ndarray | PairList
-Decoded = tuple[Probabilities, Pairs]
 
 MAX_PROCESSES = 16
 _AHEAD = 4  # RNAs per process that are decoded or wait for it
@@ -216,39 +270,35 @@ class Decoder:
         self._pool, self._started = None, []
 
     def decoded(
-        self, rnas: Iterable[tuple[str, Probabilities]], options: Mapping[str, Any], thermodynamics: float = 0.0
-    ) -> Iterator[Decoded]:
-        """Yield the probabilities and the pairs of each RNA, in order; `options` are those of `decode`.
+        self, rnas: Iterable[tuple[str, Probabilities, Constraint | None]], options: Mapping[str, Any]
+    ) -> Iterator[tuple[Probabilities, Pairs]]:
+        """Yield the probabilities and the pairs of each RNA, in order; `options` are those of `decode`."""
 
-        `thermodynamics` is the weight of ViennaRNA's probabilities in the result, from 0 to 1; a `PairList` includes
-        them already.
-        """
+        def request(rna: tuple[str, Probabilities, Constraint | None]) -> tuple[Any, ...]:
+            sequence, probabilities, constraint = rna
+            if isinstance(probabilities, np.ndarray):
+                # Without a threshold the sum of all probabilities counts; a constraint may take any pair.
+                least = 0.0 if constraint is not None else options["threshold"] or 0.0
+                probabilities = _above(probabilities, least)
+            return _decode, sequence, probabilities, constraint, dict(options)
 
-        def request(rna: tuple[str, Probabilities]) -> tuple[Any, ...]:
-            sequence, probabilities = rna
-            if isinstance(probabilities, np.ndarray) and not thermodynamics:
-                # Without a threshold the sum of all probabilities counts.
-                probabilities = _above(probabilities, options["threshold"] or 0.0)
-            return _decode, sequence, probabilities, dict(options), thermodynamics
-
-        for (sequence, probabilities), answer in self._in_order(rnas, request):
-            if answer is None:
-                yield _decode(sequence, probabilities, options, thermodynamics)
-            else:
-                yield (answer[0] if thermodynamics else probabilities), answer[1]
+        for (sequence, probabilities, constraint), pairs in self._in_order(rnas, request):
+            if pairs is None:
+                pairs = _decode(sequence, probabilities, constraint, options)
+            yield probabilities, pairs
 
     def ensembles(
-        self, rnas: Iterable[tuple[str, Tensor | PairList]]
-    ) -> Iterator[tuple[str, Tensor | PairList, Ensemble | None]]:
-        """Yield each RNA with its ensemble, in order; None for a `PairList`, which includes thermodynamics already."""
+        self, rnas: Iterable[tuple[str, Tensor | PairList, Conditions]]
+    ) -> Iterator[tuple[Tensor | PairList, Ensemble | None]]:
+        """Yield the output and the ensemble of each RNA, in order; None for a `PairList`, which has used its own."""
 
-        def request(rna: tuple[str, Tensor | PairList]) -> tuple[Any, ...] | None:
-            return None if isinstance(rna[1], PairList) else (ensemble, rna[0])
+        def request(rna: tuple[str, Tensor | PairList, Conditions]) -> tuple[Any, ...] | None:
+            return None if isinstance(rna[1], PairList) else (ensemble, rna[0], rna[2])
 
-        for (sequence, output), answer in self._in_order(rnas, request):
+        for (sequence, output, conditions), answer in self._in_order(rnas, request):
             if answer is None and not isinstance(output, PairList):
-                answer = ensemble(sequence)
-            yield sequence, output, answer
+                answer = ensemble(sequence, conditions)
+            yield output, answer
 
     def _in_order(
         self, items: Iterable[Item], request: Callable[[Item], tuple[Any, ...] | None]
@@ -330,19 +380,10 @@ def serve() -> None:
         answers.flush()
 
 
-def _decode(sequence: str, probabilities: Probabilities, options: Mapping[str, Any], thermodynamics: float) -> Decoded:
-    if thermodynamics and isinstance(probabilities, np.ndarray):
-        probabilities = blended(probabilities, sequence, thermodynamics)
-    return probabilities, decode(probabilities, sequence, **options)
-
-
-def blended(probabilities: np.ndarray, sequence: str, thermodynamics: float) -> np.ndarray:
-    """A weighted mean of a model's pair probabilities and ViennaRNA's, in a new array if there is a weight."""
-    if not thermodynamics:
-        return probabilities
-    mean = (1 - thermodynamics) * probabilities
-    mean += thermodynamics * pair_probabilities(sequence)
-    return mean
+def _decode(
+    sequence: str, probabilities: Probabilities, constraint: Constraint | None, options: Mapping[str, Any]
+) -> Pairs:
+    return decode(probabilities, sequence, constraint=constraint, **options)
 
 
 def _above(probabilities: np.ndarray, threshold: float) -> PairList:

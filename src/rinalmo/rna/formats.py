@@ -1,21 +1,22 @@
-"""Structures in and out of files: DBN, CT, BPSEQ, ST, and CSV, TSV or Parquet tables. The ending gives the format.
+"""Structures in and out of files: DBN, CT, BPSEQ, ST, and tables. The ending gives the format.
 
     .dbn .db .dot .vienna   sequence and dot-bracket on two lines, with or without a FASTA header
     .ct                     one line per nucleotide with its partner, several RNAs in one file
     .bpseq                  the same in three columns
     .st                     bpRNA's: dot-bracket and the type of loop of every nucleotide
-    .csv .tsv .parquet      columns id, sequence, structure
+    .csv .tsv .jsonl .parquet   columns id, sequence, structure; of predictions also `PREDICTED_COLUMNS`
 
-Letters stay as the user wrote them. Other content of a format (energies, numbering, loops) is skipped.
+Letters stay as the user wrote them. When reading, other content of a format (energies, numbering, loops) is skipped.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.io.files import (
@@ -29,7 +30,7 @@ from rinalmo.io.files import (
     uncompressed_name,
 )
 from rinalmo.io.tables import Format, open_table, table_lines, write_parquet
-from rinalmo.rna.structure import OPENING, Structure
+from rinalmo.rna.structure import OPENING, PredictedStructure, Structure
 
 T = TypeVar("T")
 
@@ -118,10 +119,15 @@ def read_dbn(lines: Iterable[str], file: str) -> Iterator[Structure]:
 
 
 def write_dbn(structures: Iterable[Structure]) -> Iterator[str]:
-    """Yield the text of each record: a header if it has a name, the sequence, the structure."""
+    """Yield the text of each record: a header if it has a name, the sequence, the structure.
+
+    The energy of a predicted structure follows it in parentheses, as RNAfold writes it.
+    """
     for structure in structures:
         header = f">{structure.name}\n" if structure.name else ""
-        yield f"{header}{structure.sequence}\n{structure.dot_bracket}\n"
+        energy = getattr(structure, "energy", None)
+        after = "" if energy is None else f" ({energy:6.2f})"
+        yield f"{header}{structure.sequence}\n{structure.dot_bracket}{after}\n"
 
 
 _TITLE_ENERGY = re.compile(r"^(dG|ENERGY|Energy|energy)\s*=?\s*[-+]?\d+(\.\d+)?(\s*kcal/mol)?\s*")
@@ -316,6 +322,8 @@ Source = str | PathLike[str]
 
 _ENDINGS = {"db": "dbn", "dot": "dbn", "vienna": "dbn"}
 _COLUMNS = ("id", "sequence", "structure")
+PREDICTED_COLUMNS = ("confidence", "energy", "mfe_structure", "mfe", "ensemble_energy", "pairing_probabilities")
+"""Columns of the tables of predicted structures after id, sequence and structure; see `PredictedStructure`."""
 
 
 class _LineFormat(NamedTuple):
@@ -329,7 +337,7 @@ _LINE_FORMATS = {
     "bpseq": _LineFormat(read_bpseq, write_bpseq),
     "st": _LineFormat(read_st, write_st),
 }
-FORMATS = (*_LINE_FORMATS, "csv", "tsv", "parquet")
+FORMATS = (*_LINE_FORMATS, "csv", "tsv", "jsonl", "parquet")
 
 
 def format_of(path: Source, format: str | None = None) -> str:
@@ -388,6 +396,8 @@ def _require_nonempty(rows: Iterator[T], file: str) -> Iterator[T]:
 
 def _table_rows(path: Source, kind: Format, file: str, column: str) -> Iterator[tuple[Structure, dict[str, str]]]:
     table = open_table(path, kind)
+    if kind == "jsonl" and not table.columns:
+        return
     table.require("sequence", column)
     for number, (line, cells) in enumerate(table.rows, start=1):
         row = {name: "" if cell is None else str(cell) for name, cell in cells.items()}
@@ -423,8 +433,9 @@ def write_structures(path: Source, structures: Iterable[Structure], format: str 
     path, kind = Path(path), format_of(path, format)
     check_path(path)
     if kind == "parquet":
+        rows, columns = _as_rows(structures)
         with atomic_write(path) as file:
-            write_parquet(file, map(_as_row, structures), _COLUMNS)
+            write_parquet(file, rows, columns, _schema(columns))
         return
     with atomic_write_compressed(path) as file:
         for text in structure_text(structures, kind):
@@ -435,8 +446,33 @@ def structure_text(structures: Iterable[Structure], format: str) -> Iterator[str
     """The text of structures in a format, in pieces, as for standard output."""
     if format in _LINE_FORMATS:
         return _LINE_FORMATS[format].write(structures)
-    return table_lines(map(_as_row, structures), format, _COLUMNS)
+    rows, columns = _as_rows(structures)
+    return table_lines(rows, format, columns)
 
 
-def _as_row(structure: Structure) -> dict[str, str]:
-    return {"id": structure.name, "sequence": structure.sequence, "structure": structure.dot_bracket}
+def _as_rows(structures: Iterable[Structure]) -> tuple[Iterator[dict[str, Any]], tuple[str, ...]]:
+    """The rows and their columns, which are those of the first structure."""
+    structures = iter(structures)
+    first = next(structures, None)
+    columns = _COLUMNS + (PREDICTED_COLUMNS if isinstance(first, PredictedStructure) else ())
+    return map(_as_row, structures if first is None else chain((first,), structures)), columns
+
+
+def _as_row(structure: Structure) -> dict[str, Any]:
+    row = {"id": structure.name, "sequence": structure.sequence, "structure": structure.dot_bracket}
+    if not isinstance(structure, PredictedStructure):
+        return row
+    predicted = {name: getattr(structure, name) for name in PREDICTED_COLUMNS}
+    for name, digits in (("confidence", 4), ("energy", 2), ("mfe", 2), ("ensemble_energy", 2)):
+        predicted[name] = None if predicted[name] is None else round(predicted[name], digits)
+    return row | predicted | {"pairing_probabilities": [round(p, 4) for p in structure.pairing_probabilities.tolist()]}
+
+
+def _schema(columns: Iterable[str]) -> Any:
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.float64()
+    types = dict.fromkeys(("confidence", "energy", "mfe", "ensemble_energy"), number) | {
+        "pairing_probabilities": pa.list_(number)
+    }
+    return pa.schema([(column, types.get(column, text)) for column in columns])

@@ -6,7 +6,7 @@ AU, GC and GU pair, in either case, T for U. Any other letter, N included, pairs
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any
@@ -98,7 +98,7 @@ UNPAIRED = ".:,-_~"
 _MAX_ENTRIES = 5 * 10**7  # of the table of `heaviest_nested` where pairs cross: 400 MB
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Structure:
     """A named sequence with its base pairs.
 
@@ -179,6 +179,14 @@ class Structure:
     def __len__(self) -> int:
         return len(self.sequence)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Structure):
+            return NotImplemented
+        return (self.name, self.sequence, self.pairs) == (other.name, other.sequence, other.pairs)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.sequence, self.pairs))
+
     @property
     def dot_bracket(self) -> str:
         """Dot-bracket notation. Raises SequenceError if the 30 types of brackets are not enough."""
@@ -212,6 +220,28 @@ class Structure:
         """The structure with AU, GC and GU pairs only."""
         rows, columns = np.array(self.pairs, dtype=np.int64).reshape(-1, 2).T
         return Structure(self.name, self.sequence, tuple(compress(self.pairs, can_pair(self.sequence, rows, columns))))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PredictedStructure(Structure):
+    """A structure with the numbers of its prediction; equal to any `Structure` of the same name, sequence and pairs.
+
+    Args:
+        pairing_probabilities: Probability of each nucleotide to be paired, fp32 `(length,)`.
+        confidence: Expected share of the pairs that are right, the mean of their probabilities; None without pairs.
+        energy: Free energy in kcal/mol; None without ViennaRNA. Pseudoknots are left out, as by `RNAeval`.
+        mfe_structure: ViennaRNA's structure of minimum free energy. This and the next two are only there if the whole
+            RNA was folded with thermodynamics.
+        mfe: Its free energy.
+        ensemble_energy: Free energy of the thermodynamic ensemble.
+    """
+
+    pairing_probabilities: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32), repr=False)
+    confidence: float | None = None
+    energy: float | None = None
+    mfe_structure: str | None = None
+    mfe: float | None = None
+    ensemble_energy: float | None = None
 
 
 def pairs_of(text: str) -> Pairs:

@@ -22,6 +22,7 @@ from torch import Tensor
 from rinalmo.errors import InputError
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.rna.constraints import FREE, Conditions
 
 Per = Literal["sequence", "nucleotide"]
 
@@ -46,6 +47,7 @@ class Example:
     group: str = ""
     where: str = field(default="", compare=False)  # file and line, for messages
     num_targets: int = field(default=1, compare=False)  # terms of the loss
+    conditions: Conditions = field(default=FREE, compare=False)  # of folding
 
 
 @dataclass(frozen=True)

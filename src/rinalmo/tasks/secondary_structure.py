@@ -32,7 +32,8 @@ from rinalmo.metrics import pair_scores
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.model.structure_heads import UNKNOWN, Combiner, Evidence
-from rinalmo.rna.decoding import blended, decode
+from rinalmo.rna.constraints import FREE, Conditions
+from rinalmo.rna.decoding import decode
 from rinalmo.rna.formats import read_structures
 from rinalmo.rna.structure import PairList, Structure, pairs_of
 from rinalmo.rna.thermodynamics import Ensemble, ensemble, has_vienna, need_vienna
@@ -175,35 +176,65 @@ class SecondaryStructure(Task):
     def merge_windows(self, example: Example, outputs: Iterator[Tensor]) -> PairList:
         length, parts = len(example.sequence), []
         for window, output in zip(windows_of(length, self.window), outputs, strict=True):
-            matrix = self.probabilities(output, example.sequence[window.start : window.stop])
+            part = example.conditions.part(window.start, window.stop)
+            matrix = self.probabilities(output, example.sequence[window.start : window.stop], part)
             assert isinstance(matrix, np.ndarray)
             parts.append(window.pairs(matrix, self.min_probability))
-        return PairList.of(length, parts)
+        merged = example.conditions.applied(PairList.of(length, parts))
+        assert isinstance(merged, PairList)
+        return merged
 
-    def probabilities(self, output: Tensor | PairList, sequence: str) -> np.ndarray | PairList:
-        """The pair probabilities `(length, length)` from the head's output; a list of merged windows as it is."""
-        if self.thermodynamics == LEARNED:
-            return self.combined(output, sequence, None)
-        matrix = self.model_probabilities(output)
-        return matrix if isinstance(matrix, PairList) else blended(matrix, sequence, float(self.thermodynamics))
-
-    def model_probabilities(self, output: Tensor | PairList) -> np.ndarray | PairList:
-        """As `probabilities`, but of a matrix without thermodynamics."""
-        if isinstance(output, PairList):
-            return output
-        if self.head == "pairs":
-            return output.float().sigmoid().fill_diagonal_(0).cpu().numpy()
-        return ((output + output.T) / 2).exp().fill_diagonal_(0).cpu().numpy()
-
-    def combined(
-        self, output: Tensor | PairList, sequence: str, thermodynamics: Ensemble | None
+    def probabilities(
+        self,
+        output: Tensor | PairList,
+        sequence: str,
+        conditions: Conditions = FREE,
+        thermodynamics: Ensemble | None = None,
     ) -> np.ndarray | PairList:
-        """As `probabilities`, by the model's combiner; of a `PairList`, which has been combined, as it is."""
+        """The pair probabilities `(length, length)` from the head's output; a list of merged windows as it is.
+
+        The ensemble of `thermodynamics` is computed if it is needed and not given.
+        """
         if isinstance(output, PairList):
             return output
-        assert self.combiner is not None
-        with torch.inference_mode():
-            return self.combiner.matrix(evidence_from(output, sequence, thermodynamics or ensemble(sequence))).numpy()
+        output = self._conditioned(output, conditions)
+        if self.thermodynamics and thermodynamics is None:
+            thermodynamics = ensemble(sequence, conditions)
+        if self.thermodynamics == LEARNED:
+            assert self.combiner is not None
+            assert thermodynamics is not None
+            with torch.inference_mode():
+                matrix = self.combiner.matrix(evidence_from(output, sequence, thermodynamics)).numpy()
+        else:
+            if self.head == "pairs":
+                matrix = output.float().sigmoid().fill_diagonal_(0).cpu().numpy()
+            else:
+                matrix = ((output + output.T) / 2).exp().fill_diagonal_(0).cpu().numpy()
+            if thermodynamics is not None:
+                weight = float(self.thermodynamics)
+                matrix = (1 - weight) * matrix + weight * thermodynamics.matrix()
+        return conditions.applied(matrix)
+
+    def _conditioned(self, output: Tensor, conditions: Conditions) -> Tensor:
+        """The head's output for an RNA under a constraint; each partner's distribution is that of allowed partners."""
+        constraint, length = conditions.constraint, len(output)
+        if constraint is None and conditions.max_span is None:
+            return output
+        allowed = torch.from_numpy(conditions.allowed(length)).to(output.device)
+        if self.head == "pairs":
+            return output.masked_fill(~allowed, -torch.inf)
+        if constraint is None:
+            allowed.fill_diagonal_(True)
+        else:
+            i, j = torch.as_tensor(_pair_array(constraint.pairs)).T
+            unpaired = torch.from_numpy(~constraint.required()).to(output.device)
+            unpaired[i] = unpaired[j] = False
+            allowed.diagonal().copy_(unpaired)
+        masked = output.float().masked_fill(~allowed, -torch.inf)
+        if constraint is not None:
+            masked[i, j] = masked[j, i] = 0.0  # a certain pair, also of nucleotides that are no candidate
+        total = masked.logsumexp(1, keepdim=True)
+        return torch.where(total.isfinite(), masked - total, masked)
 
     def threshold(self, model: RiNALMo) -> float | None:
         """The minimum probability of a pair: tuned on this model's validation data, or fixed with thermodynamics.
