@@ -1,10 +1,10 @@
-"""Peak memory and time of folding long RNAs, and the effect of windows on accuracy.
+"""Peak memory and time of folding long RNAs, and their accuracy as a whole and in windows, beside RNAfold's.
 
     python benchmarks/long_rnas.py memory nano-fold 4000
     python benchmarks/long_rnas.py memory pairs 4000
     python benchmarks/long_rnas.py memory nano-fold 10000 --window 1000
     python benchmarks/long_rnas.py accuracy archiveII.csv.gz --window 1000
-    python benchmarks/long_rnas.py accuracy archiveII.csv.gz --at-most 2000 --count 20
+    python benchmarks/long_rnas.py accuracy archiveII.csv.gz --names 16s --at-most 2000 --count 20
 
 `memory` folds one RNA on one thread, decodes it with each decoder, and reports the peak memory of the process and CPU
 seconds (which a busy machine changes little). The RNA is random or, with `--fasta`, the concatenated records of a file,
@@ -12,7 +12,7 @@ up to the length. `pairs` is a model of the size of `nano` with an untrained hea
 pair in 10,000 is likely.
 
 `accuracy` folds the longest structures of a table, optionally up to a maximum length, as a whole and in windows, and
-reports F1, exact and ±1.
+reports F1, exact and ±1, beside that of RNAfold's structure of minimum free energy of the whole RNA.
 """
 
 from __future__ import annotations
@@ -86,29 +86,36 @@ def memory(chosen: argparse.Namespace) -> None:
 
 def accuracy(chosen: argparse.Namespace) -> None:
     import numpy as np
+    import RNA
 
     from rinalmo.engine.engine import Engine
     from rinalmo.inference.fold import fold
     from rinalmo.metrics import pair_scores
     from rinalmo.rna.formats import read_structures
+    from rinalmo.rna.structure import pairs_of
 
-    taken = (rna for rna in read_structures(chosen.table) if chosen.at_most is None or len(rna) <= chosen.at_most)
+    named = [rna for rna in read_structures(chosen.table) if rna.name.startswith(chosen.names)]
+    taken = (rna for rna in named if chosen.at_most is None or len(rna) <= chosen.at_most)
     longest = sorted(taken, key=len, reverse=True)[: chosen.count]
     all_scores = []
     engine = Engine(chosen.model, "fp32", threads=1)
     print(f"{chosen.model}: F1 exact, ±1 (CPU s)")
     for true in longest:
         cells, scores = [], []
-        for window in (len(true), *chosen.window):
+        for window in (None, len(true), *chosen.window):
             start = time.process_time()
-            (found,) = fold(true.sequence, engine, window=window)
+            if window is None:
+                pairs = pairs_of(RNA.fold(true.sequence)[0])
+            else:
+                pairs = list(fold(true.sequence, engine, window=window)[0].pairs)
             seconds = time.process_time() - start
-            scores.append([pair_scores(true.pairs, found.pairs, tolerance=t).f1 for t in (0, 1)])
-            cells.append("{:,}: {:.3f}, {:.3f} ({:.0f})".format(window, *scores[-1], seconds))
+            scores.append([pair_scores(true.pairs, pairs, tolerance=t).f1 for t in (0, 1)])
+            name = "RNAfold" if window is None else f"{window:,}"
+            cells.append("{}: {:.3f}, {:.3f} ({:.0f})".format(name, *scores[-1], seconds))
         print(f"{true.name}, {len(true):,} nt   " + "   ".join(cells), flush=True)
         all_scores.append(scores)
     means = np.mean(all_scores, axis=0)
-    names = ["whole", *map("{:,}".format, chosen.window)]
+    names = ["RNAfold", "whole", *map("{:,}".format, chosen.window)]
     rows = (f"{name}: {exact:.3f}, {near:.3f}" for name, (exact, near) in zip(names, means, strict=True))
     print(f"mean of {len(longest)}   " + "   ".join(rows))
 
@@ -127,6 +134,7 @@ def main() -> None:
     two.add_argument("table", type=Path)
     two.add_argument("--model", default="nano-fold")
     two.add_argument("--window", type=int, nargs="+", default=[500, 1000, 2000])
+    two.add_argument("--names", default="", metavar="PREFIX", help="only structures whose names start like this")
     two.add_argument("--at-most", type=int, metavar="NT")
     two.add_argument("--count", type=int, default=5)
     two.set_defaults(run=accuracy)

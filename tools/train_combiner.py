@@ -1,6 +1,7 @@
 """Train the combiner of a folding model (`rinalmo.model.structure_heads`) with one command.
 
     python tools/train_combiner.py DATA WORK --output nano-fold
+    python tools/train_combiner.py DATA WORK --output nano-fold --held-out archive-fold    # and one without ArchiveII
 
 DATA holds `bprna-spot` (TR0, VL0, TS0), `rfam-14.2-seed`, `bprna-new`, `archiveII` and `pdb-rna`. WORK keeps
 finished steps, so that an interrupted run resumes. Steps:
@@ -16,6 +17,9 @@ finished steps, so that an interrupted run resumes. Steps:
    % identity over 80 % of the shorter one), and new families with any hit to TR0 or a test set.
 4. A combiner is trained on about half of these families and evaluated on the others. The final one is trained in the
    same way on all of them. Test sets are never folded here.
+5. With --held-out, a head is trained on TR0 without any family that ArchiveII has: without every RNA that MMseqs2 finds
+   similar to one of ArchiveII, and all others of its family. Its combiner learned from none of these families either.
+   `benchmarks/folding.py archiveII.csv.gz --model archive-fold` then measures families that nothing has seen.
 """
 
 from __future__ import annotations
@@ -59,6 +63,7 @@ TESTS = {
 FAMILY_DATABASES = ("SPR", "SRP", "tmRNA", "RNP")  # sources of bpRNA with a single family each
 HELD_OUT, KNOWN = 0.35, 0.1
 LONGEST = 500
+LONGEST_OF_ARCHIVE_HEAD = 250  # three quarters of the nucleotides of TR0
 SEED = 20261129
 SHARES = {  # share of the draws in training
     "VL0, known": 0.29,
@@ -139,6 +144,8 @@ def split(data: Path, work: Path) -> pd.DataFrame:
     tested = set(every["family"][every["set"].isin(list(TESTS))].dropna())
 
     train["cluster"] = families(train, hits[hits["target"].isin(train.index)])
+    in_archive = every["set"].to_numpy()[hits["target"]] == "ArchiveII"
+    train["archive"] = train["cluster"].isin(train["cluster"][hits["query"][in_archive].unique()])
     size = train[train["set"] == "TR0"]["cluster"].value_counts()
     order = sorted(rng.permutation(train["cluster"].unique()), key=lambda c: -size.get(c, 0))
     held: set[int] = set()
@@ -168,16 +175,15 @@ def split(data: Path, work: Path) -> pd.DataFrame:
     near = (hits["fident"] >= 0.8) & (hits["coverage"] >= 0.8)
     known_of = more["part"].to_numpy()[hits["query"]] == "known"
     related = set(more["family"][hits["query"][~known_of & hits["set"].ne("VL0")]])
+    archived = set(more["family"][hits["query"][hits["set"].eq("ArchiveII")]]) | set(train["family"][train["archive"]])
+    more["archive"] = more["family"].isin(archived)
     drop = more.index.isin(hits["query"][near]) | (more["part"].eq("new") & more["family"].isin(related))
     print(f"Rfam: {drop.sum():,} of {len(more):,} seeds resemble TR0, VL0 or a test set; left out")
     more = more[~drop]
     more["cluster"] = more["family"]
-    columns = ["set", "id", "sequence", "structure", "family", "cluster", "part", "head"]
+    columns = ["set", "id", "sequence", "structure", "family", "cluster", "part", "head", "archive"]
     rnas = pd.concat([train[columns], more[columns]], ignore_index=True)
     rnas = rnas[rnas["sequence"].str.len() <= LONGEST]
-    held_out = rnas[(rnas["head"] == "second") & (rnas["part"] == "new")]
-    rest = held_out.sample(frac=1, random_state=3).groupby("cluster").cumcount() >= MOST_OF_A_FAMILY
-    rnas = rnas.drop(rest.index[rest])
     print(rnas.groupby(["set", "head", "part"]).agg(rnas=("id", "size"), families=("cluster", "nunique")))
     rnas.to_pickle(path)
     return rnas
@@ -198,16 +204,15 @@ def report_overlap(every: pd.DataFrame, hits: pd.DataFrame) -> None:
         print(f"{name}: {len(rows):,} RNAs, {counts}")
 
 
-def second_head(rnas: pd.DataFrame, work: Path, steps: int) -> Path:
-    """The head that has not seen the held-out families; trained unless it exists."""
-    run = work / "second"
+def trained_head(name: str, train: pd.DataFrame, validation: pd.DataFrame, work: Path, steps: int) -> Path:
+    """A head trained on some RNAs of TR0, unless it exists."""
+    run = work / name
     if not (run / "model").exists():
-        part = rnas[(rnas["set"] == "TR0") & (rnas["part"] == "train")]
-        part[["id", "sequence", "structure"]].to_csv(work / "second.csv", index=False)
-        validation = rnas[rnas["set"] == "VL0"].sample(120, random_state=0)
-        validation[["id", "sequence", "structure"]].to_csv(work / "second-validation.csv", index=False)
-        arguments = ["finetune", "secondary-structure", str(work / "second.csv"), "--output", str(run)]
-        arguments += ["--validation", str(work / "second-validation.csv"), "--threads", "1"]
+        columns, files = ["id", "sequence", "structure"], (work / f"{name}.csv", work / f"{name}-validation.csv")
+        for path, rnas in zip(files, (train, validation.sample(120, random_state=0)), strict=True):
+            rnas[columns].to_csv(path, index=False)
+        arguments = ["finetune", "secondary-structure", str(files[0]), "--output", str(run)]
+        arguments += ["--validation", str(files[1]), "--threads", "1"]
         arguments += ["--recipe", "finetune-secondary-structure-cpu", "--set", f"train.max_steps={steps}"]
         arguments += ["--set", "train.epochs=20", "--set", "validation.every=650"]
         resume = ["--resume"] if run.exists() else []
@@ -226,6 +231,7 @@ class Case:
     true_pairs: tuple[tuple[int, int], ...]
     kind: str  # set and part
     cluster: str
+    archive: bool  # whether ArchiveII has its family
     evidence: Evidence
 
     def targets(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -265,9 +271,8 @@ def cases(rnas: pd.DataFrame, model: str | Path, ensembles: Ensembles) -> Iterat
     for example, output in outputs(examples, engine, task):
         row = example.target
         known = evidence_of(output, row.sequence, ensembles[row.sequence])
-        yield Case(
-            row.sequence, tuple(pairs_of(row.structure)), f"{row.set}, {row.part}", f"{row.head} {row.cluster}", known
-        )
+        kind, cluster = f"{row.set}, {row.part}", f"{row.head} {row.cluster}"
+        yield Case(row.sequence, tuple(pairs_of(row.structure)), kind, cluster, row.archive, known)
 
 
 def evidence_of(output: torch.Tensor, sequence: str, thermodynamics: Ensemble) -> Evidence:
@@ -395,7 +400,8 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--model", default="nano-fold", help="model to add a combiner to")
     parser.add_argument("--output", type=Path, required=True, help="folder for the model with the combiner")
-    parser.add_argument("--steps", type=int, default=780, help="of the second head's training")
+    parser.add_argument("--held-out", type=Path, help="folder for a model that knows no family of ArchiveII")
+    parser.add_argument("--steps", type=int, default=780, help="of the training of each head")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--channels", type=int, default=32)
@@ -409,8 +415,11 @@ def main() -> None:
     torch.set_num_threads(1)
     rnas = split(chosen.data, chosen.work)
     by_model = kept_cases("model", rnas[rnas["head"] == "model"], chosen.model, chosen.work)
-    head = second_head(rnas, chosen.work, chosen.steps)
+    first, validation = rnas[rnas["set"] == "TR0"], rnas[rnas["set"] == "VL0"]
+    head = trained_head("second", first[first["part"] == "train"], validation, chosen.work, chosen.steps)
     held = rnas[(rnas["head"] == "second") & (rnas["part"] != "train")]
+    of_family = held[held["part"] == "new"].sample(frac=1, random_state=3).groupby("cluster").cumcount()
+    held = held.drop(of_family.index[of_family >= MOST_OF_A_FAMILY])
     by_second = kept_cases("second", held, head, chosen.work)
     every = [case for case in by_model + by_second if case.true_pairs]
     print(Counter(case.kind for case in every))
@@ -425,6 +434,12 @@ def main() -> None:
     combiner = fit(every, chosen)
     save(with_combiner(load(chosen.model), combiner), chosen.work / "combined", overwrite=True)
     convert(chosen.work / "combined", chosen.output, half=True, overwrite=True)
+    if chosen.held_out:
+        short = first["sequence"].str.len() <= LONGEST_OF_ARCHIVE_HEAD
+        first, validation = first[short & ~first["archive"]], validation[~validation["archive"]]
+        head = trained_head("archive", first, validation, chosen.work, chosen.steps)
+        combiner = fit([case for case in every if not case.archive], chosen)
+        save(with_combiner(load(head), combiner), chosen.held_out, overwrite=True)
 
 
 def capped(cases: Sequence[Case], most: int) -> list[Case]:
