@@ -15,7 +15,7 @@ from rinalmo.engine import jobs
 from rinalmo.engine.engine import Engine
 from rinalmo.engine.jobs import Job
 from rinalmo.errors import InputError, SequenceError
-from rinalmo.inference.embed import embed_file
+from rinalmo.inference.embed import embed_file, estimate_embedding, read_embeddings
 
 from ..killing import killing_at
 
@@ -331,3 +331,75 @@ def test_two_writers_without_locks(engine, fasta, tmp_path, monkeypatch):
     embed_file(fasta, output, engine, restart=True)
     assert same(output, whole)
     assert others(tmp_path) == ["out.npz", "whole.npz"]
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.tsv.gz", "out.npy", "out.parquet"])
+def test_every_format_holds_the_same_numbers(engine, fasta, tmp_path, name):
+    embed_file(fasta, tmp_path / "out.npz", engine)
+    embed_file(fasta, tmp_path / name, engine)
+    expected, read = read_embeddings(tmp_path / "out.npz"), read_embeddings(tmp_path / name)
+    np.testing.assert_allclose(read.values, expected.values, rtol=1e-5, atol=1e-8)
+    if name != "out.npy":
+        assert (read.ids, read.lengths) == (expected.ids, expected.lengths)
+
+
+def test_a_table_of_nucleotides(engine, tmp_path):
+    (tmp_path / "in.fa").write_text(">a x=1\nACGU\n>b\nGG\n")
+    embed_file(tmp_path / "in.fa", tmp_path / "out.csv", engine, pooling="none")
+    header, *rows = (line.split(",") for line in (tmp_path / "out.csv").read_text().splitlines())
+    assert header[:3] == ["id", "position", "dim_0"]
+    assert [row[:2] for row in rows] == [["a", "1"], ["a", "2"], ["a", "3"], ["a", "4"], ["b", "1"], ["b", "2"]]
+    expected = np.concatenate(rinalmo.embed(["ACGU", "GG"], engine, pooling="none"))
+    np.testing.assert_allclose(np.array([row[2:] for row in rows], float), expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["out.npz", "out.npy", "out.parquet", "out.h5", "out.h5ad"])
+def test_half_precision_takes_half_the_space(engine, fasta, tmp_path, name):
+    embed_file(fasta, tmp_path / f"whole-{name}", engine)
+    embed_file(fasta, tmp_path / name, engine, dtype="fp16")
+    whole, half = read_embeddings(tmp_path / f"whole-{name}"), read_embeddings(tmp_path / name)
+    np.testing.assert_array_equal(half.values, whole.values.astype(np.float16).astype(np.float32))
+    saved = (tmp_path / f"whole-{name}").stat().st_size - (tmp_path / name).stat().st_size
+    if name in ("out.npz", "out.npy"):
+        assert saved == 2 * whole.values.size
+
+
+@pytest.mark.parametrize("pooling", ["mean", "none"])
+def test_windows_take_each_nucleotide_from_the_middle_of_one(engine, pooling):
+    sequence = "".join(random.Random(1).choices("ACGU", k=100))
+    found = rinalmo.embed([sequence, "ACGU"], engine, pooling=pooling, window=40)
+    # 100 nt in windows of 40: starts 0, 20, 40, 60; borders half-way between their middles
+    parts = rinalmo.embed([sequence[start : start + 40] for start in (0, 20, 40, 60)], engine, pooling="none")
+    bounds = ((0, 30), (10, 30), (10, 30), (10, 40))
+    expected = np.concatenate([part[slice(*bound)] for part, bound in zip(parts, bounds, strict=True)])
+    assert len(expected) == 100
+    np.testing.assert_allclose(found[0], expected.mean(axis=0) if pooling == "mean" else expected, atol=1e-5)
+    np.testing.assert_allclose(found[1], rinalmo.embed(["ACGU"], engine, pooling=pooling)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("out.csv", {"layers": (0, -1)}, "holds one layer"),
+        ("out.npy", {"pooling": "none"}, "one vector per sequence"),
+        ("out.npz", {"window": 31}, "at least 32"),
+        ("out.npz", {"window": 64, "pooling": "cls"}, "CLS"),
+        ("out.xyz", {}, "cannot write '.xyz'; use .npz"),
+    ],
+)
+def test_what_cannot_be_written_is_said_at_once(engine, fasta, tmp_path, name, options, message):
+    with pytest.raises(InputError, match=message):
+        embed_file(fasta, tmp_path / name, engine, **options)
+    assert others(tmp_path) == []
+
+
+def test_an_estimate_counts_the_input_and_writes_nothing(engine, fasta, tmp_path):
+    estimate = estimate_embedding(fasta, tmp_path / "out.npy", engine)
+    assert estimate.sequences == 60
+    assert estimate.nucleotides == sum(len(line) for line in fasta.read_text().split() if line[0] != ">")
+    assert estimate.seconds > 0
+    assert others(tmp_path) == []
+    embed_file(fasta, tmp_path / "out.npy", engine)
+    assert estimate.size == pytest.approx((tmp_path / "out.npy").stat().st_size, rel=0.2)
+    half = estimate_embedding(fasta, tmp_path / "out.npy", engine, shard="1/2")
+    assert half.sequences == 30

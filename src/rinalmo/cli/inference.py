@@ -7,7 +7,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,6 +28,9 @@ from rinalmo.cli.options import (
     shard_option,
 )
 from rinalmo.errors import InputError
+
+if TYPE_CHECKING:
+    from rinalmo.inference.embed import Estimate
 
 _FILE = click.Path(path_type=Path)
 _COLUMNS = ("id", "position", "score", "token", "token_str", "sequence")
@@ -87,7 +90,7 @@ def fill_mask_command(source: str, top_k: int, style: str, **engine_settings: An
     "--output",
     required=True,
     type=_FILE,
-    help="File to write; its ending chooses the format: .npz, .parquet, .h5 or .h5ad.",
+    help="File to write; its ending chooses the format: .npz, .npy, .parquet, .h5, .h5ad, .csv or .tsv.",
 )
 @click.option("--per-token", is_flag=True, help="One vector per nucleotide instead of the mean over the sequence.")
 @click.option("--cls", "use_cls", is_flag=True, help="The vector of the CLS token instead of the mean.")
@@ -98,6 +101,16 @@ def fill_mask_command(source: str, top_k: int, style: str, **engine_settings: An
     metavar="N[,N…]",
     help="Layers to write: 0 is the embedding, -1 the last.",
 )
+@click.option(
+    "--window",
+    type=int,
+    metavar="NT",
+    help="Embed longer sequences in overlapping windows of so many nucleotides.  [default: whole]",
+)
+@click.option(
+    "--dtype", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Numbers in the file."
+)
+@click.option("--dry-run", is_flag=True, help="Estimate time, memory and size of the file, and write nothing.")
 @shard_option
 @job_options
 @click.option(
@@ -117,6 +130,9 @@ def embed_command(
     per_token: bool,
     use_cls: bool,
     layers: str,
+    window: int | None,
+    dtype: Any,
+    dry_run: bool,
     plot: Path | None,
     plot_method: Any,
     colour_by: str | None,
@@ -134,6 +150,7 @@ def embed_command(
     rinalmo embed sequences.fa.gz -o tokens.h5 --per-token --layers 3,-1
     rinalmo embed sequences.fa -o embeddings.parquet --plot map.svg --colour-by family
     rinalmo embed sequences.fa -o part2.npz --shard 2/8
+    rinalmo embed sequences.fa -o embeddings.parquet --model giga --dry-run
     rinalmo embed sequences.fa -o embeddings.parquet --engine ray --address auto
     """
     if per_token and use_cls:
@@ -142,13 +159,26 @@ def embed_command(
         raise click.UsageError("--plot shows one vector per sequence: without --per-token, of one layer")
     if colour_by and not plot:
         raise click.UsageError("--colour-by is for the figure of --plot")
-    from rinalmo.inference.embed import MapPlot, embed_file
+    if dry_run and settings["engine"] == "ray":
+        raise click.UsageError("--dry-run measures this machine: leave --engine ray out, and divide by the workers")
+    from rinalmo.inference.embed import MapPlot, embed_file, estimate_embedding
 
     try:
         chosen = tuple(map(int, layers.split(",")))
     except ValueError:
         raise InputError(f"--layers {layers!r}: give whole numbers such as -1 or 0,3,6") from None
     job = _take_job_options(settings, str(output))
+    options: dict[str, Any] = {
+        "pooling": "none" if per_token else "cls" if use_cls else "mean",
+        "layers": chosen,
+        "window": window,
+        "dtype": dtype,
+    }
+    if dry_run:
+        with open_engine(**settings) as engine:
+            estimate = estimate_embedding(source, output, engine, **options, shard=job["shard"])  # type: ignore[arg-type]
+        _print_estimate(estimate, output)
+        return
     map_plot = MapPlot(plot, plot_method, colour_by) if plot else None
     if map_plot:
         map_plot.check(output)
@@ -157,8 +187,7 @@ def embed_command(
             source,
             output,
             open_engine(**settings),
-            pooling="none" if per_token else "cls" if use_cls else "mean",
-            layers=chosen,
+            **options,
             progress=report,
             **job,
             model_name=settings["model"],
@@ -166,6 +195,18 @@ def embed_command(
     if map_plot:
         map_plot.draw(output)
         click.echo(f"{plot}: drawn", err=True)
+
+
+def _print_estimate(estimate: Estimate, output: Path) -> None:
+    hours, minutes = divmod(round(estimate.seconds / 60), 60)
+    lasts = f"{hours:,} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{estimate.seconds:.0f} s"
+    mean = estimate.nucleotides / estimate.sequences
+    print(f"input    {estimate.sequences:,} sequences, {estimate.nucleotides:,} nt", end="")
+    print(f" (mean {mean:,.0f}, longest {estimate.longest:,})")
+    print(f"time     {lasts}, measured on {estimate.sample:,} of the sequences")
+    if estimate.memory is not None:
+        print(f"memory   {estimate.memory / 1e9:.1f} GB")
+    print(f"output   {output}, {estimate.size / 1e6:,.1f} MB; nothing was written")
 
 
 @click.command("score")

@@ -196,6 +196,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def peak_memory() -> int | None:
+    """The largest size in bytes that this process has had so far; None on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
 def release_memory(device: torch.device) -> None:
     """Free the cached blocks of a GPU's memory, so that smaller ones fit in their place."""
     if device.type == "cpu":

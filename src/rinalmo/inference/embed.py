@@ -1,4 +1,4 @@
-"""Embeddings: computed, written and read in five formats, and drawn as a map.
+"""Embeddings: computed, written and read as arrays and tables, and drawn as a map.
 
 A map is coloured by a field of the sequences:
 
@@ -14,26 +14,28 @@ import json
 import logging
 import math
 import os
+import random
 import re
+import time
 import zipfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from operator import index
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Unpack, get_args
+from typing import IO, Any, Literal, NamedTuple, Unpack, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rinalmo import __version__
-from rinalmo.engine.devices import DeviceLike
+from rinalmo.engine.devices import DeviceLike, peak_memory
 from rinalmo.engine.engine import Engine, as_engine, map_encoded, to_host
-from rinalmo.engine.jobs import Arrays, JobOptions, opened, record_job, take_shard
+from rinalmo.engine.jobs import SAVE_BYTES, Arrays, JobOptions, opened, record_job, take_shard
 from rinalmo.engine.ray import EngineLike
 from rinalmo.errors import InputError, MissingExtraError
 from rinalmo.io.files import atomic_write_path, check_path
@@ -42,20 +44,24 @@ from rinalmo.io.sequences import (
     SequenceFile,
     Sequences,
     as_records,
+    check_positive_int,
     encode,
     name_source_in_errors,
     require_nonempty,
 )
-from rinalmo.io.tables import open_table, table_format
+from rinalmo.io.tables import Row, check_rows_output, open_table, table_format, write_rows
+from rinalmo.model.config import count_macs
 from rinalmo.model.heads import first_tokens
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.plots.embedding_map import Method, check_embedding_map, draw_embedding_map
 from rinalmo.rna.headers import read_header
+from rinalmo.tasks.secondary_structure import MIN_WINDOW, Window, windows_of
 
 logger = logging.getLogger(__name__)
 
 Pooling = Literal["mean", "cls", "none"]
+DType = Literal["fp32", "fp16"]
 
 
 def embed(
@@ -64,6 +70,7 @@ def embed(
     *,
     pooling: Pooling = "mean",
     layers: Sequence[int] = (-1,),
+    window: int | None = None,
     device: DeviceLike = None,
 ) -> np.ndarray | list[np.ndarray]:
     """Embed sequences.
@@ -74,6 +81,8 @@ def embed(
         model: A name, folder, file or loaded model, computed in fp32; an `Engine` for other precisions.
         pooling: "mean" over the nucleotides (without CLS and EOS), "cls", or "none": one vector per nucleotide.
         layers: 0 is the embedding, n the output of block n, -1 the last, after the final layer norm.
+        window: Sequences longer than this are embedded in overlapping windows of so many nucleotides, each nucleotide
+            from the window whose middle is nearest; None: whole, in time that grows with the square of the length.
         device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; None: where a loaded model is.
 
     Returns:
@@ -94,16 +103,22 @@ def embed(
     engine = as_engine(model, device)
     with name_source_in_errors(sequences):
         records = require_nonempty(as_records(sequences))
-        embeddings = [values for _, values in embed_records(records, engine, pooling=pooling, layers=layers)]
+        embeddings = [
+            values for _, values in embed_records(records, engine, pooling=pooling, layers=layers, window=window)
+        ]
     return embeddings if pooling == "none" else np.stack(embeddings)
 
 
 def embed_records(
-    records: Iterable[Record], engine: Engine, *, pooling: Pooling = "mean", layers: Sequence[int] = (-1,)
+    records: Iterable[Record],
+    engine: Engine,
+    *,
+    pooling: Pooling = "mean",
+    layers: Sequence[int] = (-1,),
+    window: int | None = None,
 ) -> Iterator[tuple[Record, np.ndarray]]:
     """As `embed`, record by record, for streams of any length."""
-    if pooling not in get_args(Pooling):
-        raise InputError(f"pooling {pooling!r} is unknown; use one of {', '.join(get_args(Pooling))}")
+    check_pooling(pooling, window)
     chosen = layer_indices(layers, engine.config.num_hidden_layers)
 
     def compute(ids: Tensor, layout: Layout) -> Sequence[np.ndarray]:
@@ -111,14 +126,44 @@ def embed_records(
         # One layer gives no layer axis, so that the common case is a plain matrix.
         stacked = torch.stack(states, dim=1) if len(states) > 1 else states[0]
         # One transfer for the whole batch; on a GPU each one waits for the device.
-        if pooling != "none":
+        if pooling == "cls" or (pooling == "mean" and window is None):
             pooled = mean_of_nucleotides(stacked, layout) if pooling == "mean" else first_tokens(stacked, layout)
             return list(to_host(pooled)[0].numpy())
         inner = [part[1:-1] for part in layout.split(stacked)]
         together = to_host(torch.cat(inner))[0].numpy()
         return np.split(together, np.cumsum([len(part) for part in inner])[:-1])
 
-    return map_encoded(engine, records, partial(encode, alphabet=engine.alphabet), compute)
+    if window is None:
+        yield from map_encoded(engine, records, partial(encode, alphabet=engine.alphabet), compute)
+        return
+
+    def parts() -> Iterator[tuple[Record, Window]]:
+        for record in records:
+            yield from ((record, part) for part in windows_of(len(record.sequence), window))
+
+    def encode_part(item: tuple[Record, Window]) -> np.ndarray:
+        record, part = item
+        return encode(replace(record, sequence=record.sequence[part.start : part.stop]), alphabet=engine.alphabet)
+
+    rows: list[np.ndarray] = []
+    for (record, part), states in map_encoded(engine, parts(), encode_part, compute):
+        rows.append(part.own_rows(states))
+        if part.stop == len(record.sequence):
+            joined, rows = np.concatenate(rows), []
+            yield record, joined.mean(axis=0) if pooling == "mean" else joined
+
+
+def check_pooling(pooling: Pooling, window: int | None) -> None:
+    """Raise InputError for an unknown pooling, or a window that cannot be used with it."""
+    if pooling not in get_args(Pooling):
+        raise InputError(f"pooling {pooling!r} is unknown; use one of {', '.join(get_args(Pooling))}")
+    if window is None:
+        return
+    check_positive_int("window", window)
+    if window < MIN_WINDOW:
+        raise InputError(f"window {window}: use at least {MIN_WINDOW} nucleotides")
+    if pooling == "cls":
+        raise InputError("windows have a CLS token each; with a window, use the mean or one vector per nucleotide")
 
 
 def layer_indices(layers: Sequence[int], num_blocks: int) -> list[int]:
@@ -151,6 +196,8 @@ def embed_file(
     *,
     pooling: Pooling = "mean",
     layers: Sequence[int] = (-1,),
+    window: int | None = None,
+    dtype: DType = "fp32",
     shard: str | None = None,
     model_name: str = "",
     **job: Unpack[JobOptions],
@@ -159,10 +206,12 @@ def embed_file(
 
     Args:
         source: The input; "-" is FASTA on standard input.
-        output: .npz, .parquet, .h5 or .h5ad.
+        output: .npz, .npy, .parquet, .h5, .h5ad, .csv or .tsv (also compressed).
         engine: An `Engine` or `RayEngine`, or a context manager that makes one once the options are known to be valid.
         pooling: See `embed`.
         layers: See `embed`.
+        window: See `embed`.
+        dtype: Of the numbers in the file; text always has six digits.
         shard: "i/n" takes every n-th sequence, from the i-th on; no result depends on it.
         model_name: The name of the model in an .h5ad file.
         job: See `JobOptions`.
@@ -174,14 +223,17 @@ def embed_file(
         InputError: Input or options cannot be used, or differ from those of the interrupted run.
     """
     output, per_token = Path(output), pooling == "none"
+    check_pooling(pooling, window)
     check_output(output, per_token=per_token, num_layers=len(layers))
     file = SequenceFile(source)
     records = take_shard(file, shard)
     with opened(engine) as engine:
         chosen = layer_indices(layers, engine.spec.config.num_hidden_layers)
-        stream = partial(embed_records, pooling=pooling, layers=chosen)
-        pack = partial(pack_embeddings, per_token=per_token)
-        options = {"pooling": pooling, "layers": chosen, "shard": shard}
+        stream = partial(embed_records, pooling=pooling, layers=chosen, window=window)
+        pack = partial(pack_embeddings, per_token=per_token, dtype=dtype)
+        options: dict[str, Any] = {"pooling": pooling, "layers": chosen, "shard": shard}
+        options |= {"window": window} if window else {}
+        options |= {"dtype": dtype} if dtype != "fp32" else {}
         # A GPU idles at the end of each chunk, so it gets larger ones; less so for single nucleotides: gigabytes.
         scale = 1 if engine.device.type == "cpu" else 4 if per_token else 16
         with record_job(output, engine, file, records, stream, pack, options, scale=scale, **job) as done:
@@ -200,20 +252,116 @@ Chunks = Callable[..., Iterator[Arrays]]
 About = Mapping[str, Any]
 
 
-def pack_embeddings(embeddings: Sequence[tuple[Record, np.ndarray]], *, per_token: bool = False) -> Arrays:
+@dataclass(frozen=True)
+class Estimate:
+    """What a run of `embed_file` would take.
+
+    Attributes:
+        sequences: Sequences of the input, or of its shard.
+        nucleotides: Of all of them.
+        longest: Nucleotides of the longest one.
+        seconds: Expected time, without loading the model.
+        sample: Sequences that were embedded to measure the speed.
+        memory: Peak memory of this process so far, in bytes, and what the run would add; None where it is unknown.
+        size: Of the output, in bytes.
+    """
+
+    sequences: int
+    nucleotides: int
+    longest: int
+    seconds: float
+    sample: int
+    memory: int | None
+    size: int
+
+
+def estimate_embedding(
+    source: str | Path,
+    output: str | Path,
+    engine: Engine,
+    *,
+    pooling: Pooling = "mean",
+    layers: Sequence[int] = (-1,),
+    window: int | None = None,
+    dtype: DType = "fp32",
+    shard: str | None = None,
+) -> Estimate:
+    """Read the whole input, embed a sample for some seconds, and estimate the run; arguments as for `embed_file`.
+
+    The time is that of the sample times the ratio of their arithmetic, which grows with the square of the length.
+    """
+    check_pooling(pooling, window)
+    check_output(Path(output), per_token=pooling == "none", num_layers=len(layers))
+    draw, sample, lengths, names = random.Random(0), list[Record](), Counter[int](), 0
+    for number, record in enumerate(take_shard(SequenceFile(source), shard)):
+        lengths[len(record.sequence)] += 1
+        names += len(record.id) + len(record.description)
+        if len(sample) < _SAMPLE:
+            sample.append(record)
+        elif (place := draw.randrange(number + 1)) < _SAMPLE:  # reservoir sampling
+            sample[place] = record
+    draw.shuffle(sample)
+
+    def cost(length: int) -> int:
+        parts = windows_of(length, window or length)
+        return sum(count_macs(engine.config, part.stop - part.start + 2) for part in parts)
+
+    def embed_some(records: list[Record]) -> float:
+        began = time.perf_counter()
+        deque(embed_records(records, engine, pooling=pooling, layers=layers, window=window), maxlen=0)
+        return time.perf_counter() - began
+
+    embed_some(sample[:8])  # the first computation takes longer
+    timed, seconds = sample[:8], embed_some(sample[:8])
+    while len(timed) < len(sample) and seconds < _SAMPLE_SECONDS:
+        timed = sample[: 2 * len(timed)]
+        seconds = embed_some(timed)
+    total, measured = sum(n * cost(length) for length, n in lengths.items()), sum(cost(len(r.sequence)) for r in timed)
+    sequences, nucleotides = lengths.total(), sum(n * length for length, n in lengths.items())
+    vectors = nucleotides if pooling == "none" else sequences
+    width = _TEXT_BYTES if table_format(output) in _TEXT else _DTYPES[dtype].itemsize
+    size = vectors * len(layers) * engine.config.hidden_size * width + names + 16 * sequences
+    memory = peak_memory()
+    return Estimate(
+        sequences=sequences,
+        nucleotides=nucleotides,
+        longest=max(lengths),
+        seconds=seconds * total / measured,
+        sample=len(timed),
+        memory=None if memory is None else memory + min(size, SAVE_BYTES),
+        size=size,
+    )
+
+
+_SAMPLE, _SAMPLE_SECONDS = 1024, 3.0
+_TEXT_BYTES = 11  # of a number with six digits, sign and comma
+_DTYPES: dict[str, np.dtype[Any]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
+
+
+def pack_embeddings(
+    embeddings: Sequence[tuple[Record, np.ndarray]], *, per_token: bool = False, dtype: DType = "fp32"
+) -> Arrays:
     """A chunk of records and the array of each."""
-    records, values = zip(*embeddings, strict=True)
+    records, values = [record for record, _ in embeddings], [array for _, array in embeddings]
     names = [(record.id, record.description) for record in records]
+    stacked = np.concatenate(values) if per_token else np.stack(values)
     return {
         "names": np.array(json.dumps(names)),
         "lengths": np.array([len(record.sequence) for record in records], dtype=np.int64),
-        "values": np.concatenate(values) if per_token else np.stack(values),
+        "values": stacked.astype(_DTYPES[dtype], copy=False),
     }
 
 
 def check_output(path: Path, *, per_token: bool = False, num_layers: int = 1) -> None:
     """Raise InputError or MissingExtraError now for what could not be written in the end."""
-    check_path(path, _FORMATS)
+    if table_format(path) in _TEXT:
+        check_rows_output(path)
+        if num_layers > 1:
+            raise InputError(f"{path}: a table of text holds one layer; use .npz, .parquet or .h5 for more")
+        return
+    check_path(path, (*_FORMATS, *(f".{text}" for text in _TEXT)))
+    if path.suffix == ".npy" and per_token:
+        raise InputError(f"{path}: npy holds one vector per sequence; use .npz, .parquet or .h5 for nucleotides")
     if path.suffix == ".h5ad" and (per_token or num_layers > 1):
         raise InputError(f"{path}: h5ad holds one vector per sequence; use .npz, .parquet or .h5 for more")
     if path.suffix in (".h5", ".hdf5"):
@@ -230,6 +378,9 @@ def write_embeddings(
     The file grows in the folder `scratch`, on the same disk, and is moved to its name when it is complete. `about`
     describes the model in an .h5ad file, under `uns`.
     """
+    if table_format(path) in _TEXT:
+        write_rows(path, _text_rows(chunks, per_token))
+        return
     with atomic_write_path(path, scratch) as partial_path:
         _FORMATS[path.suffix].write(partial_path, chunks, per_token, about or {})
 
@@ -249,7 +400,8 @@ class _Index:
         self.lengths = np.concatenate(lengths)
         self.offsets = np.concatenate([[0], np.cumsum(self.lengths)])
         rows = int(self.offsets[-1]) if per_token else len(self.ids)
-        self.shape = (rows, *next(chunks("values"))["values"].shape[1:])
+        first = next(chunks("values"))["values"]
+        self.shape, self.dtype = (rows, *first.shape[1:]), first.dtype
 
 
 def _write_npz(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
@@ -262,10 +414,30 @@ def _write_npz(path: Path, chunks: Chunks, per_token: bool, about: About) -> Non
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
         with archive.open("embeddings.npy", "w", force_zip64=True) as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": index.shape}
-            np.lib.format.write_array_header_2_0(file, header)
-            for chunk in chunks("values"):
-                file.write(np.ascontiguousarray(chunk["values"], dtype="<f4").tobytes())
+            _write_array(file, index, chunks)
+
+
+def _write_npy(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
+    with path.open("wb") as file:
+        _write_array(file, _Index(chunks, per_token), chunks)
+
+
+def _write_array(file: IO[bytes], index: _Index, chunks: Chunks) -> None:
+    header = {"descr": index.dtype.str, "fortran_order": False, "shape": index.shape}
+    np.lib.format.write_array_header_2_0(file, header)
+    for chunk in chunks("values"):
+        file.write(np.ascontiguousarray(chunk["values"]).tobytes())
+
+
+def _text_rows(chunks: Chunks, per_token: bool) -> Iterator[Row]:
+    """One row per sequence, or per nucleotide with its position, counted from 1."""
+    for chunk in chunks("names", "lengths", "values"):
+        values = iter(chunk["values"].tolist())
+        for (id, description), length in zip(json.loads(str(chunk["names"])), chunk["lengths"].tolist(), strict=True):
+            for position in range(1, length + 1) if per_token else (None,):
+                about = {"id": id, "position": position} if per_token else {"id": id, "description": description}
+                about |= {} if per_token else {"length": length}
+                yield about | {f"dim_{n}": value for n, value in enumerate(next(values))}
 
 
 def _write_parquet(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
@@ -303,7 +475,7 @@ def _write_h5(path: Path, chunks: Chunks, per_token: bool, about: About) -> None
         file.create_dataset("lengths", data=index.lengths)
         if per_token:
             file.create_dataset("offsets", data=index.offsets)
-        _write_matrix(file, "embeddings", index.shape, chunks)
+        _write_matrix(file, "embeddings", index, chunks)
 
 
 def _write_h5ad(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
@@ -328,12 +500,12 @@ def _write_h5ad(path: Path, chunks: Chunks, per_token: bool, about: About) -> No
         if "X" in file:
             del file["X"]
         # The matrix is written chunk by chunk, marked as anndata marks a dense array.
-        dataset = _write_matrix(file, "X", index.shape, chunks)
+        dataset = _write_matrix(file, "X", index, chunks)
         dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
 
 
-def _write_matrix(file: Any, name: str, shape: tuple[int, ...], chunks: Chunks) -> Any:
-    dataset = file.create_dataset(name, shape=shape, dtype="f4")
+def _write_matrix(file: Any, name: str, index: _Index, chunks: Chunks) -> Any:
+    dataset = file.create_dataset(name, shape=index.shape, dtype=index.dtype)
     start = 0
     for chunk in chunks("values"):
         stop = start + len(chunk["values"])
@@ -353,7 +525,9 @@ def _new_hdf5(path: Path, index: _Index) -> Iterator[Any]:
     texts = sum(map(len, index.ids)) + sum(map(len, index.descriptions))
     if hasattr(os, "posix_fallocate"):
         with path.open("wb") as room:
-            os.posix_fallocate(room.fileno(), 0, 4 * math.prod(index.shape) + 8 * texts + 256 * len(index.ids))
+            os.posix_fallocate(
+                room.fileno(), 0, index.dtype.itemsize * math.prod(index.shape) + 8 * texts + 256 * len(index.ids)
+            )
     with h5py.File(path, "w") as file:
         yield file
 
@@ -394,18 +568,18 @@ class Embeddings:
 
 
 def read_embeddings(path: str | Path) -> Embeddings:
-    """Read a file that `rinalmo embed` has written with one vector per sequence.
+    """Read a file that `rinalmo embed` has written with one vector per sequence; a .npy file numbers its rows.
 
     Raises InputError for another file, one vector per nucleotide or several layers, MissingExtraError where the format
     needs a package that is not installed.
     """
     path = Path(path)
-    if path.suffix not in _FORMATS:
-        raise InputError(f"{path}: is no file of embeddings by its name; use {', '.join(_FORMATS)}")
+    if path.suffix not in _FORMATS and table_format(path) not in _TEXT:
+        raise InputError(f"{path}: is no file of embeddings by its name; use {', '.join(_FORMATS)}, .csv, .tsv")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        embeddings = _FORMATS[path.suffix].read(path)
+        embeddings = _read_text(path) if table_format(path) in _TEXT else _FORMATS[path.suffix].read(path)
     except MissingExtraError:
         raise
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
@@ -413,12 +587,27 @@ def read_embeddings(path: str | Path) -> Embeddings:
         raise InputError(f"{path}: cannot be read as embeddings ({reason})") from None
     if embeddings.values.ndim != 2 or len(embeddings.values) != len(embeddings.ids):
         raise InputError(f"{path}: holds more than one vector per sequence; embed without --per-token, with one layer")
-    return embeddings
+    return replace(embeddings, values=embeddings.values.astype(np.float32, copy=False))
 
 
 def _read_npz(path: Path) -> Embeddings:
     with np.load(path, allow_pickle=False) as file:
         return Embeddings(file["ids"].tolist(), None, file["lengths"].tolist(), file["embeddings"])
+
+
+def _read_npy(path: Path) -> Embeddings:
+    values = np.load(path, allow_pickle=False)
+    return Embeddings([str(number) for number in range(1, len(values) + 1)], None, [0] * len(values), values)
+
+
+def _read_text(path: Path) -> Embeddings:
+    table = open_table(path)
+    table.require("id", "description", "length", "dim_0")
+    dimensions = [column for column in table.columns if column.startswith("dim_")]
+    rows = [row for _, row in table.rows]
+    ids, descriptions, lengths = ([row[name] for row in rows] for name in ("id", "description", "length"))
+    values = np.array([[float(row[name]) for name in dimensions] for row in rows], np.float32)
+    return Embeddings(ids, descriptions, list(map(int, lengths)), values)
 
 
 def _read_parquet(path: Path) -> Embeddings:
@@ -454,11 +643,14 @@ class _Format(NamedTuple):
 
 _FORMATS = {
     ".npz": _Format(_write_npz, _read_npz),
+    ".npy": _Format(_write_npy, _read_npy),
     ".parquet": _Format(_write_parquet, _read_parquet),
     ".h5": _Format(_write_h5, _read_h5),
     ".hdf5": _Format(_write_h5, _read_h5),
     ".h5ad": _Format(_write_h5ad, _read_h5ad),
 }
+
+_TEXT = ("csv", "tsv")  # one column for each dimension
 
 _KEY = re.compile(r"""(?:^|[\s;|])([A-Za-z_][\w.-]*)[=:]("[^"]*"|[^\s;|]+)""")
 

@@ -255,10 +255,7 @@ def table_lines(rows: Iterable[Row], format: str, columns: Sequence[str]) -> Ite
     writer = csv.DictWriter(echo, columns, delimiter=separator, lineterminator="\n")
     yield writer.writeheader()
     for row in rows:
-        for column, value in row.items():
-            if isinstance(value, float):
-                row = row | {column: f"{value:.6g}"}
-        yield writer.writerow(row)
+        yield writer.writerow({name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()})
 
 
 def write_parquet(file: IO[bytes], rows: Iterable[Row], columns: Sequence[str], schema: Any = None) -> None:

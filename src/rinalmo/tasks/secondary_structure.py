@@ -306,6 +306,10 @@ class Window:
         i, j = i[own], j[own]
         return (i + self.start).astype(np.int32), (j + self.start).astype(np.int32), probabilities[i, j]
 
+    def own_rows(self, states: np.ndarray) -> np.ndarray:
+        """Of an array with a row for each of its nucleotides, those of the nucleotides that are taken from here."""
+        return states[-(-self.first // 2) - self.start : -(-self.last // 2) - self.start]
+
 
 def check_window(size: int) -> int:
     """The size; raises InputError for windows that are too small for a hairpin and its surroundings."""
