@@ -13,8 +13,10 @@ import click
 
 from rinalmo.cli.options import (
     FOLD_MODEL,
+    adapter_option,
     colour_option,
     computing_options,
+    each_adapter,
     engine_options,
     fill_option,
     folding_options,
@@ -26,6 +28,7 @@ from rinalmo.cli.options import (
     print_note,
     progress,
     shard_option,
+    task_option,
 )
 from rinalmo.errors import InputError
 
@@ -395,6 +398,7 @@ def score_command(
     help="True structures, in any format that -o writes, to compare with in --plot: by name, or one for one sequence.",
 )
 @shard_option
+@adapter_option
 @job_options
 @engine_options(precision="auto", model=FOLD_MODEL)
 def fold_command(
@@ -414,6 +418,7 @@ def fold_command(
     plot: Path | None,
     plot_kind: Any,
     reference: Path | None,
+    adapters: tuple[str, ...],
     **settings: Any,
 ) -> None:
     """Predict the secondary structures of the sequences of a FASTA file or table.
@@ -441,21 +446,22 @@ def fold_command(
     job = _take_job_options(settings, output)
     from rinalmo.inference.fold import Decoding, Plot, fold_file
 
-    with progress("folding") as report:
-        fold_file(
-            source,
-            output,
-            open_engine(**settings),
-            Decoding(decoder, threshold, not all_pairs, min_loop + 1, thermodynamics, max_bp_span, shape_method),
-            constraints=constraints in ("", source) or (Path(constraints) if constraints else None),
-            reactivities=shape,
-            window=window,
-            probabilities=probabilities,
-            plot=None if plot is None else Plot(plot, plot_kind, reference),
-            progress=report,
-            **job,
-            note=print_note,
-        )
+    for _, chosen, files in each_adapter(adapters, settings, output=output, probabilities=probabilities, plot=plot):
+        with progress("folding") as report:
+            fold_file(
+                source,
+                files["output"],
+                open_engine(**chosen),
+                Decoding(decoder, threshold, not all_pairs, min_loop + 1, thermodynamics, max_bp_span, shape_method),
+                constraints=constraints in ("", source) or (Path(constraints) if constraints else None),
+                reactivities=shape,
+                window=window,
+                probabilities=files["probabilities"],
+                plot=None if plot is None else Plot(files["plot"], plot_kind, reference),
+                progress=report,
+                **job,
+                note=print_note,
+            )
 
 
 @click.command("predict")
@@ -467,12 +473,16 @@ def fold_command(
 @click.option("--keep-columns", is_flag=True, help="Write the other columns of a table beside the predictions.")
 @fill_option
 @folding_options
+@task_option
+@adapter_option
 @shard_option
 @job_options
 @computing_options(precision="auto")
 def predict_command(
     source: str,
     output: str,
+    task: str | None,
+    adapters: tuple[str, ...],
     keep_columns: bool,
     fill_to: int | None,
     window: int | None,
@@ -481,7 +491,8 @@ def predict_command(
 ) -> None:
     """Predict with a fine-tuned model for the sequences of a FASTA file or table.
 
-    MODEL is a folder that `rinalmo finetune` wrote, or one of the authors' fine-tuned .pt files. FASTA may be gzip,
+    MODEL is a folder that `rinalmo finetune` or transformers' Trainer wrote, a LoRA adapter, one of the authors'
+    fine-tuned .pt files, or with --adapter the model that the adapters were trained on. FASTA may be gzip,
     bzip2, xz or zstd, or - for standard input; a table (.csv, .tsv, .jsonl, .parquet) has a column `sequence`. The
     output has one row per sequence: a number, a class with the probability of each, or a structure; with a model for
     single nucleotides one row per nucleotide. Sequences are cropped as in training. `rinalmo fold` writes structures in
@@ -492,23 +503,26 @@ def predict_command(
     rinalmo predict ribosome_load.pt utrs.fa
     rinalmo predict run/model measured.csv --keep-columns -o both.csv
     rinalmo predict run/model sequences.fa -o part2.parquet --shard 2/8
+    rinalmo predict giga sequences.fa --adapter liver/adapter --adapter brain/adapter -o '{adapter}.csv'
     """
     job = _take_job_options(settings, output)
     from rinalmo.inference.predict import predict_file
 
-    with progress("predicting") as report:
-        predict_file(
-            source,
-            output,
-            open_engine(**settings),
-            keep_columns=keep_columns,
-            fill_to=fill_to,
-            window=window,
-            thermodynamics=thermodynamics,
-            progress=report,
-            **job,
-            note=print_note,
-        )
+    for _, chosen, files in each_adapter(adapters, settings, output=output):
+        with progress("predicting") as report:
+            predict_file(
+                source,
+                files["output"],
+                open_engine(**chosen),
+                task=task,
+                keep_columns=keep_columns,
+                fill_to=fill_to,
+                window=window,
+                thermodynamics=thermodynamics,
+                progress=report,
+                **job,
+                note=print_note,
+            )
 
 
 def _take_job_options(settings: dict[str, Any], output: str) -> dict[str, Any]:
@@ -528,6 +542,7 @@ def _take_job_options(settings: dict[str, Any], output: str) -> dict[str, Any]:
 @fill_option
 @folding_options
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed for the bootstrap.")
+@adapter_option
 @engine_options(precision="auto")
 def evaluate_command(
     task: str,
@@ -540,39 +555,46 @@ def evaluate_command(
     window: int | None,
     thermodynamics: float | None,
     seed: int,
+    adapters: tuple[str, ...],
     **settings: Any,
 ) -> None:
     """Evaluate a fine-tuned model on labelled examples, with 95 % bootstrap intervals.
 
     For structures there are exact scores and scores that allow ±1, over all examples and for each family. Sequences are
-    cropped as in training.
+    cropped as in training. TASK is the model's; for a model that transformers' Trainer saved without a problem_type it
+    is regression, binary, multiclass or multilabel.
 
     \b
     rinalmo evaluate secondary-structure TS0.csv.gz --model run/model -o per_structure.csv
     rinalmo evaluate table held_out.csv --target half_life --model run/model --report metrics.json
     """
+    from typing import get_args
+
     from rinalmo.io.files import atomic_write, check_path
     from rinalmo.io.tables import check_rows_output, write_rows
+    from rinalmo.model.heads import ProblemType
     from rinalmo.tasks.base import Columns, Task
     from rinalmo.tasks.evaluate import evaluate
+    from rinalmo.tasks.table import Table
     from rinalmo.tasks.trained import task_class
 
-    kind = task_class(task)
+    kind = Table if task in get_args(ProblemType) else task_class(task)
     if output is not None:
         check_rows_output(output)
         if kind.example_metrics is Task.example_metrics:
             raise InputError(f"{task} has no scores of single examples; use --report, or predict")
     if report is not None:
         check_path(report, (".json",))
-    engine = make_engine(**settings)
     columns = Columns(target=targets, group=group)
     options: dict[str, Any] = {"fill_to": fill_to, "window": window, "thermodynamics": thermodynamics}
-    evaluation = evaluate(data, engine, columns=columns, task=task, seed=seed, **options)
-    print_evaluation(evaluation, str(data))
-    for note in evaluation.notes:
-        print_note(note)
-    if report is not None:
-        with atomic_write(report) as file:
-            file.write(json.dumps(evaluation.plain(), indent=1).encode())
-    if output is not None:
-        write_rows(output, evaluation.rows)
+    for name, chosen, files in each_adapter(adapters, settings, output=output, report=report):
+        engine = make_engine(**chosen)
+        evaluation = evaluate(data, engine, columns=columns, task=task, seed=seed, **options)
+        print_evaluation(evaluation, f"{data}, {name}" if name else str(data))
+        for note in evaluation.notes:
+            print_note(note)
+        if files["report"] is not None:
+            with atomic_write(files["report"]) as file:
+                file.write(json.dumps(evaluation.plain(), indent=1).encode())
+        if files["output"] is not None:
+            write_rows(files["output"], evaluation.rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
@@ -104,6 +104,71 @@ def computing_options(precision: str) -> Decorator:
             "CPU, by its memory on a GPU]",
         ),
     )
+
+
+adapter_option = click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="[NAME=]FOLDER",
+    help="LoRA adapter, by PEFT or `rinalmo finetune`, to use with the model. May be given several times; {adapter} in "
+    "the names of output files then stands for the name of each, by default its folder's, or its run's.",
+)
+
+task_option = click.option(
+    "--task",
+    metavar="TASK",
+    help="The model's task. For a model that transformers' Trainer saved without a problem_type, what its labels are: "
+    "regression, binary, multiclass or multilabel.",
+)
+
+
+def each_adapter(
+    adapters: Sequence[str], settings: dict[str, Any], **outputs: Any
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Name, settings of the engine and output files for each adapter; once, and unchanged, without any.
+
+    All adapters are checked before the first is used. Their models are in memory one after the other.
+    """
+    if not adapters:
+        yield "", settings, outputs
+        return
+    from rinalmo.engine.engine import clear_engine_cache
+    from rinalmo.errors import InputError
+    from rinalmo.weights.checkpoint import read
+
+    folders: dict[str, Path] = {}
+    for given in adapters:
+        name, sign, path = given.partition("=")
+        folder = Path(path if sign else given)
+        resolved = folder.resolve()
+        name = name if sign else (resolved.parent if resolved.name == "adapter" else resolved).name
+        if name in folders:
+            raise InputError(f"--adapter {given}: another one is called {name}, too; say NAME={folder}")
+        folders[name] = folder
+    for option, output in outputs.items():
+        if len(folders) > 1 and output is not None and "{adapter}" not in str(output):
+            example = "{adapter}.csv" if str(output) == "-" else "{adapter}" + str(output)
+            raise InputError(f"--{option}: several adapters need a file for each; name it such as '{example}'")
+    for folder in folders.values():
+        model = _base_given(settings)
+        read(folder if model is None else model, adapter=None if model is None else folder)
+    for name, folder in folders.items():
+        if len(folders) > 1:
+            clear_engine_cache()
+        model = _base_given(settings)
+        changed = settings | ({"model": folder} if model is None else {"model": model, "adapter": folder})
+        files = {
+            option: type(output)(str(output).replace("{adapter}", name)) if output is not None else None
+            for option, output in outputs.items()
+        }
+        yield name, changed, files
+
+
+def _base_given(settings: dict[str, Any]) -> Any:
+    """The model that the user named; None if it is the command's default, for an adapter names its own."""
+    source = click.get_current_context().get_parameter_source("model")
+    return None if source == click.core.ParameterSource.DEFAULT else settings["model"]
 
 
 def engine_options(precision: str, model: str = "nano") -> Decorator:

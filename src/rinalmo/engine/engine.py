@@ -216,6 +216,7 @@ class Engine:
         precision: "fp32"; "bf16"; "fp16" (GPUs); "int8" (weights and activations of matrix products, bf16
             elsewhere; CPUs with VNNI); "auto": bf16, or fp16 on a GPU without it, where the device multiplies it
             natively, fp32 elsewhere.
+        adapter: Folder of a LoRA adapter to merge into a model given by name or path.
         threads: CPU threads while this engine computes; torch's own choice if None.
         batch_tokens: Tokens computed at once; memory grows with it, results do not depend on it. None: 4,096 on a
             CPU, by its memory on a GPU. When a GPU's memory is full, the engine halves it and goes on.
@@ -249,6 +250,7 @@ class Engine:
         model: str | Path | RiNALMo = "nano",
         precision: Precision = "auto",
         *,
+        adapter: str | Path | None = None,
         threads: int | None = None,
         batch_tokens: int | None = None,
         device: DeviceLike = None,
@@ -261,11 +263,13 @@ class Engine:
             raise InputError(
                 f"a {type(model).__name__} is no model here; give a name, a path or what rinalmo.load gives"
             )
+        if isinstance(model, RiNALMo) and adapter is not None:
+            raise InputError("a loaded model takes no adapter; load it with one, by rinalmo.load(model, adapter=…)")
         if isinstance(model, RiNALMo) and device is None:
             self.device = model.encoder.embedding.weight.device
         else:
             self.device = choose_device(device)
-        self._source, self._threads = model, threads
+        self._source, self._adapter, self._threads = model, adapter, threads
         self.precision: Precision = choose_precision(precision, self.device)
         self.batch_tokens = default_batch_tokens(self.device) if batch_tokens is None else batch_tokens
         self.head_model: RiNALMo
@@ -288,12 +292,12 @@ class Engine:
                 head_model = model.to(self.device)
             else:
                 pack_block = partial(_pack_and_free, blocks=blocks, precision=precision)
-                head_model = load(model, consume=pack_block if packs else None)
+                head_model = load(model, adapter=self._adapter, consume=pack_block if packs else None)
             return head_model, FastEncoder(head_model.encoder, precision, blocks) if packs else None
         if isinstance(model, RiNALMo):
             head_model = model.to(self.device)
         else:
-            head_model = load(model)  # the encoder's own weights stay mapped; only the cast ones take memory
+            head_model = load(model, adapter=self._adapter)  # weights stay mapped; only the cast ones take memory
             for name in head_model.spec.heads:
                 head_model.head(name).to(self.device)
         return head_model, GpuEncoder(head_model.encoder, precision, device=self.device)
@@ -309,7 +313,7 @@ class Engine:
         """
         if isinstance(self._source, RiNALMo) or self._encoder is None:
             return self.head_model
-        whole = load(self._source, device=self.device)
+        whole = load(self._source, adapter=self._adapter, device=self.device)
         if fingerprint(whole) != self.fingerprint:
             raise InputError(f"{self._source}: was changed since it was loaded; make a new Engine")
         return whole
@@ -447,7 +451,8 @@ class Engine:
 
     def __reduce__(self) -> Any:
         # Packed weights cannot be copied: a copy loads or packs the model again.
-        settings: dict[str, Any] = {"threads": self._threads, "batch_tokens": self.batch_tokens, "device": self.device}
+        settings: dict[str, Any] = {"adapter": self._adapter, "threads": self._threads}
+        settings |= {"batch_tokens": self.batch_tokens, "device": self.device}
         return partial(Engine, self._source, self.precision, **settings), ()
 
 
@@ -457,6 +462,7 @@ def fingerprint(model: RiNALMo) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if tensor.dim() < 2 or name == "encoder.embedding.weight":
             digest.update(tensor.float().cpu().numpy().tobytes())
+    digest.update(model.adapter_sha256.encode())
     return digest.hexdigest()
 
 
@@ -502,6 +508,7 @@ def as_engine(
     device: DeviceLike = None,
     precision: Precision = "fp32",
     *,
+    adapter: str | Path | None = None,
     threads: int | None = None,
     batch_tokens: int | None = None,
 ) -> Engine:
@@ -517,14 +524,17 @@ def as_engine(
         if str(device or "auto") != "auto" and choose_device(device) != choose_device(model.device):
             raise InputError(f"the engine computes on {model.device}; make another Engine for {device}")
         return model
-    build = partial(Engine, model, precision, threads=threads, batch_tokens=batch_tokens, device=device)
+    settings: dict[str, Any] = {"adapter": adapter, "threads": threads, "batch_tokens": batch_tokens, "device": device}
+    build = partial(Engine, model, precision, **settings)
     if isinstance(model, RiNALMo) or not isinstance(model, str | Path):
         return build()
-    path = resolve(model)
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-    states = tuple((file.name, state.st_size, state.st_mtime_ns) for file in files if (state := file.stat()))
-    settings = (choose_device(device), precision, threads, batch_tokens, os.environ.get("RINALMO_CPU"))
-    key = (path.absolute(), states, settings)
+    path, states = resolve(model), list[tuple[str, int, int]]()
+    for place in (path, Path(adapter)) if adapter is not None else (path,):
+        for file in sorted(file for file in place.iterdir() if file.is_file()) if place.is_dir() else [place]:
+            state = file.stat()
+            states.append((str(file), state.st_size, state.st_mtime_ns))
+    computing = (choose_device(device), precision, threads, batch_tokens, os.environ.get("RINALMO_CPU"))
+    key = (path.absolute(), tuple(states), computing)
     with _cache_lock:
         engine = _cache.pop(key, None) or build()
         _cache[key] = engine

@@ -45,6 +45,7 @@ class RayEngine:
     Args:
         model: A catalog name, or a path that every machine of the cluster has.
         precision: As for an `Engine`.
+        adapter: As for an `Engine`; a path that every machine of the cluster has.
         threads: CPU threads of each worker; 1 if None.
         batch_tokens: As for an `Engine`.
         device: Of each worker, as for an `Engine`. None or "auto": a GPU where workers have one, else the CPU.
@@ -69,6 +70,7 @@ class RayEngine:
         model: str | Path = "nano",
         precision: Precision = "auto",
         *,
+        adapter: str | Path | None = None,
         threads: int | None = None,
         batch_tokens: int | None = None,
         device: DeviceLike = None,
@@ -82,6 +84,7 @@ class RayEngine:
             # A worker has another working folder.
             "model": str(Path(model).absolute()) if Path(model).exists() else str(model),
             "precision": precision,
+            "adapter": None if adapter is None else str(Path(adapter).absolute()),
             "threads": self._threads,
             "batch_tokens": batch_tokens,
             "device": None if device is None else str(device),

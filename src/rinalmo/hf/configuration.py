@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from rinalmo.errors import InputError
+from rinalmo.model.heads import PROBLEM_TYPES
 
-_SYNONYMS = {"single_label_classification": "multiclass", "multi_label_classification": "multilabel"}
 _CHOICES: dict[str, tuple[str | None, ...]] = {
-    "problem_type": ("regression", "binary", "multiclass", "multilabel", *_SYNONYMS, None),
+    "problem_type": (*PROBLEM_TYPES, None),
     "pooling": ("cls", "mean"),
     "loss_region": ("upper", "full"),
     "token_logits": ("all", "nucleotides", None),
@@ -108,7 +108,7 @@ class RiNALMoConfig(PreTrainedConfig):
     def effective_problem_type(self) -> str | None:
         """The problem type under our name, the head's before the model's; None if it is to be inferred."""
         kind = (self.head or {}).get("problem_type") or self.problem_type
-        return _SYNONYMS.get(kind, kind) if kind else None
+        return PROBLEM_TYPES[kind] if kind else None
 
     def head_options(self) -> dict[str, Any]:
         """The arguments of `HeadConfig`."""

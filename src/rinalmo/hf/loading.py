@@ -24,6 +24,7 @@ from rinalmo.hf.configuration import RiNALMoConfig
 from rinalmo.io.cards import render_card
 from rinalmo.model.rinalmo import HEADS
 from rinalmo.rna.alphabet import CARD_TOKENS, STANDARD_TOKENS, Alphabet
+from rinalmo.weights.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from rinalmo.weights.catalog import find
 from rinalmo.weights.checkpoint import PICKLE, SHARDS, TOKENIZER_CONFIG, WEIGHTS, config_of, read, shard_names
 from rinalmo.weights.layouts import listed
@@ -33,10 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Heads that PEFT's task types train and save are under `classifier`, where PEFT looks for them.
-CLASSIFIER_PARTS = ("pooler", "sequence_head", "token_head")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-_ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LAST_LAYER = re.compile(r"_head\.decoder\.(base_layer\.)?weight$")
 
 
@@ -48,16 +46,24 @@ class Adapter:
     base: str
     hub: dict[str, Any]
 
-    def num_labels(self) -> int | None:
-        """Number of labels of the head that was saved with the adapter; None if there is none."""
+    def head_options(self) -> dict[str, Any]:
+        """What the config of a model says of the head that was saved with the adapter; empty if there is none."""
         from safetensors import safe_open
 
-        path = _find_file(self.source, _ADAPTER_WEIGHTS, self.hub)
+        path = _find_file(self.source, ADAPTER_WEIGHTS, self.hub)
         if path is None:
-            return None
+            return {}
         with safe_open(path, framework="pt") as tensors:
             heads = [name for name in tensors.keys() if _LAST_LAYER.search(name)]  # noqa: SIM118  no mapping
-            return tensors.get_slice(heads[0]).get_shape()[0] if heads else None
+            if not heads:
+                return {}
+            options: dict[str, Any] = {"num_labels": tensors.get_slice(heads[0]).get_shape()[0]}
+        config = _read_config(self.source, self.hub)
+        options |= {name: config[name] for name in ("pooling", "problem_type") if config.get(name)}
+        if config.get("id2label"):
+            options["id2label"] = {int(index): label for index, label in config["id2label"].items()}
+            options["label2id"] = {label: index for index, label in options["id2label"].items()}
+        return options
 
     def apply(self, model: RiNALMoPreTrainedModel, name: str) -> None:
         """Load the adapter onto its base model, under this name.
@@ -87,7 +93,7 @@ def find_adapter(source: str | Path, adapter_path: str | None, hub: dict[str, An
         CheckpointError: There are no weights beside the adapter, and its config names no base model.
     """
     place = str(source if adapter_path is None else adapter_path)
-    path = _find_file(place, _ADAPTER_CONFIG, hub)
+    path = _find_file(place, ADAPTER_CONFIG, hub)
     if path is None:
         return None
     if adapter_path is not None and str(source) != place:
@@ -96,11 +102,20 @@ def find_adapter(source: str | Path, adapter_path: str | None, hub: dict[str, An
         base = place
     else:
         base = json.loads(Path(path).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        own = _read_config(place, hub).get("_name_or_path")
+        if own and base and not Path(base).exists():  # trained on another machine
+            base = own
     if not base:
         raise CheckpointError(
-            f"{place}: an adapter without weights of its base, and {_ADAPTER_CONFIG} names no base model"
+            f"{place}: an adapter without weights of its base, and {ADAPTER_CONFIG} names no base model"
         )
     return Adapter(place, base, hub)
+
+
+def _read_config(source: str, hub: dict[str, Any]) -> dict[str, Any]:
+    """The `config.json` beside an adapter; empty if there is none."""
+    path = _find_file(source, "config.json", hub)
+    return {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def _find_file(source: str, name: str, hub: dict[str, Any]) -> str | None:

@@ -31,7 +31,6 @@ from rinalmo.errors import InputError
 from rinalmo.hf.configuration import RiNALMoConfig
 from rinalmo.hf.fast_path import FastPath
 from rinalmo.hf.loading import (
-    CLASSIFIER_PARTS,
     HUB_OPTIONS,
     alphabet_of,
     find_adapter,
@@ -61,6 +60,7 @@ from rinalmo.model.heads import (
 from rinalmo.model.kernels import Backend
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
+from rinalmo.weights.adapters import CLASSIFIER_PARTS
 from rinalmo.weights.checkpoint import translate
 from rinalmo.weights.layouts import detect, plan_reading
 
@@ -210,6 +210,7 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["EncoderBlock"]  # noqa: RUF012  (the base class declares it so)
 
     encoder: Encoder
+    _trained_problem_type: str | None = None
 
     def __init__(self, config: RiNALMoConfig) -> None:
         super().__init__(config)
@@ -240,11 +241,11 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
             adapter = find_adapter(pretrained_model_name_or_path, adapter_path, hub)
             if adapter is not None:
                 pretrained_model_name_or_path = adapter.base
-                labels = adapter.num_labels()
-                if labels is not None and isinstance(config, RiNALMoConfig) and config.num_labels != labels:
-                    config.num_labels = labels
-                elif labels is not None and config is None:
-                    kwargs.setdefault("num_labels", labels)
+                for option, value in adapter.head_options().items():
+                    if not isinstance(config, RiNALMoConfig):
+                        kwargs.setdefault(option, value)
+                    elif getattr(config, option) != value:
+                        setattr(config, option, value)
             config, state_dict, kwargs = read_for(
                 cls, pretrained_model_name_or_path, config, ignore_mismatched_sizes, kwargs
             )
@@ -262,6 +263,8 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
         self, save_directory: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
     ) -> None:
         """Write config and weights in the port's layout, and tokenizer and card where they are missing."""
+        if self.config.effective_problem_type is None:
+            self.config.problem_type = self._trained_problem_type
         if kwargs.get("is_main_process", True) and not Path(save_directory).is_file():
             write_tokenizer_and_card(Path(save_directory), self.config, type(self).__name__)
         if not getattr(self, "_hf_peft_config_loaded", False):
@@ -604,6 +607,8 @@ class RiNALMoHeadModel(RiNALMoPreTrainedModel):
 
     def _label_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         kind = self.config.effective_problem_type or infer_problem_type(labels, logits.shape[-1])
+        if self.training:
+            self._trained_problem_type = kind
         return label_loss(logits, labels, kind)  # type: ignore[arg-type]
 
 

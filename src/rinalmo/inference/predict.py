@@ -40,12 +40,16 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 
-def predict(sequences: Sequences, model: str | Path | RiNALMo | Engine, *, device: DeviceLike = None) -> list[Row]:
+def predict(
+    sequences: Sequences, model: str | Path | RiNALMo | Engine, *, task: str | None = None, device: DeviceLike = None
+) -> list[Row]:
     """Predict with a fine-tuned model.
 
     Args:
         sequences: One or more sequences, FASTA records, a data frame, or the `Path` of a FASTA file or table.
         model: A name, folder, file or loaded model, computed in fp32; an `Engine` for other precisions.
+        task: Name of the task, which must be the model's; for a model that a transformers Trainer saved without its
+            `problem_type`, the kind of its labels: regression, binary, multiclass or multilabel.
         device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; None: where a loaded model is.
 
     Returns:
@@ -62,10 +66,10 @@ def predict(sequences: Sequences, model: str | Path | RiNALMo | Engine, *, devic
         [{'id': '1', 'sequence': 'GGGGGAAAACCCCC', 'structure': '(((((....)))))'}]
     """
     engine = as_engine(model, device)
-    task = with_options(task_of(engine.spec), engine.spec)
+    own = with_options(task_of(engine.spec, task), engine.spec)
     with name_source_in_errors(sequences):
-        records = note_windows(require_nonempty(as_records(sequences)), task, warnings.warn)
-        return list(chain.from_iterable(predict_records(records, engine, task)))
+        records = note_windows(require_nonempty(as_records(sequences)), own, warnings.warn)
+        return list(chain.from_iterable(predict_records(records, engine, own)))
 
 
 def predict_records(records: Iterable[Record], engine: Engine, task: Task) -> Iterator[list[Row]]:
@@ -80,6 +84,7 @@ def predict_file(
     output: str | Path,
     engine: EngineLike,
     *,
+    task: str | None = None,
     keep_columns: bool = False,
     fill_to: int | None = None,
     window: int | None = None,
@@ -94,6 +99,7 @@ def predict_file(
         source: The input; "-" is FASTA on standard input.
         output: .csv, .tsv, .jsonl or .parquet; "-" writes CSV to standard output, record by record.
         engine: An `Engine` or `RayEngine`, or a context manager that makes one once the options are known to be valid.
+        task: As for `predict`.
         keep_columns: Copy the other columns of a table. A column with the name of a predicted one becomes `NAME_given`.
         fill_to: For ribosome load: fill sequences up to so many tokens, 0 for none; None: as the model was trained.
         window: For secondary structure: see `fold`.
@@ -116,18 +122,18 @@ def predict_file(
         raise InputError(f"{source}: --keep-columns is for sequences in a table (.csv, .tsv, .jsonl, .parquet)")
     with opened(engine, to_stdout) as engine, ExitStack() as stack:
         folding: dict[str, Any] = {"window": window, "thermodynamics": thermodynamics}
-        task = with_options(task_of(engine.spec), engine.spec, fill_to=fill_to, **folding, note=note)
-        records = note_windows(take_shard(file, shard), task, note)
-        stream = partial(predict_records, task=task)
+        own = with_options(task_of(engine.spec, task), engine.spec, fill_to=fill_to, **folding, note=note)
+        records = note_windows(take_shard(file, shard), own, note)
+        stream = partial(predict_records, task=own)
         predictions: Iterator[list[Row]]
         if isinstance(engine, Engine) and to_stdout:
             predictions = stream(records, engine)
         else:
             scale = 1 if engine.device.type == "cpu" else GPU_SCALE
-            options = {"task": task.name, "fill_to": task.pad_to, "window": task.window, "shard": shard}
-            options["thermodynamics"] = getattr(task, "thermodynamics", None)
+            options = {"task": own.name, "fill_to": own.pad_to, "window": own.window, "shard": shard}
+            options["thermodynamics"] = getattr(own, "thermodynamics", None)
             size: dict[str, Any] = {"scale": scale}
-            if isinstance(task, SecondaryStructure):
+            if isinstance(own, SecondaryStructure):
                 size |= {"power": 2, "max_size": CHUNK_PAIRS}
             done = record_job(Path(output), engine, file, records, stream, _pack, options, **size, **job)
             chunks = stack.enter_context(done).results("rows")
@@ -146,7 +152,7 @@ def predict_file(
 
         write_rows(output, written())
         if not to_stdout:
-            logger.info("%s: %s sequences, %s", output, f"{count:,}", task.name)
+            logger.info("%s: %s sequences, %s", output, f"{count:,}", own.name)
     return count
 
 

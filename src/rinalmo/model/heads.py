@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,12 @@ from rinalmo.model.packing import Layout
 # --- Losses ---
 
 ProblemType = Literal["regression", "binary", "multiclass", "multilabel"]
+PROBLEM_TYPES: dict[str, ProblemType] = {
+    **{name: name for name in get_args(ProblemType)},
+    "single_label_classification": "multiclass",
+    "multi_label_classification": "multilabel",
+}
+"""Our name of each kind of problem, by ours and by transformers'."""
 IGNORE = -100
 
 

@@ -6,7 +6,7 @@ A head is an attribute with its name. Names and shapes of a file's tensors give 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from rinalmo.model.heads import (
     HeadConfig,
     MaskedLMHead,
     Pooler,
+    ProblemType,
     RibosomeLoadHead,
     SequenceHead,
     StructureHead,
@@ -45,6 +46,8 @@ class ModelSpec:
         heads: For each head's name the arguments of its class.
         threshold: Pairing probability above which the structure decoder accepts a pair, tuned on validation data.
         task: The task that the model was fine-tuned for, with its settings (`rinalmo.tasks`).
+        problem_type: Of the head on sequences or tokens, as transformers' configs name it; None if that is not known.
+        labels: Names of that head's outputs.
     """
 
     config: ModelConfig
@@ -52,6 +55,8 @@ class ModelSpec:
     heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     threshold: float | None = None
     task: Mapping[str, Any] | None = None
+    problem_type: ProblemType | None = None
+    labels: Sequence[str] = ()
 
     def with_heads(self, shapes: Shapes, head_config: HeadConfig, pooling: str = "cls") -> ModelSpec:
         """The same with the heads that have tensors of these names and shapes.
@@ -81,7 +86,10 @@ class RiNALMo(nn.Module):
         config: Sizes of the encoder.
         alphabet: The tokens that ids stand for.
         encoder: The encoder; each head is an attribute of its own name beside it.
+        adapter_sha256: Of the adapter that was merged into the weights; empty if there was none.
     """
+
+    adapter_sha256 = ""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()

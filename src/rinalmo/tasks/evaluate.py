@@ -98,7 +98,8 @@ def evaluate(
         data: A file, or rows or a data frame with the columns that a table would have.
         model: Name, path or loaded model.
         columns: Names of the columns, if they are not the usual ones or those of the training data.
-        task: Name of the task, which must be the model's.
+        task: Name of the task, which must be the model's; for a model that a transformers Trainer saved without its
+            `problem_type`, the kind of its labels: regression, binary, multiclass or multilabel.
         fill_to: For ribosome load: the length in tokens that shorter sequences are padded to; 0: no padding; None: as
             the model was trained.
         window: For secondary structure: longer RNAs are folded in windows of this many nucleotides; None: the model's.
@@ -122,14 +123,14 @@ def evaluate(
         (1, 1.0)
     """
     engine = as_engine(model, device)
-    own, notes = task_of(engine.spec), list[str]()
-    if task is not None and task != own.name:
-        raise InputError(f"the model was fine-tuned for {own.name}, not for {task}")
+    own, notes = task_of(engine.spec, task), list[str]()
     folding: dict[str, Any] = {"window": window, "thermodynamics": thermodynamics}
     own = with_options(own, engine.spec, fill_to=fill_to, **folding, note=notes.append)
     columns = columns or Columns()
     if type(own) is Table and not columns.target:
         columns = replace(columns, target=own.targets)
+    elif type(own) is Table and len(columns.target) == len(own.targets) == 1:
+        own = own.with_target(columns.target[0])
     if isinstance(data, str | Path):
         name, given = str(data), own.read(Path(data), columns)
     else:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from rinalmo import metrics
 from rinalmo.errors import InputError
@@ -116,6 +116,50 @@ class Table(Task):
             **({"formats": formats} if formats else {}),
             **({"missing": missing} if missing else {}),
         }
+
+    @classmethod
+    def from_labels(cls, kind: ProblemType, per: Per, labels: Sequence[str], count: int, pooling: str) -> Self:
+        """The task of a model that was trained elsewhere, such as by transformers' Trainer.
+
+        Args:
+            kind: What its outputs are.
+            per: Whether they are for each sequence or each nucleotide.
+            labels: Their names; empty if they have none.
+            count: Their number.
+            pooling: As for `Table`.
+        """
+        if kind == "multiclass":
+            return cls(kind, per, ["label"], labels or [str(index) for index in range(count)], pooling=pooling)
+        names = ["label"] if count == 1 else [f"label_{index}" for index in range(count)]
+        if count > 1 and kind == "binary":
+            kind = "multilabel"
+        return cls(kind, per, labels or names, (), [0.0] * count, [1.0] * count, pooling)
+
+    def with_target(self, name: str) -> Table:
+        """The same task for a table whose one column to predict has another name."""
+        settings = {**self.settings, "targets": [name]}
+        if self.formats:
+            settings["formats"] = {name: asdict(self.formats[self.targets[0]])}
+        changed = Table(**settings)
+        changed.crop, changed.notes = self.crop, self.notes
+        return changed
+
+    def rescale(self, model: RiNALMo, mean: Sequence[float] = (), std: Sequence[float] = ()) -> None:
+        """Change head and task to outputs in other units: (number - mean) / std; by default in the column's own.
+
+        So a finished model gives numbers in the units of its column wherever it is loaded.
+        """
+        if self.kind != "regression":
+            return
+        mean, std = mean or [0.0] * len(self.mean), std or [1.0] * len(self.std)
+        decoder: Any = model.head("sequence_head" if self.per == "sequence" else "token_head").decoder
+        old, new = torch.tensor([self.mean, self.std]).double(), torch.tensor([mean, std]).double()
+        weight, bias = decoder.weight.detach().double(), decoder.bias.detach().double()
+        decoder.weight = nn.Parameter((weight * (old[1] / new[1])[:, None]).float())
+        decoder.bias = nn.Parameter(((bias * old[1] + old[0] - new[0]) / new[1]).float())
+        self.mean, self.std = list(mean), list(std)
+        self.settings = {**self.settings, "mean": self.mean, "std": self.std}
+        model.spec = replace(model.spec, task=self.config())
 
     @classmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from itertools import chain, islice
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor
 from rinalmo.engine.engine import Engine, map_encoded
 from rinalmo.errors import CheckpointError, InputError
 from rinalmo.io.sequences import Record, encode
+from rinalmo.model.heads import ProblemType
 from rinalmo.model.packing import Layout, pack_padded
 from rinalmo.model.rinalmo import ModelSpec
-from rinalmo.tasks.base import Crop, Example, Task
+from rinalmo.tasks.base import Crop, Example, Per, Task
 from rinalmo.tasks.classification import NcrnaFamily, SpliceSite
 from rinalmo.tasks.regression import PUBLISHED_PADDING, ExpressionLevel, RibosomeLoad, TranslationEfficiency
 from rinalmo.tasks.secondary_structure import (
@@ -52,12 +53,31 @@ def task_class(name: str) -> type[Task]:
     raise InputError(f"no task {name!r}; " + (f"did you mean {near[0]}?" if near else f"there are {', '.join(TASKS)}"))
 
 
-def task_of(spec: ModelSpec) -> Task:
+def task_of(spec: ModelSpec, name: str | None = None) -> Task:
     """The task that a model was trained for, from its config or, for a published file, from its heads.
 
-    Models trained here name their task, so one with heads and without a task is the authors', in whatever layout.
-    Raises CheckpointError if it was trained for none.
+    Models trained here name their task, so one with heads and without a task is the authors', in whatever layout, or
+    transformers' with labels of sequences or tokens.
+
+    Args:
+        spec: Of the model.
+        name: The task that it has to be for, by name; or for a table its kind, which a config may leave open.
+
+    Raises:
+        CheckpointError: It was trained for none.
+        InputError: It was trained for another one.
     """
+    if name is not None and name not in get_args(ProblemType):
+        task_class(name)
+    kind = name if name in get_args(ProblemType) else None
+    task = _task_of(spec, kind)
+    own = task.kind if kind and isinstance(task, Table) else task.name
+    if name not in (None, own):
+        raise InputError(f"the model was fine-tuned for {own}, not for {name}")
+    return task
+
+
+def _task_of(spec: ModelSpec, kind: Any) -> Task:
     if spec.task is not None:
         try:
             settings = dict(spec.task)
@@ -79,6 +99,16 @@ def task_of(spec: ModelSpec) -> Task:
     if "ncrna_family_head" in heads:
         count = heads["ncrna_family_head"]["num_labels"]
         return NcrnaFamily([str(index) for index in range(count)])  # the published file has no names
+    heads_of_labels: dict[str, Per] = {"sequence_head": "sequence", "token_head": "nucleotide"}
+    for head, per in heads_of_labels.items():
+        if head not in heads:
+            continue
+        if (kind := spec.problem_type or kind) is None:
+            raise CheckpointError(
+                "the model's config has no problem_type; say what its labels are: "
+                f"--task {', '.join(get_args(ProblemType)[:-1])} or {get_args(ProblemType)[-1]}"
+            )
+        return Table.from_labels(kind, per, spec.labels, heads[head]["num_labels"], spec.pooling)
     raise CheckpointError(
         "the model is not fine-tuned; use nano-fold for structures, or a model trained with `rinalmo finetune`"
     )

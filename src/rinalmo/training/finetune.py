@@ -13,7 +13,9 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +33,7 @@ from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
 from rinalmo.tasks.base import Columns, Crop, Example, Task
 from rinalmo.tasks.evaluate import Evaluation, Metric, evaluate_examples
 from rinalmo.tasks.examples import json_lines
+from rinalmo.tasks.table import Table
 from rinalmo.tasks.trained import cropped, task_class, task_of
 from rinalmo.training.distributed import Ranks, init_distributed
 from rinalmo.training.model_card import write_card
@@ -46,10 +49,11 @@ from rinalmo.training.trainer import (
     train_and_export,
     with_precision,
 )
-from rinalmo.weights.checkpoint import load
+from rinalmo.weights.adapters import low_rank, write_adapter
+from rinalmo.weights.catalog import resolve
+from rinalmo.weights.checkpoint import config_of, load
 
 _ORDER, _SPLIT = 11, 12  # purposes of this file's random keys
-_MATRICES = ["qkv", "output", "gate_up", "down"]
 Rows = Iterable[Mapping[str, Any]]
 
 
@@ -178,31 +182,57 @@ def build_model(recipe: FinetuneRecipe, task: Task, examples: Sequence[Example])
     names = ("attention_dropout", "hidden_dropout")
     dropouts = {name: value for name in names if (value := getattr(recipe.backbone, name)) is not None}
     heads: dict[str, Any] = {"lm_head": {}} if "lm_head" in given.spec.heads else {}
-    spec = ModelSpec(replace(given.config, **dropouts), given.alphabet, heads | task.heads(), task=task.config())
+    outputs: dict[str, Any] = {}
+    if isinstance(task, Table) and {"sequence_head", "token_head"} & task.heads().keys():
+        outputs = {"problem_type": task.kind, "labels": task.classes or task.targets}
+    config = replace(given.config, **dropouts)
+    spec = ModelSpec(config, given.alphabet, heads | task.heads(), task=task.config(), **outputs)
     model = create(spec, recipe.train.seed)
     try:
         before: Task | None = task_of(given.spec)
     except CheckpointError:
         before = None
     # The crop does not matter: the head is the same.
-    same_task = before is not None and (before.name, before.settings) == (task.name, task.settings)
+    same_task = before is not None and (before.name, unscaled(before)) == (task.name, unscaled(task))
     task.init_head(model, examples)
     own, new = model.state_dict().keys(), set() if same_task else task.heads().keys()
     state = {n: tensor for n, tensor in given.state_dict().items() if n in own and n.split(".")[0] not in new}
     model.load_state_dict(state, strict=False)
+    if same_task and isinstance(before, Table) and isinstance(task, Table):
+        before.rescale(model, task.mean, task.std)
+        model.spec = spec
     return model, [f"{recipe.init} was trained for this task; its head is trained further"] if same_task else []
 
 
-def add_lora(model: RiNALMo, recipe: BackboneRecipe, seed: int) -> Any:
-    """Add low-rank adapters to every matrix of the encoder's blocks; returns peft's model, which can merge them."""
+def unscaled(task: Task) -> dict[str, Any]:
+    """A task's settings but for the scale of its targets, which comes from the data."""
+    return {name: value for name, value in task.settings.items() if name not in ("mean", "std")}
+
+
+def add_lora(model: RiNALMo, recipe: BackboneRecipe, seed: int) -> dict[str, Any]:
+    """Add a low-rank adapter to the matrices of the encoder's blocks; returns its config, as PEFT writes it."""
     try:
         from peft import LoraConfig, LoraModel
     except ModuleNotFoundError:
         raise MissingExtraError("peft", "lora", "backbone.mode lora") from None
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=_MATRICES, bias="none")
+    sizes: dict[str, Any] = {"r": recipe.rank, "lora_alpha": recipe.alpha, "lora_dropout": recipe.dropout}
+    config = LoraConfig(**sizes, target_modules=[*recipe.target_modules], bias="none")
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the same adapters on every process
-        return LoraModel(model.encoder, config, "default")
+        torch.default_generator.manual_seed(seed)  # the same adapter on every process
+        LoraModel(model.encoder, config, "default")
+    values = {**config.to_dict(), "target_modules": sorted(recipe.target_modules), "inference_mode": True}
+    return {name: value.value if isinstance(value, Enum) else value for name, value in values.items()}
+
+
+def merge_lora(
+    weights: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of a model with an adapter: merged, and those of the adapter alone."""
+    adapter = {name.replace(".default.", "."): tensor for name, tensor in weights.items() if ".lora_" in name}
+    merged = {n.replace(".base_layer.", "."): tensor for n, tensor in weights.items() if ".lora_" not in n}
+    for name, change in low_rank(adapter, settings).items():
+        merged[name] = change.merged(merged[name])
+    return merged, adapter
 
 
 def parameter_groups(
@@ -424,11 +454,29 @@ def _train(recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, resume: bool
             engine = Engine(model, recipe.train.precision, batch_tokens=micro_tokens, device=ranks.device)
             states = iter(cached_states(engine, ids[0] + ids[1], folder.path, ranks))
             encoded = [replace(part, states=[next(states) for _ in part.ids]) for part in encoded]
-        lora: Any = add_lora(model, recipe.backbone, recipe.train.seed) if mode == "lora" else None
+        lora = add_lora(model, recipe.backbone, recipe.train.seed) if mode == "lora" else None
 
-        def merged() -> RiNALMo:
-            lora.merge_and_unload()  # in place
-            return model
+        def export(weights: dict[str, Tensor]) -> RiNALMo:
+            """The model to write, with outputs in the units of the targets; writes an adapter beside it."""
+            adapter: dict[str, Tensor] = {}
+            if lora is not None:
+                weights, adapter = merge_lora(weights, lora)
+            with torch.device("meta"):
+                trained = RiNALMo(model.spec)
+            trained.load_state_dict(weights, assign=True)
+            if isinstance(task, Table):
+                copy(task).rescale(trained)
+            if lora is not None:
+                heads = tuple(f"{head}." for head in task.heads())
+                adapter |= {n: tensor for n, tensor in trained.state_dict().items() if n.startswith(heads)}
+                base = resolve(recipe.init).absolute()
+                write_adapter(
+                    folder.adapter,
+                    lora | adapter_names(task, str(base) if base.is_dir() else recipe.init),
+                    {**config_of(trained.spec), "_name_or_path": recipe.init},
+                    adapter,
+                )
+            return trained
 
         return train_and_export(
             SupervisedTask(recipe, task, model, encoded, ranks),
@@ -438,10 +486,20 @@ def _train(recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, resume: bool
             listener,
             notes=[*changed, *task.notes, *notes, *fresh],
             best=bool(sets.validation) and recipe.checkpoint.keep_best,
-            export=merged if lora is not None else None,
+            export=export,
             mfu=mode != "frozen",
             examples={name: len(examples) for name, examples in sets._asdict().items()},
         )
+
+
+def adapter_names(task: Task, base: str) -> dict[str, Any]:
+    """What PEFT's config of an adapter says of its base model and of the head beside it."""
+    heads = set(task.heads())
+    if "sequence_head" in heads or "token_head" in heads:
+        kind, parts = "SEQ_CLS" if "sequence_head" in heads else "TOKEN_CLS", ["classifier"]
+    else:
+        kind, parts = None, sorted(heads)
+    return {"base_model_name_or_path": base, "task_type": kind, "modules_to_save": parts}
 
 
 def finetune_from_recipe(

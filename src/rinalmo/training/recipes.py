@@ -321,11 +321,14 @@ class BackboneRecipe(Section):
               gradual: the head alone, then blocks from the top by `stages`, at `scale` times the head's rate; the
               final norm with the first of them, the embedding never;
               frozen: none; its states are computed once and cached in the run folder;
-              lora: low-rank adapters of its matrices (the extra `lora`), merged into the written model
+              lora: a low-rank adapter (the extra `lora`); RUN/adapter holds it alone, RUN/model merged
     stages    of gradual: a list of `{epoch: E, blocks: B}`; from epoch E on, B more blocks from the top are trained
     scale     of gradual: learning rate of the backbone, relative to the head's
-    rank      of lora: rank of the adapters
-    alpha     of lora: they are scaled by alpha / rank
+    rank      of lora: rank of the adapter's matrices
+    alpha     of lora: the adapter's change is scaled by alpha / rank
+    dropout   of lora: dropout of the adapter's input
+    target_modules   of lora: the matrices that it changes: qkv and output of attention, gate_up and down of the
+                     feed-forward network
     attention_dropout, hidden_dropout   dropouts of the backbone, instead of the model's own
     """
 
@@ -334,6 +337,10 @@ class BackboneRecipe(Section):
     scale: PositiveFloat = 0.1
     rank: PositiveInt = 8
     alpha: PositiveInt = 16
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    target_modules: list[Literal["qkv", "output", "gate_up", "down"]] = Field(
+        default=["qkv", "output", "gate_up", "down"], min_length=1
+    )
     attention_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
     hidden_dropout: float | None = Field(default=None, ge=0.0, lt=1.0)
 

@@ -3,7 +3,7 @@
     recipe.yaml     the recipe with all defaults filled in
     versions.json   one entry for each start
     log.jsonl       one object per line with its `step`: training lines have `loss`, validation lines `validation/loss`
-    checkpoints/, model/, evaluation.json, loss.png, tensorboard/, examples/
+    checkpoints/, model/, adapter/, evaluation.json, loss.png, tensorboard/, examples/
 
 A run that is resumed first cuts the log back to the checkpoint, so that each step has one line.
 """
@@ -129,6 +129,7 @@ class RunFolder:
         self.kind = kind
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.adapter = self.path / "adapter"
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -509,7 +509,7 @@ def train_and_export(
     *,
     notes: Sequence[str] = (),
     best: bool = False,
-    export: Callable[[], RiNALMo] | None = None,
+    export: Callable[[dict[str, Tensor]], RiNALMo] | None = None,
     mfu: bool = True,
     **facts: Any,
 ) -> Outcome:
@@ -523,7 +523,7 @@ def train_and_export(
         listener: Callbacks, called by process 0.
         notes: Messages that the listener gets first.
         best: Write the state of the best validation instead of the last.
-        export: Gives the model to write, if it is not the task's as it is.
+        export: Makes the model to write from the weights, if it is not the task's as it is.
         mfu: Report the model FLOPs utilisation; off where a step does not compute all of the model.
         facts: Entries for `versions.json`.
     """
@@ -561,7 +561,7 @@ def train_and_export(
 
             def write() -> None:
                 if export is not None:
-                    model = export()
+                    model = export(weights)
                 else:
                     with torch.device("meta"):
                         model = RiNALMo(task.model.spec)

@@ -30,9 +30,10 @@ from rinalmo.errors import CheckpointError, InputError
 from rinalmo.io.files import atomic_write_path, destination, publish_folder, temporary_folder
 from rinalmo.model.config import PRESETS, PUBLISHED_TOKENS, ModelConfig, Specification, specification
 from rinalmo.model.encoder import EncoderBlock
-from rinalmo.model.heads import POOLINGS, HeadConfig
+from rinalmo.model.heads import POOLINGS, PROBLEM_TYPES, HeadConfig
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.rna.alphabet import CARD_TOKENS, OFFICIAL_TOKENS, STANDARD_TOKENS, Alphabet
+from rinalmo.weights.adapters import LoraAdapter, check_fits, is_adapter, read_adapter
 from rinalmo.weights.catalog import find, resolve
 from rinalmo.weights.layouts import (
     TOKEN_TENSORS,
@@ -302,6 +303,7 @@ class Checkpoint:
         plan: For each of our tensors the names of the file's to concatenate.
         notes: What the user should know about the conversion to our layout.
         shapes: Of our tensors.
+        adapter: Merged into the tensors as they are read.
     """
 
     spec: ModelSpec
@@ -310,15 +312,27 @@ class Checkpoint:
     plan: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    adapter: LoraAdapter | None = None
 
     def tensor(self, name: str) -> Tensor:
         """One tensor under our name: a view of the mapped file where nothing has to be concatenated."""
+        if self.adapter is None:
+            return self._base_tensor(name)
+        if name in self.adapter.whole:
+            return self._checked(name, self.adapter.whole[name])
+        change, tensor = self.adapter.low_rank.get(name), self._base_tensor(name)
+        return tensor if change is None else self._checked(name, change.merged(tensor))
+
+    def _base_tensor(self, name: str) -> Tensor:
         parts = self.plan[name]
         tensor = self.files.tensor(parts[0])
         if len(parts) > 1:
             tensor = torch.cat([tensor, *map(self.files.tensor, parts[1:])])
         if self.layout == "official" and name in TOKEN_TENSORS:
             tensor = move_rows(name, tensor, OFFICIAL, self.spec.alphabet)
+        return self._checked(name, tensor)
+
+    def _checked(self, name: str, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             raise CheckpointError(
                 f"{self.files.path}: tensor {name} is {tensor.dtype}; weights are floating-point numbers"
@@ -333,21 +347,42 @@ class Checkpoint:
         return ((name, self.tensor(name)) for name in self.plan)
 
 
-def read(source: str | Path, *, num_attention_heads: int | None = None) -> Checkpoint:
+def read(
+    source: str | Path, *, adapter: str | Path | None = None, num_attention_heads: int | None = None
+) -> Checkpoint:
     """Open a model and check its names, shapes and config, without reading the tensors.
 
-    `source` and `num_attention_heads` are those of `load`.
+    The arguments are those of `load`.
     """
-    files = open_model(resolve(source))
+    path = resolve(source)
+    added = None if adapter is None else read_adapter(adapter)
+    if added is None and is_adapter(path):
+        added = read_adapter(path)
+        path = _base_of(added)
+    files = open_model(path)
     try:
-        return _checked(files, num_attention_heads)
+        return _checked(files, added, num_attention_heads)
     except CheckpointError as error:
         raise CheckpointError(f"{files.path}: {error}") from None
 
 
-def _checked(files: ModelFiles, num_attention_heads: int | None) -> Checkpoint:
+def _base_of(adapter: LoraAdapter) -> Path:
+    """The base model of an adapter: beside it, or where its config says."""
+    if any((adapter.path / name).is_file() for name in (WEIGHTS, SHARDS, PICKLE)):
+        return adapter.path
+    names = [name for name in (adapter.config.get("_name_or_path"), adapter.base) if name]
+    for name in names:
+        if Path(name).exists() or find(name):
+            return resolve(name)
+    named = f"its base model {names[-1]!r} is not here" if names else "it names no base model"
+    raise CheckpointError(f"{adapter.path}: an adapter, and {named}; give the base as the model, this as its adapter")
+
+
+def _checked(files: ModelFiles, adapter: LoraAdapter | None, num_attention_heads: int | None) -> Checkpoint:
     layout = detect(files.shapes)
     plan = plan_reading(layout, files.shapes)
+    if adapter is not None:
+        files = replace(files, config=adapter.config or _without_heads(files.config, adapter))
     shapes: dict[str, tuple[int, ...]] = {}
     blocks = set()
     for name, parts in plan.items():
@@ -357,6 +392,13 @@ def _checked(files: ModelFiles, num_attention_heads: int | None) -> Checkpoint:
         shapes[name] = shape
         if match := _BLOCK.match(name):
             blocks.add(int(match.group(1)))
+    if adapter is not None:
+        check_fits(adapter, shapes)
+        new_heads = {name.split(".")[0] for name in adapter.whole} - {"encoder"}
+        if new_heads:  # a head of the base would not fit the changed encoder
+            shapes = {n: shape for n, shape in shapes.items() if n.split(".")[0] in {"encoder", "lm_head", *new_heads}}
+        shapes |= {name: tuple(tensor.shape) for name, tensor in adapter.whole.items()}
+        plan = {name: plan.get(name, ()) for name in shapes}
     embedding = shapes.get("encoder.embedding.weight")
     if embedding is None:
         raise CheckpointError("the file has no token embedding")
@@ -398,9 +440,40 @@ def _checked(files: ModelFiles, num_attention_heads: int | None) -> Checkpoint:
             if head.get(option.name) is not None:
                 head_options[option.name] = head[option.name]
     spec = ModelSpec(config, alphabet, threshold=threshold, task=task or None)
-    spec = spec.with_heads(shapes, HeadConfig(**head_options), pooling)
+    spec = _with_labels(spec.with_heads(shapes, HeadConfig(**head_options), pooling), files.config)
     _check_shapes(spec, shapes)
-    return Checkpoint(spec, layout, files, plan, notes, shapes)
+    return Checkpoint(spec, layout, files, plan, notes, shapes, adapter)
+
+
+def _with_labels(spec: ModelSpec, config: Mapping[str, Any]) -> ModelSpec:
+    """The spec with what a config of transformers says of its head's outputs.
+
+    A table's task is left out if the head has other outputs by now, as when a Trainer has put a new one in its place.
+    """
+    name = next((name for name in ("sequence_head", "token_head") if name in spec.heads), None)
+    if name is None:
+        return spec
+    count, head = spec.heads[name]["num_labels"], config.get("head")
+    given = (head.get("problem_type") if isinstance(head, dict) else None) or config.get("problem_type")
+    kind = PROBLEM_TYPES.get(str(given))
+    by_id = config.get("id2label")
+    labels = [str(by_id[key]) for key in sorted(by_id, key=int)] if isinstance(by_id, dict) else []
+    if len(labels) != count or labels == [f"LABEL_{index}" for index in range(count)]:
+        labels = []
+    task = spec.task
+    if task is not None and task.get("name") == "table":
+        own = list(task.get("classes") or task.get("targets") or ())
+        if len(own) != count or labels not in ([], own) or kind not in (None, task.get("kind")):
+            task = None
+    return replace(spec, task=task, problem_type=kind, labels=tuple(labels))
+
+
+def _without_heads(config: Mapping[str, Any], adapter: LoraAdapter) -> Mapping[str, Any]:
+    """The base's config; what it says of heads does not hold if the adapter brings its own."""
+    if not adapter.whole:
+        return config
+    of_heads = ("task", "head", "num_labels", "id2label", "label2id", "problem_type", "threshold")
+    return {name: value for name, value in config.items() if name not in of_heads}
 
 
 def _alphabet(files: ModelFiles, layout: LayoutName, rows: int) -> tuple[Alphabet, tuple[str, ...]]:
@@ -458,6 +531,7 @@ def _check_shapes(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> Non
 def load(
     source: str | Path = "nano",
     *,
+    adapter: str | Path | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     num_attention_heads: int | None = None,
@@ -468,7 +542,9 @@ def load(
     The file is memory-mapped, not copied.
 
     Args:
-        source: A name from `rinalmo models`, a folder or a file, in our layout, the authors' or multimolecule's.
+        source: A name from `rinalmo models`, a folder or a file, in our layout, the authors' or multimolecule's; or the
+            folder of a LoRA adapter, which names its base model.
+        adapter: Folder of a LoRA adapter, by PEFT or `rinalmo finetune`, to merge into this model.
         dtype: Converts each tensor; None converts fp16 to fp32 and nothing else.
         device: Where the model goes.
         num_attention_heads: Needed only for a file of unpublished size without `config.json`.
@@ -488,9 +564,10 @@ def load(
         >>> model.config.hidden_size, model.config.num_hidden_layers
         (320, 6)
     """
-    checkpoint = read(source, num_attention_heads=num_attention_heads)
+    checkpoint = read(source, adapter=adapter, num_attention_heads=num_attention_heads)
     with torch.device("meta"):
         model = RiNALMo(checkpoint.spec).eval().requires_grad_(False)
+    model.adapter_sha256 = checkpoint.adapter.sha256 if checkpoint.adapter else ""
     for name, buffer in model.named_buffers():
         _assign(model, name, torch.full(buffer.shape, float(name.endswith("std")), device=device))
     names_of_block: dict[int | None, list[str]] = {}
@@ -613,6 +690,11 @@ def config_of(spec: ModelSpec) -> dict[str, Any]:
         values["threshold"] = spec.threshold
     if spec.task is not None:
         values["task"] = dict(spec.task)
+    if spec.problem_type is not None:
+        values["problem_type"] = spec.problem_type
+    if spec.labels:
+        values["id2label"] = {str(index): name for index, name in enumerate(spec.labels)}
+        values["label2id"] = {name: index for index, name in enumerate(spec.labels)}
     return {**values, "tie_word_embeddings": False}
 
 

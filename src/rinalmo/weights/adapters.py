@@ -1,0 +1,206 @@
+"""LoRA adapters in PEFT's format: a folder with `adapter_config.json` and `adapter_model.safetensors`.
+
+An adapter holds, for each matrix W that it changes, a pair of low-rank matrices A and B, and whole tensors, such as
+those of a new head. It is merged into its base model as that is read: W + alpha / rank · B A (Hu et al. 2021,
+arXiv:2106.09685). Ours has a `config.json` too, from which its task is known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rinalmo.errors import CheckpointError
+from rinalmo.io.files import destination, publish_folder, temporary_folder
+from rinalmo.weights.layouts import listed
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Heads that PEFT's task types train and save are under `classifier` in the Hugging Face classes.
+CLASSIFIER_PARTS = ("pooler", "sequence_head", "token_head")
+_PREFIX = "base_model.model."
+# Variants of LoRA that change a matrix in another way, or start from another one than the base's.
+_VARIANTS = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "velora_config",
+)
+_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+class LowRank(NamedTuple):
+    """The change of one matrix or convolution: `scale` · B A."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the tensor that it changes."""
+        return (self.b.shape[0], *self.a.shape[1:])
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """The changed weight, fp32."""
+        delta = self.b.float().flatten(1) @ self.a.float().flatten(1) * self.scale
+        return weight.float() + delta.view(weight.shape)
+
+
+@dataclass(frozen=True)
+class LoraAdapter:
+    """An adapter as read from its folder.
+
+    Attributes:
+        path: The folder.
+        base: Name or path of its base model; None if it names none.
+        low_rank: The changes, by our names of the changed tensors.
+        whole: Tensors that replace those of the base, or are new, by our names.
+        config: The `config.json` of the fine-tuned model; empty if there is none.
+        sha256: Of the file of tensors.
+    """
+
+    path: Path
+    base: str | None
+    low_rank: Mapping[str, LowRank]
+    whole: Mapping[str, Tensor]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether the folder holds an adapter."""
+    return (path / ADAPTER_CONFIG).is_file()
+
+
+def read_adapter(folder: str | Path) -> LoraAdapter:
+    """Read the adapter in a folder; raises CheckpointError for one that is damaged or not plain LoRA."""
+    folder = Path(folder)
+    settings = _json(folder / ADAPTER_CONFIG)
+    if str(settings.get("peft_type")).upper() != "LORA":
+        raise CheckpointError(f"{folder}: a {settings.get('peft_type')} adapter; only LoRA can be merged here")
+    odd = [name for name in _VARIANTS if settings.get(name)]
+    if settings.get("init_lora_weights") not in _PLAIN_INITS:
+        odd.append(f"init_lora_weights {settings['init_lora_weights']}")
+    if odd:
+        raise CheckpointError(f"{folder}: {odd[0]} is not plain LoRA; merge it with PEFT's merge_and_unload, and save")
+    path = folder / ADAPTER_WEIGHTS
+    try:
+        content = path.read_bytes()
+        tensors = load_tensors(content)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from None
+    named: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        named[key.removeprefix(_PREFIX).removeprefix("classifier.").replace(".base_layer.", ".")] = tensor
+    try:
+        changes = low_rank(named, settings)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; merge it with PEFT's merge_and_unload, and save") from None
+    whole = {name: tensor for name, tensor in named.items() if "lora_" not in name}
+    own = folder / "config.json"
+    return LoraAdapter(
+        folder,
+        settings.get("base_model_name_or_path"),
+        changes,
+        whole,
+        _json(own) if own.is_file() else {},
+        hashlib.sha256(content).hexdigest(),
+    )
+
+
+def low_rank(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, LowRank]:
+    """The changes that an adapter's tensors make, by the names of the changed ones.
+
+    Args:
+        tensors: By our names of the changed modules, followed by `lora_A.weight` or `lora_B.weight`.
+        settings: PEFT's config.
+
+    Raises:
+        ValueError: A tensor is not that of plain LoRA.
+    """
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if match := re.fullmatch(r"(.+)\.lora_([AB])\.weight", name):
+            pairs.setdefault(match[1], {})[match[2]] = tensor
+        elif "lora_" in name:
+            raise ValueError(f"{name} is not plain LoRA")
+    changes = {}
+    for name, pair in pairs.items():
+        if len(pair) < 2:
+            raise ValueError(f"{name} has only one of lora_A and lora_B")
+        changes[f"{name}.weight"] = LowRank(pair["A"], pair["B"], _scale(settings, name, pair))
+    return changes
+
+
+def _scale(settings: Mapping[str, Any], name: str, pair: Mapping[str, Tensor]) -> float:
+    alpha, rank = settings.get("lora_alpha", 8), pair["A"].shape[0]
+    for pattern, value in (settings.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", name):
+            alpha = value
+            break
+    return float(alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: holds a {type(values).__name__}, not an object")
+    return values
+
+
+def check_fits(adapter: LoraAdapter, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise CheckpointError unless the base with these tensors has all those that the adapter changes."""
+    wrong = [name for name, change in adapter.low_rank.items() if shapes.get(name) != change.shape]
+    if wrong:
+        raise CheckpointError(f"the adapter {adapter.path} is for another model; of other shape here: {listed(wrong)}")
+
+
+def write_adapter(
+    folder: Path, settings: Mapping[str, Any], config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Write an adapter atomically; `settings` are those of PEFT's config, `tensors` have our names."""
+    partial = None
+    try:
+        destination(folder).parent.mkdir(parents=True, exist_ok=True)
+        partial = temporary_folder(folder)
+        named = {}
+        for name, tensor in tensors.items():
+            inner = "classifier." if name.split(".")[0] in CLASSIFIER_PARTS else ""
+            named[_PREFIX + inner + name] = tensor.contiguous()
+        save_file(named, partial / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        for name, values in ((ADAPTER_CONFIG, settings), ("config.json", config)):
+            (partial / name).write_text(json.dumps(dict(values), indent=2) + "\n", encoding="utf-8", newline="\n")
+        publish_folder(partial, folder, overwrite=True)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error})") from None
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
