@@ -387,11 +387,13 @@ def test_interrupted_run_is_resumed_to_the_same_bytes(rinalmo_command, backbone,
     process = [sys.executable, "-c", INTERRUPTED, *command, str(output)]
     done = subprocess.run(process, capture_output=True, text=True, check=False)
     assert done.returncode == 130, done.stderr
-    assert "sequences are kept; run the same command to continue" in done.stderr
+    assert "out.npz: stopped, 2,048 sequences kept; continue with --resume" in done.stderr
     assert not output.exists()
-    again = rinalmo_command(*command, output)
+    unasked = rinalmo_command(*command, output)
+    assert (unasked.code, "continue it with --resume, or discard it with --restart" in unasked.err) == (2, True)
+    again = rinalmo_command(*command, output, "--resume")
     assert again.code == 0
-    assert "out.npz: continuing an interrupted run: 2,048 sequences" in again.err
+    assert "out.npz: resuming, 2,048 sequences done" in again.err
     assert output.read_bytes() == whole.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["many.fa", "out.npz", "whole.npz"]
 
@@ -401,13 +403,14 @@ def test_going_on_is_said_once_it_is_so(rinalmo_command, backbone, tmp_path, mon
     (tmp_path / "two.fa").write_text(">a\nACGU\n>b\nACJU\n")
     command = ["embed", tmp_path / "two.fa", "--model", backbone, "-o", tmp_path / "out.npz"]
     assert rinalmo_command(*command).code == 2
-    changed = rinalmo_command(*command, "--cls")
+    assert "1 sequence of an interrupted run is kept" in rinalmo_command(*command).err
+    changed = rinalmo_command(*command, "--cls", "--resume")
     assert "cannot be resumed" in changed.err
-    assert "continuing" not in changed.err
-    assert "out.npz: continuing an interrupted run: 1 sequences done\n" in rinalmo_command(*command).err
+    assert "resuming" not in changed.err
+    assert "out.npz: resuming, 1 sequence done\n" in rinalmo_command(*command, "--resume").err
     restarted = rinalmo_command(*command, "--cls", "--restart")
     assert "'J'" in restarted.err
-    assert "continuing" not in restarted.err
+    assert "resuming" not in restarted.err
 
 
 @pytest.mark.posix_only

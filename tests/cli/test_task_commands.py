@@ -61,6 +61,9 @@ def test_finetune(rinalmo_command, data, tiny, tmp_path):
     again = rinalmo_command("finetune", *arguments)
     assert (again.code, "continue it with --resume" in again.err) == (2, True)
     assert rinalmo_command("finetune", *arguments, "--resume").code == 0
+    other = rinalmo_command("finetune", *arguments, "--set", "train.seed=3", "--restart")
+    assert other.code == 0, other.err
+    assert "continuing" not in other.err
 
 
 def test_one_fold(rinalmo_command, data, tiny, tmp_path):
@@ -72,6 +75,7 @@ def test_one_fold(rinalmo_command, data, tiny, tmp_path):
     assert f"use it with --model {tmp_path / 'run' / 'fold-2' / 'model'}" in result.err
     for fold in range(2):
         assert rinalmo_command("finetune", *arguments, "--folds", "3", "--fold", fold).code == 0
+    assert "or discard it with --restart" in rinalmo_command("finetune", *arguments, "--folds", "3").err
     whole = rinalmo_command("finetune", *arguments, "--folds", "3", "--resume")
     assert whole.code == 0, whole.err
     assert "test: 30 examples, ncrna-family; mean, minimum and maximum of 3 folds" in whole.out

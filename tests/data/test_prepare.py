@@ -401,7 +401,7 @@ def stopped_after(tmp_path, step, *arguments, **options):
         return quiet(what)
 
     with pytest.raises(Stop):
-        prepare(tmp_path / "store", *arguments, progress=progress, **options)
+        prepare(tmp_path / "store", *arguments, resume=True, progress=progress, **options)
 
 
 def test_finished_steps_are_not_done_again(tmp_path, family_file):
@@ -415,7 +415,7 @@ def test_finished_steps_are_not_done_again(tmp_path, family_file):
         done.append(what)
         return quiet(what)
 
-    store = prepare(tmp_path / "store", sources, progress=progress)
+    store = prepare(tmp_path / "store", sources, resume=True, progress=progress)
     assert done == ["checking the files", "writing the data card"]
     assert len(store) == 242
     assert not (tmp_path / ".store.partial").exists()
@@ -425,15 +425,18 @@ def test_a_changed_input_or_recipe_is_refused(tmp_path):
     path, other = fasta(tmp_path / "in.fa", TRNA, TAR), fasta(tmp_path / "b.fa", MIR21)
     sources = [("x", path), ("y", other)]
     stopped_after(tmp_path, "reading y", sources, recipe=ALONE)
+    longer = load_recipe(None, ["clustering.method=none", "filters.min_length=20"])
     with pytest.raises(InputError, match=r"recipe.filters.min_length changed since this run was started.*--restart"):
-        prepare(
-            tmp_path / "store", sources, recipe=load_recipe(None, ["clustering.method=none", "filters.min_length=20"])
-        )
+        prepare(tmp_path / "store", sources, recipe=longer, resume=True)
     with pytest.raises(InputError, match=r"inputs.y changed"):
-        prepare(tmp_path / "store", sources[:1], recipe=ALONE)
+        prepare(tmp_path / "store", sources[:1], recipe=ALONE, resume=True)
     fasta(path, TRNA, TAR, MIR21)
     with pytest.raises(InputError, match=r"inputs.x changed"):
+        prepare(tmp_path / "store", sources, recipe=ALONE, resume=True)
+    kept = sorted((tmp_path / ".store.partial").iterdir())
+    with pytest.raises(InputError, match="steps of an interrupted run are kept; continue it with --resume, or discard"):
         prepare(tmp_path / "store", sources, recipe=ALONE)
+    assert sorted((tmp_path / ".store.partial").iterdir()) == kept
     store = prepare(tmp_path / "store", sources, recipe=ALONE, restart=True)
     assert len(store) == 3
 
@@ -464,7 +467,7 @@ def test_full_disk(tmp_path):
             prepare(small / "store", [("x", path)], recipe=ALONE)
         assert not (small / "store").exists()
         subprocess.run(["mount", "-o", "remount,size=8m", str(small)], check=True)
-        assert len(prepare(small / "store", [("x", path)], recipe=ALONE)) == 4000
+        assert len(prepare(small / "store", [("x", path)], recipe=ALONE, resume=True)) == 4000
         assert [path.name for path in small.iterdir()] == ["store"]
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)  # lazily: the store is still mapped
@@ -478,7 +481,7 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path):
         (work / name).mkdir(parents=True)
     for name in ("distinct.fasta", "equals.partial", "clusters.json"):
         (work / name).write_text("half")
-    assert len(prepare(tmp_path / "store", [("x", path)], recipe=ALONE)) == 1
+    assert len(prepare(tmp_path / "store", [("x", path)], recipe=ALONE, resume=True)) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.fa", "store"]
 
 
@@ -499,7 +502,7 @@ def run(name, number=None):
         if number is not None:
             killing_at(number)
         sources = [("a", root / "a.fa.gz"), ("b", root / "b.fa")]
-        prepare(root / name / "store", sources, recipe=load_recipe(None, ["clustering.method=none"]))
+        prepare(root / name / "store", sources, recipe=load_recipe(None, ["clustering.method=none"]), resume=True)
         os._exit(0)
     return os.waitpid(child, 0)[1]
 

@@ -87,12 +87,16 @@ def stop_at(count):
     return tell
 
 
-@pytest.mark.parametrize("resume", [True, False])
-def test_what_is_kept_is_not_computed_again(engine, fasta, tmp_path, monkeypatch, resume):
+def test_what_is_kept_is_neither_computed_again_nor_deleted_unasked(engine, fasta, tmp_path, monkeypatch):
     output = tmp_path / "out.npz"
     with pytest.raises(StoppedError):
         embed_file(fasta, output, engine, progress=stop_at(30))
     assert Job(output).saved_count() == 28
+    refusal = "out.npz: 28 sequences of an interrupted run are kept; continue it with --resume, or discard it with"
+    for _ in range(2):
+        with pytest.raises(InputError, match=refusal):
+            embed_file(fasta, output, engine)
+        assert Job(output).saved_count() == 28
     computed = 0
     original = engine.hidden_states
 
@@ -102,7 +106,7 @@ def test_what_is_kept_is_not_computed_again(engine, fasta, tmp_path, monkeypatch
         return original(ids, layout, layers)
 
     monkeypatch.setattr(engine, "hidden_states", count)
-    assert embed_file(fasta, output, engine, resume=resume) == 60
+    assert embed_file(fasta, output, engine, resume=True) == 60
     assert computed == 60 - 28
     assert others(tmp_path) == ["out.npz"]
 
@@ -125,10 +129,9 @@ def test_changed_run_is_not_resumed(engine, backbone, fasta, tmp_path, what):
         model = rinalmo.load(backbone)
         model.encoder.final_norm.weight.data += 1
         engine = Engine(model, "fp32")
-    for resume in (True, False):
-        with pytest.raises(InputError, match=f"cannot be resumed: {what} changed .*--restart"):
-            embed_file(fasta, output, engine, resume=resume, **options)
-        assert Job(output).saved_count() == 28
+    with pytest.raises(InputError, match=f"cannot be resumed: {what} changed .*--restart"):
+        embed_file(fasta, output, engine, resume=True, **options)
+    assert Job(output).saved_count() == 28
     assert embed_file(fasta, output, engine, restart=True, **options) == 60
 
 
@@ -184,7 +187,7 @@ def test_a_run_of_another_version_is_not_continued(engine, fasta, tmp_path, monk
         embed_file(fasta, tmp_path / "out.npz", engine, progress=stop_at(30))
     monkeypatch.setattr(jobs, "__version__", "another")
     with pytest.raises(InputError, match="version changed"):
-        embed_file(fasta, tmp_path / "out.npz", engine)
+        embed_file(fasta, tmp_path / "out.npz", engine, resume=True)
 
 
 def test_a_run_is_not_both_resumed_and_restarted(engine, fasta, tmp_path):
@@ -211,7 +214,7 @@ def test_a_linked_output_is_followed(engine, fasta, tmp_path):
     with pytest.raises(StoppedError):
         embed_file(fasta, tmp_path / "out.npz", engine, progress=stop_at(30))
     assert others(tmp_path / "elsewhere") == [".real.npz.partial"]
-    assert embed_file(fasta, tmp_path / "out.npz", engine) == 60
+    assert embed_file(fasta, tmp_path / "out.npz", engine, resume=True) == 60
     assert (tmp_path / "out.npz").is_symlink()
     assert others(tmp_path / "elsewhere") == ["real.npz"]
 

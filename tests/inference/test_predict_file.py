@@ -57,7 +57,7 @@ def test_resume(engine, source, tmp_path, ending):
         predict_file(source, output, engine, keep_columns=keep, progress=stop)
     assert (Job(output).saved_count(), output.exists()) == (8, False)
     with pytest.raises(InputError, match="cannot be resumed: shard changed"):
-        predict_file(source, output, engine, keep_columns=keep, shard="1/2")
+        predict_file(source, output, engine, keep_columns=keep, shard="1/2", resume=True)
     done = []
     assert predict_file(source, output, engine, keep_columns=keep, resume=True, progress=done.append) == 12
     assert done == [9, 10, 11, 12]

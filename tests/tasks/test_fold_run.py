@@ -45,11 +45,12 @@ def test_resume(model, fasta, tmp_path):
     with pytest.raises(StoppedError):
         fold_file(fasta, output, engine, probabilities=matrices, progress=stop)
     assert (Job(output).saved_count(), output.exists(), matrices.exists()) == (8, False, False)
-    for resume in (True, False):
-        with pytest.raises(InputError, match="cannot be resumed: decoding, probabilities changed"):
-            fold_file(fasta, output, engine, Decoding("nested"), resume=resume)
+    with pytest.raises(InputError, match="8 structures of an interrupted run are kept"):
+        fold_file(fasta, output, engine, probabilities=matrices)
+    with pytest.raises(InputError, match="cannot be resumed: decoding, probabilities changed"):
+        fold_file(fasta, output, engine, Decoding("nested"), resume=True)
     told = []
-    assert fold_file(fasta, output, engine, probabilities=matrices, progress=told.append) == 12
+    assert fold_file(fasta, output, engine, probabilities=matrices, resume=True, progress=told.append) == 12
     assert told == [9, 10, 11, 12]
     assert output.read_bytes() == (tmp_path / "whole.dbn").read_bytes()
     assert matrices.read_bytes() == (tmp_path / "whole.npz").read_bytes()

@@ -174,11 +174,25 @@ def test_a_run_in_use_is_left_alone_and_a_dead_ones_lock_is_not_in_the_way(make_
 
 
 def test_what_a_folder_holds_is_not_overwritten(make_recipe, finished, tmp_path):
-    with pytest.raises(InputError, match="whole: holds a run; continue it with --resume"):
+    with pytest.raises(InputError, match="whole: holds a run; continue it with --resume, or discard it with --restart"):
         pretrain(make_recipe(), finished)
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(InputError, match=r"holds thesis\.tex and is no run"):
-        pretrain(make_recipe(), tmp_path)
+    for restart in (False, True):
+        with pytest.raises(InputError, match=r"holds thesis\.tex and is no run"):
+            pretrain(make_recipe(), tmp_path, restart=restart)
+
+
+def test_a_restart_discards_the_run_and_nothing_else(make_recipe, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match="resumed or restarted, not both"):
+        pretrain(make_recipe(), run, resume=True, restart=True)
+    # Started from the model of the run that is discarded.
+    again = make_recipe(init=str(run / "model"), train__max_steps=2, logging__every=1)
+    assert pretrain(again, run, restart=True).step == 2
+    assert [line["step"] for line in read_log(run) if "loss" in line] == [1, 2]
+    assert len(json.loads((run / "versions.json").read_text())) == 1
+    assert (run / "thesis.tex").read_text() == "mine"
 
 
 def test_a_resumed_run_keeps_its_recipe_but_for_what_does_not_change_it(make_recipe, finished, tmp_path):

@@ -11,6 +11,7 @@ line on standard error, and the exit code is
 
 from __future__ import annotations
 
+import difflib
 import io
 import logging
 import os
@@ -24,6 +25,7 @@ from typing import Any, TextIO
 import click
 
 import rinalmo
+from rinalmo.cli.options import quiet_option, set_quiet
 from rinalmo.errors import RinalmoError
 
 # command → (module, one line for the overview, here so that the overview imports nothing)
@@ -63,6 +65,10 @@ class _ReaderGoneError(Exception):
 class _Commands(click.Group):
     """Commands that are imported when they are needed."""
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        set_quiet(None, None, False)  # of an earlier command in the same process
+        return super().main(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             result = super().invoke(ctx)
@@ -70,6 +76,16 @@ class _Commands(click.Group):
         except BrokenPipeError:
             raise _ReaderGoneError from None
         return result
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+            raise click.UsageError(f"There is no command {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -95,11 +111,13 @@ class _Context(click.Context):
 
 
 def _examples_last(command: click.Command) -> click.Command:
-    """The command and its subcommands, with the examples of its docstring moved below the options."""
+    """The command and its subcommands, with --quiet, and the examples of its docstring moved below the options."""
     command.context_class = _Context
     text, mark, examples = (command.help or "").rpartition("\b\n")
     if mark:
         command.help, command.epilog = text.rstrip(), f"\b\nExamples:\n{indent(cleandoc(examples).rstrip(), '  ')}"
+    if quiet_option not in command.params and (command is cli or not isinstance(command, click.Group)):
+        command.params.append(quiet_option)
     for each in getattr(command, "commands", {}).values():
         _examples_last(each)
     return command
@@ -115,7 +133,6 @@ def cli() -> None:
     rinalmo embed sequences.fa -o embeddings.parquet
     """
     logger = logging.getLogger("rinalmo")
-    logger.setLevel(logging.INFO)
     logger.addHandler(_MESSAGES)
 
 

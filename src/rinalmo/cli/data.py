@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from rinalmo.cli.options import progress
+from rinalmo.cli.options import print_line, progress
 from rinalmo.errors import InputError
 
 
@@ -49,6 +49,7 @@ def data_command() -> None:
     help="Change one value of the recipe, such as filters.max_length=1000.",
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads of MMseqs2; all by default.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run into OUT after its last finished step.")
 @click.option("--restart", is_flag=True, help="Discard the finished steps of an interrupted run into OUT.")
 def prepare_command(
     out: Path,
@@ -61,13 +62,13 @@ def prepare_command(
     seed: int | None,
     overrides: tuple[str, ...],
     threads: int | None,
+    resume: bool,
     restart: bool,
 ) -> None:
     """Prepare the token store OUT from FASTA files or folders of them, compressed or not.
 
     Sequences of 16 to 8192 nt are kept, without duplicates, clustered with MMseqs2 at 70 % identity and 80 % coverage,
-    and split by cluster. OUT/report.json counts the dropped sequences by reason, OUT/card.md describes the store. The
-    same command continues an interrupted run.
+    and split by cluster. OUT/report.json counts the dropped sequences by reason, OUT/card.md describes the store.
 
     \b
     rinalmo data prepare store rfam=Rfam.fa.gz rnacentral=rnacentral_active.fasta.gz
@@ -87,14 +88,15 @@ def prepare_command(
             tables=dict(_split_label(table) for table in tables),
             exclude=exclude,
             threads=threads,
+            resume=resume,
             restart=restart,
             progress=_step_progress,
         )
     except KeyboardInterrupt:
-        click.echo(f"rinalmo: the finished steps of {out} are kept; run the same command to continue", err=True)
+        print_line(f"{out}: stopped, the finished steps are kept; continue with --resume")
         raise
     parts = ", ".join(f"{split} {store.num_clusters(split):,}" for split in ("train", "validation"))
-    click.echo(f"{out}: {len(store):,} sequences in {store.manifest['clusters']:,} clusters ({parts})", err=True)
+    print_line(f"{out}: {len(store):,} sequences in {store.manifest['clusters']:,} clusters ({parts})")
 
 
 @data_command.command("check")
@@ -124,7 +126,7 @@ def card_command(store: Path) -> None:
 
     with progress("counting") as report:
         path = write_card(store, report)
-    click.echo(f"{path}: written", err=True)
+    print_line(f"{path}: written")
 
 
 @data_command.command("download")
@@ -134,7 +136,8 @@ def card_command(store: Path) -> None:
 def download_command(database: str, folder: Path, mirror: str | None) -> None:
     """Fetch a database: rnacentral, rfam, ensembl (release 109), ensembl-bacteria (release 56) or nt.
 
-    The same command continues an interrupted download. Give the folder to `prepare` as LABEL=DIR.
+    The same command continues an interrupted download: files that are whole are not fetched again. Give the folder to
+    `prepare` as LABEL=DIR.
 
     \b
     rinalmo data download rfam databases/rfam
@@ -144,7 +147,7 @@ def download_command(database: str, folder: Path, mirror: str | None) -> None:
 
     with progress(f"downloading {database}", "files") as report:
         files = download(database, folder, mirror=mirror, report=report)
-    click.echo(f"{folder}: {len(files):,} files of {database}", err=True)
+    print_line(f"{folder}: {len(files):,} files of {database}")
 
 
 @contextmanager
@@ -160,7 +163,7 @@ def _step_progress(step: str) -> Iterator[Callable[[int], None]]:
 
         yield update
     number = f"{total:,} sequences, " if total else ""
-    click.echo(f"{step}: {number}{time.monotonic() - start:.0f} s", err=True)
+    print_line(f"{step}: {number}{time.monotonic() - start:.0f} s")
 
 
 def _split_label(text: str) -> tuple[str, Path]:

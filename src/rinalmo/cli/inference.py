@@ -6,6 +6,7 @@ import json
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,11 @@ from rinalmo.cli.options import (
     engine_options,
     fill_option,
     folding_options,
-    is_sequence,
     job_options,
     make_engine,
     open_engine,
     print_evaluation,
+    print_line,
     print_note,
     progress,
     shard_option,
@@ -62,7 +63,7 @@ def fill_mask_command(source: str, top_k: int, style: str, **engine_settings: An
     rinalmo fill-mask masked.fa --format tsv > predictions.tsv
     """
     from rinalmo.inference.fill_mask import fill_mask_records
-    from rinalmo.io.sequences import as_records, name_source_in_errors, read_fasta
+    from rinalmo.io.sequences import as_records, is_sequence, name_source_in_errors, read_fasta
 
     is_text = is_sequence(source)
     records = as_records(source, allow_mask=True) if is_text else read_fasta(source, allow_mask=True)
@@ -87,7 +88,7 @@ def fill_mask_command(source: str, top_k: int, style: str, **engine_settings: An
 
 
 @click.command("embed")
-@click.argument("source", metavar="FASTA|TABLE|-")
+@click.argument("source", metavar="SEQ|FASTA|TABLE|-")
 @click.option(
     "-o",
     "--output",
@@ -143,10 +144,10 @@ def embed_command(
 ) -> None:
     """Embed the sequences of a FASTA file or table.
 
-    FASTA may be gzip, bzip2, xz or zstd, or - for standard input; a table (.csv, .tsv, .jsonl, .parquet) has a column
-    `sequence`. The default is one vector per sequence: the mean over its nucleotides in the last layer. The order of
-    the input is kept. Upper or lower case, U or T and IUPAC letters are read; anything else is an error with its
-    position.
+    SEQ is an RNA or DNA sequence itself. FASTA may be gzip, bzip2, xz or zstd, or - for standard input; a table (.csv,
+    .tsv, .jsonl, .parquet) has a column `sequence`. The default is one vector per sequence: the mean over its
+    nucleotides in the last layer. The order of the input is kept. Upper or lower case, U or T and IUPAC letters are
+    read; anything else is an error with its position.
 
     \b
     rinalmo embed sequences.fa -o embeddings.parquet
@@ -185,7 +186,7 @@ def embed_command(
     map_plot = MapPlot(plot, plot_method, colour_by) if plot else None
     if map_plot:
         map_plot.check(output)
-    with progress("embedding") as report:
+    with progress("embedding", total=partial(_count, source, job)) as report:
         embed_file(
             source,
             output,
@@ -197,7 +198,7 @@ def embed_command(
         )
     if map_plot:
         map_plot.draw(output)
-        click.echo(f"{plot}: drawn", err=True)
+        print_line(f"{plot}: drawn")
 
 
 def _print_estimate(estimate: Estimate, output: Path) -> None:
@@ -292,7 +293,7 @@ def score_command(
         raise click.UsageError("--plot draws the map of --all-single")
     job = _take_job_options(settings, output)
     from rinalmo.inference import variants as scoring
-    from rinalmo.io.sequences import as_records, read_fasta
+    from rinalmo.io.sequences import as_records, is_sequence, read_fasta
 
     if source is not None:
         wild_types = as_records(source) if is_sequence(source) else read_fasta(source)
@@ -307,10 +308,13 @@ def score_command(
             raise click.UsageError("--vcf needs --reference, the genome, and --regions, its transcripts")
         name = settings["model"]
         read = VcfSource(vcf, reference, regions, window=window or WINDOW, method=method, model_name=name)
+
+    def total() -> tuple[int, bool] | None:
+        return (read.take_shard(job["shard"]).checked(method), True) if vcf is None else None
+
     # On a terminal a bar would be drawn over the rows.
     is_shown = output == "-" and sys.stdout.isatty()
-    noun = "variants" if settings["engine"] == "ray" else "passes"
-    with nullcontext(lambda count: None) if is_shown else progress("scoring", noun) as report:
+    with nullcontext(lambda count: None) if is_shown else progress("scoring", "variants", total) as report:
         scoring.score_file(
             read,
             output,
@@ -322,11 +326,11 @@ def score_command(
             **job,
         )
     if plot is not None:
-        click.echo(f"{plot}: drawn", err=True)
+        print_line(f"{plot}: drawn")
 
 
 @click.command("fold")
-@click.argument("source", metavar="FASTA|TABLE|-", required=False)
+@click.argument("source", metavar="SEQ|FASTA|TABLE|-", required=False)
 @click.option(
     "-o",
     "--output",
@@ -423,12 +427,13 @@ def fold_command(
 ) -> None:
     """Predict the secondary structures of the sequences of a FASTA file or table.
 
-    FASTA may be gzip, bzip2, xz or zstd, or - for standard input; a table (.csv, .tsv, .jsonl, .parquet) has a column
-    `sequence`. The model is fine-tuned for secondary structure. The decoders greedy, the default with the paper's head,
-    and matching predict pseudoknots; nano-fold's default is nested. Memory grows with the square of the longest
-    sequence, or of the window where sequences are longer.
+    SEQ is an RNA or DNA sequence itself. FASTA may be gzip, bzip2, xz or zstd, or - for standard input; a table (.csv,
+    .tsv, .jsonl, .parquet) has a column `sequence`. The model is fine-tuned for secondary structure. The decoders
+    greedy, the default with the paper's head, and matching predict pseudoknots; nano-fold's default is nested. Memory
+    grows with the square of the longest sequence, or of the window where sequences are longer.
 
     \b
+    rinalmo fold GGGGGAAAACCCCC
     rinalmo fold sequences.fa
     rinalmo fold sequences.fa -o structures.ct --decoder matching
     rinalmo fold sequences.fa --thermodynamics 0
@@ -447,7 +452,7 @@ def fold_command(
     from rinalmo.inference.fold import Decoding, Plot, fold_file
 
     for _, chosen, files in each_adapter(adapters, settings, output=output, probabilities=probabilities, plot=plot):
-        with progress("folding") as report:
+        with progress("folding", total=partial(_count, source, job)) as report:
             fold_file(
                 source,
                 files["output"],
@@ -466,7 +471,7 @@ def fold_command(
 
 @click.command("predict")
 @click.argument("model", metavar="MODEL")
-@click.argument("source", metavar="FASTA|TABLE|-")
+@click.argument("source", metavar="SEQ|FASTA|TABLE|-")
 @click.option(
     "-o", "--output", default="-", help="File to write: .csv, .tsv, .jsonl or .parquet.  [default: CSV to stdout]"
 )
@@ -492,11 +497,11 @@ def predict_command(
     """Predict with a fine-tuned model for the sequences of a FASTA file or table.
 
     MODEL is a folder that `rinalmo finetune` or transformers' Trainer wrote, a LoRA adapter, one of the authors'
-    fine-tuned .pt files, or with --adapter the model that the adapters were trained on. FASTA may be gzip,
-    bzip2, xz or zstd, or - for standard input; a table (.csv, .tsv, .jsonl, .parquet) has a column `sequence`. The
-    output has one row per sequence: a number, a class with the probability of each, or a structure; with a model for
-    single nucleotides one row per nucleotide. Sequences are cropped as in training. `rinalmo fold` writes structures in
-    other formats.
+    fine-tuned .pt files, or with --adapter the model that the adapters were trained on. SEQ is an RNA or DNA sequence
+    itself. FASTA may be gzip, bzip2, xz or zstd, or - for standard input; a table (.csv, .tsv, .jsonl, .parquet) has a
+    column `sequence`. The output has one row per sequence: a number, a class with the probability of each, or a
+    structure; with a model for single nucleotides one row per nucleotide. Sequences are cropped as in training.
+    `rinalmo fold` writes structures in other formats.
 
     \b
     rinalmo predict run/model sequences.fa -o predictions.csv
@@ -509,7 +514,7 @@ def predict_command(
     from rinalmo.inference.predict import predict_file
 
     for _, chosen, files in each_adapter(adapters, settings, output=output):
-        with progress("predicting") as report:
+        with progress("predicting", total=partial(_count, source, job)) as report:
             predict_file(
                 source,
                 files["output"],
@@ -523,6 +528,15 @@ def predict_command(
                 **job,
                 note=print_note,
             )
+
+
+def _count(source: str, job: dict[str, Any]) -> tuple[int, bool] | None:
+    """The number of sequences that a job takes from its input, and whether it is exact."""
+    from rinalmo.engine.jobs import shard_size
+    from rinalmo.io.sequences import count_records
+
+    known = count_records(source)
+    return known and (shard_size(known[0], job["shard"]), known[1])
 
 
 def _take_job_options(settings: dict[str, Any], output: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from rinalmo.cli.options import print_line, print_note
 from rinalmo.errors import InputError
 
 
@@ -136,5 +137,5 @@ def convert_command(source: str, target: str, layout: str, heads: int | None, ha
         overwrite=overwrite,
     )
     for note in checkpoint.notes:
-        click.echo(f"note: {note}", err=True)
-    click.echo(f"{target}: {layout} layout, from {checkpoint.layout}", err=True)
+        print_note(note)
+    print_line(f"{target}: {layout} layout, from {checkpoint.layout}")

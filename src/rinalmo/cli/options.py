@@ -1,7 +1,8 @@
-"""What several commands share: options, the engine, progress."""
+"""What several commands share: options, the engine, messages, progress."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from rinalmo.engine.engine import Engine
     from rinalmo.engine.ray import RayEngine
     from rinalmo.tasks.evaluate import Evaluation
@@ -21,7 +24,25 @@ if TYPE_CHECKING:
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 FOLD_MODEL = "nano-fold"
-_SECONDS = 10.0  # between lines of progress where there is no terminal
+_SECONDS = 30.0  # between lines of progress where there is no terminal
+_quiet = False
+
+
+def set_quiet(ctx: click.Context | None, param: click.Parameter | None, value: bool) -> None:
+    """Let nothing but errors and results be printed, by this command and the library."""
+    global _quiet
+    if value or param is None:
+        _quiet = value
+        logging.getLogger("rinalmo").setLevel(logging.ERROR if value else logging.INFO)
+
+
+quiet_option = click.Option(
+    ["-q", "--quiet"],
+    is_flag=True,
+    expose_value=False,
+    callback=set_quiet,
+    help="Print errors only, no progress and no notes.",
+)
 
 
 def combined(*options: Decorator) -> Decorator:
@@ -181,9 +202,7 @@ shard_option = click.option(
 )
 
 job_options = combined(
-    click.option(
-        "--resume", is_flag=True, help="Continue an interrupted run of the same command; this is the default."
-    ),
+    click.option("--resume", is_flag=True, help="Continue an interrupted run of the same command, if there is one."),
     click.option("--restart", is_flag=True, help="Discard the results of an interrupted run, and start again."),
     click.option(
         "--engine",
@@ -220,7 +239,7 @@ def open_engine(
         from rinalmo.engine.ray import RayEngine
 
         with RayEngine(address=address, workers=workers, gpus_per_worker=gpus_per_worker, **settings) as ray_engine:
-            click.echo(f"device: {ray_engine.describe()}", err=True)
+            print_line(f"device: {ray_engine.describe()}")
             yield ray_engine
         return
     if address is not None or workers is not None or gpus_per_worker is not None:
@@ -233,22 +252,14 @@ def make_engine(**settings: Any) -> Engine:
     from rinalmo.engine.engine import as_engine
 
     engine = as_engine(**settings)
-    engine.announce = lambda device: click.echo(f"device: {device}", err=True)
+    engine.announce = lambda device: print_line(f"device: {device}")
     return engine
 
 
-def is_sequence(source: str) -> bool:
-    """Whether the argument is an RNA itself: it holds a mask, or nothing but nucleotides, and names no file."""
-    looks_like_one = "<mask>" in source.lower() or set(source.upper()) <= set("ACGUTN")
-    try:
-        return source != "-" and looks_like_one and not Path(source).exists()
-    except OSError:  # longer than any file name
-        return True
-
-
 def print_line(line: str) -> None:
-    """A line on standard error; a progress bar makes room for it."""
-    print(line, file=sys.stderr, flush=True)
+    """A line on standard error, unless --quiet is given; a progress bar makes room for it."""
+    if not _quiet:
+        print(line, file=sys.stderr, flush=True)
 
 
 def print_note(text: str) -> None:
@@ -256,9 +267,55 @@ def print_note(text: str) -> None:
     print_line(f"note: {text}")
 
 
+class _Pace:
+    """What part of a task is done, and how long the rest will take at the pace since the first report."""
+
+    def __init__(self, total: int | None = None, about: str = "") -> None:
+        self.total, self.about = total, about
+        self._first: tuple[float, int] | None = None
+
+    def text(self, count: int, noun: str) -> str:
+        """Such as `1,200 of 10,000 sequences (12 %), 3 min left`; without a total `1,200 sequences`."""
+        self._first = self._first or (time.monotonic(), count)
+        if not self.total:
+            return f"{count:,} {noun}"
+        total = max(self.total, count)
+        seconds, done = time.monotonic() - self._first[0], count - self._first[1]
+        left = f", {duration(seconds * (total - count) / done)} left" if done and count < total else ""
+        return f"{count:,} of {self.about}{total:,} {noun} ({100 * count // total} %){left}"
+
+
+def duration(seconds: float) -> str:
+    """Such as 40 s, 5 min, 2 h 10 min or 3 d 4 h."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
+
+
 @contextmanager
-def progress(task: str, noun: str = "sequences") -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of things done so far: a bar on a terminal, else a line every ten seconds."""
+def progress(
+    task: str, noun: str = "sequences", total: Callable[[], tuple[int, bool] | None] = lambda: None
+) -> Iterator[Callable[[int], None]]:
+    """A function to call with the number of things done so far: a bar on a terminal, else a line every half minute.
+
+    `total` gives how many there are, and whether that is exact; it is called when it is needed first.
+    """
+    pace: _Pace | None = None
+
+    def text(count: int) -> str:
+        nonlocal pace
+        if pace is None:
+            known = total()
+            pace = _Pace(known[0], "" if known[1] else "about ") if known else _Pace()
+        return pace.text(count, noun)
+
+    if _quiet:
+        yield lambda count: None
+        return
     if not sys.stderr.isatty():
         last = time.monotonic()
 
@@ -266,26 +323,36 @@ def progress(task: str, noun: str = "sequences") -> Iterator[Callable[[int], Non
             nonlocal last
             if time.monotonic() - last >= _SECONDS:
                 last = time.monotonic()
-                print_line(f"{task}: {count:,} {noun}")
+                print_line(f"{task}: {text(count)}")
 
         yield report
         return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (
-        SpinnerColumn("line"),
-        TextColumn("{task.description} {task.completed:,.0f} " + noun),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with _bar(transient=True) as bar:
         bar_task = bar.add_task(task, total=None)
-        yield lambda count: bar.update(bar_task, completed=count)
+
+        def update(count: int) -> None:
+            description = f"{task} {text(count)}"
+            known = max(pace.total, count) if pace and pace.total else None
+            bar.update(bar_task, completed=count, total=known, description=description)
+
+        yield update
+
+
+def _bar(**options: Any) -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    columns = SpinnerColumn("line"), BarColumn(bar_width=20), TextColumn("{task.description}", markup=False)
+    return Progress(*columns, console=Console(stderr=True), **options)
 
 
 @contextmanager
 def training_progress() -> Iterator[tuple[Callable[[Event], None], Callable[[str], None]]]:
     """Two functions to call: with each event of a run, and with each note."""
+    if _quiet:
+        yield lambda event: None, lambda text: None
+        return
+    pace = _Pace()
     if not sys.stderr.isatty():
         last = -_SECONDS
 
@@ -294,40 +361,34 @@ def training_progress() -> Iterator[tuple[Callable[[Event], None], Callable[[str
             now = time.monotonic()
             if now - last >= _SECONDS or "loss" not in event.values or event.step == event.steps:
                 last = now
-                print_line(_description(event))
+                print_line(_description(event, pace))
 
         yield print_event, print_note
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(bar_width=20), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with _bar() as bar:
         bar_task = bar.add_task("", total=None)
 
         def update(event: Event) -> None:
+            description = _description(event, pace)
             if "loss" in event.values:
-                bar.update(bar_task, completed=event.step, total=event.steps, description=_description(event))
+                bar.update(bar_task, completed=event.step, total=event.steps, description=description)
             else:
-                bar.console.print(_description(event), highlight=False)
+                bar.console.print(description, highlight=False, markup=False)
 
-        yield update, lambda text: bar.console.print(f"note: {text}", highlight=False)
+        yield update, lambda text: bar.console.print(f"note: {text}", highlight=False, markup=False)
 
 
-def _description(event: Event) -> str:
-    """One line: `step 1,200/75,900  loss 1.2345  lr 5.0e-05  12,345 tokens/s  MFU 41 %`."""
+def _description(event: Event, pace: _Pace) -> str:
+    """One line: `1,200 of 75,900 steps (1 %), 5 h 3 min left  loss 1.2345  lr 5.0e-05  12,345 tokens/s  MFU 41 %`."""
     values: dict[str, Any] = dict(event.values)
-    parts = [f"step {event.step:,}/{event.steps:,}"]
-    if "loss" in values:
-        parts += [
-            f"loss {values['loss']:.4f}",
-            f"lr {values['lr']:.1e}",
-            f"{values['tokens_per_second']:,.0f} tokens/s",
-        ]
-        parts += [f"MFU {100 * values['mfu']:.0f} %"] if "mfu" in values else []
-    else:
+    pace.total = event.steps
+    if "loss" not in values:
         names = ("loss", "accuracy", "perplexity")
-        parts += [f"validation {name} {values[key]:.4f}" for name in names if (key := f"validation/{name}") in values]
+        parts = [f"validation {name} {values[key]:.4f}" for name in names if (key := f"validation/{name}") in values]
+        return "  ".join([f"step {event.step:,}", *parts])
+    parts = [pace.text(event.step, "steps"), f"loss {values['loss']:.4f}", f"lr {values['lr']:.1e}"]
+    parts += [f"{values['tokens_per_second']:,.0f} tokens/s"]
+    parts += [f"MFU {100 * values['mfu']:.0f} %"] if "mfu" in values else []
     return "  ".join(parts)
 
 

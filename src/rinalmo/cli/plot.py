@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rinalmo.cli.options import colour_option
+from rinalmo.cli.options import colour_option, print_line
 
 _OUTPUT = click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Figure to write, .svg, .png or .pdf."
@@ -49,7 +49,7 @@ def map_(embeddings: Path, output: Path, method: Any, colour_by: str | None) -> 
     plot = MapPlot(output, method, colour_by)
     plot.check(embeddings)
     plot.draw(embeddings)
-    click.echo(f"{output}: drawn", err=True)
+    print_line(f"{output}: drawn")
 
 
 @plot_command.command("curves")
@@ -72,4 +72,4 @@ def curves(runs: tuple[Path, ...], output: Path, names: tuple[str, ...]) -> None
     from rinalmo.training.run_folder import logs_of
 
     draw_curves(logs_of(runs), output, names or ("loss",), rates=True)
-    click.echo(f"{output}: drawn", err=True)
+    print_line(f"{output}: drawn")

@@ -9,12 +9,20 @@ from typing import Any
 
 import click
 
-from rinalmo.cli.options import combined, device_option, print_evaluation, threads_option, training_progress
+from rinalmo.cli.options import (
+    combined,
+    device_option,
+    print_evaluation,
+    print_line,
+    threads_option,
+    training_progress,
+)
 
 _PATH = click.Path(path_type=Path)
 _run_options = combined(
     click.option("-o", "--output", required=True, type=_PATH, metavar="RUN", help="Folder for the run."),
     click.option("--resume", is_flag=True, help="Continue the run in RUN from its last checkpoint, if it has one."),
+    click.option("--restart", is_flag=True, help="Discard the run in RUN, and start again."),
     click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe."),
     threads_option,
     device_option,
@@ -25,7 +33,7 @@ _run_options = combined(
 @click.argument("recipe", metavar="RECIPE|FILE.yaml")
 @_run_options
 def pretrain_command(
-    recipe: str, output: Path, resume: bool, overrides: tuple[str, ...], threads: int | None, device: str
+    recipe: str, output: Path, overrides: tuple[str, ...], threads: int | None, **options: Any
 ) -> None:
     """Train a model on a token store (`rinalmo data prepare` makes one); the result is in RUN/model.
 
@@ -47,7 +55,7 @@ def pretrain_command(
     if threads is not None:
         torch.set_num_threads(threads)
     with training_progress() as callbacks:
-        outcome = pretrain(chosen, output, resume=resume, listener=Listener(*callbacks), device=device)
+        outcome = pretrain(chosen, output, listener=Listener(*callbacks), **options)
     if outcome.finished:
         _print_once(f"{outcome.model}: trained for {outcome.step:,} steps; use it with --model {outcome.model}")
     else:
@@ -58,7 +66,7 @@ def pretrain_command(
 
 def _print_once(text: str) -> None:
     if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes prints for all
-        click.echo(text, err=True)
+        print_line(text)
 
 
 @click.command("finetune")
@@ -134,4 +142,4 @@ def card_command(source: str, output: Path | None, name: str | None, license_id:
     from rinalmo.training.model_card import write_card
 
     target = write_card(source, output, name=name, license_id=license_id, overwrite=overwrite)
-    click.echo(f"{target}: written", err=True)
+    print_line(f"{target}: written")

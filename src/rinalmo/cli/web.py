@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from rinalmo.cli.options import FOLD_MODEL, device_option, model_option, threads_option
+from rinalmo.cli.options import FOLD_MODEL, device_option, model_option, print_line, threads_option
 
 
 @click.command("web")
@@ -35,7 +35,7 @@ def web_command(host: str, port: int, model: str, fold_model: str, threads: int 
     from rinalmo.web.server import serve
 
     def announce(address: str, device: str) -> None:
-        click.echo(f"device: {device}", err=True)
+        print_line(f"device: {device}")
         print(f"serving on {address}  (Ctrl-C stops)", flush=True)
 
     serve(model, fold_model, host=host, port=port, threads=threads, device=device, ready=announce)

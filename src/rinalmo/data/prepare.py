@@ -206,10 +206,11 @@ def prepare(
     tables: Mapping[str, Path] | None = None,
     exclude: Sequence[Path] = (),
     threads: int | None = None,
+    resume: bool = False,
     restart: bool = False,
     progress: Progress = quiet,
 ) -> TokenStore:
-    """Prepare the token store `out`; an interrupted run continues where it was.
+    """Prepare the token store `out`.
 
     Args:
         out: Folder of the store.
@@ -218,7 +219,8 @@ def prepare(
         tables: A table of facts for a label.
         exclude: FASTA files whose sequences and cluster mates must not be in the store.
         threads: Threads of MMseqs2; None: all.
-        restart: Discard the results of an interrupted run.
+        resume: Continue an interrupted run, if there is one, after its last finished step.
+        restart: Discard the results of an interrupted run. Without either they are kept, and InputError is raised.
         progress: Called for each step.
 
     Raises:
@@ -227,6 +229,8 @@ def prepare(
         MissingExtraError: MMseqs2 is missing.
     """
     out = destination(Path(out).absolute())
+    if resume and restart:
+        raise InputError(f"{out}: a run is resumed or restarted, not both")
     recipe = recipe or PrepareRecipe()
     given = _sources(sources, tables or {}, recipe)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -247,7 +251,7 @@ def prepare(
     folder = out.with_name(f".{out.name}.partial")
     target = folder / "store"
     with lock_folder(folder, out, temporary=True):
-        _open(folder, settings, out, restart)
+        _open(folder, settings, out, resume, restart)
         try:
             if not target.exists():
                 _write_store(target, recipe, given, excluded, mmseqs, settings, threads, progress)
@@ -375,14 +379,18 @@ def _fingerprint(file: Path) -> dict[str, Any]:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
 
 
-def _open(folder: Path, settings: dict[str, Any], out: Path, restart: bool) -> None:
-    """Remove unfinished results of the last run; InputError if its input or recipe was another one."""
+def _open(folder: Path, settings: dict[str, Any], out: Path, resume: bool, restart: bool) -> None:
+    """Remove unfinished results of the last run; InputError for finished ones that are neither resumed nor discarded,
+    and for another input or recipe."""
     kept = folder / _SETTINGS
     if restart or not kept.exists():
         _clear(folder, ())
         with atomic_write(kept) as file:
             file.write(json.dumps(settings).encode())
         return
+    if not resume and any(path.match(pattern) for path in folder.iterdir() for pattern in _STEPS):
+        kept_steps = "the finished steps of an interrupted run are kept"
+        raise InputError(f"{out}: {kept_steps}; continue it with --resume, or discard it with --restart")
     try:
         before, now = flatten(json.loads(kept.read_text(encoding="utf-8"))), flatten(settings)
     except ValueError:
@@ -390,7 +398,7 @@ def _open(folder: Path, settings: dict[str, Any], out: Path, restart: bool) -> N
     if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
         raise InputError(
             f"{out}: {', '.join(changed[:5])} changed since this run was started; give what was given then, "
-            "or --restart to start anew"
+            "or --restart to start over"
         )
     _clear(folder, (_SETTINGS, *_STEPS, "equals.json", "clusters.json"))
 

@@ -3,7 +3,8 @@
 Records are computed in chunks, whose ends depend on the input and the options alone, so an interrupted run writes the
 same bytes as any other. Chunks may be finished in any order, here or by other processes. The results stay in memory;
 those of a run that takes long are saved every few seconds in a hidden folder beside the output (where the output is a
-symbolic link, beside its target), and the rest when the run is interrupted. The same command continues from there.
+symbolic link, beside its target), and the rest when the run is interrupted. With `resume` the run continues from there,
+with `restart` it starts over; with neither it is refused, since nothing that was computed is deleted unasked.
 
     .out.parquet.partial/
         lock              held while a process works here
@@ -32,7 +33,7 @@ import numpy as np
 from rinalmo import __version__
 from rinalmo.engine.engine import Engine
 from rinalmo.engine.ray import EngineLike, RayEngine
-from rinalmo.errors import InputError, RinalmoError
+from rinalmo.errors import InputError, RinalmoError, counted
 from rinalmo.io.files import atomic_write, destination, empty_folder, lock_folder
 from rinalmo.io.sequences import InputFile, Record, name_source_in_errors
 
@@ -64,8 +65,8 @@ class JobOptions(TypedDict, total=False):
     """Options of every job.
 
     Attributes:
-        resume: Refuse an input that can be read only once. A run is resumed in any case.
-        restart: Discard what an interrupted run has saved.
+        resume: Continue the interrupted run, if there is one. An input that can be read only once is refused.
+        restart: Discard what an interrupted run has saved. Without either its results are kept, and InputError raised.
         progress: Called with the number of records done so far.
     """
 
@@ -95,10 +96,30 @@ def chunked(
         yield chunk
 
 
-def take_shard(records: Iterable[R], shard: str | None) -> Iterator[R]:
-    """Every n-th record, from the i-th on, for `shard` "i/n"; all for None."""
+def take_shard(records: Iterable[R], shard: str | None, noun: str = "sequence") -> Iterator[R]:
+    """Every n-th record, from the i-th on, for `shard` "i/n"; all for None. Raises InputError where there is none."""
+    index, count = _shard(shard)
+
+    def taken() -> Iterator[R]:
+        is_empty = shard is not None
+        for record in islice(records, index - 1, None, count):
+            is_empty = False
+            yield record
+        if is_empty:
+            raise InputError(f"no {noun} falls in --shard {shard}; there are fewer than {counted(index, noun)}")
+
+    return taken()
+
+
+def shard_size(total: int, shard: str | None) -> int:
+    """How many of so many records fall in a shard."""
+    index, count = _shard(shard)
+    return len(range(index - 1, total, count))
+
+
+def _shard(shard: str | None) -> tuple[int, int]:
     if shard is None:
-        return iter(records)
+        return 1, 1
     try:
         index, count = map(int, shard.split("/"))
     except ValueError:
@@ -107,7 +128,7 @@ def take_shard(records: Iterable[R], shard: str | None) -> Iterator[R]:
         raise InputError(f"--shard {shard}: the number of shards must be between 1 and {sys.maxsize:,}")
     if not 1 <= index <= count:
         raise InputError(f"--shard {shard}: the shard number must be between 1 and {count:,}")
-    return islice(records, index - 1, None, count)
+    return index, count
 
 
 def compute_records(
@@ -146,12 +167,11 @@ class Job:
 
     Args:
         output: The file.
-        noun: What there is one of for each record, in messages.
-        counts_passes: Progress is in passes of the model, not in records.
+        noun: What there is one of for each record, in messages; singular.
     """
 
-    def __init__(self, output: Path, noun: str = "sequences", *, counts_passes: bool = False) -> None:
-        self.output, self.noun, self.counts_passes = output, noun, counts_passes
+    def __init__(self, output: Path, noun: str = "sequence") -> None:
+        self.output, self.noun = output, noun
         with self._output_errors():
             target = destination(output)
         self.folder = target.with_name(f".{target.name}.partial")
@@ -183,8 +203,8 @@ class Job:
             job: See `JobOptions`.
 
         Raises:
-            InputError: Another process runs the same job, the interrupted run had other settings, its results are
-                damaged, or the output cannot be written.
+            InputError: Another process runs the same job, an interrupted run is neither resumed nor restarted, had
+                other settings, or its results are damaged, or the output cannot be written.
         """
         if job.get("resume") and job.get("restart"):
             raise InputError(f"{self.output}: a run is resumed or restarted, not both")
@@ -199,11 +219,10 @@ class Job:
             lock_folder(self.folder, self.output, temporary=True) as is_locked,
             ThreadPoolExecutor(1, thread_name_prefix="rinalmo-writer") as writer,
         ):
-            self._find_saved(settings, is_locked, job.get("restart", False))
+            self._find_saved(settings, is_locked, **job)
             if self.count:
-                logger.info("%s: continuing an interrupted run: %s %s done", self.output, f"{self.count:,}", self.noun)
-            start = 0 if self.counts_passes else self.count
-            advance = cumulative(job.get("progress", lambda count: None), start)
+                logger.info("%s: resuming, %s done", self.output, counted(self.count, self.noun))
+            advance = cumulative(job.get("progress", lambda count: None), self.count)
             last_save = time.monotonic()
 
             def unfinished() -> Iterator[tuple[int, list[Item]]]:
@@ -232,8 +251,8 @@ class Job:
                         self._wait()
                         self._save(self._memory, settings)
                     if isinstance(error, KeyboardInterrupt) and self.count:
-                        text = "%s: %s %s are kept; run the same command to continue"
-                        logger.info(text, self.output, f"{self.count:,}", self.noun)
+                        text = "%s: stopped, %s kept; continue with --resume"
+                        logger.info(text, self.output, counted(self.count, self.noun))
                 if not source.rereadable or not any(self.folder.glob("*.npz")):
                     self._remove()
                 raise
@@ -260,10 +279,10 @@ class Job:
             **options,
         }
 
-    def _find_saved(self, settings: Callable[[], dict[str, Any]], is_locked: bool, restart: bool) -> None:
+    def _find_saved(self, settings: Callable[[], dict[str, Any]], is_locked: bool, **job: Unpack[JobOptions]) -> None:
         path = self.folder / _SETTINGS
         before = None
-        if path.exists() and not restart:
+        if path.exists() and not job.get("restart"):
             try:
                 before = json.loads(path.read_text(encoding="utf-8"))
             except ValueError:
@@ -273,13 +292,16 @@ class Job:
         if not before or before.get("input") is None:
             empty_folder(self.folder)
             return
+        self.count = self.saved_count()
+        if self.count and not job.get("resume"):
+            kept = f"{counted(self.count, self.noun)} of an interrupted run {'is' if self.count == 1 else 'are'} kept"
+            raise InputError(f"{self.output}: {kept}; continue it with --resume, or discard it with --restart")
         now = json.loads(json.dumps(settings()))
         if changed := sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key)):
             raise InputError(
                 f"{self.output}: the interrupted run cannot be resumed: {', '.join(changed)} changed since it was "
                 "started; repeat its settings to continue it, or use --restart to discard it"
             )
-        self.count = self.saved_count()
         if is_locked:
             keep = {path, *map(self._chunk_path, self._saved)}
             empty_folder(self.folder, keep.__contains__)
@@ -344,7 +366,7 @@ def record_job(
     pack: Callable[[list[R]], Arrays],
     options: Mapping[str, Any],
     *,
-    noun: str = "sequences",
+    noun: str = "sequence",
     power: int = 1,
     max_size: int = CHUNK_TOKENS,
     scale: int = 1,
@@ -357,6 +379,4 @@ def record_job(
     whole, compute = Job(output, noun), partial(compute_records, stream=stream, pack=pack)
     chunks = chunked(records, lambda record: len(record.sequence) ** power, max_size, scale=scale)
     with whole.run(engine, compute, chunks, source, options, **job):
-        if not whole.count:
-            raise InputError(f"{source.path}: no sequence falls in --shard {options['shard']}")
         yield whole

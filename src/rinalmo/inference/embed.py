@@ -37,7 +37,7 @@ from rinalmo.engine.devices import DeviceLike, peak_memory
 from rinalmo.engine.engine import Engine, as_engine, map_encoded, to_host
 from rinalmo.engine.jobs import SAVE_BYTES, Arrays, JobOptions, opened, record_job, take_shard
 from rinalmo.engine.ray import EngineLike
-from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.errors import InputError, MissingExtraError, counted
 from rinalmo.io.files import atomic_write_path, check_path
 from rinalmo.io.sequences import (
     Record,
@@ -240,7 +240,7 @@ def embed_file(
             about: dict[str, Any] = {"model": model_name, "fingerprint": engine.fingerprint}
             about |= {"precision": engine.precision, "pooling": pooling, "layer": chosen[0], "rinalmo": __version__}
             write_embeddings(output, done.results, done.folder, per_token=per_token, about=about)
-        logger.info("%s: %s sequences, %s dimensions", output, f"{done.count:,}", engine.spec.config.hidden_size)
+        logger.info("%s: %s, %s dimensions", output, counted(done.count, "sequence"), engine.spec.config.hidden_size)
     return done.count
 
 

@@ -23,7 +23,7 @@ from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, as_engine
 from rinalmo.engine.jobs import Arrays, JobOptions, opened, record_job, take_shard
 from rinalmo.engine.ray import EngineLike
-from rinalmo.errors import CheckpointError, InputError, SequenceError
+from rinalmo.errors import CheckpointError, InputError, SequenceError, counted
 from rinalmo.io.files import atomic_write, check_path, file_sha256, one_line
 from rinalmo.io.sequences import Record, SequenceFile, Sequences, as_records, name_source_in_errors, require_nonempty
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
@@ -453,7 +453,7 @@ def fold_file(
             }
             packed = partial(_fold_packed, stream=stream, keep=keep)
             scale = 1 if engine.device.type == "cpu" else GPU_SCALE
-            size: dict[str, Any] = {"noun": "structures", "power": 2, "max_size": CHUNK_PAIRS, "scale": scale}
+            size: dict[str, Any] = {"noun": "structure", "power": 2, "max_size": CHUNK_PAIRS, "scale": scale}
             done = record_job(Path(output), engine, file, records, packed, _pack, options, **size, **job)
             results = stack.enter_context(done).results(*_ARRAYS)
             structures = chain.from_iterable(map(_unpack, results))
@@ -478,7 +478,7 @@ def fold_file(
             sys.stdout.writelines(structure_text(written(), "dbn"))
         else:
             write_structures(output, written())
-            logger.info("%s: %s structures", output, f"{count:,}")
+            logger.info("%s: %s", output, counted(count, "structure"))
     return count
 
 

@@ -18,7 +18,7 @@ from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, as_engine
 from rinalmo.engine.jobs import Arrays, JobOptions, opened, record_job, take_shard
 from rinalmo.engine.ray import EngineLike
-from rinalmo.errors import InputError
+from rinalmo.errors import InputError, counted
 from rinalmo.inference.fold import CHUNK_PAIRS, GPU_SCALE
 from rinalmo.io.sequences import (
     Record,
@@ -152,7 +152,7 @@ def predict_file(
 
         write_rows(output, written())
         if not to_stdout:
-            logger.info("%s: %s sequences, %s", output, f"{count:,}", own.name)
+            logger.info("%s: %s, %s", output, counted(count, "sequence"), own.name)
     return count
 
 

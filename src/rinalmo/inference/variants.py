@@ -23,9 +23,9 @@ import numpy as np
 
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Advance, Engine, as_engine
-from rinalmo.engine.jobs import Arrays, Job, JobOptions, chunked, opened, take_shard
+from rinalmo.engine.jobs import Arrays, Job, JobOptions, chunked, cumulative, opened, take_shard
 from rinalmo.engine.ray import EngineLike
-from rinalmo.errors import InputError, SequenceError
+from rinalmo.errors import InputError, SequenceError, counted
 from rinalmo.inference.fill_mask import NucleotideScorer
 from rinalmo.io.files import atomic_write_path, check_path
 from rinalmo.io.sequences import InputFile, Record, as_records, read_fasta
@@ -358,7 +358,7 @@ class VariantSource(InputFile):
 
         def of_shard() -> Iterator[Variant]:
             groups = groupby(self.read(), key=lambda variant: (variant.wild_type, variant.positions))
-            return (variant for _, group in take_shard(groups, shard) for variant in group)
+            return (variant for _, group in take_shard(groups, shard, "position") for variant in group)
 
         sharded = copy(self)
         sharded.read = of_shard
@@ -378,15 +378,13 @@ class VariantSource(InputFile):
                 check(variant, method, file=str(self.path), record=str(variant.cells[1]))
             count += 1
         if count == 0:
-            if shard is not None:
-                raise InputError(f"{self.path or self.wild_types[0].id}: no variant falls in --shard {shard}")
             where, missing = self.path or f"record {self.wild_types[0].id}", "rows" if self.path else "A, C, G or U"
             raise InputError(f"{where}: has no {missing}; there is nothing to score")
         return count
 
     def summary(self, count: int) -> str:
         """What was scored, in words."""
-        return f"{count:,} variants of {len(self.wild_types):,} wild type{'s' * (len(self.wild_types) > 1)}"
+        return f"{counted(count, 'variant')} of {counted(len(self.wild_types), 'wild type')}"
 
     def notes(self) -> Iterator[str]:
         """What was left out, in sentences."""
@@ -522,7 +520,7 @@ def score_file(
         plot: A heat map to draw as well, of all substitutions in one sequence.
         shard: "i/n" takes the variants of every n-th position, from the i-th on; no score depends on it.
         note: Called with a sentence about what was left out.
-        job: See `JobOptions`. `progress` is in passes of the model, with a `RayEngine` in variants.
+        job: See `JobOptions`; `progress` is in variants.
 
     Returns:
         The number of variants.
@@ -543,15 +541,15 @@ def score_file(
     scores: Iterable[float]
     with opened(engine, to_stdout) as engine:
         if isinstance(engine, Engine) and to_stdout:
-            model = NucleotideScorer(engine, job.get("progress", lambda count: None))
-            scores = score_variants(source.read(), model, method)
+            compute = _score_blocks(engine, cumulative(job.get("progress", lambda count: None)), method=method)
+            scores = chain.from_iterable(compute(block)["scores"].tolist() for block in blocks(source.read(), method))
             if plot is not None:
                 scores = list(scores)
             sys.stdout.writelines(source.lines(scores))
         else:
-            done = Job(output, "variants", counts_passes=isinstance(engine, Engine))
-            compute, chunks = partial(_score_blocks, method=method), blocks(source.read(), method)
-            with done.run(engine, compute, chunks, source, {"method": method, "shard": shard}, **job):
+            done, chunks = Job(output, "variant"), blocks(source.read(), method)
+            run = partial(_score_blocks, method=method)
+            with done.run(engine, run, chunks, source, {"method": method, "shard": shard}, **job):
                 scores = chain.from_iterable(chunk["scores"].tolist() for chunk in done.results("scores"))
                 if plot is not None:
                     scores = list(scores)
@@ -569,10 +567,28 @@ def score_file(
 
 
 def _score_blocks(engine: Engine, advance: Advance, *, method: Method) -> Callable[[list[Variant]], Arrays]:
-    model = NucleotideScorer(engine, lambda count: advance(1))
+    size = reported = passes = expected = 0
+
+    def on_pass(_: int) -> None:
+        """Each pass of the model is an equal share of the block's variants."""
+        nonlocal reported, passes
+        passes += 1
+        done = min(size, size * passes // max(1, expected))
+        advance(done - reported)
+        reported = done
+
+    model = NucleotideScorer(engine, on_pass)
 
     def compute(block: list[Variant]) -> Arrays:
-        lengths = np.array([len(variant.wild_type) for variant in block])
-        return {"lengths": lengths, "scores": np.array(_METHODS[method](block, model))}
+        nonlocal size, reported, passes, expected
+        size, reported, passes = len(block), 0, 0
+        expected = (
+            sum(len(variant.sequence) for variant in block)
+            if method.endswith("pll")
+            else len({(variant.wild_type, variant.positions) for variant in block})
+        )
+        scores = np.array(_METHODS[method](block, model))
+        advance(size - reported)
+        return {"lengths": np.array([len(variant.wild_type) for variant in block]), "scores": scores}
 
     return compute

@@ -390,25 +390,29 @@ def read_chunks(source: str | PathLike[str]) -> Iterator[bytes]:
     unreadable, truncated, damaged, a zip archive or UTF-16 text.
     """
     with open_binary(source) as file:
-        try:
-            head = file.read(len(_BGZF_END))
-            for magic, remedy in _UNSUPPORTED_MAGIC.items():
-                if head.startswith(magic):
-                    raise InputError(f"{source_name(source)} {remedy}")
-            if head.startswith(_ZSTD_MAGIC) or head[1:4] == _ZSTD_SKIPPABLE_MAGIC:
-                import pyarrow as pa
+        yield from decompressed(file, source_name(source))
 
-                stream = pa.CompressedInputStream(pa.PythonFile(_Rewound(head, file), mode="r"), "zstd")
-                blocks = iter(partial(stream.read, _BLOCK), b"")
-            else:
-                blocks = chain((head,), iter(partial(file.read1, _BLOCK), b""))  # type: ignore[attr-defined]
-                if head.startswith((_GZIP_MAGIC, _BZIP2_MAGIC, _XZ_MAGIC)):
-                    blocks = _decompress(blocks, head)
-            yield from blocks
-        except (OSError, EOFError) as error:
-            reason = str(error).splitlines()[0]
-            message = f"{source_name(source)} cannot be read to its end ({reason}); copy or download it again"
-            raise InputError(message) from error
+
+def decompressed(file: BinaryIO, name: str) -> Iterator[bytes]:
+    """As `read_chunks`, of an open file; `name` is its name in messages."""
+    try:
+        head = file.read(len(_BGZF_END))
+        for magic, remedy in _UNSUPPORTED_MAGIC.items():
+            if head.startswith(magic):
+                raise InputError(f"{name} {remedy}")
+        if head.startswith(_ZSTD_MAGIC) or head[1:4] == _ZSTD_SKIPPABLE_MAGIC:
+            import pyarrow as pa
+
+            stream = pa.CompressedInputStream(pa.PythonFile(_Rewound(head, file), mode="r"), "zstd")
+            blocks = iter(partial(stream.read, _BLOCK), b"")
+        else:
+            blocks = chain((head,), iter(partial(file.read1, _BLOCK), b""))  # type: ignore[attr-defined]
+            if head.startswith((_GZIP_MAGIC, _BZIP2_MAGIC, _XZ_MAGIC)):
+                blocks = _decompress(blocks, head)
+        yield from blocks
+    except (OSError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{name} cannot be read to its end ({reason}); copy or download it again") from error
 
 
 class _Rewound:

@@ -12,6 +12,8 @@ the longest record.
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,9 +31,11 @@ from rinalmo.errors import InputError, SequenceError
 from rinalmo.io.files import (
     BYTE_ORDER_MARK,
     decode,
+    decompressed,
     file_sha256,
     is_stream,
     one_line,
+    open_binary,
     read_chunks,
     source_name,
     uncompressed_name,
@@ -255,20 +259,71 @@ class InputFile:
 class SequenceFile(InputFile):
     """The records of a FASTA file or a table, opened once and read once; "-" is FASTA on standard input.
 
+    A sequence in place of a file's name is the only record; see `is_sequence`.
+
     Raises:
         InputError: The file cannot be opened, or its first record cannot be used.
     """
 
-    def __init__(self, path: str | Path, *, constraints: bool = False) -> None:
+    def __init__(self, source: str | Path, *, constraints: bool = False) -> None:
         """With `constraints` FASTA has a constraint after each sequence, and a table the column `constraint`."""
-        super().__init__(Path(path))
-        self.is_table = is_sequence_table(path)
-        self._records = read_sequences(path, constraints=constraints)
-        if str(path) != "-" and not is_stream(Path(path)):
+        self._text = str(source) if is_sequence(source) else None
+        super().__init__(Path(source) if self._text is None else None)
+        self.is_table = self._text is None and is_sequence_table(source)
+        self._records = (
+            read_sequences(source, constraints=constraints) if self._text is None else as_records(self._text)
+        )
+        if str(source) != "-" and not is_stream(Path(source)):
             self._records = require_nonempty(self._records)
 
     def __iter__(self) -> Iterator[Record]:
         return self._records
+
+    def fingerprint(self) -> str:
+        return super().fingerprint() if self._text is None else hashlib.sha256(self._text.encode()).hexdigest()
+
+
+def is_sequence(source: str | Path) -> bool:
+    """Whether an argument is an RNA itself: it holds a mask, or nothing but nucleotides, and names no file.
+
+    IUPAC letters count where at least half of the letters are nucleotides, and all are capital.
+    """
+    text = str(source).removesuffix("\n")
+    letters, nucleotides = set(text.upper()), sum(map(text.upper().count, "ACGUT"))
+    iupac = text.isupper() and letters <= set(IUPAC_LETTERS) and 2 * nucleotides >= len(text)
+    if isinstance(source, Path) or not text or not (letters <= set("ACGUTN") or iupac or "<mask>" in text.lower()):
+        return False
+    try:
+        return not Path(text).exists()
+    except OSError:  # longer than any file name
+        return True
+
+
+def count_records(source: str | Path, seconds: float = 1.0) -> tuple[int, bool] | None:
+    """The number of records of a file, and whether it is exact; None for what can be read only once.
+
+    A file that takes longer to count is estimated from the bytes read so far.
+    """
+    if is_sequence(source):
+        return 1, True
+    path = Path(source)
+    if str(source) == "-" or not path.is_file():
+        return None
+    if table_format(path) == "parquet":
+        from pyarrow import parquet
+
+        return int(parquet.read_metadata(path).num_rows), True
+    is_table = is_sequence_table(path)
+    header, count, last = (1 if table_format(path) in ("csv", "tsv") else 0), 0, b"\n"
+    start = time.monotonic()
+    with open_binary(path) as file:
+        for chunk in decompressed(file, source_name(path)):
+            text = (last + chunk).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            count += text.count(b"\n") - text.startswith(b"\n") if is_table else text.count(b"\n>")
+            last = text[-1:]
+            if count > 100 and time.monotonic() - start > seconds and (position := file.tell()) < path.stat().st_size:
+                return round(count * path.stat().st_size / position), False
+    return count + (is_table and last != b"\n") - (header if is_table else 0), True
 
 
 def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Record]:

@@ -429,7 +429,9 @@ class SupervisedTask(TrainingTask[MicroBatch]):
         self.model.spec = replace(self.model.spec, threshold=state["threshold"])
 
 
-def _train(recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, resume: bool, listener: Listener) -> Outcome:
+def _train(
+    recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, kept: tuple[bool, bool], listener: Listener
+) -> Outcome:
     """One run, without its test; a function of its own so that what DDP holds is gone when the process group ends."""
     mode = recipe.backbone.mode
     with ExitStack() as stack:
@@ -441,8 +443,9 @@ def _train(recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, resume: bool
             if after < before:
                 notes.append(f"{before - after:,} of {before:,} {name} examples have no value and are left out")
         ranks.on_rank_zero(lambda: stack.enter_context(folder.locked()))
-        changed = ranks.on_rank_zero(lambda: folder.begin(recipe, resume))
-        model, fresh = build_model(recipe, task, sets.train)
+        ranks.on_rank_zero(lambda: folder.check(*kept))
+        model, fresh = build_model(recipe, task, sets.train)  # first, as `init` may be the run that is discarded
+        changed = ranks.on_rank_zero(lambda: folder.begin(recipe, *kept))
         encode = model.alphabet.encode
         ids = [
             [encode(cropped(e.sequence, task.crop), strict=True) for e in part]
@@ -507,6 +510,7 @@ def finetune_from_recipe(
     output: Path,
     *,
     resume: bool = False,
+    restart: bool = False,
     listener: Listener = NULL_LISTENER,
     device: DeviceLike = None,
 ) -> Outcome:
@@ -533,6 +537,9 @@ def finetune_from_recipe(
             if not path.name.startswith("fold-") and path.name != EVALUATION and not is_temporary(path):
                 raise InputError(f"{output}: holds {path.name} and is no cross-validation; choose another folder")
         destination(output).mkdir(parents=True, exist_ok=True)
+        if restart and os.environ.get("RANK", "0") == "0":
+            for run in runs:
+                RunFolder(output / f"fold-{run.data.fold}", FinetuneRecipe).discard()
     evaluations: list[Evaluation] = []
     for run in runs:
         folder = output
@@ -540,7 +547,7 @@ def finetune_from_recipe(
             folder = output / f"fold-{run.data.fold}"
             listener.note(f"fold {run.data.fold} of 0 to {folds - 1}")
         with init_distributed(run.train.deadline, device) as ranks, preserved_state(ranks.device):
-            outcome = _train(run, RunFolder(folder, FinetuneRecipe), ranks, resume, listener)
+            outcome = _train(run, RunFolder(folder, FinetuneRecipe), ranks, (resume, restart), listener)
         if not outcome.finished:
             return outcome
         if os.environ.get("RANK", "0") != "0":
@@ -585,6 +592,7 @@ def finetune(
     recipe: str | Path | None = None,
     overrides: Sequence[str] = (),
     resume: bool = False,
+    restart: bool = False,
     listener: Listener = NULL_LISTENER,
     device: DeviceLike = None,
 ) -> Evaluation | None:
@@ -607,6 +615,7 @@ def finetune(
         recipe: Another recipe than `finetune-TASK`, by name or file.
         overrides: Changes of the recipe, such as "train.epochs=5".
         resume: Continue an interrupted run from its last checkpoint.
+        restart: Discard the run in the folder. Without either a folder that holds one is refused.
         listener: Callbacks for log lines, notes and the end of each run.
         device: "auto" (None; CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps".
 
@@ -640,18 +649,21 @@ def finetune(
             raise InputError(f"the {name} examples came as rows; several processes need them in a file")
         if isinstance(rows, Mapping):
             raise InputError(f"the {name} examples came as a mapping; give one of {', '.join(map(str, rows))}")
-        destination(output).mkdir(parents=True, exist_ok=True)
-        RunFolder(output, FinetuneRecipe).check(resume)
-        (output / EXAMPLES).mkdir(exist_ok=True)
-        files[name] = output / EXAMPLES / f"{name}.jsonl"
-        text = b"".join(json_lines(rows, name))
-        if (output / RECIPE).exists() and files[name].exists() and files[name].read_bytes() != text:
-            raise InputError(f"{output}: cannot be resumed: the {name} examples are not those that it was started with")
-        with atomic_write(files[name]) as file:
-            file.write(text)
+        folder = RunFolder(output, FinetuneRecipe)
+        with folder.locked():
+            folder.check(resume, restart)
+            (output / EXAMPLES).mkdir(exist_ok=True)
+            files[name] = output / EXAMPLES / f"{name}.jsonl"
+            text = b"".join(json_lines(rows, name))
+            if not restart and (output / RECIPE).exists() and files[name].exists() and files[name].read_bytes() != text:
+                raise InputError(
+                    f"{output}: cannot be resumed: the {name} examples are not those that it was started with"
+                )
+            with atomic_write(files[name]) as file:
+                file.write(text)
     train = files.pop("train")
     chosen = recipe_for(task, train, recipe, overrides, target, model=model, folds=folds, fold=fold, **files)
-    outcome = finetune_from_recipe(chosen, output, resume=resume, listener=listener, device=device)
+    outcome = finetune_from_recipe(chosen, output, resume=resume, restart=restart, listener=listener, device=device)
     if not outcome.finished:
         raise KeyboardInterrupt
     return outcome.evaluation

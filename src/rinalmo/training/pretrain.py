@@ -173,6 +173,7 @@ def pretrain(
     output: str | Path,
     *,
     resume: bool = False,
+    restart: bool = False,
     listener: Listener = NULL_LISTENER,
     device: DeviceLike = None,
 ) -> Outcome:
@@ -185,6 +186,7 @@ def pretrain(
         output: Folder of the run.
         resume: Continue an interrupted run from its last checkpoint. On a CPU, with the same number of processes and
             threads, the result is bit for bit that of an uninterrupted run.
+        restart: Discard the run in the folder. Without either a folder that holds one is refused.
         listener: Callbacks for log lines and notes.
         device: "auto" (None; CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; of several processes on
             GPUs each takes its own.
@@ -197,10 +199,10 @@ def pretrain(
         TrainingError: The run failed later.
     """
     with init_distributed(recipe.train.deadline, device) as ranks, preserved_state(ranks.device):
-        return _pretrain(recipe, RunFolder(output, Recipe), ranks, resume, listener)
+        return _pretrain(recipe, RunFolder(output, Recipe), ranks, (resume, restart), listener)
 
 
-def _pretrain(recipe: Recipe, folder: RunFolder, ranks: Ranks, resume: bool, listener: Listener) -> Outcome:
+def _pretrain(recipe: Recipe, folder: RunFolder, ranks: Ranks, kept: tuple[bool, bool], listener: Listener) -> Outcome:
     # A frame of its own: what DDP holds must be gone when the process group ends.
     with ExitStack() as stack:
         recipe = with_precision(recipe, ranks.device)
@@ -216,8 +218,9 @@ def _pretrain(recipe: Recipe, folder: RunFolder, ranks: Ranks, resume: bool, lis
         data = data.model_copy(update={"store": str(Path(data.store).absolute()), "fingerprint": fingerprint})
         recipe = recipe.model_copy(update={"data": data})
         ranks.on_rank_zero(lambda: stack.enter_context(folder.locked()))
-        notes = ranks.on_rank_zero(lambda: folder.begin(recipe, resume))
-        model, fresh = build_model(recipe)
+        ranks.on_rank_zero(lambda: folder.check(*kept))
+        model, fresh = build_model(recipe)  # first, as `init` may be the run that is discarded
+        notes = ranks.on_rank_zero(lambda: folder.begin(recipe, *kept))
         task = MaskedLMTask(recipe, store, model, ranks)
         counts = {key: store.manifest[key] for key in ("sequences", "clusters", "nucleotides", "sources")}
         facts = {"fingerprint": fingerprint, "train": len(store.sequence_range("train")), **counts}

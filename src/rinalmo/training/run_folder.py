@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +35,10 @@ from rinalmo.training.recipes import FinetuneRecipe, Recipe, RunRecipe
 LOG, PLOT = "log.jsonl", "loss.png"
 RECIPE, VERSIONS, EVALUATION, EXAMPLES = "recipe.yaml", "versions.json", "evaluation.json", "examples"
 
+_RUN = (LOG, PLOT, VERSIONS, EVALUATION, "checkpoints", "model", "tensorboard")
+"""What `--restart` removes; the examples are written before, and the recipe goes last."""
+_STATES = re.compile(r"states-[0-9a-f]{16}\.npy")
+
 # May differ when a run is resumed: locations, how things are computed and logged, and the length of the run.
 _FREE = (
     "data.store",
@@ -50,6 +56,11 @@ _FREE = (
     "checkpoint",
     "logging",
 )
+
+
+def _started_again() -> bool:
+    """Whether torchrun has restarted all processes since one had died; they resume without being told to."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 class RunLog:
@@ -148,25 +159,46 @@ class RunFolder:
             where = error.filename or self.path
             raise TrainingError(f"{where}: {error.strerror or error}; continue with --resume") from None
 
-    def begin(self, recipe: RunRecipe, resume: bool) -> list[str]:
-        """Write the recipe, or with `resume` compare it with the one in the folder; returns notes on changed values."""
-        self.check(resume)
+    def begin(self, recipe: RunRecipe, resume: bool, restart: bool = False) -> list[str]:
+        """Write the recipe, or with `resume` compare it with the one in the folder; returns notes on changed values.
+
+        With `restart` the run in the folder is removed, but nothing else that is there.
+        """
+        self.check(resume, restart)
+        if restart and not _started_again():
+            self._remove()
         notes = self._changes(recipe) if (self.path / RECIPE).exists() else []
         with atomic_write(self.path / RECIPE) as file:
             file.write(recipe.dump().encode())
         return notes
 
-    def check(self, resume: bool) -> None:
+    def check(self, resume: bool, restart: bool = False) -> None:
         """Raise InputError if the folder, which must exist, holds something that a run must not touch."""
+        if resume and restart:
+            raise InputError(f"{self.path}: a run is resumed or restarted, not both")
         if (self.path / RECIPE).exists():
-            # torchrun restarts all processes when one has died; they resume without being told to.
-            if not resume and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
-                raise InputError(f"{self.path}: holds a run; continue it with --resume, or choose another folder")
+            if not (resume or restart or _started_again()):
+                raise InputError(f"{self.path}: holds a run; continue it with --resume, or discard it with --restart")
             return
         allowed = (LOCK, EXAMPLES)  # written before the recipe is
         names = [path.name for path in self.path.iterdir() if path.name not in allowed and not is_temporary(path)]
         if names:
             raise InputError(f"{self.path}: holds {min(names)} and is no run; choose another folder")
+
+    def discard(self) -> None:
+        """Remove the run in this folder, if there is one."""
+        if (self.path / RECIPE).exists() and not _started_again():
+            with self.locked():
+                self._remove()
+
+    def _remove(self) -> None:
+        # The recipe goes last: until then the folder is one of a run, for another --restart.
+        for path in self.path.iterdir():
+            if path.name in _RUN and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name in _RUN or _STATES.fullmatch(path.name):
+                path.unlink()
+        (self.path / RECIPE).unlink(missing_ok=True)
 
     def _changes(self, recipe: RunRecipe) -> list[str]:
         before = flatten(self.recipe().model_dump(mode="json"))
