@@ -8,7 +8,7 @@ import pytest
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.plots import draw_arcs, draw_pair_map
 from rinalmo.plots.pairs import LONGEST_ARCS
-from rinalmo.plots.style import BLUE, shade, tick_step
+from rinalmo.plots.style import BLUE, robust_limit, shade, tick_step
 from rinalmo.rna.structure import Structure
 
 pytest.importorskip("matplotlib")
@@ -94,3 +94,10 @@ def test_what_cannot_be_drawn(tmp_path):
 def test_scales():
     assert [shade(p).upper() for p in (-1, 0, 1, 2)] == ["#FFFFFF", "#FFFFFF", BLUE.upper(), BLUE.upper()]
     assert [tick_step(n) for n in (1, 150, 151, 1000, 100_000)] == [10, 10, 20, 100, 1000]
+
+
+def test_outliers_do_not_stretch_a_scale():
+    usual = np.linspace(-1, 1, 200)
+    assert robust_limit(usual) == 1
+    assert robust_limit(np.append(usual, [-30, 12, np.nan])) == pytest.approx(1.5 * 0.96, abs=0.03)
+    assert [robust_limit(np.array(values)) for values in ([], [0.0], [np.nan], [0.0] * 99 + [7.0])] == [1, 1, 1, 7]

@@ -9,6 +9,7 @@ import pytest
 from rinalmo.errors import InputError, MissingExtraError
 from rinalmo.plots import draw_embedding_map
 from rinalmo.plots.embedding_map import as_numbers, project
+from rinalmo.plots.style import CLASS_COLOURS, CLASS_MARKERS
 
 pytest.importorskip("matplotlib")
 
@@ -45,12 +46,13 @@ def test_the_groups_lie_apart_and_are_named(embeddings, tmp_path):
     )
 
 
-def test_rare_classes_are_put_together(embeddings, tmp_path):
-    labels = [f"class {n % 10}" for n in range(38)] + ["class 0", "class 1"]
-    draw_embedding_map(embeddings, tmp_path / "map.svg", labels)
+def test_twenty_classes_have_their_own_marks_and_rare_ones_are_put_together(tmp_path):
+    labels = [f"class {n:02d}" for n in range(22) for _ in range(40 - n)]
+    draw_embedding_map(np.random.default_rng(0).normal(size=(len(labels), 3)), tmp_path / "map.svg", labels)
     shown = [text for text in texts(tmp_path / "map.svg") if text.startswith("class")]
-    assert shown == ["class 0 (5)", "class 1 (5)", *(f"class {n} (4)" for n in range(2, 8))]
-    assert "2 others (6)" in texts(tmp_path / "map.svg")
+    assert shown == [f"class {n:02d} ({40 - n})" for n in range(20)]
+    assert "2 others (39)" in texts(tmp_path / "map.svg")
+    assert len(set(CLASS_COLOURS)) == len(CLASS_MARKERS) == 20
 
 
 def test_many_numbers_are_a_scale(embeddings, tmp_path):

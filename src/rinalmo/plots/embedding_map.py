@@ -4,7 +4,7 @@
     umap    neighbourhoods (McInnes et al. 2018, arXiv:1802.03426) by the cosine of centred embeddings, with the
             extra `umap`; distances between groups mean little, and neither do their sizes
 
-The eight most frequent classes have a colour and a marker of their own; the others are grey. More than eight different
+The twenty most frequent classes have a colour and a marker of their own; the others are grey. More than eight different
 numbers are a colour scale, which is monotonic in lightness too.
 """
 
@@ -18,7 +18,17 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from rinalmo.errors import InputError, MissingExtraError
-from rinalmo.plots.style import BLACK, COLOURS, GREY, MARKERS, PALE, check_figure, figure_in, title_of
+from rinalmo.plots.style import (
+    BLACK,
+    CLASS_COLOURS,
+    CLASS_MARKERS,
+    COLOURS,
+    GREY,
+    PALE,
+    check_figure,
+    figure_in,
+    title_of,
+)
 
 Method = Literal["pca", "umap"]
 UNKNOWN = "not known"
@@ -149,7 +159,7 @@ def _draw_classes(
     counts = Counter(labels)
     unknown = counts.pop("", 0)
     order = sorted(counts, key=lambda label: (-counts[label], label))
-    named, others = order[: len(COLOURS)], order[len(COLOURS) :]
+    named, others = order[: len(CLASS_COLOURS)], order[len(CLASS_COLOURS) :]
     array = np.array(labels, dtype=object)
     # The most frequent first, so that the rare ones lie above them; those without a colour of their own before all.
     groups = []
@@ -159,13 +169,14 @@ def _draw_classes(
         text = f"{len(others):,} other{'s' * (len(others) > 1)} ({sum(counts[label] for label in others):,})"
         groups.append((np.isin(array, others), text, GREY, "."))
     last_in_legend = len(groups)
-    for label, colour, marker in zip(named, COLOURS, MARKERS, strict=False):
+    for label, colour, marker in zip(named, CLASS_COLOURS, CLASS_MARKERS, strict=False):
         text = f"{title_of(label, _LONGEST_LABEL)} ({counts[label]:,})"
         groups.append((array == label, text, colour, marker))
     for members, text, colour, marker in groups:
         # Markers made of lines have no edge.
         edge = {"linewidths": 1.0} if marker == "x" else {"edgecolors": GREY if colour == PALE else "white"}
         axes.scatter(*points[members].T, color=colour, marker=marker, label=text, **{**style, **edge})
+    figure.set_size_inches(5.6, max(3.8, 0.5 + 0.165 * len(groups)))
     handles, texts = axes.get_legend_handles_labels()
     handles, texts = ([*each[last_in_legend:], *each[:last_in_legend]] for each in (handles, texts))
     legend = figure.legend(handles, texts, loc="outside right upper", frameon=False, title=name, alignment="left")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rinalmo.errors import InputError
-from rinalmo.plots.style import PALE, Rows, check_figure, figure_in, position_ticks
+from rinalmo.plots.style import PALE, Rows, check_figure, figure_in, position_ticks, robust_limit
 from rinalmo.rna.alphabet import NUCLEOTIDES
 
 LONGEST = 10_000
@@ -31,7 +31,8 @@ def check_plot(path: Path, lengths: list[int]) -> None:
 def draw(scores: np.ndarray, sequence: str, title: str, path: Path) -> None:
     """Draw `(length, 4)` scores, NaN where there is none.
 
-    A dot marks the nucleotide of the sequence and a plus a score above 0, which in grey looks like one below.
+    A dot marks the nucleotide of the sequence and a plus a score above 0, which in grey looks like one below. A few
+    extreme scores do not stretch the scale: they have the colour of its end, which is then an arrow.
     """
     with figure_in(path, _PURPOSE) as figure:
         from matplotlib import colormaps
@@ -40,7 +41,8 @@ def draw(scores: np.ndarray, sequence: str, title: str, path: Path) -> None:
         width = line_width(len(sequence))
         rows, edges = _ROWS.axes(figure, len(sequence), width, title)
         # Red to blue is distinct for every common kind of colour blindness; grey is for no score.
-        norm = CenteredNorm(vcenter=0, halfrange=np.nanmax(np.abs(scores), initial=1e-6))
+        limit = robust_limit(scores)
+        norm = CenteredNorm(vcenter=0, halfrange=limit)
         colours = colormaps["RdBu"].with_extremes(bad=PALE)
         for part, axes in rows:
             letters = sequence[part]
@@ -61,7 +63,9 @@ def draw(scores: np.ndarray, sequence: str, title: str, path: Path) -> None:
         across, down = figure.get_size_inches()
         height = min(edges["top"] - edges["bottom"], 1.4 / down)
         place = (edges["right"] + 0.2 / across, edges["top"] - height, 0.1 / across, height)
-        bar = figure.colorbar(image, cax=figure.add_axes(place))
+        is_low, is_high = bool(np.nanmin(scores, initial=0) < -limit), bool(np.nanmax(scores, initial=0) > limit)
+        extend = {(1, 1): "both", (1, 0): "min", (0, 1): "max"}.get((is_low, is_high), "neither")
+        bar = figure.colorbar(image, cax=figure.add_axes(place), extend=extend)
         bar.ax.tick_params(labelsize=7, length=2)
         bar.set_label("score (nats)", fontsize=7)
         bar.outline.set_visible(False)

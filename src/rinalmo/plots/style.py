@@ -25,6 +25,15 @@ BLUE, VERMILION, SKY = "#0072B2", "#D55E00", "#56B4E9"
 COLOURS = (BLUE, VERMILION, SKY, BLACK, "#E69F00", "#009E73", "#CC79A7", "#F0E442")
 MARKERS = ("o", "s", "^", "x", "D", "v", "P", "X")
 
+# For more classes than eight: after those above, with a marker that no neighbour has. The muted scheme of Paul Tol
+# (personal.sron.nl/~pault), and three more.
+CLASS_COLOURS = (
+    *COLOURS,
+    *("#332288", "#44AA99", "#999933", "#882255", "#6699CC", "#DDCC77", "#117733", "#CC6677", "#AA4499"),
+    *("#661100", "#88CCEE", "#5A5A5A"),
+)
+CLASS_MARKERS = tuple(MARKERS[(n + n // len(MARKERS) * 5) % len(MARKERS)] for n in range(len(CLASS_COLOURS)))
+
 ENDINGS = (".svg", ".png", ".pdf")
 _DPI, _MAX_PIXELS = 300, 8000  # of a PNG; the longer side of one
 _DPI_WITHIN = 200  # of an image in an SVG or PDF
