@@ -64,6 +64,14 @@ def test_the_page_of_a_bundled_model_is_its_card_without_metadata(model):
     assert (ROOT / path).read_text().splitlines()[int(line) - 1] == f"# {model}"
 
 
+@pytest.mark.slow
+def test_well_known_rnas_are_folded_as_their_page_says():
+    pytest.importorskip("RNA")
+    command = [sys.executable, TOOLS / "known_rnas.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_page_that_says_something_else_is_noticed(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(
