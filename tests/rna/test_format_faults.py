@@ -33,7 +33,9 @@ FAULTS = [
     ("dbn", ">a\nACGU\n", "line 1, record a: has no structure line; add one"),
     ("dbn", ">a\n>b\nACGU\n....\n", "line 1, record a: has a header and no sequence"),
     ("dbn", ">a\n....\n", "line 2, record a: this structure has no sequence before it"),
-    ("dbn", "ACGU\n....\n(..)\n", "line 3, record 2: this structure has no sequence before it"),
+    ("dbn", "ACGU\n....\n(...)\n", "line 3, record 2: the structure has 5 characters and the sequence 4"),
+    ("dbn", ">a\nACGU\n....\n>b\n....\n", "line 5, record b: this structure has no sequence before it"),
+    ("dbn", ">a\nAC&GU\n(.&.)\n", "line 2, record a: '&' joins two RNAs"),
     ("dbn", ">a\nACGU\n(..) and more\n", "line 3, record a: 'and more' follows the structure"),
     ("dbn", "ACGU\n(..)\nACGU\n(.).)\n", "line 4, record 2: the structure has 5"),
     # CT
@@ -51,6 +53,13 @@ FAULTS = [
     ("ct", ct(line1="3 ends"), "line 2, record ends, position 1: has the partner 4, but there are 3 rows"),
     ("ct", ct(line1="ends"), "line 1, record 1: 'ends' is not a title line"),
     ("ct", ct() + "x\n", "line 6, record 2: 'x' is not a title line"),
+    # Stockholm
+    ("sto", "# STOCKHOLM 1.0\na ACGU\n//\n", "line 1: the alignment has no structure, a line '#=GC SS_cons'"),
+    ("sto", "a ACGU\n#=GC SS_cons <.>\n//\n", "line 1, record a: has 4 columns, and the structure 3"),
+    ("sto", "a ACGU\n#=GC SS_cons <..(\n//\n", "line 2, position 1: '<' is never closed"),
+    ("sto", "a AC%U\n#=GC SS_cons <..>\n//\n", "line 1, record a, position 3: '%' is not a letter"),
+    ("sto", "a AC GU\n#=GC SS_cons <..>\n//\n", "line 1: 'a AC GU' is not a row of a Stockholm alignment"),
+    ("sto", "a ACGU\n#=GC SS_cons <..>\n", "line 1: the alignment does not end with //"),
     # BPSEQ
     ("bpseq", "#x\n1 A 2\n2 U 3\n3 G 0\n", "line 2, record x, position 1: has the partner 2, whose own is 3"),
     ("bpseq", "1 A 4\n2 U 0\n", "line 1, record 1, position 1: has the partner 4, but there are 2 rows"),
@@ -134,6 +143,8 @@ def test_unknown_endings(name):
 def test_unknown_formats():
     with pytest.raises(InputError, match="there is no structure format 'pdb'"):
         format_of("x.ct", "pdb")
+    with pytest.raises(InputError, match=r"x\.stk: Stockholm is only read; use one of dbn, ct"):
+        format_of("x.stk")
     with pytest.raises(InputError, match=r"use the ending \.parquet"):
         format_of("x.parquet.gz")
 
@@ -163,7 +174,7 @@ def test_files_that_cannot_be_read(tmp_path):
         list(read_structures(tmp_path / "x.dbn.gz"))
 
 
-@pytest.mark.parametrize("format", FORMATS[:-1])
+@pytest.mark.parametrize("format", [*FORMATS[:-1], "sto"])
 @settings(max_examples=60, deadline=None)
 @given(text=st.text("ACGU().[]>#\n\r\t ,0123456789Name:\"'é", max_size=80))
 def test_only_our_errors(tmp_path_factory, format, text):

@@ -267,3 +267,84 @@ def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "folder.ct").mkdir()
     with pytest.raises(InputError, match="is a folder; give the name of a file"):
         write_structures(tmp_path / "folder.ct", [OTHER])
+
+
+RNAFOLD = """>a
+GGGGAAAACCCC
+((((....)))) ( -5.40)
+{(((,...)))} [ -5.60]
+((((....)))) { -5.40 d=0.30}
+((((....)))) { -5.40 MEA=11.70}
+ frequency of mfe structure in ensemble 0.7; ensemble diversity 0.6
+"""
+ROWS = [f"{n} {letter} {n - 1} {(n + 1) % 13} %s {n}" for n, letter in enumerate("GGGGAAAACCCC", start=1)]
+FOLDED = "\n".join(row % (13 - n if n < 5 or n > 8 else 0) for n, row in enumerate(ROWS, start=1))
+OPEN = "\n".join(row % 0 for row in ROWS)
+BEST, SECOND, NONE = "((((....))))", ".(((....))).", "............"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("RNAfold-p.fold", RNAFOLD + RNAFOLD.replace(">a", ">b"), [("a", BEST), ("b", BEST)]),
+        ("RNAfold.db", f"GGGGAAAACCCC\n{BEST}\n minimum free energy =  -5.40 kcal/mol\n", [("", BEST)]),
+        ("RNAeval.db", f">a\nGGGGAAAACCCC\n{BEST}\n energy =  -5.40 kcal/mol\n", [("a", BEST)]),
+        (
+            "RNAsubopt.db",
+            f">a [100]\nGGGGAAAACCCC  -5.40   1.00\n{BEST}  -5.40\n{SECOND}  -4.50\n"
+            f">b [100]\nGGGGAAAACCCC -540 100\n{BEST} -5.4\n",
+            [("a", BEST), ("a", SECOND), ("b", BEST)],
+        ),
+        ("RNAsubopt-p.db", f">a\nGGGGAAAACCCC\n{BEST}\n{SECOND}\n", [("a", BEST), ("a", SECOND)]),
+        (
+            "RNAstructure.dot",
+            f">ENERGY = -5.4  a\nGGGGAAAACCCC\n{BEST}\n>ENERGY = -4.4  a\n{SECOND}\n",
+            [("a", BEST), ("a", SECOND)],
+        ),
+        (
+            "RNAstructure-side.dot",
+            f">a\nGGGGAAAACCCC\n{BEST}\tENERGY = -5.4  a\n{SECOND}\tENERGY = -4.4  a\n",
+            [("a", BEST), ("a", SECOND)],
+        ),
+        (
+            "RNAstructure.ct",
+            f"12  ENERGY = -5.4  a\n{FOLDED}\n12  ENERGY = -1  a\n{OPEN}\n",
+            [("a", BEST), ("a", NONE)],
+        ),
+        (
+            "UNAFold.ct",
+            f"12\tdG = -5.4\ta\n{FOLDED}\n12\tdG = 0\ta\n{OPEN}\n".replace(" ", "\t"),
+            [("a", BEST), ("a", NONE)],
+        ),
+    ],
+)
+def test_what_other_programs_print(tmp_path, name, text, expected):
+    found = read(tmp_path / name, text)
+    assert [(structure.name, structure.dot_bracket) for structure in found] == expected
+    assert {structure.sequence for structure in found} == {"GGGGAAAACCCC"}
+
+
+def test_stockholm(tmp_path):
+    """Gaps take their pairs with them; an alignment may be wrapped, and a file holds several."""
+    first = """# STOCKHOLM 1.0
+#=GF ID   example
+#=GS a/1-12 AC X
+
+a/1-12           GGGG-AA
+b/1-9            GGG.-AA
+#=GR a/1-12 SS   ((((...
+#=GC SS_cons     <<<<-__
+a/1-12           AACCCC
+b/1-9            A.CCC-
+#=GC SS_cons     __>>>>
+#=GC RF          AACCCC
+//
+"""
+    second = "# STOCKHOLM 1.0\nknot GGAACCAAUU\n#=GC SS_cons ((AA))..aa\n//\n"
+    own = "# STOCKHOLM 1.0\nalone GAAAC-\n#=GR alone SS (...).\n//\n"
+    assert [(s.name, s.sequence, s.dot_bracket) for s in read(tmp_path / "x.sto", first + second + own)] == [
+        ("a/1-12", "GGGGAAAACCCC", "((((....))))"),
+        ("b/1-9", "GGGAAACCC", ".((....))"),
+        ("knot", "GGAACCAAUU", "(([[))..]]"),
+        ("alone", "GAAAC", "(...)"),
+    ]

@@ -1,10 +1,11 @@
 """Structures in and out of files: DBN, CT, BPSEQ, ST, and tables. The ending gives the format.
 
-    .dbn .db .dot .vienna   sequence and dot-bracket on two lines, with or without a FASTA header
-    .ct                     one line per nucleotide with its partner, several RNAs in one file
-    .bpseq                  the same in three columns
-    .st                     bpRNA's: dot-bracket and the type of loop of every nucleotide
-    .csv .tsv .jsonl .parquet   columns id, sequence, structure; of predictions also `PREDICTED_COLUMNS`
+    .dbn .db .dot .vienna .fold   sequence and dot-bracket on two lines, with or without a FASTA header
+    .ct                           one line per nucleotide with its partner, several RNAs in one file
+    .bpseq                        the same in three columns
+    .st                           bpRNA's: dot-bracket and the type of loop of every nucleotide
+    .csv .tsv .jsonl .parquet     columns id, sequence, structure; of predictions also `PREDICTED_COLUMNS`
+    .sto .stk                     Stockholm alignments with SS_cons, read only: the structure of each sequence
 
 Letters stay as the user wrote them. When reading, other content of a format (energies, numbering, loops) is skipped.
 """
@@ -30,12 +31,22 @@ from rinalmo.io.files import (
     uncompressed_name,
 )
 from rinalmo.io.tables import Format, open_table, table_lines, write_parquet
-from rinalmo.rna.structure import OPENING, PredictedStructure, Structure
+from rinalmo.rna.structure import OPENING, PredictedStructure, Structure, pairs_of
 
 T = TypeVar("T")
 
-_ENERGY = re.compile(r"[(\[{]\s*[-+]?\d+(\.\d+)?[^()\[\]{}]*[)\]}]")
+_NUMBER = r"[-+]?\d+(?:\.\d+)?"
+_TITLE_ENERGY = re.compile(rf"^(dG|ENERGY|Energy|energy)\s*=?\s*{_NUMBER}(\s*kcal/mol)?\s*")
+# Behind a structure: ViennaRNA's energy, that of RNAsubopt, RNAstructure's title.
+_ENERGY = re.compile(rf"[(\[{{]\s*{_NUMBER}[^()\[\]{{}}]*[)\]}}]|{_NUMBER}|{_TITLE_ENERGY.pattern[1:]}.*")
 _BRACKETS = tuple(OPENING[:4] + ".")
+# RNAsubopt's first line: the sequence, the lowest energy, the range of energies.
+_RANGED_SEQUENCE = re.compile(rf"([A-Za-z]+)\s+{_NUMBER}(?:\s+{_NUMBER})?")
+# What `RNAfold -p` prints after the structure of lowest energy: pairs of the ensemble, the centroid, the MEA structure.
+_ENSEMBLE = re.compile(rf"[.,|(){{}}]+\s+[\[{{]\s*{_NUMBER}.*")
+_REMARK = re.compile(
+    r"(minimum free energy|free energy of ensemble|energy|frequency of mfe structure|WARNING)\b.*", re.I
+)
 
 
 class _Text:
@@ -72,11 +83,25 @@ class _DbnRecord:
         self.name, self.line = "", 0
         self.sequence, self.structure = _Text(), _Text()
 
+    @property
+    def is_complete(self) -> bool:
+        return 0 < len(self.sequence.text) <= len(self.structure.text)
+
+    def another(self) -> _DbnRecord:
+        """A record for another structure of the same RNA."""
+        other = _DbnRecord(self.file, self.number + 1)
+        other.name, other.line, other.sequence = self.name, self.line, self.sequence
+        return other
+
     def add(self, line: int, text: str) -> None:
         self.line = self.line or line
         if not self.sequence.text and text.startswith(_BRACKETS):
             problem = "this structure has no sequence before it; give each structure its own sequence line"
             raise self.error(problem, line)
+        if "&" in text:
+            raise self.error("'&' joins two RNAs; give the sequence and structure of each by itself", line)
+        if not self.sequence.text and (ranged := _RANGED_SEQUENCE.fullmatch(text)):
+            text, self.name = ranged[1], re.sub(r"\s*\[\d+\]$", "", self.name)
         if not self.sequence.text or (not self.structure.text and text.isalpha()):
             self.sequence.add(line, text)
             return
@@ -99,20 +124,31 @@ class _DbnRecord:
 
 
 def read_dbn(lines: Iterable[str], file: str) -> Iterator[Structure]:
-    """Yield the structures of a DBN file; `file` is its name in messages."""
-    record = _DbnRecord(file, 1)
+    """Yield the structures of a DBN file; `file` is its name in messages.
+
+    Several structures may follow one sequence, as RNAsubopt prints them, or each a header with the same title, as
+    RNAstructure does. Of `RNAfold -p` the structure of lowest energy is read.
+    """
+    record, before, has_energy = _DbnRecord(file, 1), None, False
     for number, raw in enumerate(lines, start=1):
         line = raw.strip()
         is_header = line.startswith((">", "#Name:"))
-        if not line or (line.startswith("#") and not is_header):
+        if not line or (line.startswith("#") and not is_header) or _REMARK.fullmatch(line):
             continue
-        is_complete = 0 < len(record.sequence.text) <= len(record.structure.text)
-        if is_complete or (record.line and is_header):
+        if record.is_complete and _ENSEMBLE.fullmatch(line):
+            continue
+        if record.is_complete or (record.line and is_header):
             yield record.finish()
-            record = _DbnRecord(file, record.number + 1)
+            before = record
+            record = record.another() if line.startswith(_BRACKETS) else _DbnRecord(file, record.number + 1)
         if is_header:
-            record.line, record.name = number, re.sub("^(>|#Name:)", "", line).strip()
+            title = re.sub("^(>|#Name:)", "", line).strip()
+            record.line, record.name = number, _TITLE_ENERGY.sub("", title, count=1)
+            has_energy = record.name != title
         else:
+            lacks_sequence = not record.sequence.text and line.startswith(_BRACKETS)
+            if before and lacks_sequence and has_energy and record.name == before.name:
+                record = before.another()
             record.add(number, line)
     if record.line:
         yield record.finish()
@@ -130,7 +166,6 @@ def write_dbn(structures: Iterable[Structure]) -> Iterator[str]:
         yield f"{header}{structure.sequence}\n{structure.dot_bracket}{after}\n"
 
 
-_TITLE_ENERGY = re.compile(r"^(dG|ENERGY|Energy|energy)\s*=?\s*[-+]?\d+(\.\d+)?(\s*kcal/mol)?\s*")
 _CT_PARTNER, _BPSEQ_PARTNER = 4, 2  # the index of the column
 
 
@@ -225,7 +260,8 @@ def read_bpseq(lines: Iterable[str], file: str) -> Iterator[Structure]:
             if not rows.rows or first == "1":
                 if rows.rows:
                     yield rows.structure()
-                names = [text.removeprefix("Name:") for text in comments if text.startswith("Name:")] or comments
+                named = [text.partition("Name:")[2] for text in comments if text.startswith("Name:")]
+                names = named or [text.removeprefix("Filename:") for text in comments]
                 records += 1
                 rows = _PartnerRows(file, number, names[0].strip() if names else "", records)
                 comments.clear()
@@ -318,9 +354,66 @@ def loops(structure: Structure) -> str:
     return "E" * first + "".join(letters[first:last]) + "E" * (length - last)
 
 
+_GAPS = ".-_~"
+
+
+def read_stockholm(lines: Iterable[str], file: str) -> Iterator[Structure]:
+    """Yield the structure of each sequence of Stockholm alignments; `file` is its name in messages.
+
+    It is that of the consensus (`#=GC SS_cons`, in WUSS notation) without the columns in which the sequence has a gap,
+    and without pairs of which one side is a gap. An alignment without a consensus may have one line for each sequence
+    (`#=GR NAME SS`).
+    """
+    rows, own, consensus, start = dict[str, _Text](), dict[str, _Text](), _Text(), 0
+    for number, raw in enumerate(lines, start=1):
+        line = raw.strip()
+        start = start or (number if line else 0)
+        words = line.split()
+        if line == "//":
+            yield from _projected(rows, own, consensus, file, start)
+            rows, own, consensus, start = {}, {}, _Text(), 0
+        elif line.startswith("#=GC SS_cons ") and len(words) == 3:
+            consensus.add(number, words[2])
+        elif line.startswith("#=GR ") and len(words) == 4 and words[2] == "SS":
+            own.setdefault(words[1], _Text()).add(number, words[3])
+        elif line and not line.startswith("#"):
+            if len(words) != 2:
+                problem = f"{line[:30]!r} is not a row of a Stockholm alignment: a name and a sequence"
+                raise SequenceError(problem, file=file, line=number)
+            rows.setdefault(words[0], _Text()).add(number, words[1])
+    if rows or consensus.text:
+        problem = "the alignment does not end with //; copy the file again if it is cut off"
+        raise SequenceError(problem, file=file, line=start)
+
+
+def _projected(
+    rows: dict[str, _Text], own: dict[str, _Text], consensus: _Text, file: str, start: int
+) -> Iterator[Structure]:
+    if rows and not consensus.text and rows.keys() - own.keys():
+        problem = "the alignment has no structure, a line '#=GC SS_cons'; add it"
+        raise SequenceError(problem, file=file, line=start)
+    for name, row in rows.items():
+        text = consensus if consensus.text else own[name]
+        if len(row.text) != len(text.text):
+            problem = f"has {len(row.text):,} columns, and the structure {len(text.text):,}; they must be equal"
+            raise SequenceError(problem, file=file, line=row.line(None), record=record_name(name))
+        try:
+            pairs = pairs_of(text.text)
+        except SequenceError as error:
+            raise error.with_location(file, text.line(error.position), None) from None
+        letters = [column for column, letter in enumerate(row.text) if letter not in _GAPS]
+        places = {column: place for place, column in enumerate(letters)}
+        kept = tuple((places[i], places[j]) for i, j in pairs if i in places and j in places)
+        try:
+            yield Structure(name, "".join(row.text[column] for column in letters), kept)
+        except SequenceError as error:
+            column = letters[error.position - 1] + 1 if error.position else None
+            raise error.with_location(file, row.line(column), record_name(name)) from None
+
+
 Source = str | PathLike[str]
 
-_ENDINGS = {"db": "dbn", "dot": "dbn", "vienna": "dbn"}
+_ENDINGS = {"db": "dbn", "dot": "dbn", "vienna": "dbn", "fold": "dbn", "stk": "sto", "stockholm": "sto"}
 _COLUMNS = ("id", "sequence", "structure")
 PREDICTED_COLUMNS = ("confidence", "energy", "mfe_structure", "mfe", "ensemble_energy", "pairing_probabilities")
 """Columns of the tables of predicted structures after id, sequence and structure; see `PredictedStructure`."""
@@ -338,13 +431,17 @@ _LINE_FORMATS = {
     "st": _LineFormat(read_st, write_st),
 }
 FORMATS = (*_LINE_FORMATS, "csv", "tsv", "jsonl", "parquet")
+_READERS = {**{name: each.read for name, each in _LINE_FORMATS.items()}, "sto": read_stockholm}
 
 
-def format_of(path: Source, format: str | None = None) -> str:
-    """The format of a file by its ending, or `format` if that is given. Raises InputError for an unknown one."""
+def format_of(path: Source, format: str | None = None, *, reading: bool = False) -> str:
+    """The format of a file by its ending, or `format` if that is given. Raises InputError for an unknown one, and for
+    one that can only be read unless it is for `reading`."""
     kind = format or uncompressed_name(path).rpartition(".")[2]
     kind = _ENDINGS.get(kind, kind)
-    if kind not in FORMATS:
+    if kind == "sto" and not reading:
+        raise InputError(f"{source_name(path)}: Stockholm is only read; use one of {', '.join(FORMATS)}")
+    if kind not in FORMATS and kind != "sto":
         problem = f"there is no structure format {format!r}" if format else "its ending is that of no structure format"
         raise InputError(f"{source_name(path)}: {problem}; use one of {', '.join(FORMATS)}")
     if kind == "parquet" and str(path).endswith(COMPRESSED):
@@ -357,7 +454,7 @@ def read_structures(path: Source, format: str | None = None, *, column: str = "s
 
     Args:
         path: The file; "-" is standard input and needs a `format`.
-        format: One of `FORMATS`; None for that of the ending.
+        format: One of `FORMATS` or "sto"; None for that of the ending.
         column: The column of a table that holds the dot-bracket text.
 
     Raises:
@@ -379,9 +476,9 @@ def read_rows(
     path: Source, format: str | None = None, *, column: str = "structure"
 ) -> Iterator[tuple[Structure, dict[str, str]]]:
     """As `read_structures`, each structure with all columns of its row of the table; none if it is not a table."""
-    kind, file = format_of(path, format), source_name(path)
-    if kind in _LINE_FORMATS:
-        text_rows = ((structure, dict[str, str]()) for structure in _LINE_FORMATS[kind].read(read_lines(path), file))
+    kind, file = format_of(path, format, reading=True), source_name(path)
+    if kind in _READERS:
+        text_rows = ((structure, dict[str, str]()) for structure in _READERS[kind](read_lines(path), file))
         return _require_nonempty(text_rows, file)
     return _require_nonempty(_table_rows(path, kind, file, column), file)  # type: ignore[arg-type]
 
