@@ -149,3 +149,20 @@ def test_quiet(rinalmo_command, tmp_path):
 def test_slips(rinalmo_command, arguments, hint):
     done = rinalmo_command(*arguments)
     assert (done.code, hint in done.err) == (2, True), done.err
+
+
+def test_no_control_character_of_a_file_reaches_the_terminal(rinalmo_command, backbone, tmp_path):
+    (tmp_path / "in.fa").write_bytes(b">a\x1b[31m\x9b \x07red\nGGGGAAAACCCC\n>b\x1b]0;title\x07\nGGGG-AAAACCCC\n")
+    (tmp_path / "one.fa").write_bytes((tmp_path / "in.fa").read_bytes().replace(b"-", b""))
+    (tmp_path / "masked.fa").write_bytes((tmp_path / "one.fa").read_bytes().replace(b"AAAA", b"<mask>"))
+    for arguments in (
+        ("fold", tmp_path / "in.fa"),
+        ("fold", tmp_path / "one.fa"),
+        ("predict", "nano-fold", tmp_path / "one.fa"),
+        ("score", tmp_path / "one.fa", "--all-single", "--model", backbone, "--method", "wild-type-marginals"),
+        ("fill-mask", tmp_path / "masked.fa", "--model", backbone),
+        ("fill-mask", tmp_path / "masked.fa", "--model", backbone, "--format", "tsv"),
+    ):
+        done = rinalmo_command(*arguments)
+        assert not {*done.out, *done.err} & {"\x1b", "\x07", "\x9b"}, arguments
+        assert r"\x1b" in done.out + done.err

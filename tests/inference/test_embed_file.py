@@ -406,3 +406,13 @@ def test_an_estimate_counts_the_input_and_writes_nothing(engine, fasta, tmp_path
     assert estimate.size == pytest.approx((tmp_path / "out.npy").stat().st_size, rel=0.2)
     half = estimate_embedding(fasta, tmp_path / "out.npy", engine, shard="1/2")
     assert half.sequences == 30
+
+
+def test_a_very_long_name_does_not_make_a_large_file(engine, tmp_path):
+    names = [f"s{n}" for n in range(200)] + ["long" * 15_000]
+    (tmp_path / "in.fa").write_text("".join(f">{name}\nACGU\n" for name in names))
+    output = tmp_path / "out.npz"
+    assert embed_file(tmp_path / "in.fa", output, engine) == 201
+    assert output.stat().st_size < 1 << 20  # 48 MB as an array of text
+    with np.load(output) as file:
+        assert file["ids"].tolist() == names

@@ -14,7 +14,7 @@ from rinalmo.plots.drawing import structure_svg
 from rinalmo.rna.structure import Structure
 from rinalmo.web import app
 from rinalmo.web.app import bars, image
-from rinalmo.web.service import GoneError, Turns
+from rinalmo.web.service import GoneError, Turns, many_records, one_record
 
 EVIL = "\"'><script>alert(1)</script>$x_1"
 
@@ -139,3 +139,23 @@ def test_names_are_text_in_every_svg(tmp_path):
         assert all(link.startswith(("#", "data:image/png")) for link in links), kind
         assert [key for e in elements for key in e.attrib if key.lower().startswith("on")] == [], kind
         assert any("<script>alert(1)" in (e.text or "") for e in elements), kind
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "gggguuuu aaaacccc",
+        "        1 gggguuuu aaaa\n       13 cccc\n//",
+        "ORIGIN\n        1 gggguuuuaa\n       11 aacccc\n//\n",
+        "     gggguuuu aaaa        12\n     cccc         16\n",
+        ">RNA\n        1 gggguuuuaa\n       11 aacccc\n",
+    ],
+)
+def test_numbered_and_spaced_sequences(text):
+    assert one_record(text, 100, "fold").sequence == "GGGGUUUUAAAACCCC"
+    assert [record.sequence for record in many_records(text, None)] == ["GGGGUUUUAAAACCCC"]
+
+
+def test_one_sequence_a_line():
+    found = many_records("GGGG AAAA\n\nCCCC\n", None)
+    assert [(record.id, record.sequence) for record in found] == [("1", "GGGGAAAA"), ("2", "CCCC")]

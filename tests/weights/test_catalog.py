@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -383,3 +384,23 @@ def test_a_name_that_cannot_be_looked_up_gives_the_same_advice(home: Path, monke
 def test_the_catalog_needs_neither_torch_nor_rich() -> None:
     code = "import sys, rinalmo.weights.catalog; sys.exit(bool({'torch', 'transformers', 'rich'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
+
+
+def test_models_of_the_hub(backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`owner/model` is taken from the Hub's cache, as `from_pretrained` does, unless it is a path."""
+    repository = tmp_path / "hub" / "models--someone--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    shutil.copytree(backbone, repository / "snapshots" / "abc")
+    code = "import rinalmo, sys; print(rinalmo.resolve(sys.argv[1]))"
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "RINALMO_OFFLINE": "1"}
+    (tmp_path / "runs").mkdir()
+    for name, expected in (
+        ("someone/model", str(repository / "snapshots" / "abc")),
+        ("someone/model@main", str(repository / "snapshots" / "abc")),
+        ("someone/other", "'someone/other' is no existing file or folder, and RINALMO_OFFLINE=1 forbids to ask the"),
+        ("runs/model", "'runs/model' is neither an existing file or folder nor a known model"),
+    ):
+        command = [sys.executable, "-c", code, name]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert expected in done.stdout + done.stderr

@@ -227,3 +227,20 @@ def test_full_disk_keeps_the_old_model(nano, tmp_path):
         assert [p.name for p in tmp_path.iterdir()] == ["model"]
     finally:
         subprocess.run(["umount", "-l", str(tmp_path)], check=True)  # lazily: torch 2.15 still holds it
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "weights.pt", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n",
+            "is a git-lfs pointer, not the weights",
+        ),
+        ("\n<!DOCTYPE html><html><body>Log in</body></html>", "is a web page, not the weights; download the file"),
+    ],
+)
+def test_what_is_fetched_in_place_of_weights(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CheckpointError, match=f"{name}: {message}"):
+        load(tmp_path / name)

@@ -1,12 +1,14 @@
 """Layouts into each other and back, bit for bit."""
 
 import json
+import shutil
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from rinalmo.errors import CheckpointError
 from rinalmo.model.config import ModelConfig
@@ -142,3 +144,28 @@ def test_weights_are_mapped_not_copied(nano, tmp_path):
             if start <= address < stop:
                 return
     raise AssertionError("the weights do not lie in the mapped file")
+
+
+def wrapped(model, tmp_path, prefix, layout):
+    """The model as a training loop has saved it, every name under this prefix."""
+    convert(model, tmp_path / "plain.pt" if layout == "official" else tmp_path / "plain", layout)
+    if layout == "official":
+        plain = torch.load(tmp_path / "plain.pt", weights_only=True)
+        content = OrderedDict((prefix + name, value) for name, value in plain.items())
+        content._metadata = plain._metadata
+        torch.save({"state_dict": content, "epoch": 3, "optimizer_states": [{"step": 1}]}, tmp_path / "last.ckpt")
+        return tmp_path / "plain.pt", tmp_path / "last.ckpt"
+    tensors = load_file(tmp_path / "plain" / "model.safetensors")
+    shutil.copytree(tmp_path / "plain", tmp_path / "wrapped")
+    renamed = {prefix + name: value for name, value in tensors.items()}
+    save_file(renamed, tmp_path / "wrapped" / "model.safetensors")
+    return tmp_path / "plain", tmp_path / "wrapped"
+
+
+@pytest.mark.parametrize("layout", ["official", "multimolecule", "rinalmo"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "net.", "model.", "model.backbone."])
+def test_names_under_those_of_what_trained_the_model(backbone, tmp_path, layout, prefix):
+    plain, ckpt = wrapped(backbone, tmp_path, prefix, layout)
+    expected, found = load(plain).state_dict(), load(ckpt).state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)

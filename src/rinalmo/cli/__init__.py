@@ -27,6 +27,7 @@ import click
 import rinalmo
 from rinalmo.cli.options import quiet_option, set_quiet
 from rinalmo.errors import RinalmoError
+from rinalmo.io.files import escape_controls
 
 # command → (module, one line for the overview, here so that the overview imports nothing)
 COMMANDS = {
@@ -52,7 +53,7 @@ class _MessageHandler(logging.Handler):
     """Prints what the library logs as lines on standard error; a progress bar makes room for them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(record.getMessage(), file=sys.stderr, flush=True)
+        print(escape_controls(record.getMessage()), file=sys.stderr, flush=True)
 
 
 _MESSAGES = _MessageHandler()
@@ -171,5 +172,5 @@ def _usable(stream: TextIO | None) -> TextIO:
 
 
 def _stop(message: str, code: int) -> None:
-    print("rinalmo: " + " ".join(message.split()), file=sys.stderr)
+    print("rinalmo: " + escape_controls(" ".join(message.split())), file=sys.stderr)
     sys.exit(code)

@@ -63,6 +63,7 @@ def fill_mask_command(source: str, top_k: int, style: str, **engine_settings: An
     rinalmo fill-mask masked.fa --format tsv > predictions.tsv
     """
     from rinalmo.inference.fill_mask import fill_mask_records
+    from rinalmo.io.files import escape_controls
     from rinalmo.io.sequences import as_records, is_sequence, name_source_in_errors, read_fasta
 
     is_text = is_sequence(source)
@@ -71,7 +72,7 @@ def fill_mask_command(source: str, top_k: int, style: str, **engine_settings: An
     with name_source_in_errors(None if is_text else Path(source)):
         for number, (record, masks) in enumerate(fill_mask_records(records, engine, top_k=top_k)):
             if style == "table":
-                print(f">{record.id} {record.sequence}")
+                print(escape_controls(f">{record.id} {record.sequence}"))
             elif style == "tsv" and number == 0:
                 print("\t".join(_COLUMNS))
             for mask in masks:
@@ -84,7 +85,8 @@ def fill_mask_command(source: str, top_k: int, style: str, **engine_settings: An
                         continue
                     values = {"id": record.id, **asdict(candidate), "score": float(f"{candidate.score:.6g}")}
                     row = {column: values[column] for column in _COLUMNS}
-                    print("\t".join(map(str, row.values())) if style == "tsv" else json.dumps(row))
+                    line = "\t".join(map(str, row.values())) if style == "tsv" else json.dumps(row)
+                    print(escape_controls(line))
 
 
 @click.command("embed")

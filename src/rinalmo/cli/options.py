@@ -58,7 +58,8 @@ def model_option_with(default: str) -> Decorator:
         default=default,
         show_default=True,
         metavar="MODEL",
-        help="A name from `rinalmo models`, or a model folder or file in any layout.",
+        help="A name from `rinalmo models`, a model folder or file in any layout, or OWNER/MODEL on the Hugging Face "
+        "Hub.",
     )
 
 
@@ -259,7 +260,9 @@ def make_engine(**settings: Any) -> Engine:
 def print_line(line: str) -> None:
     """A line on standard error, unless --quiet is given; a progress bar makes room for it."""
     if not _quiet:
-        print(line, file=sys.stderr, flush=True)
+        from rinalmo.io.files import escape_controls
+
+        print(escape_controls(line), file=sys.stderr, flush=True)
 
 
 def print_note(text: str) -> None:
@@ -375,7 +378,7 @@ def training_progress() -> Iterator[tuple[Callable[[Event], None], Callable[[str
             else:
                 bar.console.print(description, highlight=False, markup=False)
 
-        yield update, lambda text: bar.console.print(f"note: {text}", highlight=False, markup=False)
+        yield update, print_note
 
 
 def _description(event: Event, pace: _Pace) -> str:

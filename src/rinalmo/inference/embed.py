@@ -385,6 +385,9 @@ def write_embeddings(
         _FORMATS[path.suffix].write(partial_path, chunks, per_token, about or {})
 
 
+_LONG_ID = 256  # letters
+
+
 class _Index:
     """Ids, descriptions and lengths of all sequences, and the shape of their embeddings."""
 
@@ -406,10 +409,11 @@ class _Index:
 
 def _write_npz(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
     index = _Index(chunks, per_token)
-    arrays = {"ids": np.array(index.ids), "lengths": index.lengths}
+    arrays = {"lengths": index.lengths}
     if per_token:
         arrays["offsets"] = index.offsets
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        _write_ids(archive, index.ids)
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
@@ -438,6 +442,19 @@ def _text_rows(chunks: Chunks, per_token: bool) -> Iterator[Row]:
                 about = {"id": id, "position": position} if per_token else {"id": id, "description": description}
                 about |= {} if per_token else {"length": length}
                 yield about | {f"dim_{n}": value for n, value in enumerate(next(values))}
+
+
+def _write_ids(archive: zipfile.ZipFile, ids: list[str]) -> None:
+    """Write an array of text, each of which takes the room of the longest; with a very long one it is compressed."""
+    longest = max(1, *map(len, ids))
+    member = zipfile.ZipInfo("ids.npy", (1980, 1, 1, 0, 0, 0))
+    member.compress_type = zipfile.ZIP_DEFLATED if longest > _LONG_ID else zipfile.ZIP_STORED
+    with archive.open(member, "w", force_zip64=True) as file:
+        header = {"descr": f"<U{longest}", "fortran_order": False, "shape": (len(ids),)}
+        np.lib.format.write_array_header_1_0(file, header)
+        step = 1 + (1 << 22) // longest
+        for start in range(0, len(ids), step):
+            file.write(np.array(ids[start : start + step], dtype=f"<U{longest}").tobytes())
 
 
 def _write_parquet(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:

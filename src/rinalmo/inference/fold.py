@@ -24,7 +24,7 @@ from rinalmo.engine.engine import Engine, as_engine
 from rinalmo.engine.jobs import Arrays, JobOptions, opened, record_job, take_shard
 from rinalmo.engine.ray import EngineLike
 from rinalmo.errors import CheckpointError, InputError, SequenceError, counted
-from rinalmo.io.files import atomic_write, check_path, file_sha256, one_line
+from rinalmo.io.files import atomic_write, check_path, escape_controls, file_sha256, one_line
 from rinalmo.io.sequences import Record, SequenceFile, Sequences, as_records, name_source_in_errors, require_nonempty
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.plots.structures import Plot, StructureFigure
@@ -475,7 +475,7 @@ def fold_file(
                 yield structure
 
         if to_stdout:
-            sys.stdout.writelines(structure_text(written(), "dbn"))
+            sys.stdout.writelines(map(escape_controls, structure_text(written(), "dbn")))
         else:
             write_structures(output, written())
             logger.info("%s: %s", output, counted(count, "structure"))

@@ -27,7 +27,7 @@ from rinalmo.engine.jobs import Arrays, Job, JobOptions, chunked, cumulative, op
 from rinalmo.engine.ray import EngineLike
 from rinalmo.errors import InputError, SequenceError, counted
 from rinalmo.inference.fill_mask import NucleotideScorer
-from rinalmo.io.files import atomic_write_path, check_path
+from rinalmo.io.files import atomic_write_path, check_path, escape_controls
 from rinalmo.io.sequences import InputFile, Record, as_records, read_fasta
 from rinalmo.io.tables import Row, TableReader, open_table, table_format, table_lines
 from rinalmo.model.rinalmo import RiNALMo
@@ -545,7 +545,7 @@ def score_file(
             scores = chain.from_iterable(compute(block)["scores"].tolist() for block in blocks(source.read(), method))
             if plot is not None:
                 scores = list(scores)
-            sys.stdout.writelines(source.lines(scores))
+            sys.stdout.writelines(map(escape_controls, source.lines(scores)))
         else:
             done, chunks = Job(output, "variant"), blocks(source.read(), method)
             run = partial(_score_blocks, method=method)

@@ -496,6 +496,14 @@ def record_name(name: str, number: int | None = None) -> str | None:
     return one_line(name[:60]) or (None if number is None else str(number))
 
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def escape_controls(text: str) -> str:
+    """Escape terminal codes, which a file may hold and a terminal must not get; tabs and line ends stay."""
+    return _CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
 def one_line(text: str) -> str:
     """Escape line ends and terminal codes, which a name may hold and an error message must not."""
     return text if text.isprintable() else ascii(text)[1:-1]

@@ -24,6 +24,7 @@ from rinalmo.io.files import (
     atomic_write,
     atomic_write_compressed,
     check_path,
+    escape_controls,
     open_binary,
     read_lines,
     source_name,
@@ -226,7 +227,7 @@ def write_rows(path: str | Path, rows: Iterable[Row], *, columns: Sequence[str] 
             raise InputError(f"nothing to write to {path}")
         rows, columns = chain((first,), rows), list(first)
     if str(path) == "-":
-        sys.stdout.writelines(table_lines(rows, "csv", columns))
+        sys.stdout.writelines(map(escape_controls, table_lines(rows, "csv", columns)))
         return
     format = table_format(path)
     if format == "parquet":

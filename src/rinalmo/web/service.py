@@ -5,6 +5,7 @@ The command line has no such limits: an error for too much input names the comma
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import threading
@@ -57,6 +58,9 @@ Progress = Callable[[int, int], Any]
 T = TypeVar("T")
 
 
+_POSITIONS = re.compile(r"^\s*\d+\s+|\s+\d+\s*$")
+
+
 def _no_progress(done: int, total: int) -> None:
     """For the API, which has no progress bar."""
 
@@ -67,6 +71,7 @@ def one_record(text: str, longest: int, command: str, *, allow_mask: bool = Fals
     Raises InputError for everything else.
     """
     _check_text(text)
+    text, _ = _without_numbers(text)
     if text.lstrip().startswith(">"):
         records = list(_parse(text, allow_mask))
         if len(records) > 1:
@@ -91,11 +96,12 @@ def many_records(text: str, upload: Path | None) -> list[Record]:
         source: Iterable[Record] = parse_fasta(_limited(read_chunks(upload), upload.name), upload.name)
     else:
         _check_text(text)
+        text, is_numbered = _without_numbers(text)
         if text.lstrip().startswith(">"):
             source = _parse(text)
         else:
-            lines = enumerate(text.split(), 1)
-            source = (make_record(line, str(number), number=number) for number, line in lines)
+            lines = [text] if is_numbered else [line for line in text.splitlines() if line.strip()]
+            source = (make_record(line, str(number), number=number) for number, line in enumerate(lines, 1))
     records, total = [], 0
     for record in source:
         _check_length(record, EMBED, "embed")
@@ -110,6 +116,21 @@ def many_records(text: str, upload: Path | None) -> list[Record]:
 def with_question_marks(record: Record) -> str:
     """The sequence with one character per nucleotide; `?` is a mask."""
     return record.sequence.replace("<mask>", "?")
+
+
+def _without_numbers(text: str) -> tuple[str, bool]:
+    """A sequence without the positions that GenBank and EMBL write before or after its lines, and whether it had any.
+
+    Without the lines ORIGIN and // as well; header lines of FASTA stay as they are.
+    """
+    numbered, lines = False, []
+    for line in text.splitlines():
+        if not line.startswith(">"):
+            plain = _POSITIONS.sub("", line)
+            numbered, line = numbered or plain != line, plain
+        if line.strip() not in ("ORIGIN", "//"):
+            lines.append(line)
+    return "\n".join(lines), numbered
 
 
 def _check_text(text: str) -> None:

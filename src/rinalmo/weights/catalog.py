@@ -21,6 +21,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -289,7 +290,8 @@ def resolve(name_or_path: str | Path) -> Path:
     """The file or folder to load; a published model is downloaded on first use.
 
     Args:
-        name_or_path: A path, or a model's name or alias. An existing path wins over a model of the same name.
+        name_or_path: A path, a model's name or alias, or `owner/model` or `owner/model@revision` on the Hugging Face
+            Hub. An existing path wins over a model of the same name.
 
     Returns:
         An existing path.
@@ -313,6 +315,10 @@ def resolve(name_or_path: str | Path) -> Path:
     entry = find(name)
     if entry is None:
         known = [alias for each in CATALOG.values() for alias in (each.name, *each.aliases)]
+        is_slip = bool(difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.9))
+        # runs/model is a path, not a model of the owner `runs`, if there is a folder runs.
+        if _HUB_ID.fullmatch(name) and path.suffix not in _FILES and not is_slip and not path.parent.is_dir():
+            return _from_hub(name)
         near = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise CheckpointError(
@@ -331,6 +337,35 @@ def resolve(name_or_path: str | Path) -> Path:
                     verify(folder / file.filename, size=file.size, sha256=file.sha256, md5=file.md5)
             return source.path(folder)
     return _download(entry, folder)
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
+_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+_HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "pytorch_model.bin", "*.json", "vocab.txt")
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of a model on the Hugging Face Hub, in the Hub's own cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    repository, _, revision = name.partition("@")
+    try:
+        folder = snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=list(_HUB_FILES),
+            local_files_only=offline_switch() is not None,
+        )
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        problem = "is neither an existing file or folder, nor a public model on the Hugging Face Hub"
+        raise CheckpointError(f"{name!r} {problem}; check the name, or log in with `hf auth login`") from None
+    except (LocalEntryNotFoundError, OSError) as error:
+        switch = offline_switch()
+        why = f"{switch} forbids to ask the Hugging Face Hub" if switch else "the Hugging Face Hub does not answer"
+        problem = f"is no existing file or folder, and {why}"
+        raise DownloadError(f"{name!r} {problem} ({str(error).splitlines()[0][:100]})") from None
+    return Path(folder)
 
 
 def cache_folder() -> Path:

@@ -40,6 +40,7 @@ from rinalmo.weights.layouts import (
     LayoutName,
     added_tokens,
     detect,
+    embedding_names,
     listed,
     move_rows,
     plan_reading,
@@ -73,6 +74,10 @@ class ModelFiles:
 
 def open_model(path: Path) -> ModelFiles:
     """Open a model folder or file; raises CheckpointError if it is missing, damaged, foreign or unsafe."""
+    return _unwrapped(_open(path))
+
+
+def _open(path: Path) -> ModelFiles:
     if path.is_dir():
         if (path / WEIGHTS).exists():
             return _open_safetensors([path / WEIGHTS], path)
@@ -90,6 +95,38 @@ def open_model(path: Path) -> ModelFiles:
     raise CheckpointError(f"{path}: not a model file; expected a folder, .safetensors or one of {', '.join(PICKLES)}")
 
 
+def _unwrapped(files: ModelFiles) -> ModelFiles:
+    """The files with the names of the model alone: without those that DDP, `torch.compile` and Lightning put before
+    them."""
+    names = {re.sub(r"(^|\.)(?:(?:module|_orig_mod)\.)+", r"\1", name): name for name in files.shapes}
+    if len(names) < len(files.shapes):
+        raise CheckpointError(f"{files.path}: holds tensors of two models, one of them under module. or _orig_mod.")
+    while not names.keys() & embedding_names():
+        attribute = next(iter(names), "").partition(".")[0] + "."
+        if not names or not all(name.startswith(attribute) for name in names):
+            break
+        names = {name.removeprefix(attribute): old for name, old in names.items()}
+    if all(name == old for name, old in names.items()):
+        return files
+    shapes = {name: files.shapes[old] for name, old in names.items()}
+    return replace(files, shapes=shapes, tensor=lambda name: files.tensor(names[name]))
+
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def _require_weights(path: Path) -> None:
+    """Raise CheckpointError for what is fetched in place of a file of weights: a pointer, or a web page."""
+    with _one_line_errors(path), path.open("rb") as file:
+        start = file.read(256).lstrip()
+    if start.startswith(_LFS_POINTER):
+        raise CheckpointError(
+            f"{path}: is a git-lfs pointer, not the weights; run `git lfs pull`, or download the file"
+        )
+    if start[:1] == b"<" and any(tag in start.lower() for tag in (b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(f"{path}: is a web page, not the weights; download the file itself")
+
+
 def shard_names(index: Path) -> list[str]:
     """The files that a sharded model's index lists; raises CheckpointError for one outside its folder."""
     names = sorted(set(_read_json(index).get("weight_map", {}).values()))
@@ -103,6 +140,7 @@ def _open_safetensors(paths: list[Path], folder: Path) -> ModelFiles:
     shapes: dict[str, tuple[int, ...]] = {}
     path_of: dict[str, Path] = {}
     for path in paths:
+        _require_weights(path)
         with _one_line_errors(path):
             handles[path] = safe_open(str(path), framework="pt")
             for name in handles[path].keys():  # noqa: SIM118  (the handle is no mapping)
@@ -121,12 +159,14 @@ def _open_safetensors(paths: list[Path], folder: Path) -> ModelFiles:
 
 
 def _open_pickle(path: Path) -> ModelFiles:
+    _require_weights(path)
     with _one_line_errors(path), warnings.catch_warnings():
         # torch warns about pickle protocols that it does not write itself; errors are enough here.
         warnings.simplefilter("ignore", UserWarning)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    for key in ("state_dict", "model_state_dict", "model", "module"):  # of Lightning, of training loops
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not named tensors")
     tensors: dict[str, Tensor] = {}

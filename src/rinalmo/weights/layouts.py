@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -262,6 +263,13 @@ def plan_writing(layout: LayoutName, keys: Iterable[str]) -> dict[str, tuple[str
     if unmatched:
         raise CheckpointError(f"tensors that the {layout} layout has no name for: {listed(unmatched)}")
     return plan
+
+
+@cache
+def embedding_names() -> frozenset[str]:
+    """The names of the token embedding in all layouts, with each prefix."""
+    maps = (_PORT, _official(None, _OFFICIAL_ATTENTION))
+    return frozenset(("encoder.embedding.weight", *(prefix + m.embedding for m in maps for prefix in m.prefixes)))
 
 
 def _official_head(shapes: Shapes) -> str | None:
