@@ -36,6 +36,7 @@ COMMANDS = {
     "data": ("data", "Make token stores from sequence databases."),
     "embed": ("inference", "Embed the sequences of a FASTA file or table."),
     "evaluate": ("inference", "Evaluate a fine-tuned model on labelled examples."),
+    "explain": ("inference", "Show what a fine-tuned model looks at."),
     "fold": ("inference", "Predict secondary structures."),
     "fill-mask": ("inference", "Predict masked nucleotides."),
     "finetune": ("training", "Train a model for a task on labelled examples."),

@@ -17,6 +17,7 @@ from rinalmo.cli.options import (
     adapter_option,
     colour_option,
     computing_options,
+    device_option,
     each_adapter,
     engine_options,
     fill_option,
@@ -30,6 +31,7 @@ from rinalmo.cli.options import (
     progress,
     shard_option,
     task_option,
+    threads_option,
 )
 from rinalmo.errors import InputError
 
@@ -539,6 +541,54 @@ def _count(source: str, job: dict[str, Any]) -> tuple[int, bool] | None:
 
     known = count_records(source)
     return known and (shard_size(known[0], job["shard"]), known[1])
+
+
+@click.command("explain")
+@click.argument("model", metavar="MODEL")
+@click.argument("source", metavar="FASTA|TABLE|-")
+@click.option(
+    "-o", "--output", default="-", help="File to write: .csv, .tsv, .jsonl or .parquet.  [default: CSV to stdout]"
+)
+@click.option(
+    "--output-name",
+    metavar="NAME",
+    help="Column or class to explain.  [default: the only column, or the most probable class of each sequence]",
+)
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=32, show_default=True, help="Points of the integrated gradients."
+)
+@click.option("--plot", type=_FILE, metavar="FILE", help="Draw the attributions in one sequence, .svg or .png.")
+@device_option
+@threads_option
+def explain_command(
+    model: str,
+    source: str,
+    output: str,
+    output_name: str | None,
+    steps: int,
+    plot: Path | None,
+    device: str,
+    threads: int | None,
+) -> None:
+    """Show what a fine-tuned model looks at: the share of each nucleotide in its prediction, and its contacts.
+
+    MODEL predicts a value or class of whole sequences; a model of structures gives contacts alone. The output has a row
+    for each nucleotide: its attribution, by integrated gradients, and the one that shares most attention with it.
+
+    \b
+    rinalmo explain run/model sequences.fa -o explained.csv --plot explained.svg
+    rinalmo explain giga-splice-donor sequences.fa
+    rinalmo explain nano-fold tRNA.fa
+    """
+    from rinalmo.inference.explain import explain_file
+
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    explain_file(source, output, model, name=output_name, steps=steps, plot=plot, device=device)
+    if plot is not None:
+        click.echo(f"{plot}: drawn", err=True)
 
 
 def _take_job_options(settings: dict[str, Any], output: str) -> dict[str, Any]:

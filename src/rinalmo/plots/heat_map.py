@@ -28,7 +28,7 @@ def check_plot(path: Path, lengths: list[int]) -> None:
     check_figure(path, _PURPOSE, sum(lengths), LONGEST, "score a part of it")
 
 
-def draw(scores: np.ndarray, sequence: str, title: str, path: Path) -> None:
+def draw(scores: np.ndarray, sequence: str, title: str, path: Path, label: str = "score (nats)") -> None:
     """Draw `(length, 4)` scores, NaN where there is none.
 
     A dot marks the nucleotide of the sequence and a plus a score above 0, which in grey looks like one below. A few
@@ -67,7 +67,7 @@ def draw(scores: np.ndarray, sequence: str, title: str, path: Path) -> None:
         extend = {(1, 1): "both", (1, 0): "min", (0, 1): "max"}.get((is_low, is_high), "neither")
         bar = figure.colorbar(image, cax=figure.add_axes(place), extend=extend)
         bar.ax.tick_params(labelsize=7, length=2)
-        bar.set_label("score (nats)", fontsize=7)
+        bar.set_label(label, fontsize=7)
         bar.outline.set_visible(False)
 
 

@@ -61,10 +61,14 @@ class Crop:
         if self.length < 1 or self.at not in ("start", "middle", "end"):
             raise ValueError(f"there is no crop to {self.length} at the {self.at}")
 
+    def start(self, length: int) -> int:
+        """Where the crop of a sequence of this length begins."""
+        surplus = max(0, length - self.length)
+        return {"start": 0, "middle": surplus // 2, "end": surplus}[self.at]
+
     def of(self, sequence: str) -> str:
         """The cropped sequence."""
-        surplus = max(0, len(sequence) - self.length)
-        start = {"start": 0, "middle": surplus // 2, "end": surplus}[self.at]
+        start = self.start(len(sequence))
         return sequence[start : start + self.length]
 
 

@@ -1,0 +1,297 @@
+"""What a fine-tuned model looks at: the share of each nucleotide in a prediction, and contacts from attention.
+
+Attributions are integrated gradients from a baseline in which each nucleotide's embedding is the mean of those of A, C,
+G and U; CLS, EOS and padding stay. They add up to the prediction minus that of the baseline. Zeros, the usual baseline,
+tell nothing here: the first layer normalizes the embedding, and so removes its scale.
+
+Contacts are the attention of all heads between nucleotides, each map made symmetric and corrected by the average
+product of its rows and columns, averaged over heads and layers. They show where the model looks, not base pairs.
+
+Source: Sundararajan et al. 2017 (arXiv:1703.01365) for integrated gradients; Rao et al. 2020
+(10.1101/2020.12.15.422761) for contacts from attention; Dunn et al. 2008 (10.1093/bioinformatics/btm604) for the
+average product correction.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rinalmo.engine.devices import DeviceLike, choose_device
+from rinalmo.errors import InputError
+from rinalmo.io.sequences import Record, SequenceFile, Sequences, as_records, check_positive_int, encode
+from rinalmo.io.tables import Row, check_rows_output, write_rows
+from rinalmo.model.packing import Layout, pack, pack_padded
+from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.plots.heat_map import check_plot, draw
+from rinalmo.rna.alphabet import NUCLEOTIDES
+from rinalmo.tasks.base import Task
+from rinalmo.tasks.regression import Regression
+from rinalmo.tasks.secondary_structure import SecondaryStructure
+from rinalmo.tasks.table import Table
+from rinalmo.tasks.trained import cropped, task_of
+from rinalmo.weights.checkpoint import load
+
+logger = logging.getLogger(__name__)
+
+STEPS = 32
+MIN_DISTANCE = 4  # nucleotides from one end of a contact to the other, as in structures
+_BATCH_TOKENS = 2048
+_MAX_GAP = 0.01  # of the sum of all attributions' sizes
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a model looks at in one sequence.
+
+    Attributes:
+        record: The sequence, cropped as the model sees it.
+        start: Where the crop begins in the whole sequence, from 0.
+        output: The name of the predicted value; empty for a model of structures.
+        prediction: Its value: a number, or the logit of a class.
+        baseline: The value for the baseline, in which every nucleotide is the mean of all four.
+        attributions: Share of each nucleotide in `prediction - baseline`, `(length,)`; NaN for a model of structures.
+        contacts: Symmetric scores, `(length, length)`.
+    """
+
+    record: Record
+    start: int
+    output: str
+    prediction: float
+    baseline: float
+    attributions: np.ndarray
+    contacts: np.ndarray
+
+    def rows(self) -> Iterator[Row]:
+        """One row for each nucleotide, with the best of its contacts."""
+        length = len(self.record.sequence)
+        places = np.arange(length)
+        far = np.abs(places[:, None] - places) >= MIN_DISTANCE
+        scores = np.where(far, self.contacts, -np.inf)
+        for n, letter in enumerate(self.record.sequence):
+            row: Row = {"id": self.record.id, "position": self.start + n + 1, "nucleotide": letter}
+            if self.output:
+                row |= {"output": self.output, "attribution": float(self.attributions[n])}
+            best = int(scores[n].argmax())
+            is_any = bool(far[n].any())
+            row["contact"] = self.start + best + 1 if is_any else None
+            yield row | {"contact_score": float(scores[n, best]) if is_any else None}
+
+
+def explain(
+    sequences: Sequences,
+    model: str | Path | RiNALMo,
+    *,
+    output: str | None = None,
+    steps: int = STEPS,
+    device: DeviceLike = None,
+) -> Iterator[Explanation]:
+    """Explain the predictions of a fine-tuned model.
+
+    Args:
+        sequences: One or more sequences, FASTA records, a data frame, or the `Path` of a FASTA file or table.
+        model: A name, folder, file or loaded model, for a value or class of whole sequences; one for structures gives
+            contacts alone. Computed in fp32.
+        output: The column or class to explain. None: the only column, or the most probable class of each sequence.
+        steps: Points of the integral, for each of which the model runs once, forward and backward.
+        device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; None: where a loaded model is.
+
+    Yields:
+        An explanation of each sequence, in order.
+
+    Raises:
+        CheckpointError: The model was not fine-tuned.
+        InputError: The model predicts something for each nucleotide, has no such output, or several and none is named.
+
+    Examples:
+        >>> from rinalmo.inference.explain import explain
+        >>> (explanation,) = explain("GGGGGAAAACCCCC", "nano-fold")
+        >>> explanation.contacts.shape
+        (14, 14)
+    """
+    check_positive_int("steps", steps)
+    if not isinstance(model, RiNALMo):
+        model = load(model, device=choose_device(device))
+    elif device is not None:
+        model = model.to(choose_device(device))
+    task = task_of(model.spec)
+    names = _outputs(task)
+    if output is not None and output not in names:
+        raise InputError(f"the model has no output {output!r}; it has {', '.join(names) or 'structures alone'}")
+    is_multiclass = isinstance(task, Table) and task.kind == "multiclass"
+    if output is None and len(names) > 1 and not is_multiclass:
+        raise InputError(f"the model predicts {', '.join(names)}; name one with --output-name")
+    chosen = None if output is None else names.index(output)
+    for record in as_records(sequences):
+        seen = Record(record.id, record.description, cropped(record.sequence, task.crop), record.number)
+        start = task.crop.start(len(record.sequence)) if task.crop else 0
+        nothing = np.full(len(seen.sequence), np.nan)
+        was_training = model.training
+        model.eval()
+        try:
+            explanation = Explanation(seen, start, "", np.nan, np.nan, nothing, _contacts(seen, model))
+            if names:
+                explanation = _attribute(explanation, model, task, names, chosen, steps)
+        finally:
+            model.train(was_training)
+        yield explanation
+
+
+def _outputs(task: Task) -> list[str]:
+    """The names of a task's outputs for a sequence; none for structures."""
+    if isinstance(task, Regression):
+        return ["prediction"]
+    if isinstance(task, SecondaryStructure):
+        return []
+    if task.per != "sequence":
+        raise InputError(f"{task.name} predicts single nucleotides; only predictions of whole sequences are explained")
+    if isinstance(task, Table):
+        return list(task.classes) or list(task.targets)
+    return []
+
+
+def _scale(model: RiNALMo, task: Task, column: int) -> tuple[float, float]:
+    """What makes a value of the head one in the units of the data: a factor, and what is added."""
+    if isinstance(task, Regression):
+        buffers = dict(model.head("ribosome_load_head").named_buffers())
+        return float(buffers["target_std"]), float(buffers["target_mean"])
+    if isinstance(task, Table) and task.kind == "regression":
+        return task.std[column], task.mean[column]
+    return 1.0, 0.0
+
+
+def _attribute(
+    explanation: Explanation, model: RiNALMo, task: Task, names: list[str], column: int | None, steps: int
+) -> Explanation:
+    record, encoder = explanation.record, model.encoder
+    ids = torch.from_numpy(encode(record, model.alphabet))
+    nucleotides = slice(1, len(record.sequence) + 1)  # after CLS
+    device = encoder.embedding.weight.device
+
+    @torch.no_grad()
+    def packed(count: int) -> tuple[Tensor, Layout, Tensor, Tensor]:
+        """So many copies: token ids, layout, and embeddings `(copies, tokens, hidden)` of the baseline and the RNA."""
+        copies, layout = pack([ids] * count, device)
+        if task.pad_to:
+            copies, layout = pack_padded(layout.split(copies), task.pad_to, model.alphabet.pad_id, layout.device)
+        embedded = encoder.embedding(copies).unflatten(0, (count, -1))
+        baseline = embedded.clone()
+        baseline[:, nucleotides] = encoder.embedding.weight[list(model.alphabet.nucleotide_ids)].mean(dim=0)
+        return copies, layout, baseline, embedded
+
+    def values(copies: Tensor, layout: Layout, embedded: Tensor) -> Tensor:
+        states = encoder(copies, layout, inputs_embeds=lambda: embedded.flatten(0, 1)).last_hidden_state
+        return torch.stack([value.flatten() for value in task.forward(model, copies, states, layout)]).float()
+
+    with torch.no_grad():
+        copies, layout, baseline, embedded = packed(2)
+        before, after = values(copies, layout, torch.stack([baseline[0], embedded[0]])).double().cpu().numpy()
+    column = int(after.argmax()) if column is None else column
+    factor, added = _scale(model, task, column)
+    # The points and weights of Gauss and Legendre need far fewer steps than equal ones.
+    points, weights = (torch.from_numpy(x).float().to(device) / 2 for x in np.polynomial.legendre.leggauss(steps))
+    total = torch.zeros(len(ids), dtype=torch.float64)
+    per_batch = max(1, _BATCH_TOKENS // max(len(ids), task.pad_to))
+    for some, its_weights in zip((points + 0.5).split(per_batch), weights.split(per_batch), strict=True):
+        copies, layout, baseline, embedded = packed(len(some))
+        step = embedded - baseline
+        place = (baseline + some[:, None, None] * step).requires_grad_()
+        with torch.enable_grad():
+            value = (values(copies, layout, place)[:, column] * its_weights).sum()
+        (gradient,) = torch.autograd.grad(value, place)
+        total += (gradient * step).sum(dim=(0, 2))[: len(ids)].double().cpu()
+    return replace(
+        explanation,
+        output=names[column],
+        prediction=factor * after[column] + added,
+        baseline=factor * before[column] + added,
+        attributions=factor * total[nucleotides].numpy(),
+    )
+
+
+def _contacts(record: Record, model: RiNALMo) -> np.ndarray:
+    """The attention of all heads and layers between nucleotides, symmetric and corrected."""
+    total = np.zeros((len(record.sequence),) * 2)
+
+    def add(weights: list[Tensor]) -> list[Tensor]:
+        maps = weights[0][:, 1:-1, 1:-1]
+        maps = maps + maps.transpose(1, 2)
+        rows = maps.sum(dim=2, keepdim=True)
+        corrected = maps - rows * rows.transpose(1, 2) / rows.sum(dim=1, keepdim=True)
+        total.__iadd__(corrected.mean(dim=0).double().cpu().numpy())
+        return weights
+
+    ids, layout = pack([torch.from_numpy(encode(record, model.alphabet))], model.encoder.embedding.weight.device)
+    with torch.inference_mode():
+        model.encoder(ids, layout, weights_hook=add)
+    return total / len(model.encoder.blocks)
+
+
+def explain_file(
+    source: str | Path,
+    output: str | Path,
+    model: str | Path,
+    *,
+    name: str | None = None,
+    steps: int = STEPS,
+    plot: Path | None = None,
+    device: DeviceLike = None,
+) -> int:
+    """Write a table of explanations, one row for each nucleotide.
+
+    Args:
+        source: A FASTA file or table; "-" is FASTA on standard input.
+        output: .csv, .tsv, .jsonl or .parquet; "-" writes CSV to standard output.
+        model: A name, folder or file.
+        name: See `output` of `explain`.
+        steps: See `explain`.
+        plot: A heat map of the attributions in the only sequence, .svg or .png.
+        device: See `explain`.
+
+    Returns:
+        The number of sequences.
+
+    Raises:
+        InputError: The input cannot be used, or what `explain` raises.
+    """
+    check_rows_output(output)
+    records: Iterable[Record] = SequenceFile(source)
+    if plot is not None:
+        records = list(records)
+        check_plot(plot, [len(record.sequence) for record in records])
+    count = 0
+
+    def rows() -> Iterator[Row]:
+        nonlocal count
+        for explanation in explain(records, model, output=name, steps=steps, device=device):
+            count += 1
+            gap = abs(explanation.attributions.sum() - (explanation.prediction - explanation.baseline))
+            if gap > _MAX_GAP * np.abs(explanation.attributions).sum():
+                text = "%s: the attributions miss their sum by %.2g; use more --steps"
+                logger.warning(text, explanation.record.id, gap)
+            if plot is not None:
+                _draw(explanation, plot)
+            yield from explanation.rows()
+
+    write_rows(output, rows())
+    if str(output) != "-":
+        logger.info("%s: %s sequences", output, f"{count:,}")
+    return count
+
+
+def _draw(explanation: Explanation, plot: Path) -> None:
+    if not explanation.output:
+        raise InputError(f"{plot}: a model of structures has no attributions to draw")
+    sequence = explanation.record.sequence
+    shares = np.full((len(sequence), len(NUCLEOTIDES)), np.nan)
+    for n, letter in enumerate(sequence):
+        if letter in NUCLEOTIDES:
+            shares[n, NUCLEOTIDES.index(letter)] = explanation.attributions[n]
+    title = f"{explanation.record.id}, {explanation.output}: {explanation.prediction:.4g}"
+    draw(shares, sequence, title, plot, label="attribution")
