@@ -89,7 +89,7 @@ def test_values_in_python(engine):
         assert rinalmo.fold(rows, engine, constraints=[None, by_name["b"]]) == [a, b]
     for wrong, message in (
         ([by_name["b"]], "give each its own"),
-        ({"c": "."}, "no constraint of any sequence"),
+        ({"c": "."}, "the input has no constraint of any sequence"),
         (["...", None], "record a: the constraint has 3 characters"),
     ):
         with pytest.raises(InputError, match=message):
@@ -144,8 +144,8 @@ def test_files_stdout_shards_and_interrupted_runs(engine, files, monkeypatch, ca
     with pytest.raises(StoppedError):
         fold_file(files / "in.fa", files / "again.csv", engine, **known, progress=stop)
     with pytest.raises(InputError, match="cannot be resumed: constraints changed"):
-        fold_file(files / "in.fa", files / "again.csv", engine, reactivities=files / "s.csv", constraints=True)
-    fold_file(files / "in.fa", files / "again.csv", engine, **known)
+        fold_file(files / "in.fa", files / "again.csv", engine, reactivities=files / "s.csv", resume=True)
+    fold_file(files / "in.fa", files / "again.csv", engine, **known, resume=True)
     assert (files / "again.csv").read_text() == whole
 
 

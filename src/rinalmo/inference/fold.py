@@ -35,6 +35,7 @@ from rinalmo.rna.constraints import (
     reactivities_of,
     read_constraints,
     read_reactivities,
+    shape_parameters,
 )
 from rinalmo.rna.decoding import Decoder
 from rinalmo.rna.formats import format_of, structure_text, write_structures
@@ -80,6 +81,9 @@ class Decoding:
     thermodynamics: Weight | None = None
     max_span: int | None = None
     shape_method: str = "deigan"
+
+    def __post_init__(self) -> None:
+        shape_parameters(self.shape_method)
 
     def conditions(self, record: Record, nested: bool = False) -> Conditions:
         """The conditions that a record is folded with; raises SequenceError if its constraint cannot be met."""
@@ -151,8 +155,8 @@ def fold(
     task = folding_task(engine.spec, window)
     with name_source_in_errors(sequences):
         records = require_nonempty(as_records(sequences))
-        if constraints is not None or reactivities is not None:
-            records = with_conditions(records, decoding, constraints, reactivities, note=warnings.warn)
+        if sources := known_sources(constraints, reactivities):
+            records = with_conditions(records, decoding, sources, note=warnings.warn)
         records = note_windows(records, task, warnings.warn)
         return [structure for structure, _ in fold_records(records, engine, decoding, window=task.window)]
 
@@ -282,31 +286,27 @@ Reactivities = Path | Sequence[Any] | Mapping[str, Any]
 def with_conditions(
     records: Iterable[Record],
     decoding: Decoding,
-    constraints: Constraints | bool | None = None,
-    reactivities: Reactivities | None = None,
+    sources: Mapping[str, KnownValues | None],
     *,
     is_nested: bool = False,
     note: Note | None = None,
 ) -> Iterator[Record]:
-    """The records with their constraints and reactivities, all checked.
+    """The records with what is known of them, all checked.
 
-    `constraints` is True where the records have them already. `note` gets a line about values and records without
-    counterpart; None: nothing is said, as of a shard.
+    Args:
+        records: The records.
+        decoding: The rules that a constraint has to agree with.
+        sources: `known_sources`.
+        is_nested: Whether structures have no pseudoknots.
+        note: Gets a line about values and records without counterpart; None: nothing is said, as of a shard.
 
     Raises:
         InputError: A file cannot be used, or no record has a value.
         SequenceError: A value does not fit its record, or cannot be met.
     """
-    sources: dict[str, _Source | None] = {"constraint": None, "reactivities": None}
-    if constraints is not None and not isinstance(constraints, bool):
-        given = [constraints] if isinstance(constraints, str) else constraints
-        sources["constraint"] = _Source(given, read_constraints)
-    if reactivities is not None:
-        is_single = not isinstance(reactivities, Path | Mapping) and not any(map(np.ndim, reactivities))
-        sources["reactivities"] = _Source([reactivities] if is_single else reactivities, read_reactivities)
     records = iter(records)
     start = list(islice(records, 2))
-    count, with_value = 0, dict.fromkeys(sources, 0)
+    count, with_value, file = 0, dict.fromkeys(sources, 0), (known := sources.get("constraint")) and known.file
     for record in chain(start, records):
         count += 1
         for field, source in sources.items():
@@ -316,26 +316,40 @@ def with_conditions(
         try:
             decoding.conditions(record, is_nested)
         except SequenceError as error:
-            if (source := sources["constraint"]) and source.file:
-                raise error.with_location(source.file, None, error.record) from None
+            if file:
+                raise error.with_location(file, None, error.record) from None
             raise
         yield record
     if note is None:
         return
-    for field, asked in (("constraint", constraints), ("reactivities", reactivities)):
-        source, found = sources[field], with_value[field]
-        if asked is None or asked is False:
-            continue
+    for field, source in sources.items():
+        found = with_value[field]
         name = source.file if source and source.file else "the input"
         if not found:
-            raise InputError(f"{name}: has no {field} of any sequence; the names have to be the same")
+            raise InputError(f"{name} has no {field} of any sequence; names have to be the same")
         if found < count:
             note(f"{count - found:,} of {count:,} sequences have no {field} in {name}")
         if source and (unused := source.unused(count)):
             note(f"{name}: {len(unused):,} {field} of no sequence, such as {one_line(unused[0])}")
 
 
-class _Source:
+def known_sources(
+    constraints: Constraints | bool | None, reactivities: Reactivities | None
+) -> dict[str, KnownValues | None]:
+    """Where records get their fields from; None where they have them already. Raises InputError for unusable files."""
+    sources: dict[str, KnownValues | None] = {}
+    if constraints is True:
+        sources["constraint"] = None
+    elif constraints:
+        given = [constraints] if isinstance(constraints, str) else constraints
+        sources["constraint"] = KnownValues(given, read_constraints)
+    if reactivities is not None:
+        is_single = not isinstance(reactivities, Path | Mapping) and not any(map(np.ndim, reactivities))
+        sources["reactivities"] = KnownValues([reactivities] if is_single else reactivities, read_reactivities)
+    return sources
+
+
+class KnownValues:
     """Constraints or reactivities of records: from a file, in order, or by name."""
 
     def __init__(self, given: Path | Sequence[Any] | Mapping[str, Any], read: Callable[[Path], KnownFile]) -> None:
@@ -418,6 +432,7 @@ def fold_file(
         if probabilities.suffix != ".npz":
             raise InputError(f"{probabilities}: probabilities are written as .npz")
         check_path(probabilities)
+    sources = known_sources(constraints, reactivities)
     file = SequenceFile(source, constraints=constraints is True)
     records = take_shard(file, shard)
     figures: list[StructureFigure] = []
@@ -430,10 +445,10 @@ def fold_file(
         decoding = replace(decoding, thermodynamics=task.thermodynamics)
         stack.enter_context(name_source_in_errors(file.path))
         known: dict[str, Any] = {}
-        if constraints or reactivities is not None:
+        if sources:
             is_nested = (decoding.method or task.decoder) == "nested"
             own_note = note if shard is None else None
-            records = with_conditions(records, decoding, constraints, reactivities, is_nested=is_nested, note=own_note)
+            records = with_conditions(records, decoding, sources, is_nested=is_nested, note=own_note)
             known = {"constraints": _content(constraints), "reactivities": _content(reactivities)}
         records = note_windows(records, task, note)
         decoder = stack.enter_context(Decoder.beside(engine.device.type if isinstance(engine, Engine) else "cpu"))
