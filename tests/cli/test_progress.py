@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+import rinalmo
 from rinalmo.cli import options
 from rinalmo.engine.jobs import shard_size
 from rinalmo.io.sequences import count_records, is_sequence, read_sequences
@@ -166,3 +167,11 @@ def test_no_control_character_of_a_file_reaches_the_terminal(rinalmo_command, ba
         done = rinalmo_command(*arguments)
         assert not {*done.out, *done.err} & {"\x1b", "\x07", "\x9b"}, arguments
         assert r"\x1b" in done.out + done.err
+
+
+@pytest.mark.parametrize("function", [rinalmo.embed, rinalmo.fold])
+def test_a_file_that_does_not_exist_is_named_as_such(function, tmp_path):
+    with pytest.raises(rinalmo.InputError, match=r"'missing\.fa' looks like the name of a file, and there is none"):
+        function("missing.fa")
+    with pytest.raises(rinalmo.InputError, match=r"missing\.fa does not exist; check the path"):
+        function(tmp_path / "missing.fa")

@@ -3,6 +3,9 @@
 import csv
 
 import numpy as np
+import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import rinalmo
@@ -79,13 +82,12 @@ def test_shards_that_cannot_be(engine, tmp_path):
     [
         ("mutant\nG1A\nA2G\n", r"in\.csv, line 3, position 2: the sequence has C here, not A \(A2G\)"),
         ("mutant\nG99A\n", r"in\.csv, line 2, position 99: .*11 nt"),
-        ("mutant\n\n\n", "has no rows; there is nothing to score"),
+        ("mutant\n\n\n", "has no rows with a variant; there is nothing to score"),
         ("", "is empty"),
         ("mutants\nG1A\n", "no column 'mutant'; did you mean 'mutants'"),
-        ("mutant,score\nG1A,1\n", "has a column 'score' already"),
         ("mutant,x,x\nG1A,1,1\n", "two columns named 'x'"),
         ("mutant,x\nG1A,1\nG1C\n", "line 3: has 1 fields, but there are 2 columns"),
-        ("mutant,x\n,1\n", "line 2: '' is no substitution"),
+        ("mutant,x\n,1\n", "has no rows with a variant"),
         ("record,mutant\nthree,G1A\n", "line 2: there is no wild type 'three'; there are one"),
     ],
 )
@@ -199,3 +201,82 @@ def test_an_interrupted_run_ends_the_same(engine, tmp_path, method, monkeypatch)
     assert saved <= resumed[0] <= resumed[-1] == 33
     assert output.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "whole.csv"]
+
+
+SCORE_SET = """# Accession: urn:mavedb:00000001-a-1
+# Licence: CC BY-NC-SA 4.0 (Attribution, NonCommercial)
+accession,hgvs_nt,hgvs_pro,score
+urn:1,n.2A>G,NA,0.5
+urn:2,n.[2A>G;4U>C],NA,-1.25
+urn:3,_wt,NA,1
+urn:4,NA,p.Gly1Ala,0.1
+urn:5,n.=,NA,1
+"""
+
+
+def test_a_score_set_of_mavedb(engine, tmp_path, capsys):
+    """Its score stays, ours is `rinalmo_score`; rows without a variant of nucleotides are counted."""
+    (tmp_path / "set.csv").write_text(SCORE_SET)
+    wild_type = Record("w", "", "GACUACGU")
+    notes = []
+    source = from_table([wild_type], tmp_path / "set.csv")
+    assert score_file(source, tmp_path / "out.csv", engine, note=notes.append) == 4
+    assert notes == [f"{tmp_path}/set.csv: 1 row without a variant in 'hgvs_nt' left out"]
+    lines = [line.split(",") for line in (tmp_path / "out.csv").read_text().splitlines()]
+    assert lines[0] == ["accession", "hgvs_nt", "hgvs_pro", "score", "rinalmo_score"]
+    assert [line[:4] for line in lines[1:]] == [
+        line.split(",") for line in SCORE_SET.splitlines()[3:] if ":4" not in line
+    ]
+    expected = rinalmo.score(wild_type, ["A2G", "A2G:U4C", "WT", "WT"], engine)
+    assert [float(line[-1]) for line in lines[1:]] == pytest.approx(expected.tolist(), abs=1e-5)
+    score_file(source, tmp_path / "out.parquet", engine, note=notes.append)
+    assert pq.read_table(tmp_path / "out.parquet")["rinalmo_score"].to_pylist() == pytest.approx(
+        expected.tolist(), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sequence"),
+    [
+        ("n.2A>G", "GGCUACGU"),
+        ("c.2a>u", "GUCUACGU"),
+        ("ref:n.[2A>G;4T>C]", "GGCCACGU"),
+        ("n.2del", "GCUACGU"),
+        ("n.2_4delACU", "GACGU"),
+        ("n.2_3insTT", "GAUUCUACGU"),
+        ("n.2_3delinsG", "GGUACGU"),
+        ("n.2delAinsGG", "GGGCUACGU"),
+        ("n.2_3dup", "GACACUACGU"),
+        ("n.=", "GACUACGU"),
+        ("_wt", "GACUACGU"),
+        ("A2G:U4C", "GGCCACGU"),
+    ],
+)
+def test_notations(text, sequence):
+    assert variants.read_variant("GACUACGU", text).sequence == sequence
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("n.2C>G", r"the sequence has A here, not C \(2C>G\)"),
+        ("n.9A>G", "9A>G is outside of the sequence, which has 8 nt"),
+        ("c.12+3A>G", "is no change of nucleotides of the sequence"),
+        ("c.-5A>G", "is no change of nucleotides of the sequence"),
+        ("n.[2A>G;1_3del]", "two changes in .* overlap"),
+        ("n.1_8del", "leaves no sequence"),
+        ("n.2_5insA", "does not say between which two"),
+        ("p.Ala1Gly", "is no substitution"),
+    ],
+)
+def test_notations_that_are_refused(text, words):
+    with pytest.raises(SequenceError, match=words):
+        variants.read_variant("GACUACGU", text)
+
+
+def test_variants_as_data_frames_hold_them(engine):
+    names = ["G1A", "n.2A>G", "WT"]
+    frame = pandas.DataFrame({"mutant": names, "y": [1, 2, 3]})
+    expected = rinalmo.score("GACUACGU", names, engine)
+    for given in (frame, frame["mutant"], frame.to_dict("records"), pa.array(names), pa.table({"hgvs_nt": names})):
+        assert rinalmo.score("GACUACGU", given, engine).tolist() == expected.tolist()

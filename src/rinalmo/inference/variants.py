@@ -1,12 +1,13 @@
 """Scores of sequence variants.
 
 `A12G` is the substitution of the twelfth nucleotide, A, by G; several are joined, `A12G:C13U` (or with commas). T is
-read as U, in either case. `WT` is the wild type itself. Insertions and deletions have no notation here: they are given
-as whole sequences.
+read as U, in either case. `WT` is the wild type itself. HGVS is read as well, as MaveDB's score sets have it:
+`n.12A>G`, `c.[12A>G;13C>T]`, `n.12del`, `n.12_13insAC`, `n.=`; positions count from the start of the sequence.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import logging
 import re
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, groupby, islice, repeat, zip_longest
+from itertools import chain, count, groupby, repeat, zip_longest
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
@@ -28,8 +29,8 @@ from rinalmo.engine.ray import EngineLike
 from rinalmo.errors import InputError, SequenceError, counted
 from rinalmo.inference.fill_mask import NucleotideScorer
 from rinalmo.io.files import atomic_write_path, check_path, escape_controls
-from rinalmo.io.sequences import InputFile, Record, as_records, read_fasta
-from rinalmo.io.tables import Row, TableReader, open_table, table_format, table_lines
+from rinalmo.io.sequences import InputFile, Record, as_records, plain_rows, read_fasta
+from rinalmo.io.tables import Row, TableReader, is_missing, open_table, table_format, table_lines, write_parquet
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.plots.heat_map import check_plot, draw
 from rinalmo.rna.alphabet import NUCLEOTIDES
@@ -38,6 +39,14 @@ logger = logging.getLogger(__name__)
 
 WILD_TYPE = "WT"
 SCORE, MUTANT, RECORD = "score", "mutant", "record"
+_MUTANTS = (MUTANT, "hgvs_nt", "hgvs", "mutation", "variant")  # usual names of the column
+_HGVS = re.compile(r"(?:[^:\s]+:)?[cgmnr]\.(?:\[(.+)\]|(.+))")
+_HGVS_CHANGE = re.compile(
+    r"(?P<first>\d{1,12})(?:_(?P<last>\d{1,12}))?"
+    r"(?:(?P<old>[A-Z]+)>(?P<new>[A-Z]+)|(?P<same>=)|del(?P<deleted>[A-Z]*?)ins(?P<inserted>[A-Z]+)"
+    r"|(?P<kind>del|ins|dup)(?P<letters>[A-Z]*))",
+    re.IGNORECASE,
+)
 _SUBSTITUTION = re.compile(r"([A-Za-z])([0-9]{1,12})([A-Za-z])")
 
 Change = tuple[int, str]
@@ -93,7 +102,7 @@ def parse(wild_type: str, mutant: str, *, where: str | None = None) -> tuple[Cha
         match = _SUBSTITUTION.fullmatch(part)
         if not match:
             problem = f"{part!r} is no substitution; write A12G, several as A12G:C13U"
-            raise SequenceError(f"{problem}; give insertions and deletions as whole sequences", file=where)
+            raise SequenceError(f"{problem}; give insertions and deletions in HGVS, or as whole sequences", file=where)
         old, new = (match[n].upper().replace("T", "U") for n in (1, 3))
         position = int(match[2])
         problem = ""
@@ -110,6 +119,52 @@ def parse(wild_type: str, mutant: str, *, where: str | None = None) -> tuple[Cha
             raise SequenceError(problem, file=where, position=position)
         changes[position - 1] = new
     return tuple(sorted((n, letter) for n, letter in changes.items() if letter != wild_type[n]))
+
+
+def read_variant(wild_type: str, text: str, *, where: str | None = None) -> Variant:
+    """The variant that a notation of this module stands for; raises SequenceError as `parse`."""
+    match = _HGVS.fullmatch(text.strip())
+    if match is None:
+        is_wild_type = text.strip() in ("_wt", "=")
+        return Variant(wild_type, () if is_wild_type else parse(wild_type, text, where=where))
+    edits: list[tuple[int, int, str]] = []  # of what is replaced: start, stop; by what
+    for part in map(str.strip, (match[1] or match[2]).split(";")):
+        if part.strip("()") == "=":
+            continue
+        change = _HGVS_CHANGE.fullmatch(part)
+        if change is None:
+            problem = f"{part!r} is no change of nucleotides of the sequence; write such as n.12A>G or n.12_14del"
+            raise SequenceError(problem, file=where)
+        first, last = int(change["first"]), int(change["last"] or change["first"])
+        kind, letters = (change["kind"] or "").lower(), change["letters"] or ""
+        old = change["old"] or change["deleted"] or (letters if kind in ("del", "dup") else "")
+        new = change["new"] or change["inserted"] or (letters if kind == "ins" else "")
+        old, new = (each.upper().replace("T", "U") for each in (old, new))
+        start, stop = first - 1, last
+        if not 1 <= first <= last <= len(wild_type):
+            problem = f"{part} is outside of the sequence, which has {len(wild_type)} nt"
+            raise SequenceError(problem, file=where)
+        if old and old != wild_type[start:stop]:
+            raise SequenceError(f"the sequence has {wild_type[start:stop]} here, not {old} ({part})", file=where)
+        if kind == "ins":
+            if last != first + 1 or not new:
+                raise SequenceError(f"{part} does not say between which two what is inserted", file=where)
+            start, stop = first, first
+        elif kind == "dup":
+            start, stop, new = last, last, wild_type[start:stop]
+        elif change["same"]:
+            continue
+        if set(new) - set(NUCLEOTIDES):
+            raise SequenceError(f"{part} has other letters than A, C, G and U (or T)", file=where)
+        edits.append((start, stop, new))
+    sequence, end = wild_type, len(wild_type) + 1
+    for start, stop, new in sorted(edits, reverse=True):
+        if stop > end or (start, stop) == (end, end):
+            raise SequenceError(f"two changes in {text!r} overlap", file=where)
+        sequence, end = sequence[:start] + new + sequence[stop:], start
+    if not sequence:
+        raise SequenceError(f"{text!r} leaves no sequence", file=where)
+    return compare(wild_type, sequence, file=where)
 
 
 def compare(wild_type: str, sequence: str, *, file: str | None = None, record: str | None = None) -> Variant:
@@ -153,7 +208,7 @@ BLOCK_TOKENS = 1 << 20
 
 def score(
     wild_type: str | Record,
-    variants: str | Iterable[str],
+    variants: str | Iterable[str | Mapping[str, Any]],
     model: str | Path | RiNALMo | Engine = "nano",
     *,
     method: Method = "masked-marginals",
@@ -163,7 +218,8 @@ def score(
 
     Args:
         wild_type: A sequence.
-        variants: Each is `A12G`, `A12G:C13U` (positions from 1, T or U) or `WT`, or a whole sequence.
+        variants: Each is `A12G`, `A12G:C13U` (positions from 1, T or U), `WT`, HGVS such as `n.12A>G`, or a whole
+            sequence; also a column of them, or rows with a column `mutant` or `hgvs_nt`.
         model: A name, folder, file or loaded model, computed in fp32; an `Engine` for other precisions.
         method: "masked-marginals" masks the changed positions, "wild-type-marginals" takes one pass over the wild type,
             "pll" compares pseudo-log-likelihoods of the whole sequences, "length-corrected-pll" for the number of
@@ -189,11 +245,12 @@ def score(
     check_method(method)
     (record,) = as_records([wild_type])
     read = []
-    for number, text in enumerate([variants] if isinstance(variants, str) else variants, start=1):
+    for number, item in enumerate([variants] if isinstance(variants, str) else plain_rows(variants), start=1):
+        text = item[mutant_column(item, f"variant {number}")] if isinstance(item, Mapping) else item
         if not isinstance(text, str):
             raise InputError(f"variant {number} is a {type(text).__name__}; expected text")
-        if text.strip().upper() == WILD_TYPE or any(map(str.isdigit, text)):
-            read.append(Variant(record.sequence, parse(record.sequence, text, where=f"variant {number}")))
+        if text.strip().upper() == WILD_TYPE or text.startswith("_") or not text.strip().isalpha():
+            read.append(read_variant(record.sequence, text, where=f"variant {number}"))
         else:
             (sequence,) = as_records([text])
             read.append(compare(record.sequence, sequence.sequence, record=str(number)))
@@ -349,6 +406,7 @@ class VariantSource(InputFile):
     ) -> None:
         super().__init__(path)
         self.wild_types, self.columns, self.read, self.left_out = wild_types, columns, read, left_out
+        self.remarks: list[str] = []
 
     def take_shard(self, shard: str | None) -> VariantSource:
         """The variants of every n-th position, from the i-th on, for `shard` "i/n"; all for None.
@@ -375,10 +433,13 @@ class VariantSource(InputFile):
         count = 0
         for variant in self.read():
             if variant.other is not None:
-                check(variant, method, file=str(self.path), record=str(variant.cells[1]))
+                check(variant, method, file=str(self.path), record=str(variant.cells[min(1, len(variant.cells) - 1)]))
             count += 1
         if count == 0:
-            where, missing = self.path or f"record {self.wild_types[0].id}", "rows" if self.path else "A, C, G or U"
+            where, missing = (
+                self.path or f"record {self.wild_types[0].id}",
+                "rows with a variant" if self.path else "A, C, G or U",
+            )
             raise InputError(f"{where}: has no {missing}; there is nothing to score")
         return count
 
@@ -388,8 +449,9 @@ class VariantSource(InputFile):
 
     def notes(self) -> Iterator[str]:
         """What was left out, in sentences."""
+        yield from self.remarks
         if self.left_out:
-            yield f"{self.left_out:,} positions with another letter than A, C, G, U were left out"
+            yield f"{counted(self.left_out, 'position')} with another letter than A, C, G, U left out"
 
     def lines(self, scores: Iterable[float], format: str = "csv") -> Iterator[str]:
         """The lines of the output as text; `scores` are those of `read`, in order."""
@@ -397,10 +459,16 @@ class VariantSource(InputFile):
         def rows() -> Iterator[Row]:
             for variant, score in zip(self.read(), scores, strict=True):
                 row = dict(zip(self.columns, variant.cells, strict=True))
-                row[SCORE] = f"{round(score, 6) + 0.0:.6f}"  # adding 0 turns -0.0 into 0.0
+                row[self.score_column] = f"{round(score, 6) + 0.0:.6f}"  # adding 0 turns -0.0 into 0.0
                 yield row
 
-        return table_lines(rows(), format, [*self.columns, SCORE])
+        return table_lines(rows(), format, [*self.columns, self.score_column])
+
+    @property
+    def score_column(self) -> str:
+        """The column of the scores: `score`, or another name if the table has that."""
+        names = chain((SCORE, f"rinalmo_{SCORE}"), (f"rinalmo_{SCORE}_{n}" for n in count(2)))
+        return next(name for name in names if name not in self.columns)
 
     def write(self, unfinished: Path, scores: Iterable[float], ending: str) -> None:
         """Write the output under a temporary name, in the format of this ending."""
@@ -409,16 +477,13 @@ class VariantSource(InputFile):
                 file.writelines(self.lines(scores, ending[1:]))
             return
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        types = {str: pa.string(), int: pa.int64()}
+        types, names = {str: pa.string(), int: pa.int64()}, [*self.columns, self.score_column]
         fields: list[Any] = [(name, types[kind]) for name, kind in self.columns.items()]
-        schema = pa.schema([*fields, (SCORE, pa.float64())])
-        rows = ((*variant.cells, score) for variant, score in zip(self.read(), scores, strict=True))
-        with pq.ParquetWriter(unfinished, schema) as parquet:
-            while group := list(islice(rows, _ROW_GROUP)):
-                columns = map(pa.array, zip(*group, strict=True), schema.types)
-                parquet.write_table(pa.table(list(columns), schema=schema))
+        scored = zip(self.read(), scores, strict=True)
+        rows = (dict(zip(names, (*variant.cells, score), strict=True)) for variant, score in scored)
+        with unfinished.open("wb") as file:
+            write_parquet(file, rows, names, pa.schema([*fields, (self.score_column, pa.float64())]))
 
     def finish(self, output: Path) -> None:
         """What is done when the output has its name."""
@@ -460,9 +525,9 @@ def from_fasta(wild_types: Iterable[Record], path: Path) -> VariantSource:
 
 
 def from_table(wild_types: Iterable[Record], path: Path) -> VariantSource:
-    """The rows of a CSV or TSV file: `mutant`, and `record`, the id of the wild type, needed where there are several.
+    """The rows of a table: `mutant` or `hgvs_nt`, and `record`, the id of the wild type, where there are several.
 
-    All columns are copied to the output.
+    All columns are copied to the output. Rows without a variant are left out, and counted.
     """
     records = list(wild_types)
     records_by_id: dict[str, Record] = {}
@@ -472,30 +537,42 @@ def from_table(wild_types: Iterable[Record], path: Path) -> VariantSource:
         records_by_id[record.id] = record
 
     def open_checked() -> TableReader:
-        table = open_table(path, table_format(path) or "csv")
-        if SCORE in table.columns:
-            problem = f"has a column {SCORE!r} already; rename it, the scores are added under this name"
-            raise InputError(f"{path}: {problem}")
-        return table
+        return open_table(path, table_format(path) or "csv")
 
     def read() -> Iterator[Variant]:
         table = open_checked()
         has_record = RECORD in table.columns or len(records) > 1
-        table.require(MUTANT, *[RECORD] * has_record)
+        table.require(*[RECORD] * has_record)
+        column = mutant_column(table.columns, str(path))
         for line, row in table.rows:
             where = table.place(line)
+            if is_missing(row[column]):
+                continue
             cells = {name: "" if cell is None else str(cell) for name, cell in row.items()}
             record = records_by_id.get(cells[RECORD]) if has_record else records[0]
             if record is None:
                 names = ", ".join([*records_by_id][:5]) + (", …" if len(records_by_id) > 5 else "")
                 raise SequenceError(f"there is no wild type {cells[RECORD]!r}; there are {names}", file=where)
-            changes = parse(record.sequence, cells[MUTANT], where=where)
-            yield Variant(record.sequence, changes, cells=tuple(cells.values()))
+            yield replace(read_variant(record.sequence, cells[column], where=where), cells=tuple(cells.values()))
 
-    return VariantSource(records, dict.fromkeys(open_checked().columns, str), read, path)
+    table = open_checked()
+    column = mutant_column(table.columns, str(path))
+    missing = sum(is_missing(row[column]) for _, row in table.rows)
+    source = VariantSource(records, dict.fromkeys(table.columns, str), read, path)
+    if missing:
+        source.remarks.append(f"{path}: {counted(missing, 'row')} without a variant in {column!r} left out")
+    return source
 
 
-_ROW_GROUP = 1 << 16
+def mutant_column(columns: Iterable[str], where: str) -> str:
+    """The column of the variants; raises InputError if there is none of a usual name."""
+    given = list(columns)
+    for name in _MUTANTS:
+        if name in given:
+            return name
+    near = difflib.get_close_matches(MUTANT, given, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(repr, given))}"
+    raise InputError(f"{where}: has no column {MUTANT!r}; {hint}")
 
 
 def score_file(

@@ -13,6 +13,7 @@ the longest record.
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -221,6 +222,10 @@ def _letter_problem(written: bytes, start: int, number: int | None, table: bytes
         return problem + "this looks like protein; rinalmo reads RNA or DNA"
     return problem + f"allowed are T and {bytes(sorted(set(table) - {0})).decode()}"
 
+
+_FILE_NAME = re.compile(
+    r"[^\n]{1,200}\.(fa|fna|ffn|frn|fasta|csv|tsv|tab|txt|jsonl|ndjson|parquet)(\.(gz|bz2|xz|zst))?", re.I
+)
 
 Sequences = str | Path | Iterable[str | Record | Mapping[str, Any]]
 """One sequence, the `Path` of a FASTA file or table, sequences, records or rows, or a data frame or column of them."""
@@ -462,11 +467,13 @@ def _record_of_text(sequence: str, number: int, allow_mask: bool) -> Record:
         return make_record(sequence, str(number), number=number, allow_mask=allow_mask)
     except SequenceError:
         try:
-            is_file_name = "." in sequence and Path(sequence).exists()
+            exists = "." in sequence and Path(sequence).exists()
         except (OSError, ValueError):  # too long for a name, or it holds a NUL
-            is_file_name = False
-        if is_file_name:
+            exists = False
+        if exists:
             raise InputError(f"{sequence!r} is the name of a file; give Path({sequence!r}) to read it") from None
+        if _FILE_NAME.fullmatch(sequence):
+            raise InputError(f"{sequence!r} looks like the name of a file, and there is none of this name") from None
         raise
 
 

@@ -157,6 +157,8 @@ def _csv_lines(path: str | PathLike[str], name: str, separator: str) -> Iterator
                 csv.field_size_limit(limit)
         if row is None:
             return
+        if not width and row and row[0].startswith("# "):  # comments before the header, as MaveDB writes them
+            continue
         width = width or len(row)
         if row and len(row) != width:
             problem = f"has {len(row)} fields, but there are {width} columns; check commas and quotes"
