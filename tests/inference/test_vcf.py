@@ -144,8 +144,15 @@ def test_each_score_is_that_of_the_sequences_spliced_by_hand(simulated, engine, 
     np.testing.assert_allclose(scores(tmp_path / "out.vcf"), expected, atol=1e-4)
 
 
+def test_ten_thousand_variants_are_in_the_sequences_spliced_by_hand(tmp_path):
+    simulated = Simulated(tmp_path, 12_000, seed=1)
+    assert len(simulated.records) > 10_000
+    windows = [(variant.wild_type, variant.sequence) for variant in source(simulated, window=200).read()]
+    assert windows == list(simulated.windows_by_hand(200))
+
+
 @pytest.mark.slow
-def test_ten_thousand_variants(engine, tmp_path):
+def test_ten_thousand_scores(engine, tmp_path):
     simulated = Simulated(tmp_path, 10_000, seed=1)
     count = score_file(source(simulated, window=20), tmp_path / "out.vcf.gz", engine, method="length-corrected-pll")
     expected = simulated.scores_by_hand(engine, 20)

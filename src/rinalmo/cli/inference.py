@@ -555,7 +555,7 @@ def _count(source: str, job: dict[str, Any]) -> tuple[int, bool] | None:
     help="Column or class to explain.  [default: the only column, or the most probable class of each sequence]",
 )
 @click.option(
-    "--steps", type=click.IntRange(min=1), default=32, show_default=True, help="Points of the integrated gradients."
+    "--steps", type=click.IntRange(min=1), default=128, show_default=True, help="Points of the integrated gradients."
 )
 @click.option("--plot", type=_FILE, metavar="FILE", help="Draw the attributions in one sequence, .svg or .png.")
 @device_option

@@ -40,7 +40,7 @@ from rinalmo.weights.checkpoint import load
 
 logger = logging.getLogger(__name__)
 
-STEPS = 32
+STEPS = 128
 MIN_DISTANCE = 4  # nucleotides from one end of a contact to the other, as in structures
 _BATCH_TOKENS = 2048
 _MAX_GAP = 0.01  # of the sum of all attributions' sizes
