@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
-    AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -42,19 +41,12 @@ def load(name, cls, **options):
     return getattr(rinalmo, cls).from_pretrained(name, **options).eval()
 
 
-@pytest.mark.parametrize("cls", CLASSES)
-def test_inputs_embeds_are_the_ids(name, batch, cls):
-    """`<mask>`, token dropout and padding included; the model's own embeddings are `(batch, length, hidden)`."""
-    model = load(name, cls)
-    embedded = model.get_input_embeddings()(batch["input_ids"])
-    assert embedded.shape == (2, 10, 320)
-    straight = model(**batch)[0]
-    through = model(inputs_embeds=embedded, attention_mask=batch["attention_mask"])[0]
-    torch.testing.assert_close(through, straight, atol=1e-5, rtol=1e-5)
+def test_either_ids_or_embeddings(name):
+    model = load(name, "RiNALMoModel")
     with pytest.raises(InputError, match="either input_ids or inputs_embeds"):
         model()
     with pytest.raises(InputError, match=r"inputs_embeds has shape \(2, 10, 7\)"):
-        model(inputs_embeds=embedded[..., :7])
+        model(inputs_embeds=torch.zeros(2, 10, 7))
 
 
 def test_integrated_gradients_are_complete(name, tokenizer):
@@ -117,15 +109,6 @@ def test_every_layer_is_called(name, batch, cls, monkeypatch):
         model(**batch)
     beside = {key for key in layers if "Structure" in cls and key.startswith("lm_head")}  # kept for filling masks
     assert layers.keys() - called == beside
-
-
-@pytest.mark.parametrize("cls", CLASSES)
-@torch.no_grad()
-def test_weights_on_disk(name, batch, cls, tmp_path):
-    accelerate = pytest.importorskip("accelerate")
-    expected = load(name, cls)(**batch)[0]
-    away = accelerate.disk_offload(load(name, cls), tmp_path, execution_device="cpu")
-    torch.testing.assert_close(away(**batch)[0], expected, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -317,26 +300,13 @@ def test_double_backward_with_eager(name, batch):
     assert second.any()
 
 
-def test_neftune_and_dynamic_quantisation(name, batch):
+def test_neftune(name, batch):
     model = load(name, "RiNALMoForMaskedLM")
     hook = model.get_input_embeddings().register_forward_hook(
         lambda module, _, out: out + torch.rand(out.size(0), out.size(1), out.size(2))
     )
     assert not torch.allclose(model(**batch).logits, load(name, "RiNALMoForMaskedLM")(**batch).logits)
     hook.remove()
-    small = torch.ao.quantization.quantize_dynamic(AutoModel.from_pretrained(name), {torch.nn.Linear})
-    with torch.no_grad():
-        exact, rough = AutoModel.from_pretrained(name)(**batch)[0], small(**batch)[0]
-    assert torch.nn.functional.cosine_similarity(exact[0], rough[0], dim=-1).min() > 0.95
-
-
-def test_exporting_is_refused_in_one_line(name, batch):
-    model = load(name, "RiNALMoForMaskedLM")
-    inputs = (batch["input_ids"], batch["attention_mask"])
-    with pytest.raises(InputError, match="cannot be exported"):
-        torch.jit.trace(model, inputs, strict=False)
-    with pytest.raises(InputError, match="cannot be exported"):
-        torch.export.export(model, inputs, strict=False)
 
 
 def test_the_tokenizers_hash_does_not_change_with_use(name):

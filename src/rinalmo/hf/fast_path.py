@@ -59,6 +59,8 @@ def _precision(encoder: Encoder) -> PackedPrecision | None:
         return None
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
         return None
+    if any(type(parameter) is not nn.Parameter for parameter in parameters):  # of torchao, sharded, …
+        return None
     kinds = {(parameter.device.type, parameter.dtype) for parameter in parameters}
     if len(kinds) != 1:
         return None

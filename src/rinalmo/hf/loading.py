@@ -145,7 +145,7 @@ def read_for(
 ) -> tuple[RiNALMoConfig, dict[str, Tensor], dict[str, Any]]:
     """The config, the tensors for `model_class`, and the options that remain for the base class."""
     hub = {name: options.pop(name) for name in HUB_OPTIONS if name in options}
-    checkpoint = read(_local_path(source, hub, options.pop("variant", None)))
+    checkpoint = read(local_path(source, hub, options.pop("variant", None)))
     path = checkpoint.files.path
     if not isinstance(config, RiNALMoConfig):
         # "auto" is no dtype that a config could hold; the base class resolves it.
@@ -184,7 +184,7 @@ def read_for(
     return config, {own_names[name]: checkpoint.tensor(name).clone() for name in loaded}, options
 
 
-def _local_path(source: str | Path, hub: dict[str, Any], variant: str | None) -> Path | str:
+def local_path(source: str | Path, hub: dict[str, Any], variant: str | None) -> Path | str:
     """A folder, file or catalog name that `read` takes; a hub repository is downloaded into the hub's cache."""
     path = Path(source)
     names = [WEIGHTS.replace(".", f".{variant}.")] if variant else [WEIGHTS, SHARDS, PICKLE]

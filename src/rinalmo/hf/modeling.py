@@ -58,7 +58,7 @@ from rinalmo.model.heads import (
     structure_loss,
 )
 from rinalmo.model.kernels import Backend
-from rinalmo.model.packing import Layout
+from rinalmo.model.packing import Layout, PaddedLayout
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.weights.adapters import CLASSIFIER_PARTS
 from rinalmo.weights.checkpoint import translate
@@ -100,6 +100,10 @@ class Grid:
     def gather(self, padded: Tensor) -> Tensor:
         """The entries of a `(batch, width, …)` tensor at the tokens."""
         return padded[self.rows.to(padded.device), self.columns.to(padded.device)]
+
+    def pair_maps(self, head: nn.Module, states: Float[Tensor, "tokens hidden"]) -> list[Tensor]:
+        """The head's `(length, length, labels)` map of each sequence."""
+        return [head(sequence) for sequence in self.layout.split(states)]
 
     def scatter_pairs(self, maps: list[Tensor]) -> Tensor:
         """Per-sequence `(length, length, …)` maps as one `(batch, width, width, …)` tensor."""
@@ -165,6 +169,42 @@ class Grid:
         return keep, Grid(layout.select(keep), self.rows[keep], columns, width)
 
 
+class ExportedGrid(Grid):
+    """The grid of an exported program, whose tokens are all entries of the padded form: no shape depends on values.
+
+    Heads on nucleotides take the first and the last token of each row for CLS and EOS.
+    """
+
+    layout: PaddedLayout
+
+    def __init__(self, layout: PaddedLayout) -> None:
+        object.__setattr__(self, "layout", layout)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.layout.mask.shape  # type: ignore[return-value]
+
+    def scatter(self, x: Tensor) -> Tensor:
+        mask = self.layout.mask
+        return x.unflatten(0, mask.shape).masked_fill(~mask.unflatten(1, (-1,) + (1,) * (x.dim() - 1)), 0)
+
+    def gather(self, padded: Tensor) -> Tensor:
+        return padded.flatten(0, 1)
+
+    def pair_maps(self, head: nn.Module, states: Float[Tensor, "tokens hidden"]) -> list[Tensor]:
+        return [head(states.unflatten(0, self.layout.mask.shape), self.layout.mask)]
+
+    def scatter_pairs(self, maps: list[Tensor]) -> Tensor:
+        return maps[0]
+
+    def nucleotides(
+        self, ids: Int[Tensor, " tokens"] | None, config: ModelConfig
+    ) -> tuple[Int[Tensor, " nucleotides"], Grid]:
+        mask = self.layout.mask
+        tokens = torch.arange(mask.numel(), device=mask.device).unflatten(0, mask.shape)
+        return tokens[:, 1:-1].flatten(), ExportedGrid(PaddedLayout(mask[:, :-2] & mask[:, 1:-1] & mask[:, 2:]))
+
+
 @dataclass
 class Encoded:
     """The encoder's output for a padded batch: packed states, and padded states and attentions of all layers."""
@@ -176,14 +216,26 @@ class Encoded:
     attentions: tuple[Tensor, ...] | None
 
 
-class _ModelEngine(Engine):
-    """An engine that computes with a Hugging Face model's current weights and does not copy them."""
+class ModelEngine(Engine):
+    """An engine that computes with a Hugging Face model's current weights and does not copy them.
 
-    def __init__(self, model: RiNALMoModel, batch_tokens: int | None) -> None:
+    Args:
+        model: The model.
+        heads: The names of its heads that the engine's functions apply.
+        batch_tokens: As in `Engine`.
+    """
+
+    def __init__(
+        self, model: RiNALMoPreTrainedModel, heads: Sequence[str] = (), batch_tokens: int | None = None
+    ) -> None:
         self.owner, self.device, self.precision, self._threads = model, model.device, "auto", None
         self.batch_tokens = default_batch_tokens(model.device) if batch_tokens is None else batch_tokens
-        with torch.device("meta"):  # sizes and alphabet, no weights
-            self.head_model = RiNALMo(ModelSpec(model.encoder.config, alphabet_of(model.config)))
+        config, alphabet = model.encoder.config, alphabet_of(model.config)
+        with torch.device("meta"):
+            self.head_model = RiNALMo(ModelSpec(config, alphabet, {name: {} for name in heads}, model.config.threshold))
+        for name in ("encoder", *heads):
+            self.head_model.add_module(name, model.get_submodule(name))
+        self.head_model.train(model.training)
 
     @torch.inference_mode()
     def hidden_states(self, ids: Tensor, layout: Layout, layers: Sequence[int]) -> list[Tensor]:
@@ -345,6 +397,8 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
         output_hidden_states: bool | None,
     ) -> Encoded:
         """Encode a padded batch; the arguments are those of `RiNALMoModel.forward`."""
+        if torch.compiler.is_exporting() and (token_type_ids is not None or head_mask is not None):
+            raise InputError("an exported RiNALMo takes no token_type_ids and no head_mask; leave them out")
         if token_type_ids is not None and bool((token_type_ids != 0).any()):
             raise InputError("token_type_ids are not all 0: RiNALMo has one type of token; leave them out")
         masks = head_mask if isinstance(head_mask, list | tuple) else [head_mask]
@@ -352,6 +406,8 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
             raise InputError("head_mask is not all 1: RiNALMo's attention heads cannot be masked; leave it out")
         with_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         with_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if torch.compiler.is_exporting() and with_attentions:
+            raise InputError("attention weights cannot be exported; leave output_attentions out")
         grid = self._grid(input_ids, attention_mask, position_ids, inputs_embeds)
         ids = None if input_ids is None else grid.gather(input_ids)
         if ids is not None and grid.layout.position_ids is None and not with_attentions:
@@ -386,10 +442,9 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
         inputs_embeds: Tensor | None,
     ) -> Grid:
         """Where the tokens of a padded batch are; raises InputError for shapes that do not fit each other."""
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if torch.jit.is_tracing():
             raise InputError(
-                "RiNALMo cannot be exported (torch.export, ONNX, torch.jit.trace): its batches are unpacked by their "
-                "values, which a trace would fix"
+                "torch.jit.trace would fix the shapes of this batch; use torch.export, or torch.onnx.export"
             )
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("give either input_ids or inputs_embeds")
@@ -411,7 +466,7 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
                 raise InputError(
                     f"attention_mask has shape {tuple(attention_mask.shape)}, {name} has {shape}; they must agree"
                 )
-            if bool((attention_mask < 0).any()):
+            if not torch.compiler.is_exporting() and bool((attention_mask < 0).any()):
                 raise InputError(
                     "attention_mask has negative values; give 1 for a token and 0 for padding, not what is added"
                 )
@@ -420,14 +475,19 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
             is_token = input_ids != pad_id
         else:
             is_token = torch.ones(shape, dtype=torch.bool, device=device)
+        if position_ids is not None and (
+            position_ids.shape not in ((shape[1],), (1, shape[1]), shape) or position_ids.is_floating_point()
+        ):
+            raise InputError(
+                f"position_ids have shape {tuple(position_ids.shape)}; expected whole numbers of shape {shape}"
+            )
+        if torch.compiler.is_exporting():
+            positions = None if position_ids is None else position_ids.expand(shape).flatten()
+            return ExportedGrid(PaddedLayout(is_token, positions))
         rows, columns = is_token.to(device).nonzero(as_tuple=True)
         layout = Layout(tuple(is_token.sum(dim=1).tolist()), device)
         positions = columns  # so holes in the mask keep their positions
         if position_ids is not None:
-            if position_ids.shape not in ((shape[1],), (1, shape[1]), shape) or position_ids.is_floating_point():
-                raise InputError(
-                    f"position_ids have shape {tuple(position_ids.shape)}; expected whole numbers of shape {shape}"
-                )
             positions = position_ids.to(device).expand(shape)[rows, columns]
         # Rotary attention depends on differences alone, so a constant offset in a row does not matter.
         offset = positions - layout.indices
@@ -442,7 +502,9 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
 
     def _fast_states(self, ids: Tensor, layout: Layout, all_layers: bool) -> list[Tensor] | None:
         """States of all layers or the last one by the engine's encoder; None where the plain one has to compute."""
-        fast = self._fast_path.of(self.encoder) if self._backend == "auto" else None
+        fast = (
+            self._fast_path.of(self.encoder) if self._backend == "auto" and not torch.compiler.is_exporting() else None
+        )
         if fast is None:
             return None
         last = len(fast.blocks)
@@ -539,7 +601,7 @@ class RiNALMoModel(RiNALMoPreTrainedModel):
         was_training = self.training
         self.eval()
         try:
-            engine = _ModelEngine(self, batch_tokens)
+            engine = ModelEngine(self, batch_tokens=batch_tokens)
             pairs = embed_records(require_nonempty(as_records(sequences)), engine, pooling=pooling, layers=[layer])
             embeddings = [vectors for _, vectors in pairs]
         finally:
@@ -587,6 +649,8 @@ class RiNALMoHeadModel(RiNALMoPreTrainedModel):
             output_attentions,
             output_hidden_states,
         )
+        if torch.compiler.is_exporting() and labels is not None:
+            raise InputError("losses cannot be exported; leave labels out")
         loss, logits = self.loss_and_logits(encoded, labels)
         return self.output_class(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
@@ -601,7 +665,7 @@ class RiNALMoHeadModel(RiNALMoPreTrainedModel):
     ) -> tuple[list[Tensor], list[Tensor] | None, Grid]:
         """Per sequence the head's `(length, length, labels)` map and the labels of the same pairs; their grid."""
         keep, grid = encoded.grid.nucleotides(encoded.ids, self.encoder.config)
-        maps = [head(states) for states in grid.layout.split(encoded.states[keep])]
+        maps = grid.pair_maps(head, encoded.states[keep])
         squares = None if labels is None else grid.gather_pairs(_batched(labels, (*grid.shape, grid.width)))
         return maps, squares, grid
 
@@ -816,6 +880,7 @@ class RiNALMoForSecondaryStructurePrediction(RiNALMoHeadModel):
         if config.effective_problem_type not in (None, "binary", "regression"):
             raise InputError(f"problem_type {config.effective_problem_type!r}: pairs are binary, or regression")
         self.lm_head = MaskedLMHead(self.encoder.config)
+        self.lm_head.requires_grad_(False)  # no loss trains it, and DDP wants a gradient of all that require one
         self.structure_head = StructureHead(config.hidden_size, num_labels=config.num_labels or 1)
         self.post_init()
 

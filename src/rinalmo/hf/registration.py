@@ -1,7 +1,7 @@
-"""Registers RiNALMo with the Hugging Face Auto classes, without importing transformers.
+"""Registers RiNALMo with the Hugging Face Auto classes and pipelines, without importing transformers.
 
-Importing `rinalmo` calls `install`. If transformers' auto modules are loaded already, our classes are registered at
-once; otherwise an import hook registers them when each has been loaded. So importing rinalmo costs nothing, and the
+Importing `rinalmo` calls `install`. If transformers' modules are loaded already, our classes are registered at once;
+otherwise an import hook registers them when each has been loaded. So importing rinalmo costs nothing, and the
 order of imports does not matter.
 
 multimolecule registers the same model type. Whichever package registers last serves `AutoModel`; both read the same
@@ -15,19 +15,30 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-_AUTO_MODULES = {f"transformers.models.auto.{kind}_auto" for kind in ("configuration", "tokenization", "modeling")}
+_PIPELINES = "transformers.pipelines"
+_MODULES = {_PIPELINES} | {
+    f"transformers.models.auto.{kind}_auto" for kind in ("configuration", "tokenization", "modeling")
+}
 
 
 def install() -> None:
     """Register with transformers now or as soon as it is imported; harmless to call again."""
-    for name in _AUTO_MODULES & sys.modules.keys():
+    for name in _MODULES & sys.modules.keys():
         _register(sys.modules[name])
     if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterImport())
 
 
 def _register(auto: ModuleType) -> None:
-    """Register our classes in one of the three auto modules."""
+    """Register our classes in one of transformers' modules."""
+    if auto.__name__ == _PIPELINES:
+        from rinalmo.hf import pipelines
+
+        auto.PIPELINE_REGISTRY.supported_tasks.pop(pipelines.TASK, None)  # multimolecule's, which would cause a warning
+        auto.PIPELINE_REGISTRY.register_pipeline(
+            pipelines.TASK, pipelines.SecondaryStructurePipeline, pipelines.FoldingModel, type="text"
+        )
+        return
     from rinalmo.hf.configuration import RiNALMoConfig
 
     kind = auto.__name__.rpartition(".")[2]
@@ -49,7 +60,7 @@ def _register(auto: ModuleType) -> None:
 
 
 class _AfterImport:
-    """Finds the three auto modules as usual, and registers our classes once one has been executed.
+    """Finds transformers' modules as usual, and registers our classes once one has been executed.
 
     No subclass of `importlib.abc.MetaPathFinder`: importing that takes as long as the rest of `import rinalmo`.
     """
@@ -57,7 +68,7 @@ class _AfterImport:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in _AUTO_MODULES:
+        if fullname not in _MODULES:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:

@@ -40,7 +40,7 @@ from rinalmo.model.kernels import (
     rotate,
     rotation,
 )
-from rinalmo.model.packing import Layout, to_device
+from rinalmo.model.packing import Layout
 
 EXPECTED_MASKED = 0.15 * 0.8
 
@@ -63,9 +63,7 @@ def drop_tokens(
     x: Float[Tensor, "tokens hidden"], masked: Bool[Tensor, " tokens"], layout: Layout
 ) -> Float[Tensor, "tokens hidden"]:
     """Token dropout: zero where `masked`, the other embeddings of each sequence scaled up to make up for it."""
-    counts = torch.zeros(len(layout.lengths), dtype=torch.float32, device=masked.device)
-    counts.index_add_(0, layout.sequence_ids, masked.float())
-    valid = to_device(torch.tensor(layout.valid_lengths, dtype=torch.float32), masked.device).clamp(min=1)
+    counts, valid = layout.sums(masked.float()), layout.valid_counts.clamp(min=1)
     unmasked = (valid - counts).clamp(min=1) / valid  # never 0, so that a sequence of masks stays finite
     scale = (1 - EXPECTED_MASKED) / unmasked
     return x * (~masked * scale[layout.sequence_ids]).to(x.dtype)[:, None]

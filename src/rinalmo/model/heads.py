@@ -146,14 +146,14 @@ def first_tokens(x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Ten
     """The hidden state of each sequence's first token; an empty sequence has none and is refused."""
     if 0 in layout.lengths:
         raise InputError(f"sequence {layout.lengths.index(0) + 1} of the batch has no token")
-    return x[layout.cu_seqlens[:-1].long()]
+    return x[layout.starts]
 
 
 def mean_tokens(x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, "sequences hidden"]:
     """The mean of each sequence's hidden states, CLS and EOS included; an empty sequence is refused."""
     if 0 in layout.lengths:
         raise InputError(f"sequence {layout.lengths.index(0) + 1} of the batch has no token")
-    return torch.stack([states.mean(dim=0) for states in layout.split(x)])
+    return layout.means(x)
 
 
 # How the tokens of a sequence become one vector. All published models use CLS.
@@ -257,27 +257,38 @@ class TokenHead(LabelHead):
 class ContactHead(LabelHead):
     """Labels per pair of nucleotides of one sequence, from the product of their hidden states."""
 
-    def forward(self, x: Float[Tensor, "length hidden"]) -> Float[Tensor, "length length labels"]:
-        """Without a transform the product is folded into a bilinear form: no length² × hidden tensor.
+    def forward(
+        self, x: Float[Tensor, "*batch length hidden"], mask: Bool[Tensor, "*batch length"] | None = None
+    ) -> Float[Tensor, "*batch length length labels"]:
+        """The logits; with a mask, of a padded batch, 0 at padding.
+
+        Without a transform the product is folded into a bilinear form: no length² × hidden tensor.
 
         The decoder is affine, so its values at the unit vectors give weights and bias. It is called, its weight is not
         read, so that adapters, offloading and quantisation take part.
         """
         if self.transform is None:
-            return self._bilinear(self.dropout(x))
-        rows = max(1, _PAIR_BLOCK // max(1, x.numel()))
-        scores = torch.cat([super(ContactHead, self).forward(block[:, None] * x) for block in x.split(rows)])
-        return (scores + scores.transpose(0, 1)) / 2
+            return _pairs_of_tokens(self._bilinear(self.dropout(x)), mask)
+        blocks = x.split(max(1, _PAIR_BLOCK // max(1, x.numel()))) if mask is None else [x]
+        products = (block[..., :, None, :] * x[..., None, :, :] for block in blocks)
+        scores = torch.cat([super(ContactHead, self).forward(product) for product in products], dim=-3)
+        return _pairs_of_tokens((scores + scores.transpose(-3, -2)) / 2, mask)
 
     def _bilinear(self, x: Tensor) -> Tensor:
         points = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         with torch.autocast(x.device.type, enabled=False):
             bias, values = self.decoder(torch.cat([torch.zeros_like(points[:1]), points])).split([1, len(points)])
             weights = (values - bias).T
-        scores = torch.stack([(x * weight) @ x.T for weight in weights], dim=-1) + bias[0]
+        scores = torch.stack([(x * weight) @ x.mT for weight in weights], dim=-1) + bias[0]
         # Floating-point sums need not be symmetric to the last bit; averaging makes them so.
-        scores = (scores + scores.transpose(0, 1)) / 2
+        scores = (scores + scores.transpose(-3, -2)) / 2
         return ACTIVATIONS[self.config.act](scores) if self.config.act else scores
+
+
+def _pairs_of_tokens(
+    x: Float[Tensor, "*batch length length labels"], mask: Bool[Tensor, "*batch length"] | None
+) -> Float[Tensor, "*batch length length labels"]:
+    return x if mask is None else x.masked_fill(~(mask[..., :, None] & mask[..., None, :])[..., None], 0.0)
 
 
 # --- Published heads on whole sequences ---
@@ -346,11 +357,16 @@ class ClassificationHead(nn.Module):
         return self.decoder(F.gelu(self.dense(self.pool(x, layout))))
 
 
-def _instance_norm(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Zero mean and unit variance over the positions of each channel.
+def _instance_norm(x: Tensor, mask: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """Zero mean and unit variance over the positions of each channel; with a mask over its positions, 0 at others.
 
     `torch.nn.functional.instance_norm` refuses a single position in training; here it becomes 0, as in evaluation.
     """
+    if mask is not None:
+        axes = tuple(range(2, x.dim()))
+        count = mask.sum(dim=axes, keepdim=True).clamp(min=1)
+        centered = (x - (x * mask).sum(dim=axes, keepdim=True) / count) * mask
+        return centered * (centered.square().sum(dim=axes, keepdim=True) / count + eps).rsqrt()
     return F.instance_norm(x, use_input_stats=True, eps=eps) if x[0, 0].numel() > 1 else torch.zeros_like(x)
 
 
@@ -377,15 +393,27 @@ class StructureHead(nn.Module):
         self.blocks = nn.ModuleList(PairBlock(channels) for _ in range(num_blocks))
         self.prediction = nn.Conv2d(channels, num_labels, 3, padding=1)
 
-    def forward(self, x: Float[Tensor, "length hidden"]) -> Float[Tensor, "length length labels"]:
-        """Symmetric logits; only the map's upper triangle is used, the diagonal is 0."""
-        length = len(x)
+    def forward(
+        self, x: Float[Tensor, "*batch length hidden"], mask: Bool[Tensor, "*batch length"] | None = None
+    ) -> Float[Tensor, "*batch length length labels"]:
+        """Symmetric logits; only the map's upper triangle is used, the diagonal is 0.
+
+        With a mask, of a padded batch, each sequence at its own length, 0 at padding.
+        """
+        *_, length, hidden = x.shape
         if length == 0:  # convolutions refuse it
             return x.new_zeros(0, 0, self.prediction.out_channels)
         # `W_a h` and `W_b h + b` by one call of the projection, so that hooks and adapters (LoRA) take part.
-        padded = torch.cat([F.pad(x, (0, x.shape[1])), F.pad(x, (x.shape[1], 0)), x.new_zeros(1, 2 * x.shape[1])])
-        first, second, bias = self.projection(padded).split([length, length, 1])
-        first, second = (first - bias).T, second.T
+        ends = [F.pad(x, (0, hidden)), F.pad(x, (hidden, 0)), F.pad(torch.zeros_like(x[..., :1, :]), (0, hidden))]
+        first, second, bias = self.projection(torch.cat(ends, dim=-2)).split([length, length, 1], dim=-2)
+        first, second = (first - bias).mT, second.mT
+        if mask is not None:
+            inside = (mask[:, :, None] & mask[:, None, :])[:, None]
+            pairs = (first[..., :, None] + second[..., None, :]) * inside
+            for block in self.blocks:
+                pairs = block(pairs, inside)
+            upper = (self.prediction(pairs) * inside).triu(1)
+            return (upper + upper.mT).permute(0, 2, 3, 1)
         # In blocks of rows the weights of the convolutions are read, which would bypass hooks and adapters.
         layers = [layer for block in self.blocks for layer in block.children()] + [self.prediction]
         customised = is_hooked(self) or any(type(layer) is not nn.Conv2d for layer in layers)
@@ -424,10 +452,14 @@ class PairBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.conv3 = nn.Conv2d(channels, channels, 1, bias=False)
 
-    def forward(self, x: Float[Tensor, "1 channels length length"]) -> Float[Tensor, "1 channels length length"]:
+    def forward(
+        self,
+        x: Float[Tensor, "batch channels length length"],
+        mask: Bool[Tensor, "batch 1 length length"] | None = None,
+    ) -> Float[Tensor, "batch channels length length"]:
         y = x
         for conv in (self.conv1, self.conv2, self.conv3):
-            y = F.relu(_instance_norm(conv(y)), inplace=True)
+            y = F.relu(_instance_norm(conv(y), mask), inplace=True)
         return x + y
 
     def by_rows(self, x: Rows, *, upper: bool) -> Rows:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rinalmo.errors import InputError
-from rinalmo.model.packing import Layout, gather_heads, scatter_heads
+from rinalmo.model.packing import Layout, PaddedLayout, gather_heads, scatter_heads
 
 # --- Rotary positions ---
 
@@ -82,6 +82,8 @@ def attend(
 
     `dropout` acts on the attention weights; pass 0 outside training, since the kernels ignore the module's mode.
     """
+    if isinstance(layout, PaddedLayout):
+        return _padded(q, k, v, layout, dropout)
     if backend == "auto":
         backend = "sdpa" if layout.has_padding else best_backend(q.device, q.dtype, q.shape[-1], dropout > 0)
     if backend == "eager":
@@ -169,6 +171,13 @@ def _sdpa(q: Packed, k: Packed, v: Packed, layout: Layout, dropout: float) -> Te
         out = F.scaled_dot_product_attention(qs.unflatten(0, shape).transpose(1, 2), keys, values, dropout_p=dropout)
         outputs.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs) if outputs else torch.zeros_like(q)
+
+
+def _padded(q: Packed, k: Packed, v: Packed, layout: PaddedLayout, dropout: float) -> Tensor:
+    qs, ks, vs = (x.unflatten(0, layout.mask.shape).transpose(1, 2) for x in (q, k, v))
+    mask = layout.mask | ~layout.mask.any(dim=1, keepdim=True)  # a row without tokens stays finite
+    out = F.scaled_dot_product_attention(qs, ks, vs, attn_mask=mask[:, None, None], dropout_p=dropout)
+    return out.transpose(1, 2).flatten(0, 1)
 
 
 def _nested(q: Packed, k: Packed, v: Packed, layout: Layout, dropout: float) -> Tensor:

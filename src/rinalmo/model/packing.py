@@ -102,6 +102,24 @@ class Layout:
         """The index of each token in its sequence."""
         return torch.arange(self.total, device=self.device) - self.cu_seqlens.long()[self.sequence_ids]
 
+    @property
+    def starts(self) -> Int[Tensor, " sequences"]:
+        """The index of each sequence's first token."""
+        return self.cu_seqlens[:-1].long()
+
+    @property
+    def valid_counts(self) -> Float[Tensor, " sequences"]:
+        """`valid_lengths` as fp32."""
+        return to_device(torch.tensor(self.valid_lengths, dtype=torch.float32), self.device)
+
+    def sums(self, x: Float[Tensor, " tokens"]) -> Float[Tensor, " sequences"]:
+        """The sum over each sequence's tokens."""
+        return x.new_zeros(len(self.lengths)).index_add_(0, self.sequence_ids, x)
+
+    def means(self, x: Float[Tensor, "tokens features"]) -> Float[Tensor, "sequences features"]:
+        """The mean over each sequence's tokens."""
+        return torch.stack([states.mean(dim=0) for states in self.split(x)])
+
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """One view per sequence of a packed tensor `(tokens, …)`."""
         return x.split(list(self.lengths))
@@ -111,6 +129,42 @@ class Layout:
         counts = torch.zeros(len(self.lengths), dtype=torch.long, device=self.device)
         counts.index_add_(0, self.sequence_ids, keep.long())
         return Layout(tuple(counts.tolist()), self.device)
+
+
+class PaddedLayout(Layout):
+    """A padded batch `(batch, width)` as packed tokens, the padding among them, for exported programs.
+
+    No shape depends on the mask's values, so a trace holds for any batch. `lengths`, which are such values, are empty.
+    Rotary positions are columns.
+    """
+
+    def __init__(self, mask: Bool[Tensor, "batch width"], position_ids: Int[Tensor, " tokens"] | None = None) -> None:
+        self.lengths = self.valid_lengths = ()
+        self.mask, self.device, self.position_ids, self.has_padding = mask, mask.device, position_ids, True
+
+    @cached_property
+    def sequence_ids(self) -> Int[Tensor, " tokens"]:
+        return torch.arange(self.mask.shape[0], device=self.device)[:, None].expand(self.mask.shape).flatten()
+
+    @cached_property
+    def indices(self) -> Int[Tensor, " tokens"]:
+        return torch.arange(self.mask.shape[1], device=self.device).expand(self.mask.shape).flatten()
+
+    @property
+    def starts(self) -> Int[Tensor, " sequences"]:
+        batch, width = self.mask.shape
+        return torch.arange(batch, device=self.device) * width + self.mask.long().argmax(dim=1)
+
+    @property
+    def valid_counts(self) -> Float[Tensor, " sequences"]:
+        return self.mask.float().sum(dim=1)
+
+    def sums(self, x: Float[Tensor, " tokens"]) -> Float[Tensor, " sequences"]:
+        return (x.unflatten(0, self.mask.shape) * self.mask).sum(dim=1)
+
+    def means(self, x: Float[Tensor, "tokens features"]) -> Float[Tensor, "sequences features"]:
+        padded = x.unflatten(0, self.mask.shape) * self.mask[..., None]
+        return padded.sum(dim=1) / self.valid_counts.clamp(min=1)[:, None]
 
 
 def pack(sequences: Iterable[Sequence[int] | Tensor], device: torch.device | str = "cpu") -> tuple[Tensor, Layout]:
