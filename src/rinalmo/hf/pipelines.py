@@ -45,8 +45,9 @@ class SecondaryStructurePipeline(Pipeline):
             or called.
 
     Returns:
-        For a sequence a mapping with `sequence`, `dot_bracket`, `pairs` (positions from 0) and `probabilities`
-        `(length, length)`, a `PairList` for an RNA that is folded in windows; for several sequences (what
+        For a sequence a mapping with `sequence`, `dot_bracket`, `pairs` (positions from 0), `confidence` (expected share
+        of right pairs), `energy` (kcal/mol; None without ViennaRNA) and `probabilities` `(length, length)`, a `PairList`
+        for an RNA that is folded in windows; for several sequences (what
         `rinalmo.embed` takes) a list of these; for a generator or data set a generator.
 
     Raises:
@@ -100,5 +101,7 @@ class SecondaryStructurePipeline(Pipeline):
             "sequence": structure.sequence,
             "dot_bracket": structure.dot_bracket,
             "pairs": list(structure.pairs),
+            "confidence": structure.confidence,
+            "energy": structure.energy,
             "probabilities": probabilities,
         }
