@@ -45,10 +45,10 @@ class SecondaryStructurePipeline(Pipeline):
             or called.
 
     Returns:
-        For a sequence a mapping with `sequence`, `dot_bracket`, `pairs` (positions from 0), `confidence` (expected share
-        of right pairs), `energy` (kcal/mol; None without ViennaRNA) and `probabilities` `(length, length)`, a `PairList`
-        for an RNA that is folded in windows; for several sequences (what
-        `rinalmo.embed` takes) a list of these; for a generator or data set a generator.
+        For a sequence a mapping with `sequence`, `dot_bracket`, `pairs` (positions from 0), `confidence` (expected
+        share of right pairs), `energy` (kcal/mol; None without ViennaRNA) and `probabilities`, `(length, length)`, or a
+        `PairList` for an RNA that is folded in windows. For several sequences (what `rinalmo.embed` takes) a list of
+        these; for a generator or data set a generator.
 
     Raises:
         InputError: The model does not fold.
