@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import rinalmo
@@ -62,3 +63,31 @@ def test_curves_of_runs(rinalmo_command, tmp_path):
         assert (result.code, len(result.err.splitlines())) == (2, 1)
         assert words in result.err
     assert not (tmp_path / "d.svg").exists()
+
+
+def test_structures_and_calibration(rinalmo_command, tmp_path):
+    pytest.importorskip("RNA")
+    (tmp_path / "true.dbn").write_text(">a\nGGGAAACCC\n(((...)))\n>b\nGGGAAACCC\n.((...)).\n")
+    (tmp_path / "a.csv").write_text("id,sequence,structure\na,GGGAAACCC,((.....))\n")
+    (tmp_path / "conservation.txt").write_text("1 0.9\n2 0.1\n")
+    np.savez(tmp_path / "p.npz", a=np.triu(np.full((9, 9), 0.02)), b=np.zeros((9, 9)))
+    drawn = (tmp_path / "a.csv", "-o", tmp_path / "a.svg")
+    for options, words in (
+        ((), "a, 9 nt"),
+        (("--reference", tmp_path / "true.dbn", "--kind", "drawing"), "missed (1)"),
+        (("--reference", tmp_path / "true.dbn"), "prediction above, reference below"),
+        (("--color-by", tmp_path / "conservation.txt"), "conservation, 0 to 0.9"),
+        (("--probabilities", tmp_path / "p.npz"), "probability of the likeliest pair"),
+        (("--probabilities", tmp_path / "p.npz", "--kind", "map"), "pair probability"),
+    ):
+        result = rinalmo_command("plot", "structure", *drawn, *options)
+        assert (result.code, result.err) == (0, f"{tmp_path / 'a.svg'}: drawn\n")
+        assert words in (tmp_path / "a.svg").read_text()
+    result = rinalmo_command("plot", "structure", *drawn, "--kind", "map")
+    assert result.code == 2
+    assert "a map shows pair probabilities; give --probabilities" in result.err
+    result = rinalmo_command("plot", "structure", tmp_path / "true.dbn", "-o", tmp_path / "two.pdf")
+    assert "use two-{name}.pdf" in result.err.replace(str(tmp_path) + "/", "")
+    calibration = ("plot", "calibration", tmp_path / "p.npz", tmp_path / "true.dbn", "-o", tmp_path / "c.svg")
+    result = rinalmo_command(*calibration)
+    assert result.err == f"{tmp_path / 'c.svg'}: drawn; 45 pairs, expected calibration error 0.047\n"

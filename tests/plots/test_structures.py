@@ -1,10 +1,12 @@
 """Which file shows which sequence, and what is refused before anything is folded."""
 
+import numpy as np
 import pytest
 
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.io.sequences import Record
-from rinalmo.plots.structures import Plot
+from rinalmo.plots.structures import Plot, read_probabilities
+from rinalmo.rna.structure import RECORD, Structure
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("RNA")
@@ -48,3 +50,39 @@ def test_references(tmp_path):
 def test_too_long_for_a_drawing(tmp_path):
     with pytest.raises(InputError, match="up to 3,000 nt"):
         Plot(tmp_path / "{name}.svg").figures(records("short") + records("long", sequence="A" * 3001))
+
+
+def test_values_of_nucleotides(tmp_path):
+    path = tmp_path / "SHAPE.txt"
+    path.write_text(">a\n1 0.5\n9 -999\n>b\n2 1.5\n")
+    plot = Plot(tmp_path / "{name}.svg", values=path)
+    (a, name), (b, _) = (figure.track for figure in plot.figures(records("a", "b")))
+    np.testing.assert_array_equal(a, [0.5, *[np.nan] * 8])
+    np.testing.assert_array_equal(b, [np.nan, 1.5, *[np.nan] * 7])
+    assert name == "SHAPE"
+    with pytest.raises(InputError, match="has no values for 'c'"):
+        plot.figures(records("a", "c"))
+    with pytest.raises(InputError, match="the nucleotides of a drawing, not of map"):
+        Plot(tmp_path, "map", values=path).figures(records("a"))
+
+
+def test_probabilities_of_a_file(tmp_path):
+    hairpin, other = (Structure(name, "GGGAAACCC", ((0, 8), (1, 7))) for name in ("a/b", "c"))
+    matrix, records = hairpin.matrix() * 0.5, np.array([(0, 8, 0.5), (1, 7, 0.5)], RECORD)
+    np.savez(tmp_path / "two.npz", a_b=matrix, c=records)
+    for read in read_probabilities(tmp_path / "two.npz", [hairpin, other]):
+        np.testing.assert_array_equal(np.triu(read), np.triu(matrix))
+    np.savez(tmp_path / "one.npz", some_name=matrix)
+    assert read_probabilities(tmp_path / "one.npz", [other])[0].shape == (9, 9)
+    (tmp_path / "text.npz").write_text("no archive")
+    np.save(tmp_path / "array.npy", matrix)
+    for path, structures, words in (
+        ("one.npz", [hairpin, other], "has no probabilities for 'a/b'"),
+        ("one.npz", [Structure("d", "ACG")], "'d' are not those of 3 nt"),
+        ("two.npz", [hairpin, Structure("c", "ACG")], "'c' are not those of 3 nt"),
+        ("text.npz", [hairpin], "cannot be read as an .npz file"),
+        ("array.npy", [hairpin], "cannot be read as an .npz file"),
+        ("none.npz", [hairpin], "cannot be read .*No such file"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read_probabilities(tmp_path / path, structures)

@@ -42,7 +42,7 @@ COMMANDS = {
     "finetune": ("training", "Train a model for a task on labelled examples."),
     "info": ("models", "Show the sizes and costs of a model."),
     "models": ("models", "List the available models."),
-    "plot": ("plot", "Draw embeddings or training curves."),
+    "plot": ("plot", "Draw embeddings, structures or curves."),
     "predict": ("inference", "Predict with a fine-tuned model."),
     "pretrain": ("training", "Train a model on a token store."),
     "score": ("inference", "Score variants without training."),

@@ -76,9 +76,11 @@ device_option = click.option(
 )
 
 colour_option = click.option(
+    "--color-by",
     "--colour-by",
+    "colour_by",
     metavar="FIELD",
-    help="Colour a map by length, type, family, taxon, description, a KEY of KEY=value in the headers, or "
+    help="Color a map by length, type, family, taxon, description, a KEY of KEY=value in the headers, or "
     "TABLE:COLUMN, a column of a CSV or TSV file with ids.",
 )
 

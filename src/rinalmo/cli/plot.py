@@ -16,12 +16,14 @@ _OUTPUT = click.option(
 
 @click.group("plot")
 def plot_command() -> None:
-    """Draw embeddings and training curves.
+    """Draw embeddings, structures, calibration and training curves.
 
-    Other figures are drawn by the commands that compute them: `fold --plot`, `score --plot`, `embed --plot`.
+    `embed --plot`, `fold --plot` and `score --plot` draw what they compute.
 
     \b
-    rinalmo plot map embeddings.parquet -o map.svg --colour-by family
+    rinalmo plot map embeddings.parquet -o map.svg --color-by family
+    rinalmo plot structure tRNA.ct -o tRNA.pdf --color-by tRNA.shape
+    rinalmo plot calibration probabilities.npz true.dbn -o calibration.svg
     rinalmo plot curves run -o curves.svg
     """
 
@@ -41,8 +43,8 @@ def map_(embeddings: Path, output: Path, method: Any, colour_by: str | None) -> 
     """Draw the embeddings of a file that `rinalmo embed` has written, one point per sequence.
 
     \b
-    rinalmo plot map embeddings.parquet -o map.svg --colour-by family
-    rinalmo plot map embeddings.npz -o map.png --method umap --colour-by facts.csv:species
+    rinalmo plot map embeddings.parquet -o map.svg --color-by family
+    rinalmo plot map embeddings.npz -o map.png --method umap --color-by facts.csv:species
     """
     from rinalmo.inference.embed import MapPlot
 
@@ -73,3 +75,95 @@ def curves(runs: tuple[Path, ...], output: Path, names: tuple[str, ...]) -> None
 
     draw_curves(logs_of(runs), output, names or ("loss",), rates=True)
     print_line(f"{output}: drawn")
+
+
+@plot_command.command("structure")
+@click.argument("source", type=click.Path(path_type=Path), metavar="STRUCTURES")
+@_OUTPUT
+@click.option(
+    "--kind",
+    type=click.Choice(["drawing", "arcs", "map"]),
+    help="drawing: letters and helices (extra `draw`); arcs: an arc per pair; map: the probabilities.  "
+    "[default: drawing; arcs with --reference]",
+)
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Accepted structures, by name: pairs are then right, extra or missed.",
+)
+@click.option(
+    "--probabilities",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npz",
+    help="Pair probabilities that `rinalmo fold --probabilities` wrote: for a map, and for the colors of a drawing.",
+)
+@click.option(
+    "--color-by",
+    "values",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Color nucleotides by reactivity, conservation or any number: lines of position and value, after `>name` for "
+    "several RNAs; or a table with the columns `id` and `reactivity`.",
+)
+def structure(
+    source: Path, output: Path, kind: Any, reference: Path | None, probabilities: Path | None, values: Path | None
+) -> None:
+    """Draw structures of a file: .dbn, .ct, .bpseq, .st, .csv, .tsv or .parquet.
+
+    For several structures, {name} in the output stands for each name; a folder takes NAME.svg.
+
+    \b
+    rinalmo plot structure tRNA.ct -o tRNA.pdf
+    rinalmo plot structure predicted.dbn -o compared.svg --kind drawing --reference true.dbn
+    rinalmo plot structure 16S.dbn -o 16S.png --color-by 16S.shape
+    """
+    from rinalmo.errors import InputError
+    from rinalmo.io.sequences import Record
+    from rinalmo.plots.structures import Plot, read_probabilities
+    from rinalmo.rna.formats import read_structures
+
+    structures = list(read_structures(source))
+    records = [Record(each.name, "", each.sequence) for each in structures]
+    figures = Plot(output, kind, reference, values).figures(records)
+    known: list[Any] = [None] * len(structures)
+    if probabilities is not None:
+        known = read_probabilities(probabilities, structures)
+    elif kind == "map":
+        raise InputError(f"{output}: a map shows pair probabilities; give --probabilities, or draw arcs")
+    for figure, each, matrix in zip(figures, structures, known, strict=True):
+        figure.draw(each, matrix)
+        print_line(f"{figure.path}: drawn")
+
+
+@plot_command.command("calibration")
+@click.argument("probabilities", type=click.Path(path_type=Path), metavar="PROBABILITIES.npz")
+@click.argument("reference", type=click.Path(path_type=Path), metavar="STRUCTURES")
+@_OUTPUT
+def calibration(probabilities: Path, reference: Path, output: Path) -> None:
+    """Draw how many of the pairs with each probability are right: a reliability diagram.
+
+    PROBABILITIES.npz is that of `rinalmo fold --probabilities`, STRUCTURES a file of true structures with the same
+    names. Pairs with a probability below 0.01 are left out.
+
+    \b
+    rinalmo fold known.csv -o folded.dbn --probabilities probabilities.npz
+    rinalmo plot calibration probabilities.npz known.csv -o calibration.svg
+    """
+    import numpy as np
+
+    from rinalmo.plots import draw_calibration
+    from rinalmo.plots.structures import read_probabilities
+    from rinalmo.rna.formats import read_structures
+
+    structures = list(read_structures(reference))
+    chosen, right = [], []
+    for each, matrix in zip(structures, read_probabilities(probabilities, structures), strict=True):
+        upper = np.triu(np.maximum(matrix, matrix.T)).clip(0, 1)
+        rows, columns = np.nonzero(upper >= 0.01)
+        chosen.append(upper[rows, columns])
+        right.append(each.matrix()[rows, columns])
+    pairs = (np.concatenate(chosen), np.concatenate(right))
+    errors = draw_calibration({probabilities.stem: pairs}, output)
+    error = errors[probabilities.stem]
+    print_line(f"{output}: drawn; {len(pairs[0]):,} pairs, expected calibration error {error:.3f}")

@@ -8,6 +8,9 @@ figures/            a folder: the same as figures/{name}.svg
 from __future__ import annotations
 
 import re
+import zipfile
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,8 +22,9 @@ from rinalmo.io.files import one_line
 from rinalmo.io.sequences import Record
 from rinalmo.plots.drawing import check_drawing, draw_structure
 from rinalmo.plots.pairs import check_arcs, check_map, check_reference, draw_arcs, draw_pair_map
+from rinalmo.rna.constraints import read_reactivities
 from rinalmo.rna.formats import read_structures
-from rinalmo.rna.structure import PairList, Structure
+from rinalmo.rna.structure import RECORD, PairList, Structure
 
 Kind = Literal["drawing", "arcs", "map"]
 
@@ -32,20 +36,32 @@ _DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", 
 
 @dataclass(frozen=True)
 class Plot:
-    """Figures to draw. `kind` None is arcs if there is a `reference`, a file of structures, else a drawing."""
+    """Figures to draw.
+
+    Attributes:
+        kind: None is arcs if there is a `reference`, else a drawing.
+        reference: A file of structures.
+        values: A file of numbers for the nucleotides of a drawing, as `rinalmo.rna.constraints.read_reactivities` reads
+            it; its name without ending is theirs.
+    """
 
     path: Path
     kind: Kind | None = None
     reference: Path | None = None
+    values: Path | None = None
 
     def figures(self, records: list[Record]) -> list[StructureFigure]:
         """One for each record. Raises InputError or MissingExtraError for what could not be drawn in the end."""
-        kind: Kind = self.kind or ("drawing" if self.reference is None else "arcs")
+        kind: Kind = self.kind or ("arcs" if self.reference and not self.values else "drawing")
+        if self.values is not None and kind != "drawing":
+            raise InputError(f"{self.values}: colors the nucleotides of a drawing, not of {kind}")
         references = _references(self.reference, records)
+        tracks = _tracks(self.values, records)
         paths = _paths(self.path, [record.id for record in records])
         for path, record in zip(paths, records, strict=True):
             _CHECKS[kind](path, len(record.sequence))
-        return [StructureFigure(path, kind, reference) for path, reference in zip(paths, references, strict=True)]
+        figures = zip(paths, references, tracks, strict=True)
+        return [StructureFigure(path, kind, reference, track) for path, reference, track in figures]
 
 
 @dataclass(frozen=True)
@@ -55,15 +71,18 @@ class StructureFigure:
     path: Path
     kind: Kind
     reference: Structure | None = None
+    track: tuple[np.ndarray, str] | None = None
 
-    def draw(self, structure: Structure, probabilities: np.ndarray | PairList) -> None:
-        """Write the file."""
+    def draw(self, structure: Structure, probabilities: np.ndarray | PairList | None = None) -> None:
+        """Write the file. A map needs probabilities."""
         if self.kind == "arcs":
             draw_arcs(structure, self.path, self.reference)
             return
         square = probabilities.matrix() if isinstance(probabilities, PairList) else probabilities
         if self.kind == "drawing":
-            draw_structure(structure, self.path, square, reference=self.reference)
+            draw_structure(structure, self.path, square, reference=self.reference, track=self.track)
+        elif square is None:
+            raise InputError(f"{self.path}: a map shows pair probabilities; give them, or draw arcs")
         else:
             draw_pair_map(structure, square, self.path, self.reference)
 
@@ -86,6 +105,47 @@ def _references(path: Path | None, records: list[Record]) -> list[Structure | No
         except SequenceError as error:
             raise error.with_location(str(path), None, error.record) from None
     return [by_name[record.id] for record in records]
+
+
+def _tracks(path: Path | None, records: list[Record]) -> list[tuple[np.ndarray, str] | None]:
+    """The values of each record's nucleotides, NaN where there is none, and their name."""
+    if path is None:
+        return [None] * len(records)
+    known, name, tracks = read_reactivities(path), path.name.split(".")[0], []
+    for record in records:
+        values = known.of(record.id, record.sequence, alone=len(records) == 1)
+        if values is None:
+            raise InputError(f"{path}: has no values for {one_line(record.id)!r}; add them")
+        tracks.append((np.array([np.nan if value is None else value for value in values]), name))
+    return [*tracks]
+
+
+def read_probabilities(path: Path, structures: Sequence[Structure]) -> list[np.ndarray]:
+    """The pair probabilities `(length, length)` of each structure in an .npz file of `rinalmo fold --probabilities`.
+
+    Raises InputError where there are none of its name (the only ones are those of an only structure) or of its length.
+    """
+    keys = [structure.name.replace("/", "_") for structure in structures]
+    try:
+        with np.load(path) as archive:
+            if len(archive.files) == len(keys) == 1:
+                keys = archive.files
+            arrays = {key: archive[key] for key in keys if key in archive.files}
+    except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        problem = "cannot be read as an .npz file of `rinalmo fold --probabilities`"
+        raise InputError.from_os_error(error, path, problem) from None
+    found = []
+    for key, structure in zip(keys, structures, strict=True):
+        name, length = one_line(structure.name), len(structure)
+        if key not in arrays:
+            raise InputError(f"{path}: has no probabilities for {name!r}")
+        values = arrays[key]
+        if values.dtype == RECORD and (not len(values) or max(values["i"].max(), values["j"].max()) < length):
+            values = PairList.from_records(length, values).matrix()
+        if values.shape != (length, length) or values.dtype == RECORD:
+            raise InputError(f"{path}: the probabilities of {name!r} are not those of {length:,} nt")
+        found.append(values.astype(np.float32))
+    return found
 
 
 def _paths(path: Path, names: list[str]) -> list[Path]:
