@@ -175,3 +175,12 @@ def test_a_file_that_does_not_exist_is_named_as_such(function, tmp_path):
         function("missing.fa")
     with pytest.raises(rinalmo.InputError, match=r"missing\.fa does not exist; check the path"):
         function(tmp_path / "missing.fa")
+
+
+def test_a_figure_in_a_folder(rinalmo_command, backbone, tmp_path):
+    score = ("score", "GGGAAACCC", "--all-single", "--model", backbone, "--method", "wild-type-marginals")
+    done = rinalmo_command(*score, "-o", tmp_path / "out.csv", "--plot", f"{tmp_path}/new/figures/")
+    assert done.code == 0, done.err
+    assert "<svg" in (tmp_path / "new" / "figures" / "heat_map.svg").read_text()
+    refused = rinalmo_command(*score, "--plot", f"{tmp_path}/out.csv/")
+    assert (refused.code, "the folder cannot be made" in refused.err) == (2, True)

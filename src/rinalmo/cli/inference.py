@@ -14,6 +14,7 @@ import click
 
 from rinalmo.cli.options import (
     FOLD_MODEL,
+    FigurePath,
     adapter_option,
     colour_option,
     computing_options,
@@ -123,7 +124,7 @@ def fill_mask_command(source: str, top_k: int, style: str, **engine_settings: An
 @job_options
 @click.option(
     "--plot",
-    type=_FILE,
+    type=FigurePath("map.svg"),
     metavar="FILE",
     help="Draw a map of the embeddings as well, .svg, .png or .pdf; `rinalmo plot map` draws it again.",
 )
@@ -258,7 +259,12 @@ def _print_estimate(estimate: Estimate, output: Path) -> None:
     "--shard", metavar="I/N", help="Take every N-th position or record, from the I-th on: one job of an array of N."
 )
 @job_options
-@click.option("--plot", type=_FILE, metavar="FILE", help="Draw a heat map of --all-single, .svg, .png or .pdf.")
+@click.option(
+    "--plot",
+    type=FigurePath("heat_map.svg"),
+    metavar="FILE",
+    help="Draw a heat map of --all-single, .svg, .png or .pdf.",
+)
 @engine_options(precision="fp32")
 def score_command(
     source: str | None,
@@ -388,7 +394,7 @@ def score_command(
 )
 @click.option(
     "--plot",
-    type=_FILE,
+    type=FigurePath(),
     metavar="FILE",
     help="Also draw, .svg, .png or .pdf. For several sequences {name} in FILE stands for each name; a folder takes "
     "NAME.svg.",

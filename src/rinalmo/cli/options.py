@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,6 +44,23 @@ quiet_option = click.Option(
     callback=set_quiet,
     help="Print errors only, no progress and no notes.",
 )
+
+
+class FigurePath(click.Path):
+    """The file of a figure. A name that ends in a slash is a folder, which is made; `name` is the file in a folder."""
+
+    def __init__(self, name: str = "") -> None:
+        super().__init__(path_type=Path)
+        self.file = name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if str(value).endswith(("/", os.sep)):
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                self.fail(f"{path}: the folder cannot be made ({error.strerror})", param, ctx)
+        return path / self.file if self.file and path.is_dir() else path
 
 
 def combined(*options: Decorator) -> Decorator:

@@ -376,7 +376,7 @@ def _fingerprint(file: Path) -> dict[str, Any]:
     try:
         return {"name": file.name, "bytes": file.stat().st_size, "sha256": file_sha256(file)}
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+        raise InputError.from_os_error(error, file, "cannot be read") from None
 
 
 def _open(folder: Path, settings: dict[str, Any], out: Path, resume: bool, restart: bool) -> None:

@@ -352,8 +352,7 @@ class Job:
         except RinalmoError:
             raise
         except OSError as error:
-            reason = (error.strerror or str(error)).splitlines()[0]
-            raise InputError(f"{self.output}: cannot be written ({reason})") from None
+            raise InputError.from_os_error(error, self.output, "cannot be written") from None
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from rinalmo.engine.engine import Engine, as_engine, map_encoded, to_host
 from rinalmo.engine.jobs import SAVE_BYTES, Arrays, JobOptions, opened, record_job, take_shard
 from rinalmo.engine.ray import EngineLike
 from rinalmo.errors import InputError, MissingExtraError, counted
-from rinalmo.io.files import atomic_write_path, check_path
+from rinalmo.io.files import atomic_write_path, check_path, uncompressed_name
 from rinalmo.io.sequences import (
     Record,
     SequenceFile,
@@ -354,7 +354,7 @@ def pack_embeddings(
 
 def check_output(path: Path, *, per_token: bool = False, num_layers: int = 1) -> None:
     """Raise InputError or MissingExtraError now for what could not be written in the end."""
-    if table_format(path) in _TEXT:
+    if Path(uncompressed_name(path)).suffix[1:] in _TEXT:
         check_rows_output(path)
         if num_layers > 1:
             raise InputError(f"{path}: a table of text holds one layer; use .npz, .parquet or .h5 for more")

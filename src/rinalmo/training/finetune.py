@@ -72,8 +72,10 @@ def with_fingerprints(data: ExamplesRecipe) -> ExamplesRecipe:
         raise InputError("data.train is missing: name the file of examples")
     try:
         sums = {name: file_sha256(path) for name, path in paths.items()}
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename} does not exist; check the path") from None
     except OSError as error:
-        raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
+        raise InputError.from_os_error(error, error.filename, "cannot be read") from None
     for name, known in data.fingerprints.items():
         if sums.get(name) != known:
             raise InputError(f"{paths.get(name, name)}: is not the file that this run was started with")
