@@ -56,7 +56,8 @@ def test_fold(client):
     (expected,) = rinalmo.fold(TRNA)
     assert found["dot_bracket"] == expected.dot_bracket
     assert [(i - 1, j - 1) for i, j, _ in found["pairs"]] == list(expected.pairs)
-    assert found["dbn"] == f">tRNA-Phe\n{TRNA}\n{expected.dot_bracket}\n"
+    assert found["dbn"] == f">tRNA-Phe\n{TRNA}\n{expected.dot_bracket} ({expected.energy:.2f})\n"
+    assert (found["energy"], found["confidence"]) == pytest.approx((expected.energy, expected.confidence), abs=1e-4)
     assert found["ct"].splitlines()[0].split() == ["76", "tRNA-Phe"]
     nested = client.predict(TRNA, "nested", api_name="/fold")
     assert set(nested["dot_bracket"]) <= set(".()")

@@ -87,22 +87,59 @@ def test_fill_mask(page):
     panel.get_by_role("button", name="Predict").click()
     panel.get_by_alt_text("Candidates at 2 masks of RNA").wait_for()
     panel.get_by_alt_text("Logo of RNA").wait_for()
+    assert sorted(downloads(page, panel, "mask-files")) == ["candidates.csv", "logo.png", "logo.svg"]
+
+
+def test_the_first_screen_has_a_structure(page):
+    panel = page.get_by_role("tabpanel").locator("visible=true").first
+    (expected,) = rinalmo.fold(TRNA)
+    playwright.expect(panel.locator("#dot-bracket textarea")).to_have_value(
+        f">tRNA-Phe\n{TRNA}\n{expected.dot_bracket} ({expected.energy:.2f})\n"
+    )
+    assert f"{expected.energy:.1f} kcal/mol" in panel.locator("#summary").inner_text()
+    assert panel.locator("#drawing .nucleotide").count() == 76
 
 
 def test_fold(page):
     panel = open_tab(page, "Fold")
+    panel.get_by_label("RNA", exact=True).fill("")
     panel.get_by_role("button", name="tRNA-Phe").click()
     (expected,) = rinalmo.fold(TRNA)
-    panel.locator("#arcs img").wait_for()
-    dbn = f">tRNA-Phe\n{TRNA}\n{expected.dot_bracket}\n"
+    panel.locator("#fold-files a[download]").first.wait_for()
+    dbn = f">tRNA-Phe\n{TRNA}\n{expected.dot_bracket} ({expected.energy:.2f})\n"
     assert panel.locator("#dot-bracket textarea").input_value() == dbn
-    for name in ("drawing", "pair-map", "arcs"):
+    for name in ("pair-map", "arcs"):
         picture(panel, name)
+    assert "A35, " in panel.locator("#drawing title").nth(34).text_content()
     files = downloads(page, panel, "fold-files")
-    assert sorted(files) == ["arcs.svg", "drawing.svg", "map.png", "structure.ct", "structure.dbn"]
+    drawn = ["arcs.svg", "drawing.png", "drawing.svg", "map.png"]
+    assert sorted(files) == [*drawn, "structure.csv", "structure.ct", "structure.dbn"]
     assert files["structure.dbn"].decode() == dbn
     assert files["structure.ct"].split()[0] == b"76"
     assert files["map.png"].startswith(b"\x89PNG")
+
+
+def test_figures_are_enlarged_and_moved(page):
+    panel = open_tab(page, "Fold")
+    figure = panel.locator("#drawing .picture")
+    canvas = figure.locator(".canvas")
+    figure.get_by_label("Zoom in").click()
+    assert canvas.evaluate("canvas => canvas.dataset.scale") == "1.4"
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 100, box["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 130, box["y"] + 90)
+    page.mouse.up()
+    assert canvas.evaluate("canvas => [canvas.dataset.x, canvas.dataset.y]") == ["30", "-10"]
+    figure.get_by_label("Whole figure").click()
+    assert canvas.evaluate("canvas => canvas.style.transform") == "translate(0px, 0px) scale(1)"
+
+
+def test_a_dropped_file_is_read_into_the_box(page, tmp_path):
+    (tmp_path / "mine.fa").write_text(">mine\nGGGAAACCC\n")
+    panel = open_tab(page, "Fold")
+    panel.locator(".drop input[type=file]").set_input_files(tmp_path / "mine.fa")
+    playwright.expect(panel.get_by_label("RNA", exact=True)).to_have_value(">mine\nGGGAAACCC\n")
 
 
 def test_embed_an_uploaded_file(page, tmp_path):
@@ -161,13 +198,14 @@ def test_errors_are_one_line_in_the_page(page):
         panel = open_tab(page, tab)
         panel.locator("textarea").first.fill(text)
         panel.get_by_role("button", name=button, exact=True).click()
-        page.get_by_test_id("toast-body").filter(has_text=message).wait_for()
+        panel.locator(".message .problem").filter(has_text=message).wait_for()
+        playwright.expect(panel.locator(".picture:visible, [download]:visible")).to_have_count(0)
 
 
 def test_names_are_shown_and_do_not_run(page):
     for tab, button, shown in (
         ("Fill mask", "Predict", "#logo img"),
-        ("Fold", "Fold", "#arcs img"),
+        ("Fold", "Fold", "#fold-files a[download]"),
         ("Embed", "Embed", "#table"),
         ("Variants", "Score", "#heat img"),
     ):

@@ -1,5 +1,6 @@
 """Parts of the web app without a server: turns, what may colour a map, files, and names in figures."""
 
+import gzip
 import threading
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -7,14 +8,20 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+import rinalmo
+from rinalmo.engine.engine import Engine
+from rinalmo.errors import InputError
 from rinalmo.inference.embed import Embeddings
 from rinalmo.inference.fill_mask import Prediction
+from rinalmo.io.sequences import Record
+from rinalmo.model.config import ModelConfig
+from rinalmo.model.rinalmo import ModelSpec, create
 from rinalmo.plots import draw_arcs, draw_embedding_map, draw_logo, heat_map
 from rinalmo.plots.drawing import structure_svg
 from rinalmo.rna.structure import Structure
 from rinalmo.web import app
 from rinalmo.web.app import bars, image
-from rinalmo.web.service import GoneError, Turns, many_records, one_record
+from rinalmo.web.service import GoneError, Service, Turns, many_records, one_record, text_of_file
 
 EVIL = "\"'><script>alert(1)</script>$x_1"
 
@@ -114,8 +121,49 @@ class Attributes(HTMLParser):
 
 
 def test_a_picture_is_an_image_whatever_it_is_named():
-    (division, _), (tag, attributes) = Attributes(image("<svg/>", EVIL)).found
-    assert (division, tag, sorted(attributes), attributes["alt"]) == ("div", "img", ["alt", "src"], EVIL)
+    found = Attributes(image("<svg/>", EVIL)).found
+    assert [tag for tag, _ in found] == ["div", "div", "button", "button", "button", "div", "img"]
+    assert sorted(found[-1][1]) == ["alt", "src"]
+    assert found[-1][1]["alt"] == EVIL
+
+
+def test_a_fine_tuned_model_predicts(tmp_path):
+    model = create(ModelSpec(ModelConfig(32, 2, 2), heads={"splice_site_head": {}}), seed=1)
+    service = Service(Engine(model, "fp32", threads=1), Engine("nano-fold", "fp32", threads=1), tmp_path)
+    assert (service.fills_masks, service.predicts) == (False, "splice-site")
+    seen = []
+    with service.turns.visit("a") as visit:
+        found = service.predict(visit, ">a\nACGU\n>b\nGGGCCC", progress=lambda *done: seen.append(done))
+    assert found == rinalmo.predict([Record("a", "", "ACGU"), Record("b", "", "GGGCCC")], model)
+    assert seen == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("GG[MASK]CC", "GG<mask>CC"),
+        ("GG_cc<MASK>", "GG<mask>CC<mask>"),
+        ("GGNNCC", "GG<mask><mask>CC"),
+        (">N_1 of NN\nGGNN\nCC", "GG<mask><mask>CC"),
+        ("GGNC<mask>", "GGNC<mask>"),
+    ],
+)
+def test_masks_as_others_write_them(text, read):
+    assert one_record(text, 100, "fill-mask", allow_mask=True).sequence == read
+
+
+def test_the_text_of_a_dropped_file(tmp_path):
+    (tmp_path / "a.fa.gz").write_bytes(gzip.compress(b">a\nACGU\n"))
+    assert text_of_file(tmp_path / "a.fa.gz") == ">a\nACGU\n"
+    (tmp_path / "b").write_bytes(b">\xff\nACGU")
+    with pytest.raises(InputError, match=r"^b is no text"):
+        text_of_file(tmp_path / "b")
+    (tmp_path / "wide").write_bytes(">a\nACGU".encode("utf-16"))
+    with pytest.raises(InputError, match=r"^wide is UTF-16"):
+        text_of_file(tmp_path / "wide")
+    (tmp_path / "large.gz").write_bytes(gzip.compress(b"A" * 10**6))
+    with pytest.raises(InputError, match="more than 500,000 bytes"):
+        text_of_file(tmp_path / "large.gz")
 
 
 def drawn(tmp_path):

@@ -30,7 +30,8 @@ def web_command(host: str, port: int, model: str, fold_model: str, threads: int 
 
     \b
     rinalmo web
-    rinalmo web --model giga --fold-model run/model --port 8000
+    rinalmo web --model giga --port 8000
+    rinalmo web --model run/model
     """
     from rinalmo.web.server import serve
 

@@ -1,16 +1,17 @@
 """The web app in Gradio: tabs for visitors and endpoints with plain data for programs.
 
-Figures are `<img>` elements whose source is their data: nothing in a figure can run or load anything.
+Figures are `<img>` elements whose source is their data: nothing in a figure can run or load anything. The drawing of a
+structure is SVG within the page, for the names of its nucleotides under the pointer; all text in it is escaped.
 """
 
 from __future__ import annotations
 
 import base64
-import csv
 import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial, wraps
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ import pandas as pd
 from rinalmo.errors import InputError, RinalmoError
 from rinalmo.inference.embed import Embeddings, common_fields, pack_embeddings, read_embeddings, write_embeddings
 from rinalmo.inference.fill_mask import Prediction
-from rinalmo.io.files import atomic_write
 from rinalmo.io.sequences import Record, read_fasta
+from rinalmo.io.tables import write_rows
 from rinalmo.plots import draw_arcs, draw_logo, draw_pair_map, heat_map, svg
-from rinalmo.plots.drawing import structure_svg
+from rinalmo.plots.drawing import draw_structure, structure_svg
 from rinalmo.plots.embedding_map import draw_embedding_map
 from rinalmo.plots.logo import LETTER_COLOURS
 from rinalmo.plots.style import BLACK, GREY, PALE
+from rinalmo.rna.formats import write_structures
 from rinalmo.web.service import (
     EMBED,
     EMBED_TOGETHER,
@@ -44,6 +46,7 @@ from rinalmo.web.service import (
     Progress,
     Service,
     Visit,
+    text_of_file,
     with_question_marks,
 )
 from rinalmo.weights.catalog import ASSETS
@@ -58,12 +61,19 @@ WAITING = 60
 """Requests that may wait; more are refused, to be sent again later."""
 
 STYLE = """
-.picture { background: white; border-radius: 4px; overflow-x: auto; }
-.picture img { max-width: 100%; margin: auto; display: block; }
+.picture { background: white; border-radius: 4px; overflow: hidden; }
+.picture .canvas { overflow-x: auto; transform-origin: center; touch-action: pan-x pan-y; }
+.picture :is(img, svg) { max-width: 100%; height: auto; margin: auto; display: block; }
+.picture .zoom { text-align: right; padding: 4px; position: relative; z-index: 1; background: white; }
+.picture .zoom button { width: 2em; height: 2em; border: 1px solid #999; border-radius: 4px; }
+.picture .zoom button { background: white; color: #222; padding: 0; line-height: 1; }
+.picture .nucleotide:hover circle { stroke-width: 3; }
 #heat img { max-width: max(100%, 900px); }
+.message .problem { border-left: 4px solid #c0392b; padding: 0.4em 0.8em; overflow-wrap: anywhere; }
 textarea { font-family: 'DejaVu Sans Mono', Menlo, Consolas, monospace !important; }
 footer .divider { display: none; }
 """
+SCRIPT = f"<script>{Path(__file__).with_name('zoom.js').read_text(encoding='utf-8')}</script>"
 NO_FIELD = "nothing"
 
 Answer = dict[str, Any]
@@ -85,8 +95,17 @@ _INSTANT: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_p
 def image(content: str | bytes, alternative: str, format: str = "svg") -> str:
     """HTML of a figure, with a text for those who cannot see it."""
     data = base64.b64encode(content.encode() if isinstance(content, str) else content).decode()
-    source = f"data:image/{_IMAGE_TYPES[format]};base64,{data}"
-    return f'<div class="picture"><img alt="{escape(alternative)}" src="{source}"></div>'
+    return _picture(f'<img alt="{escape(alternative)}" src="data:image/{_IMAGE_TYPES[format]};base64,{data}">')
+
+
+def _picture(content: str) -> str:
+    """A figure with buttons to enlarge it."""
+    factors = (("+", 1.4, "Zoom in"), ("−", 1 / 1.4, "Zoom out"), ("⤢", 0, "Whole figure"))
+    buttons = "".join(
+        f'<button type="button" data-zoom="{factor}" title="{title}" aria-label="{title}">{sign}</button>'
+        for sign, factor, title in factors
+    )
+    return f'<div class="picture"><div class="zoom">{buttons}</div><div class="canvas">{content}</div></div>'
 
 
 def bars(masks: Sequence[Sequence[Prediction]]) -> str:
@@ -140,17 +159,24 @@ def colour_fields(embeddings: Embeddings) -> dict[str, list[str]]:
 def web_app(service: Service, model: str, fold_model: str) -> gr.Blocks:
     """The whole app, with its queue and API; the names of the models are written in it."""
     with gr.Blocks(title="RiNALMo", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
-        about = f"The RNA language model, here {_code(model)}. What you enter goes to this server and nowhere else."
-        gr.Markdown(f"# RiNALMo\n{about}")
+        gr.Markdown(
+            "# RiNALMo\nFold, embed and score RNAs with a language model. What you enter goes to this server and "
+            f"nowhere else.\n\n{_about(model)}"
+        )
         _api(service)  # first: a button's function of the same name would take the name
-        with gr.Tab("Fill mask", id="fill"):
-            _fill_mask_tab(service)
+        if service.predicts is not None:
+            with gr.Tab("Predict", id="predict"):
+                _predict_tab(service, model)
         with gr.Tab("Fold", id="fold"):
             _fold_tab(service, fold_model)
+        if service.fills_masks:
+            with gr.Tab("Fill mask", id="fill"):
+                _fill_mask_tab(service)
         with gr.Tab("Embed", id="embed"):
             _embed_tab(service)
-        with gr.Tab("Variants", id="variants"):
-            _variants_tab(service)
+        if service.fills_masks:
+            with gr.Tab("Variants", id="variants"):
+                _variants_tab(service)
 
         async def leave(request: gr.Request) -> None:  # on the event loop, as everything else that changes sessions
             session = request.session_hash or ""
@@ -164,87 +190,160 @@ def web_app(service: Service, model: str, fold_model: str) -> gr.Blocks:
     return blocks.queue(max_size=WAITING, default_concurrency_limit=AT_ONCE, api_open=False)
 
 
+def _about(model: str) -> str:
+    """What the model knows, and how to use another one."""
+    about = f"Masks, embeddings and variants: {_code(model)}"
+    if model != "nano":
+        return f"{about}."
+    return (
+        f"{about}, the small model of the package. It knows common RNA families; of families that it has not seen it "
+        f"knows little more than which nucleotides are frequent. For research start the app with "
+        f"{_code('rinalmo web --model giga')}."
+    )
+
+
 def theme() -> gr.themes.Base:
     """Fonts of the visitor's machine: none is downloaded."""
     fonts = {"font": ["system-ui", "Arial", "sans-serif"], "font_mono": ["DejaVu Sans Mono", "monospace"]}
     return gr.themes.Default(**fonts)  # type: ignore[arg-type]
 
 
+Handler = Callable[..., Iterator[tuple[Any, ...]]]
+
+
+def _connect(
+    service: Service,
+    handler: Handler,
+    run: gr.Button,
+    examples: Sequence[Callable[..., Any]],
+    inputs: list[Any],
+    outputs: list[Any],
+    cleared: Sequence[Any],
+) -> None:
+    """Run a handler from its button and after its examples, with a place for messages and a button to cancel it.
+
+    Errors are a line below the input, and the answers of before are cleared. There is one progress bar.
+    """
+    with gr.Row():
+        message = gr.HTML(elem_classes="message", min_height=40)
+        cancel = gr.Button("Cancel", **_SMALL)
+
+    @wraps(handler)
+    def answer(*arguments: Any) -> Iterator[tuple[Any, ...]]:
+        try:
+            for values in handler(*arguments):
+                yield "", *values
+        except gr.Error as error:
+            yield f'<div class="problem" role="alert">{error.message}</div>', *cleared
+
+    def leave(request: gr.Request) -> str:
+        service.turns.leave(request.session_hash)
+        return ""
+
+    options = {**_BUTTON, "show_progress_on": message}
+    events: list[Any] = [start(answer, inputs, [message, *outputs], **options) for start in (run.click, *examples)]
+    cancel.click(leave, None, message, cancels=events, **_INSTANT)
+
+
 def _fill_mask_tab(service: Service) -> None:
     gr.Markdown(
         f"Predict masked nucleotides: one RNA or DNA, up to {FILL_MASK:,} nt with {MASKS} masks; "
-        f"the logo, for which each position is masked in turn, up to {LOGO} nt."
+        f"the logo, for which each position is masked in turn, up to {LOGO} nt. A mask is `<mask>`, `[MASK]` or `_`; "
+        "in a sequence without one, each `N` is a mask."
     )
     box = _box("RNA with <mask>", "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU")
     examples = _examples(box, "model_card_masks.fa", "HIV-1", "microRNA-21")
     heights = gr.Radio(["probability", "information"], value="probability", label="Heights in the logo")
     run = gr.Button("Predict", variant="primary")
-    candidates_html = gr.HTML(label="Candidates", elem_id="bars")
-    logo = gr.HTML(label="Logo", elem_id="logo")
+    candidates, logo = gr.HTML(elem_id="bars", render=False), gr.HTML(elem_id="logo", render=False)
+    files = _files("mask-files")
 
-    def candidates(text: str, request: gr.Request) -> tuple[str, str]:
+    def predict(text: str, heights: Any, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         with _visit(service, request) as visit:
             record, masks = service.fill_mask(visit, text)
-            return image(bars(masks), f"Candidates at {len(masks)} masks of {record.id}"), ""
-
-    def whole(text: str, heights: Any, request: gr.Request, progress: gr.Progress = gr.Progress()) -> str:  # noqa: B008
-        with _visit(service, request) as visit:
+            shown = image(bars(masks), f"Candidates at {len(masks)} masks of {record.id}")
+            yield shown, "", gr.File(visible=False)
             record, probabilities = service.masked_in_turn(visit, text, _bar(progress))
-            path, letters = service.new_folder() / "logo.svg", with_question_marks(record)
-            visit.turn(lambda: draw_logo(probabilities, letters, path, name=record.id, heights=heights))
-            return image(path.read_bytes(), f"Logo of {record.id}")
+            folder, letters = service.new_folder(), with_question_marks(record)
+            paths = [folder / name for name in ("candidates.csv", "logo.svg", "logo.png")]
+            rows = ({"position": c.position, "letter": c.token_str, "probability": c.score} for m in masks for c in m)
+            write_rows(paths[0], rows)
+            for path in paths[1:]:
+                visit.turn(partial(draw_logo, probabilities, letters, path, name=record.id, heights=heights))
+            yield shown, image(paths[1].read_bytes(), f"Logo of {record.id}"), _given(paths)
 
-    for start in (run.click, *examples):
-        computed = start(candidates, box, [candidates_html, logo], **_BUTTON)
-        computed.success(whole, [box, heights], logo, **_BUTTON)
+    cleared = ["", "", gr.File(visible=False)]
+    _connect(service, predict, run, examples, [box, heights], [candidates, logo, files], cleared)
+    for component in (candidates, logo, files):
+        component.render()
 
 
 def _fold_tab(service: Service, fold_model: str) -> None:
     gr.Markdown(
-        f"Predict the secondary structure: one RNA or DNA, up to {FOLD} nt, folded by {_code(fold_model)}; "
-        "pseudoknots are drawn dashed."
+        f"Predict the secondary structure: one RNA or DNA, up to {FOLD} nt, folded by {_code(fold_model)} with the "
+        "defaults of `rinalmo fold`; pseudoknots are drawn dashed. Point at a nucleotide for its pairing probability."
     )
     box = _box("RNA", _TRNA)
     examples = _examples(box, "well_known_rnas.fa", "tRNA-Phe", "add_riboswitch")
     choices = [("nested: no pseudoknots", "nested"), ("greedy, as the paper", "greedy")]
-    with gr.Row():
+    with gr.Accordion("Options", open=False):
         decoder = gr.Radio(choices, value=service.decoder, label="Choice of pairs")
         weight = gr.Number(None, minimum=0, maximum=1, label="Weight of thermodynamics (ViennaRNA)", info=_WEIGHT_INFO)
     run = gr.Button("Fold", variant="primary")
-    text = gr.Textbox(label="Dot-bracket", lines=3, elem_id="dot-bracket", buttons=["copy"], visible=False)
-    with gr.Row():
-        drawing = gr.HTML(elem_id="drawing")
-        pair_map = gr.HTML(elem_id="pair-map")
-    arcs = gr.HTML(elem_id="arcs")
-    files = _files("fold-files")
+
+    def figures(folded: FoldedRna, folder: Path, visit: Visit) -> tuple[list[Path], tuple[str, ...]]:
+        paths, name = _write_fold(folded, folder, visit), folded.structure.name
+        drawing = _picture(structure_svg(folded.structure, folded.probabilities))
+        pair_map = image((folder / "map.png").read_bytes(), f"Pair probabilities of {name}", "png")
+        return paths, (
+            folded.summary(),
+            drawing,
+            pair_map,
+            image((folder / "arcs.svg").read_bytes(), f"Arcs of {name}"),
+        )
 
     def fold(rna: str, decoder: str, weight: float | None, request: gr.Request) -> Any:
         with _visit(service, request) as visit:
             folded = service.fold(visit, rna, decoder, weight)
-            paths = _write_fold(folded, service.new_folder(), visit)
-            drawing, arcs, pair_map = (path.read_bytes() for path in paths[2:])
-            name = folded.structure.name
-            images = [
-                image(drawing, f"Drawing of {name}"),
-                image(pair_map, f"Pair probabilities of {name}", "png"),
-                image(arcs, f"Arcs of {name}"),
-            ]
-            return gr.Textbox(folded.text("dbn"), visible=True), *images, gr.File([*map(str, paths)], visible=True)
+            paths, shown = figures(folded, service.new_folder(), visit)
+            yield gr.Textbox(folded.text("dbn"), visible=True), *shown, _given(paths)
 
-    for start in (run.click, *examples):
-        start(fold, [box, decoder, weight], [text, drawing, pair_map, arcs, files], **_BUTTON)
+    box.value = f">tRNA-Phe\n{_TRNA}"  # the first screen has an answer
+    with service.turns.visit(None) as visit:
+        example = service.fold(visit, box.value)
+        first = figures(example, service.new_folder(), visit)[1]
+    text = gr.Textbox(
+        example.text("dbn"), label="Dot-bracket", lines=3, elem_id="dot-bracket", buttons=["copy"], render=False
+    )
+    summary = gr.Markdown(first[0], elem_id="summary", render=False)
+    names = ("drawing", "pair-map", "arcs")
+    drawing, pair_map, arcs = (gr.HTML(html, elem_id=n, render=False) for n, html in zip(names, first[1:], strict=True))
+    files = _files("fold-files")
+    outputs = [text, summary, drawing, pair_map, arcs, files]
+    cleared = [gr.Textbox(visible=False), "", "", "", "", gr.File(visible=False)]
+    _connect(service, fold, run, examples, [box, decoder, weight], outputs, cleared)
+    summary.render()
+    text.render()
+    with gr.Row():
+        for part in (drawing, pair_map):
+            with gr.Column(min_width=340):
+                part.render()
+    arcs.render()
+    files.render()
 
 
 def _write_fold(folded: FoldedRna, folder: Path, visit: Visit) -> list[Path]:
-    names = ("structure.dbn", "structure.ct", "drawing.svg", "arcs.svg", "map.png")
-    structure, paths = folded.structure, [folder / name for name in names]
-    for path in paths[:2]:
-        with atomic_write(path) as file:
-            file.write(folded.text(path.suffix[1:]).encode())
-    paths[2].write_text(structure_svg(structure, folded.probabilities), encoding="utf-8")
-    visit.turn(lambda: draw_arcs(structure, paths[3]))  # matplotlib draws one figure at a time
-    visit.turn(lambda: draw_pair_map(structure, folded.probabilities, paths[4]))
-    return paths
+    structure, probabilities = folded.structure, folded.probabilities
+    texts = [folder / f"structure.{ending}" for ending in ("dbn", "ct", "csv")]
+    for path in texts:
+        write_structures(path, [structure])
+    drawings = [folder / f"drawing.{ending}" for ending in ("svg", "png")]
+    for path in drawings:  # matplotlib draws one figure at a time
+        visit.turn(partial(draw_structure, structure, path, probabilities))
+    arcs, pair_map = folder / "arcs.svg", folder / "map.png"
+    visit.turn(lambda: draw_arcs(structure, arcs))
+    visit.turn(lambda: draw_pair_map(structure, probabilities, pair_map))
+    return [*texts, *drawings, arcs, pair_map]
 
 
 def _embed_tab(service: Service) -> None:
@@ -252,15 +351,13 @@ def _embed_tab(service: Service) -> None:
         f"A vector for each sequence. FASTA, or one sequence a line: up to {SEQUENCES:,} sequences of up to "
         f"{EMBED:,} nt, {EMBED_TOGETHER:,} nt together. A file may be compressed."
     )
-    with gr.Row():
-        box = _box("FASTA", ">name and what it is\nGGGAAACCC", lines=8)
-        upload = gr.File(label="or a FASTA file", file_count="single", elem_id="upload", height=200)
-    with gr.Row():
-        example = gr.Button("Well-known RNAs", **_SMALL)
+    box, upload, example = _many_box("FASTA")
     run = gr.Button("Embed", variant="primary")
-    colour = gr.Dropdown([NO_FIELD], label="Colour of the map", visible=False, elem_id="colour")
-    map_html = gr.HTML(elem_id="map")
-    table = gr.Dataframe(label="Sequences", interactive=False, elem_id="table", max_height=300, visible=False)
+    colour = gr.Dropdown([NO_FIELD], label="Color of the map", visible=False, elem_id="colour", render=False)
+    map_html = gr.HTML(elem_id="map", render=False)
+    table = gr.Dataframe(
+        label="Sequences", interactive=False, elem_id="table", max_height=300, visible=False, render=False
+    )
     files = _files("embed-files")
     folder = gr.State(None)  # of the last answer's files, from which the map is drawn again
 
@@ -282,36 +379,63 @@ def _embed_tab(service: Service) -> None:
             choices, map_image = _draw_map(visit, folder, None)
             if map_image:
                 written.append(folder / "map.svg")
-            return (
-                gr.Dropdown(choices, value=choices[0], visible=bool(map_image)),
-                map_image,
-                gr.Dataframe(rows, visible=True),
-                gr.File([str(path) for path in written], visible=True),
-                folder,
-            )
+            fields = gr.Dropdown(choices, value=choices[0], visible=bool(map_image))
+            yield fields, map_image, gr.Dataframe(rows, visible=True), _given(written), folder
 
     def colour_again(folder: Path | None, field: str, request: gr.Request) -> str:
         with _visit(service, request) as visit:
             return _draw_map(visit, folder, field)[1]
 
-    text = (_EXAMPLES / "well_known_rnas.fa").read_text(encoding="utf-8")
-    after_example = example.click(lambda: (text, None), None, [box, upload], **_INSTANT).then
-    for start in (run.click, after_example):
-        start(embed, [box, upload], [colour, map_html, table, files, folder], **_BUTTON)
+    cleared = [gr.Dropdown(visible=False), "", gr.Dataframe(visible=False), gr.File(visible=False), None]
+    outputs = [colour, map_html, table, files, folder]
+    _connect(service, embed, run, [example], [box, upload], outputs, cleared)
     colour.input(colour_again, [folder, colour], map_html, **_BUTTON)
+    for component in outputs[:-1]:
+        component.render()
+
+
+def _predict_tab(service: Service, model: str) -> None:
+    gr.Markdown(
+        f"Predictions of {_code(model)}, a model for {service.predicts}. FASTA, or one sequence a line: up to "
+        f"{SEQUENCES:,} sequences of up to {EMBED:,} nt, {EMBED_TOGETHER:,} nt together. A file may be compressed."
+    )
+    box, upload, example = _many_box("FASTA")
+    run = gr.Button("Predict", variant="primary")
+    table = gr.Dataframe(interactive=False, elem_id="predictions", max_height=500, visible=False, render=False)
+    files = _files("predict-files")
+
+    def predict(text: str, path: str | None, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
+        with _visit(service, request) as visit:
+            rows = service.predict(visit, text, None if path is None else Path(path), _bar(progress))
+            written = service.new_folder() / "predictions.csv"
+            write_rows(written, rows)
+            yield gr.Dataframe(pd.DataFrame(rows), visible=True), _given([written])
+
+    cleared = [gr.Dataframe(visible=False), gr.File(visible=False)]
+    _connect(service, predict, run, [example], [box, upload], [table, files], cleared)
+    table.render()
+    files.render()
+
+
+def _many_box(label: str) -> tuple[gr.Textbox, gr.File, Callable[..., Any]]:
+    """A box for FASTA, a file instead of it, and what registers a function to run after the example."""
+    with gr.Row():
+        with gr.Column(min_width=320):
+            box = _box(label, ">name and what it is\nGGGAAACCC", lines=8, drop=False)
+        with gr.Column(min_width=320):
+            upload = gr.File(label="or a FASTA file", file_count="single", elem_classes="upload", height=200)
+    with gr.Row():
+        example = gr.Button("Well-known RNAs", **_SMALL)
+    text = (_EXAMPLES / "well_known_rnas.fa").read_text(encoding="utf-8")
+    return box, upload, example.click(lambda: (text, None), None, [box, upload], **_INSTANT).then
 
 
 def _write_embeddings(records: list[Record], vectors: np.ndarray, folder: Path) -> list[Path]:
     """The vectors as CSV, npz and Parquet."""
     paths = [folder / f"embeddings.{ending}" for ending in ("csv", "npz", "parquet")]
     chunk = pack_embeddings(list(zip(records, vectors, strict=True)))
-    for path in paths[1:]:
+    for path in paths:
         write_embeddings(path, lambda *names: iter([chunk]), folder)
-    with paths[0].open("w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(["id", "description", "length", *(f"dim_{n}" for n in range(vectors.shape[1]))])
-        for record, vector in zip(records, vectors, strict=True):
-            rows.writerow([record.id, record.description, len(record.sequence), *(f"{value:.7g}" for value in vector)])
     return paths
 
 
@@ -339,28 +463,37 @@ def _variants_tab(service: Service) -> None:
     choices = [("each position masked", METHODS[0]), ("one pass", METHODS[1])]
     method = gr.Radio(choices, value=METHODS[0], label="Method")
     run = gr.Button("Score", variant="primary")
-    heat_map_html = gr.HTML(elem_id="heat")
+    heat_map_html = gr.HTML(elem_id="heat", render=False)
     files = _files("variant-files")
 
     def score(text: str, method: str, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         with _visit(service, request) as visit:
             record, scores = service.variants(visit, text, method, _bar(progress))
             folder = service.new_folder()
-            figure, table = folder / "variants.svg", folder / "variants.csv"
+            table, *drawn = (folder / f"variants.{ending}" for ending in ("csv", "svg", "png"))
             title = f"{record.id[:60]}, {method}"
-            visit.turn(lambda: heat_map.draw(scores, record.sequence, title, figure))
-            # The columns of `rinalmo score --all-single`, but for the record.
-            lines = ["mutant,position,wild_type,letter,score"]
-            for place, old in enumerate(record.sequence):
-                for column, new in enumerate("ACGU"):
-                    if new != old and np.isfinite(scores[place, column]):
-                        lines.append(f"{old}{place + 1}{new},{place + 1},{old},{new},{scores[place, column]:.6f}")
-            table.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="")
-            html = image(figure.read_bytes(), f"Scores of single mutations of {record.id}")
-            return html, gr.File([str(table), str(figure)], visible=True)
+            for path in drawn:
+                visit.turn(partial(heat_map.draw, scores, record.sequence, title, path))
+            write_rows(table, _variant_rows(record.sequence, scores), columns=_VARIANT_COLUMNS)
+            html = image(drawn[0].read_bytes(), f"Scores of single-nucleotide substitutions of {record.id}")
+            yield html, _given([table, *drawn])
 
-    for start in (run.click, *examples):
-        start(score, [box, method], [heat_map_html, files], **_BUTTON)
+    cleared = ["", gr.File(visible=False)]
+    _connect(service, score, run, examples, [box, method], [heat_map_html, files], cleared)
+    heat_map_html.render()
+    files.render()
+
+
+_VARIANT_COLUMNS = ("mutant", "position", "wild_type", "letter", "score")
+
+
+def _variant_rows(sequence: str, scores: np.ndarray) -> Iterator[dict[str, Any]]:
+    """The columns of `rinalmo score --all-single`, but for the record."""
+    for place, old in enumerate(sequence):
+        for column, new in enumerate("ACGU"):
+            if new != old and np.isfinite(scores[place, column]):
+                values = (f"{old}{place + 1}{new}", place + 1, old, new, float(scores[place, column]))
+                yield dict(zip(_VARIANT_COLUMNS, values, strict=True))
 
 
 def _api(service: Service) -> None:
@@ -383,6 +516,7 @@ def _api(service: Service) -> None:
     ) -> Answer:
         """The structure as dot-bracket text, as pairs [i, j, probability] (from 1), as DBN and as CT.
 
+        `confidence` is the expected share of right pairs, `energy` the free energy in kcal/mol.
         `thermodynamics`, from 0 to 1, is the weight of ViennaRNA's probabilities beside the model's; null: the default.
         """
         with _visit(service, request, is_api=True) as visit:
@@ -394,6 +528,8 @@ def _api(service: Service) -> None:
                 "sequence": structure.sequence,
                 "dot_bracket": structure.dot_bracket,
                 "pairs": [[i + 1, j + 1, float(probabilities[i, j])] for i, j in structure.pairs],
+                "confidence": structure.confidence,
+                "energy": structure.energy,
                 "dbn": folded.text("dbn"),
                 "ct": folded.text("ct"),
             }
@@ -416,7 +552,15 @@ def _api(service: Service) -> None:
             rows = [[None if np.isnan(score) else score for score in row] for row in scores.tolist()]
             return {"sequence": record.sequence, "letters": "ACGU", "scores": rows}
 
-    for function in (fill_mask, fold, embed, variants):
+    def predict(request: gr.Request, fasta: str) -> list[Answer]:
+        """The predictions of a fine-tuned model for the sequences of FASTA text, as rows of a table."""
+        with _visit(service, request, is_api=True) as visit:
+            return service.predict(visit, _text(fasta))
+
+    functions: list[Callable[..., Any]] = [fold, embed]
+    functions += [fill_mask, variants] if service.fills_masks else []
+    functions += [predict] if service.predicts is not None else []
+    for function in functions:
         gr.api(function, api_name=function.__name__, **_COMPUTING)
 
 
@@ -454,8 +598,20 @@ def _bar(progress: gr.Progress) -> Progress:
     return lambda done, total: progress((done, total))
 
 
-def _box(label: str, example: str, lines: int = 4) -> gr.Textbox:
-    return gr.Textbox(label=label, placeholder=example, lines=lines, max_lines=12, elem_classes="rna")
+def _box(label: str, example: str, lines: int = 4, *, drop: bool = True) -> gr.Textbox:
+    """A box for RNA, with a place where a file is dropped whose text it takes."""
+    box = gr.Textbox(label=label, placeholder=example, lines=lines, max_lines=12, elem_classes="rna")
+    if drop:
+        file = gr.File(label="or drop a file here", file_count="single", elem_classes="drop", height=130)
+
+        def read(path: str) -> tuple[str, None]:
+            try:
+                return text_of_file(Path(path)), None
+            except RinalmoError as error:
+                raise gr.Error(escape(str(error)), duration=_ERROR_SECONDS, print_exception=False) from None
+
+        file.upload(read, file, [box, file], **_INSTANT)
+    return box
 
 
 def _examples(box: gr.Textbox, file: str, *names: str) -> list[Callable[..., Any]]:
@@ -471,7 +627,11 @@ def _examples(box: gr.Textbox, file: str, *names: str) -> list[Callable[..., Any
 
 
 def _files(name: str) -> gr.File:
-    return gr.File(label="Files", file_count="multiple", interactive=False, elem_id=name, visible=False)
+    return gr.File(label="Files", file_count="multiple", interactive=False, elem_id=name, visible=False, render=False)
+
+
+def _given(paths: Sequence[Path]) -> gr.File:
+    return gr.File([*map(str, paths)], visible=True)
 
 
 def _code(name: str) -> str:

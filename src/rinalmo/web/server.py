@@ -58,7 +58,7 @@ def serve(
     Outside the main thread signals are left to the caller, and the app is served until the process ends.
 
     Args:
-        model: For masks, embeddings and variants.
+        model: For masks, embeddings and variants; or a fine-tuned one, for predictions and embeddings.
         fold_model: For structures.
         host: Address to listen on.
         port: 0 is any free one.
@@ -114,7 +114,6 @@ def _application(
     from rinalmo.web.service import Service
 
     engine = Engine(model, "fp32", threads=threads, batch_tokens=BATCH_TOKENS, device=device)
-    engine.head("lm_head")  # raises for a model that cannot fill masks
     folding = engine
     if fold_model != model:
         folding = Engine(fold_model, "auto", threads=threads, batch_tokens=BATCH_TOKENS, device=engine.device)
@@ -126,7 +125,7 @@ def _application(
         import fastapi
         import gradio
 
-        from rinalmo.web.app import STYLE, theme, web_app
+        from rinalmo.web.app import SCRIPT, STYLE, theme, web_app
 
         application = gradio.mount_gradio_app(
             fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
@@ -141,6 +140,7 @@ def _application(
             mcp_server=False,
             theme=theme(),
             css=STYLE,
+            head=SCRIPT,
         )
 
     def stop() -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,14 +20,18 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rinalmo.engine.engine import Engine
-from rinalmo.errors import InputError, RinalmoError, SequenceError
+from rinalmo.errors import CheckpointError, InputError, RinalmoError, SequenceError
 from rinalmo.inference.embed import embed_records
 from rinalmo.inference.fill_mask import NucleotideScorer, Prediction, columns, fill_mask_records
 from rinalmo.inference.fold import Decoding, fold_records, folding_task
+from rinalmo.inference.predict import predict_records
 from rinalmo.io.files import read_chunks
 from rinalmo.io.sequences import Record, make_record, parse_fasta
 from rinalmo.rna.formats import structure_text
-from rinalmo.rna.structure import Structure
+from rinalmo.rna.structure import PredictedStructure
+from rinalmo.tasks.base import Task
+from rinalmo.tasks.secondary_structure import SecondaryStructure
+from rinalmo.tasks.trained import task_of, with_options
 
 MAX_TEXT = 500_000
 """Characters of a pasted text, and bytes of an uploaded file, unpacked."""
@@ -72,6 +76,8 @@ def one_record(text: str, longest: int, command: str, *, allow_mask: bool = Fals
     """
     _check_text(text)
     text, _ = _without_numbers(text)
+    if allow_mask:
+        text = _with_masks(text)
     if text.lstrip().startswith(">"):
         records = list(_parse(text, allow_mask))
         if len(records) > 1:
@@ -93,7 +99,7 @@ def many_records(text: str, upload: Path | None) -> list[Record]:
     if upload is not None and text.strip():
         raise InputError("there are a pasted text and an uploaded file; remove one of them")
     if upload is not None:
-        source: Iterable[Record] = parse_fasta(_limited(read_chunks(upload), upload.name), upload.name)
+        source: Iterable[Record] = parse_fasta(_upload_chunks(upload), upload.name)
     else:
         _check_text(text)
         text, is_numbered = _without_numbers(text)
@@ -111,6 +117,23 @@ def many_records(text: str, upload: Path | None) -> list[Record]:
             limit = f"{SEQUENCES:,} sequences and {EMBED_TOGETHER:,} nt together"
             raise InputError(f"the web app embeds up to {limit}, and here are more; use `rinalmo embed`")
     return records
+
+
+def _with_masks(text: str) -> str:
+    """Other ways to write a mask as `<mask>`: in any case, in brackets, as _, or as N where there is no other mask."""
+    header, line, sequence = ("", "", text) if not text.lstrip().startswith(">") else text.partition("\n")
+    sequence = re.sub(r"<mask>|\[mask\]|_", "<mask>", sequence, flags=re.IGNORECASE)
+    if "<mask>" not in sequence:
+        sequence = re.sub("N", "<mask>", sequence, flags=re.IGNORECASE)
+    return header + line + sequence
+
+
+def text_of_file(path: Path) -> str:
+    """The text of a file, compressed or not; raises InputError if it is too large or no text."""
+    try:
+        return b"".join(_upload_chunks(path)).decode()
+    except UnicodeDecodeError:
+        raise InputError(f"{path.name} is no text in UTF-8; give a FASTA file") from None
 
 
 def with_question_marks(record: Record) -> str:
@@ -152,16 +175,19 @@ def _check_length(record: Record, longest: int, command: str) -> None:
         raise SequenceError(f"has {length:,} nt, and {remedy}", record=record.id[:60])
 
 
-def _limited(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
-    """Stops a small compressed file that unpacks to a very large one."""
+def _upload_chunks(path: Path) -> Iterator[bytes]:
+    """An uploaded file, unpacked. Stops a small compressed file that unpacks to a very large one."""
     total = 0
-    for chunk in chunks:
-        total += len(chunk)
-        if total > MAX_TEXT:
-            raise InputError(
-                f"{name} holds more than {MAX_TEXT:,} bytes, and the web app takes no more; use `rinalmo embed`"
-            )
-        yield chunk
+    try:
+        for chunk in read_chunks(path):
+            total += len(chunk)
+            if total > MAX_TEXT:
+                raise InputError(
+                    f"{path.name} holds more than {MAX_TEXT:,} bytes, and the web app takes no more; use the commands"
+                )
+            yield chunk
+    except InputError as error:  # without the server's folders
+        raise InputError(str(error).replace(str(path), path.name)) from None
 
 
 class GoneError(RinalmoError):
@@ -228,8 +254,19 @@ class Visit:
 class FoldedRna:
     """A structure with its pair probabilities `(length, length)`."""
 
-    structure: Structure
+    structure: PredictedStructure
     probabilities: np.ndarray
+
+    def summary(self) -> str:
+        """Energy and confidence as a sentence."""
+        structure, parts = self.structure, []
+        if structure.energy is not None:
+            parts.append(f"Free energy {structure.energy:.1f} kcal/mol")
+        if structure.mfe is not None:
+            parts.append(f"minimum free energy (RNAfold) {structure.mfe:.1f} kcal/mol")
+        if structure.confidence is not None:
+            parts.append(f"expected share of right pairs {structure.confidence:.0%}")
+        return "; ".join(parts) + "." if parts else "No pairs are predicted."
 
     def text(self, format: str) -> str:
         """The structure as text in a format such as "dbn" or "ct"."""
@@ -246,6 +283,12 @@ class Service:
         self.engine, self.folding, self.folder = engine, folding, folder
         self.decoder = folding_task(folding.spec).decoder
         self.turns = Turns()
+        self.fills_masks = "lm_head" in engine.spec.heads
+        self._task: Task | None = None
+        with suppress(CheckpointError):  # it was fine-tuned for nothing
+            task = task_of(engine.spec)
+            self._task = None if isinstance(task, SecondaryStructure) else with_options(task, engine.spec)
+        self.predicts = None if self._task is None else self._task.name
 
     def fill_mask(self, visit: Visit, text: str, top_k: int = 5) -> tuple[Record, list[list[Prediction]]]:
         """The candidates at each mask, best first."""
@@ -280,6 +323,17 @@ class Service:
             vectors.append(vector)
             progress(len(vectors), len(records))
         return records, np.stack(vectors)
+
+    def predict(
+        self, visit: Visit, text: str, upload: Path | None = None, progress: Progress = _no_progress
+    ) -> list[dict[str, Any]]:
+        """The rows of a fine-tuned model's predictions."""
+        assert self._task is not None
+        records, rows = many_records(text, upload), []
+        for count, predicted in enumerate(visit.each(predict_records(records, self.engine, self._task)), 1):
+            rows.extend(predicted)
+            progress(count, len(records))
+        return rows
 
     def variants(
         self, visit: Visit, text: str, method: str, progress: Progress = _no_progress
