@@ -21,6 +21,7 @@ from rinalmo.hf.registration import install as _install
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
+    from rinalmo.benchmarks import benchmark
     from rinalmo.engine.engine import Engine, clear_engine_cache
     from rinalmo.errors import (
         CheckpointError,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from rinalmo.weights.checkpoint import convert, info, load, save
 
 _NAMES = {
+    "benchmarks": "benchmark",
     "engine.engine": "Engine clear_engine_cache",
     "errors": "CheckpointError DownloadError InputError MissingExtraError RinalmoError SequenceError",
     "hf.configuration": "RiNALMoConfig",
@@ -98,6 +100,7 @@ __all__ = [
     "RnaTokenizer",
     "SequenceError",
     "__version__",
+    "benchmark",
     "clear_engine_cache",
     "convert",
     "embed",

@@ -31,6 +31,7 @@ from rinalmo.io.files import escape_controls
 
 # command → (module, one line for the overview, here so that the overview imports nothing)
 COMMANDS = {
+    "benchmark": ("benchmark", "Run a published benchmark, by its rules."),
     "card": ("training", "Write the model card of a run or a model."),
     "convert": ("models", "Convert a model between checkpoint formats."),
     "data": ("data", "Make token stores from sequence databases."),

@@ -387,6 +387,11 @@ def score_command(
 )
 @folding_options
 @click.option(
+    "--zero-shot",
+    is_flag=True,
+    help="Pairs from the attention of any model, without a trained head; --thermodynamics is then 0 unless given.",
+)
+@click.option(
     "--probabilities",
     type=_FILE,
     metavar="FILE.npz",
@@ -428,6 +433,7 @@ def fold_command(
     min_loop: int,
     window: int | None,
     thermodynamics: float | None,
+    zero_shot: bool,
     probabilities: Path | None,
     plot: Path | None,
     plot_kind: Any,
@@ -450,6 +456,7 @@ def fold_command(
     rinalmo fold tRNA.fa -o tRNA.dbn --probabilities tRNA.npz
     rinalmo fold sequences.fa --model run/model -o structures.parquet --engine ray --workers 8
     rinalmo fold tRNA.fa --plot tRNA.svg
+    rinalmo fold tRNA.fa --model nano --zero-shot
     rinalmo fold sequences.fa --plot 'arcs/{name}.png' --reference true.dbn
     """
     if plot is None and (plot_kind or reference):
@@ -461,13 +468,16 @@ def fold_command(
     job = _take_job_options(settings, output)
     from rinalmo.inference.fold import Decoding, Plot, fold_file
 
+    how = Decoding(
+        decoder, threshold, not all_pairs, min_loop + 1, thermodynamics, max_bp_span, shape_method, zero_shot
+    )
     for _, chosen, files in each_adapter(adapters, settings, output=output, probabilities=probabilities, plot=plot):
         with progress("folding", total=partial(_count, source, job)) as report:
             fold_file(
                 source,
                 files["output"],
                 open_engine(**chosen),
-                Decoding(decoder, threshold, not all_pairs, min_loop + 1, thermodynamics, max_bp_span, shape_method),
+                how,
                 constraints=constraints in ("", source) or (Path(constraints) if constraints else None),
                 reactivities=shape,
                 window=window,

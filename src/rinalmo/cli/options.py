@@ -420,7 +420,7 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
     threshold = "" if evaluation.threshold is None else f", threshold {evaluation.threshold:.2f}"
     print(f"{title}: {evaluation.count:,} examples, {evaluation.task}{threshold}; {evaluation.interval}")
     rows = [[n, f"{f.value:.4f}", f"{f.low:.4f} – {f.high:.4f}"] for n, f in evaluation.metrics.items()]
-    _print_columns(["metric", "value", "interval"], rows)
+    print_columns(["metric", "value", "interval"], rows)
     if evaluation.groups:
         names = [name for name in evaluation.metrics if "/" not in name][:6]
         rows = [
@@ -428,13 +428,14 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
             for group, of in evaluation.groups.items()
         ]
         print()
-        _print_columns(["group", "examples", *names], rows)
+        print_columns(["group", "examples", *names], rows)
 
 
-def _print_columns(header: list[str], rows: Iterable[list[str]]) -> None:
-    """Columns as wide as their longest cell; the first to the left, the others to the right."""
+def print_columns(header: list[str], rows: Iterable[list[str]], left: int = 1) -> None:
+    """Columns as wide as their longest cell; the first ones to the left, the others to the right."""
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for first, *others in lines:
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        print("  ".join(["  " + first.ljust(widths[0]), *cells]).rstrip())
+    for line in lines:
+        padded = [cell.ljust(width) for cell, width in zip(line[:left], widths, strict=False)]
+        padded += [cell.rjust(width) for cell, width in zip(line[left:], widths[left:], strict=True)]
+        print("  ".join(["", *padded]).rstrip())

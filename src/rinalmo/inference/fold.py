@@ -22,8 +22,9 @@ from torch import Tensor
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, as_engine
 from rinalmo.engine.jobs import Arrays, JobOptions, opened, record_job, take_shard
-from rinalmo.engine.ray import EngineLike
+from rinalmo.engine.ray import EngineLike, RayEngine
 from rinalmo.errors import CheckpointError, InputError, SequenceError, counted
+from rinalmo.inference.contacts import AttentionContacts
 from rinalmo.io.files import atomic_write, check_path, escape_controls, file_sha256, one_line
 from rinalmo.io.sequences import Record, SequenceFile, Sequences, as_records, name_source_in_errors, require_nonempty
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
@@ -72,6 +73,7 @@ class Decoding:
             with the model's; None takes the model's default, if ViennaRNA is installed.
         max_span: The largest number of nucleotides from one end of a pair to the other; None: any.
         shape_method: How reactivities become pseudo-energies (`rinalmo.rna.constraints.shape_parameters`).
+        zero_shot: Pairs are the contacts of the model's attention (`rinalmo.inference.contacts`).
     """
 
     method: str | None = None
@@ -81,6 +83,7 @@ class Decoding:
     thermodynamics: Weight | None = None
     max_span: int | None = None
     shape_method: str = "deigan"
+    zero_shot: bool = False
 
     def __post_init__(self) -> None:
         shape_parameters(self.shape_method)
@@ -104,6 +107,14 @@ class Decoding:
         except SequenceError as error:
             raise error.with_location(None, None, record.id) from None
         return Conditions(constraint, reactivities, self.shape_method, self.max_span)
+
+    def task(self, engine: Engine | RayEngine, window: int | None, note: Note = warnings.warn) -> SecondaryStructure:
+        """The task that folds so; raises as `folding_task`."""
+        if not self.zero_shot:
+            return folding_task(engine.spec, window, self.thermodynamics, note=note)
+        weight = resolve_thermodynamics(engine.spec, self.thermodynamics or 0.0, note)
+        task = AttentionContacts(engine if isinstance(engine, Engine) else None, window)
+        return task.with_options(thermodynamics=weight)
 
 
 MODELS_OWN = Decoding()
@@ -152,7 +163,7 @@ def fold(
         ('..(((....)))..', -3.1)
     """
     engine = as_engine(model, device)
-    task = folding_task(engine.spec, window)
+    task = decoding.task(engine, window)
     with name_source_in_errors(sequences):
         records = require_nonempty(as_records(sequences))
         if sources := known_sources(constraints, reactivities):
@@ -195,7 +206,7 @@ def fold_records(
     These are a square `(length, length)`, or a `PairList` for an RNA longer than `window`, the model's own if None.
     Pairs are chosen in this process, or by `decoder`.
     """
-    task = folding_task(engine.spec, window, decoding.thermodynamics)
+    task = decoding.task(engine, window)
     threshold = task.threshold(engine.head_model) if decoding.threshold is None else decoding.threshold
     if threshold is not None:
         task = task.with_options(min_probability=min(MIN_PROBABILITY, threshold))
@@ -440,7 +451,7 @@ def fold_file(
         records = iter(listed := list(records))
         figures = plot.figures(listed)
     with opened(engine, to_stdout) as engine, ExitStack() as stack:
-        task = folding_task(engine.spec, window, decoding.thermodynamics, note=note)
+        task = decoding.task(engine, window, note)
         # Resolved here, so that every process and every resumed run folds with the same.
         decoding = replace(decoding, thermodynamics=task.thermodynamics)
         stack.enter_context(name_source_in_errors(file.path))

@@ -134,7 +134,7 @@ def evaluate(
     if isinstance(data, str | Path):
         name, given = str(data), own.read(Path(data), columns)
     else:
-        name, given = "data", _read_data(data, own, columns)
+        name, given = "data", read_data(data, own, columns)
     examples = own.encode_targets(given)
     if not examples:
         raise InputError(f"{name}: holds no examples with a value" if given else f"{name}: holds no examples")
@@ -147,7 +147,7 @@ def evaluate(
     return replace(evaluation, notes=notes)
 
 
-def _read_data(data: Iterable[Mapping[str, Any]], task: Task, columns: Columns) -> list[Example]:
+def read_data(data: Iterable[Mapping[str, Any]], task: Task, columns: Columns) -> list[Example]:
     """Examples that are not in a file, read as from one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.jsonl"

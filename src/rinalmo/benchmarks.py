@@ -1,0 +1,1012 @@
+"""Benchmarks that others publish, by their rules: each reads the data as its authors lay them out, with their metrics.
+
+    structures   folding with a model (`rinalmo.inference.fold`), F1 of base pairs or correlation with chemical mapping
+    fitness      zero-shot scores of variants (`rinalmo.inference.variants`) beside GC content and number of mutations
+    BEACON       fine-tuning (`rinalmo.training.finetune`), then the metrics on the test sets
+    mRNABench    linear probes on embeddings, by scikit-learn
+    audit        embeddings of mutants, graded by the package rna-structure-audit
+
+The data come as a path; nothing is downloaded. What cannot be used is counted in a note, by reason.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import difflib
+import json
+import math
+import re
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rinalmo.engine.engine import Engine, as_engine
+from rinalmo.errors import CheckpointError, InputError, MissingExtraError, SequenceError
+from rinalmo.inference.embed import embed_records
+from rinalmo.inference.fill_mask import NucleotideScorer
+from rinalmo.inference.fold import Decoding, fold_records
+from rinalmo.inference.variants import Variant, compare, score_variants
+from rinalmo.io.files import read_lines, uncompressed_name
+from rinalmo.io.sequences import Record, make_record
+from rinalmo.io.tables import Row, is_missing, open_table, read_rows, table_format
+from rinalmo.metrics import (
+    binary_scores,
+    bootstrap_interval,
+    class_scores,
+    pair_scores,
+    regression_scores,
+)
+from rinalmo.model.rinalmo import create
+from rinalmo.rna.structure import PairList, Structure, can_pair, heaviest_nested
+from rinalmo.tasks.base import Columns, Example
+from rinalmo.tasks.evaluate import read_data
+from rinalmo.tasks.secondary_structure import SecondaryStructure
+from rinalmo.tasks.trained import outputs, task_of
+from rinalmo.training.finetune import finetune
+from rinalmo.training.trainer import NULL_LISTENER, Listener
+from rinalmo.weights.checkpoint import load
+
+Rows = list[Row]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a benchmark runs on.
+
+    Attributes:
+        data: The benchmark's data, a file or a folder.
+        model: A name, folder or file; `{fold}` stands for the number or name of a fold.
+        run: The folder for models that a benchmark trains.
+        overrides: Changes of the recipes of fine-tuning.
+        target: The column of the true values, for mRNABench.
+        kind: "regression", "classification" or "multilabel", for mRNABench.
+        zero_shot: Fold by the attention of the model.
+        random_weights: Compute with the model's architecture and untrained weights of seed 0, as a baseline.
+        engine: Settings of `Engine`, without its model.
+        note: Called with lines about what was decided or left out.
+        progress: Called with the number of sequences or passes so far.
+        listener: For fine-tuning.
+    """
+
+    data: Path | None = None
+    model: str | Path = "nano"
+    run: Path | None = None
+    overrides: Sequence[str] = ()
+    target: str | None = None
+    kind: str | None = None
+    zero_shot: bool = False
+    random_weights: bool = False
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    note: Callable[[str], Any] = warnings.warn
+    progress: Callable[[int], Any] = lambda count: None
+    listener: Listener = NULL_LISTENER
+
+    @property
+    def path(self) -> Path:
+        """The data; raises InputError if they are not there."""
+        if self.data is None:
+            raise InputError("this benchmark needs its data; name the file or folder with --data")
+        if not self.data.exists():
+            raise InputError(f"{self.data}: does not exist")
+        return self.data
+
+    def load(self, fold: str = "") -> Engine:
+        """The engine of the model, or of a fold's."""
+        name = str(self.model).replace("{fold}", fold)
+        if self.random_weights:
+            return as_engine(create(load(name).spec, 0), **self.engine)
+        return as_engine(name, **self.engine)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A published benchmark.
+
+    Attributes:
+        name: As the command takes it.
+        measures: What it measures, in a line.
+        source: Publication and address of the code.
+        license: Of the data, and of the code where it differs.
+        data: Where the data are to be had, and which files of them are read.
+        published: What its own table says of RiNALMo.
+        run: Returns a row for each set; metrics are numbers.
+        model: The default model.
+        needs_data: Whether there are data to be had.
+    """
+
+    name: str
+    measures: str
+    source: str
+    license: str
+    data: str
+    published: str
+    run: Callable[[Setup], Rows]
+    model: str = "nano"
+    needs_data: bool = True
+
+
+def benchmark(
+    name: str,
+    data: str | Path | None = None,
+    model: str | Path | None = None,
+    **options: Any,
+) -> Rows:
+    """Run a published benchmark.
+
+    Args:
+        name: A name of `BENCHMARKS`, such as "rnagym-fitness".
+        data: Its data as the authors lay them out, a file or a folder.
+        model: A name, folder or file; the benchmark's default if None. `{fold}` in it stands for a fold.
+        options: Further fields of `rinalmo.benchmarks.Setup`.
+
+    Returns:
+        A row for each set of the benchmark, with the number of examples and its metrics by name.
+
+    Raises:
+        InputError: There is no such benchmark, or the data cannot be used.
+        CheckpointError: The model cannot do what the benchmark asks for.
+
+    Examples:
+        >>> import rinalmo, tempfile
+        >>> from pathlib import Path
+        >>> path = Path(tempfile.mkdtemp()) / "assay.csv"
+        >>> rows = ["mutant,DMS_score,sequence", "A1C,0.1,CGGAAACUUGC", "G2A,0.9,AAGAAACUUGC", "A5U,0.5,AGGAUACUUGC"]
+        >>> _ = path.write_text("\\n".join(rows))
+        >>> (row, *_) = rinalmo.benchmark("rnagym-fitness", path)
+        >>> row["set"], row["variants"]
+        ('assay', 3)
+    """
+    chosen = find_benchmark(name)
+    path = None if data is None else Path(data)
+    return chosen.run(Setup(path, chosen.model if model is None else model, **options))
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """The benchmark of this name; raises InputError with the nearest one."""
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    near = difflib.get_close_matches(name, BENCHMARKS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(BENCHMARKS)}"
+    raise InputError(f"no benchmark {name!r}; {hint}")
+
+
+# Files
+
+
+def find_file(folder: Path, *names: str) -> Path:
+    """The file of a folder, or below it, that has one of these names, in any case and compressed or not."""
+    if folder.is_file():
+        return folder
+    for name in names:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and uncompressed_name(path).lower() == name.lower():
+                return path
+    raise InputError(f"{folder}: holds no {' or '.join(names)}")
+
+
+def tables(path: Path) -> dict[str, Path]:
+    """The tables of a folder and those below it, or one file, by name without endings."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if table_format(file))
+    if not files:
+        raise InputError(f"{path}: holds no tables")
+    return {file.name.partition(".")[0]: file for file in files}
+
+
+def column(names: Iterable[str], *wanted: str) -> str | None:
+    """The first of the wanted columns that there is, in any case."""
+    lower = {name.lower(): name for name in names}
+    return next((lower[name] for name in wanted if name in lower), None)
+
+
+# Structures
+
+
+def structure_rows(examples: Sequence[Example], engine: Engine, setup: Setup, name: str) -> Row:
+    """Mean F1 of base pairs: exact, with one end off by one, and exact on canonical nested pairs."""
+    decoding = Decoding(zero_shot=setup.zero_shot)
+    values = []
+    for count, (example, folded) in enumerate(zip(examples, _folded(examples, engine, decoding), strict=True), 1):
+        found = folded[0].pairs
+        nested = pair_scores(canonical_nested(example), found).f1
+        near = pair_scores(example.target, found, tolerance=1).f1
+        values.append((nested, pair_scores(example.target, found).f1, near))
+        setup.progress(count)
+    means = np.mean(values, axis=0).tolist()
+    low, high = bootstrap_interval([each[0] for each in values])
+    row: Row = {"set": name, "structures": len(values), "f1_canonical_nested": means[0]}
+    return row | {"low": low, "high": high, "f1": means[1], "f1_relaxed": means[2]}
+
+
+def canonical_nested(example: Example) -> Sequence[tuple[int, int]]:
+    """The pairs of `rinalmo.metrics.canonical_nested_scores`; where nucleotides have several partners, the largest
+    nested set of canonical pairs."""
+    if len({end for pair in example.target for end in pair}) == 2 * len(example.target):
+        return Structure(example.name, example.sequence, tuple(example.target)).nested().canonical().pairs
+    i, j = np.array(example.target).T
+    kept = can_pair(example.sequence, i, j)
+    return heaviest_nested(i[kept], j[kept], np.ones(int(kept.sum())))
+
+
+def _folded(examples: Iterable[Example], engine: Engine, decoding: Decoding) -> Iterator[Any]:
+    return fold_records((Record(e.name, "", e.sequence) for e in examples), engine, decoding)
+
+
+def run_structures(setup: Setup) -> Rows:
+    """Every file of structures is a set."""
+    files, engine = tables(setup.path), setup.load()
+    rows = []
+    for name, path in files.items():
+        rows.append(structure_rows(SecondaryStructure.read(path, Columns()), engine, setup, name))
+    return with_mean(rows)
+
+
+def run_splits(setup: Setup, structures: str, splits: str) -> Rows:
+    """Test partitions of the folds of Zablocki et al., each with the model of its fold."""
+    path = setup.path
+    table = find_file(path, f"{structures}.csv")
+    examples = {example.name: example for example in read_base_pairs(table)}
+    tested: dict[str, list[str]] = defaultdict(list)
+    source = path if path.is_file() else find_file(path, f"{splits}.csv")
+    for where, row in read_rows(source):
+        if "partition" not in row:
+            raise InputError(f"{where}: has no column 'partition'; splits have partition, id and, for several, fold")
+        if row["partition"] == "test":
+            tested[str(row.get("fold", "0"))].append(str(row["id"]))
+    if not tested:
+        raise InputError(f"{source}: has no row with the partition 'test'")
+    if len(tested) > 1 and "{fold}" not in str(setup.model):
+        setup.note("one model for all folds: its training data must hold none of the test structures")
+    rows = []
+    for fold, ids in tested.items():
+        found = [examples[name] for name in ids if name in examples]
+        if len(found) < len(ids):
+            setup.note(f"fold {fold}: {len(ids) - len(found):,} of {len(ids):,} ids are not in {table.name}")
+        if found:
+            rows.append(structure_rows(found, setup.load(fold), setup, f"fold {fold}" if len(tested) > 1 else "test"))
+    return with_mean(rows)
+
+
+def read_base_pairs(path: Path) -> list[Example]:
+    """Structures of a table with a column `structure` in dot-bracket notation, or `base_pairs`, a list of pairs
+    counted from 1, in which a nucleotide may have several partners."""
+    table = open_table(path)
+    listed = column(table.columns, "base_pairs", "base_pairs_1based")
+    if listed is None:
+        return SecondaryStructure.read(path, Columns())
+    table.require("id", "sequence")
+    examples = []
+    for number, row in table.rows:
+        sequence = make_record(str(row["sequence"]), str(row["id"])).sequence
+        try:
+            pairs = [(int(i) - 1, int(j) - 1) for i, j in ast.literal_eval(str(row[listed]))]
+        except (ValueError, SyntaxError, TypeError):
+            raise InputError(f"{table.place(number)}: {listed} is no list of pairs such as [[1, 9], [2, 8]]") from None
+        if any(not 0 <= i < j < len(sequence) for i, j in map(sorted, pairs)):
+            raise InputError(f"{table.place(number)}: a pair lies outside of the sequence of {len(sequence)} nt")
+        ordered = tuple(sorted({(min(pair), max(pair)) for pair in pairs}))
+        examples.append(Example(str(row["id"]), sequence, ordered, where=table.place(number)))
+    return examples
+
+
+def with_mean(rows: Rows) -> Rows:
+    """The rows, and the mean of their metrics if there are several."""
+    if len(rows) < 2:
+        return rows
+    numbers = [name for name in rows[0] if name not in ("low", "high") and isinstance(rows[0][name], float)]
+    mean: Row = dict.fromkeys(rows[0]) | {"set": "mean"}
+    for name in numbers:
+        values = [row[name] for row in rows if row[name] is not None and not math.isnan(row[name])]
+        mean[name] = float(np.mean(values)) if values else math.nan
+    counts = [name for name in rows[0] if isinstance(rows[0][name], int)]
+    return [*rows, mean | {name: sum(row[name] for row in rows) for name in counts}]
+
+
+# RNAGym, secondary structures: correlation with chemical mapping
+
+_MEASURED = {"DMS": "AC", "CMCT": "GU"}  # nucleotides that a reagent modifies; all for others
+
+
+def run_chemical_mapping(setup: Setup) -> Rows:
+    """Spearman's correlation of reactivity and the probability to be unpaired, the mean over sequences of a cluster,
+    then over clusters; F1 on PseudoBase, if its file is there."""
+    path, engine = setup.path, setup.load()
+    source = find_file(path, "rnagym_map.parquet", "rnagym_map.csv", "rnagym_map.jsonl")
+    profiles: dict[str, list[tuple[str, str, np.ndarray]]] = defaultdict(list)
+    cluster_of: dict[str, str] = {}
+    if path.is_dir():
+        for where, row in read_rows(find_file(path, "rnagym_sequences.parquet", "rnagym_sequences.csv")):
+            if "sequence_id" not in row or "cluster_rep" not in row:
+                raise InputError(f"{where}: has no sequence_id and cluster_rep")
+            cluster_of[str(row["sequence_id"])] = str(row["cluster_rep"])
+    table = open_table(source)
+    table.require("sequence", "reactivity")
+    for number, row in table.rows:
+        sequence = make_record(str(row["sequence"]), str(number)).sequence
+        values = np.array([math.nan if is_missing(value) else float(value) for value in _list(row["reactivity"])])
+        if len(values) > len(sequence):
+            raise InputError(f"{table.place(number)}: {len(values)} reactivities for {len(sequence)} nt")
+        values = np.pad(values, (0, len(sequence) - len(values)), constant_values=math.nan)
+        own = str(row.get("sequence_id") or number)
+        profiles[sequence].append((str(row.get("modifier") or "reactivity"), cluster_of.get(own, own), values))
+    scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    examples = [Example(str(number), sequence) for number, sequence in enumerate(profiles, start=1)]
+    folded = _folded(examples, engine, Decoding(zero_shot=setup.zero_shot))
+    for count, (sequence, (_, found)) in enumerate(zip(profiles, folded, strict=True), start=1):
+        matrix = found.matrix() if isinstance(found, PairList) else found
+        unpaired = 1 - matrix.sum(axis=1)
+        for modifier, cluster, values in profiles[sequence]:
+            measured = np.isin(list(sequence), list(_MEASURED.get(modifier, "ACGU"))) & np.isfinite(values)
+            score = regression_scores(values[measured], unpaired[measured]).spearman if measured.sum() > 1 else 0.0
+            scores[modifier][cluster].append(0.0 if math.isnan(score) else score)
+        setup.progress(count)
+    rows: Rows = []
+    for modifier, clusters in sorted(scores.items()):
+        means = [float(np.mean(of)) for of in clusters.values()]
+        low, high = bootstrap_interval(means)
+        count = sum(map(len, clusters.values()))
+        scored: Row = {"set": modifier, "profiles": count, "clusters": len(means), "spearman": float(np.mean(means))}
+        rows.append(scored | {"low": low, "high": high})
+    if path.is_dir() and (knots := [f for f in path.rglob("*") if uncompressed_name(f).startswith("rnagym_pb.")]):
+        pairs = SecondaryStructure.read(knots[0], Columns(target=("secondary_structure",)))
+        knotted = structure_rows(pairs, engine, setup, "PseudoBase")
+        setup.note(f"PseudoBase: F1 {knotted['f1']:.4f} on {knotted['structures']:,} structures with pseudoknots")
+    return rows
+
+
+def _list(cell: Any) -> list[Any]:
+    if isinstance(cell, str):
+        try:
+            return list(json.loads(cell))
+        except ValueError:
+            return re.split(r"[\s,;]+", cell.strip("[] \n"))
+    return list(cell)
+
+
+# Fitness
+
+_FITNESS = ("dms_score", "fitness", "activity", "score", "value")
+
+
+class Assay(NamedTuple):
+    """Variants with their measured fitness."""
+
+    name: str
+    kind: str
+    variants: list[Variant]
+    fitness: np.ndarray
+
+
+def run_fitness(setup: Setup) -> Rows:
+    """Masked marginals of each assay; RNAGym's metrics, and the same for two trivial scores."""
+    assays = list(read_assays(setup.path, setup.note))
+    engine = setup.load()
+    total = 0
+
+    def report(count: int) -> None:
+        nonlocal total
+        setup.progress(total + count)
+
+    rows = []
+    for assay in assays:
+        model = NucleotideScorer(engine, report)
+        scores = np.array(list(score_variants(assay.variants, model, "masked-marginals")))
+        total += len(assay.variants)
+        gc = np.array([sum(map(variant.sequence.count, "GC")) for variant in assay.variants])
+        mutations = -np.array([len(variant.changes) for variant in assay.variants])
+        row: Row = {"set": assay.name, "type": assay.kind, "variants": len(scores)}
+        row |= fitness_scores(assay.fitness, scores)
+        row["spearman_gc"], row["spearman_mutations"] = (
+            _spearman(assay.fitness, gc),
+            _spearman(assay.fitness, mutations),
+        )
+        rows.append(row)
+    return rows + mean_of_types(rows)
+
+
+def fitness_scores(fitness: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Spearman's correlation, and AUC and MCC with both sides cut at their medians, all with their signs."""
+    high, chosen = fitness > np.median(fitness), scores > np.median(scores)
+    ranks = np.searchsorted(np.sort(scores), scores) / max(1, len(scores))
+    return {
+        "spearman": _spearman(fitness, scores),
+        "auc": binary_scores(high, ranks).roc_auc,
+        "mcc": binary_scores(high, chosen).mcc,
+    }
+
+
+def _spearman(target: np.ndarray, values: np.ndarray) -> float:
+    return regression_scores(target, values).spearman
+
+
+def mean_of_types(rows: Rows) -> Rows:
+    """The mean over the assays of each type of RNA, and the mean of these means."""
+    by_type: dict[str, Rows] = defaultdict(list)
+    for row in rows:
+        by_type[row["type"]].append(row)
+    means = []
+    for kind, members in sorted(by_type.items()):
+        mean = with_mean([*members, members[0]][: len(members) + (len(members) == 1)])[-1]
+        means.append(mean | {"set": f"all {kind}", "type": kind, "variants": sum(row["variants"] for row in members)})
+    if len(rows) < 2:
+        return []
+    return [*means, *([with_mean(means)[-1] | {"set": "mean of types", "type": ""}] if len(means) > 1 else [])]
+
+
+def read_assays(path: Path, note: Callable[[str], Any]) -> Iterator[Assay]:
+    """The assays of a folder, each a table with a column of fitness, and of mutants or sequences or both.
+
+    Wild types and types of RNA are taken from the reference sheet (DMS_ID, RAW_CONSTRUCT_SEQ, RNA_TYPE), if there is
+    one. Without, the wild type is a mutant's sequence with its mutations taken back, or the most frequent nucleotide at
+    each position of the most frequent length.
+    """
+    files = tables(path)
+    sheets = [name for name in files if "reference" in name.lower()]
+    known: dict[str, Row] = {}
+    for name in sheets:
+        for where, row in read_rows(files.pop(name)):
+            if "DMS_ID" not in row or "RAW_CONSTRUCT_SEQ" not in row:
+                raise InputError(f"{where}: a reference sheet has the columns DMS_ID and RAW_CONSTRUCT_SEQ")
+            known[str(row["DMS_ID"])] = row
+    for name, file in files.items():
+        sheet = known.get(name, {})
+        if known and not sheet:
+            note(f"{name}: is not in the reference sheet, and left out")
+            continue
+        kind = str(sheet.get("RNA_TYPE") or "RNA")
+        if assay := _read_assay(file, name, kind, str(sheet.get("RAW_CONSTRUCT_SEQ") or ""), note):
+            yield assay
+    if missing := [name for name in known if name not in files]:
+        note(f"{len(missing):,} of {len(known):,} assays of the reference sheet have no file, such as {missing[0]}")
+
+
+def _read_assay(path: Path, name: str, kind: str, construct: str, note: Callable[[str], Any]) -> Assay | None:
+    from rinalmo.inference.variants import parse
+
+    table = open_table(path)
+    value = column(table.columns, *_FITNESS)
+    sequence, mutant = column(table.columns, "sequence", "seq", "mutated_sequence"), column(table.columns, "mutant")
+    if value is None or (sequence is None and (mutant is None or not construct)):
+        what = f"a fitness ({', '.join(_FITNESS)}) and a sequence, or a mutant with a reference sheet"
+        raise InputError(f"{path}: has no column of {what}; there are {', '.join(table.columns)}")
+    rows = [(table.place(number), row) for number, row in table.rows]
+    reasons: Counter[str] = Counter()
+    wild_type = make_record(construct, name).sequence if construct else ""
+    if not wild_type and sequence is not None:
+        wild_type = _wild_type([row for _, row in rows], sequence, mutant)
+        note(f"{name}: the wild type is taken from its variants: {wild_type}")
+    variants, fitness = [], []
+    for where, row in rows:
+        try:
+            measured = float(row[value])
+        except (TypeError, ValueError):
+            measured = math.nan
+        if not math.isfinite(measured):
+            reasons["without a fitness"] += 1
+            continue
+        try:
+            if sequence is not None and not is_missing(row[sequence]):
+                variant = compare(wild_type, make_record(str(row[sequence]), where).sequence)
+                if variant.other is not None:
+                    reasons["of another length than the wild type"] += 1
+                    continue
+            else:
+                variant = Variant(wild_type, parse(wild_type, str(row[str(mutant)])))
+        except SequenceError as error:
+            reasons[f"that cannot be read (such as {where}: {error})"] += 1
+            continue
+        variants.append(variant)
+        fitness.append(measured)
+    for reason, count in reasons.items():
+        note(f"{name}: {count:,} of {len(rows):,} variants {reason} are left out")
+    if len(variants) < 2:
+        note(f"{name}: has fewer than two variants that can be scored, and is left out")
+        return None
+    return Assay(name, kind, variants, np.array(fitness))
+
+
+def _wild_type(rows: Rows, sequence: str, mutant: str | None) -> str:
+    for row in rows if mutant else ():
+        letters = list(make_record(str(row[sequence]), "wild type").sequence)
+        changes = re.findall(r"([ACGTU])(\d+)([ACGTU])", str(row[str(mutant)]).upper().replace("T", "U"))
+        if changes and all(0 < int(n) <= len(letters) and letters[int(n) - 1] == new for _, n, new in changes):
+            for old, n, _ in changes:
+                letters[int(n) - 1] = old
+            return "".join(letters)
+    sequences = [make_record(str(row[sequence]), "wild type").sequence for row in rows]
+    length = Counter(map(len, sequences)).most_common(1)[0][0]
+    columns = zip(*(each for each in sequences if len(each) == length), strict=True)
+    return "".join(Counter(letters).most_common(1)[0][0] for letters in columns)
+
+
+# BEACON: a model is fine-tuned on the training examples, chosen on the validation examples, and tested
+
+Sets = dict[str, Rows]
+
+
+class Supervised(NamedTuple):
+    """A task of BEACON: its folder, our task with options of its recipe, how rows are read, and its metrics."""
+
+    folder: str
+    task: str
+    row: Callable[[list[Any], Sequence[str]], Row]
+    metrics: Callable[[np.ndarray, np.ndarray], dict[str, float]]
+    measure: str
+    overrides: tuple[str, ...] = ()
+    header: bool = True
+
+
+def run_supervised(setup: Setup, task: Supervised) -> Rows:
+    """Fine-tune unless the model is fine-tuned already; then a row for each test set."""
+    folder = next((f for f in (setup.path / task.folder, setup.path) if f.is_dir()), setup.path)
+    sets = read_sets(folder, task)
+    tests = {name: rows for name, rows in sets.items() if name.startswith("test")}
+    if not tests:
+        raise InputError(f"{folder}: holds no file of test examples, test.csv; there are {', '.join(sets) or 'none'}")
+    targets = [name for name in next(iter(tests.values()))[0] if name not in ("id", "sequence")]
+    model: str | Path = setup.model
+    if not is_finetuned(str(model)):
+        if setup.run is None:
+            raise InputError(f"{model} is not fine-tuned; name a folder for the run with --run")
+        validation = next((rows for name, rows in sets.items() if name.startswith("val")), None)
+        if "train" not in sets:
+            raise InputError(f"{folder}: holds no train.csv to fine-tune {model} on; give a fine-tuned --model")
+        options: dict[str, Any] = {"target": targets, "overrides": [*task.overrides, *setup.overrides]}
+        options |= {"model": model, "validation": validation, "listener": setup.listener}
+        finetune(task.task, sets["train"], setup.run, **options)
+        model = setup.run / "model"
+    engine = replace(setup, model=model).load()
+    own = task_of(engine.spec)
+    rows: Rows = []
+    for name, given in tests.items():
+        examples = own.encode_targets(read_data(given, own, Columns(target=targets)))
+        scored = [(e.target, own.score_example(engine.head_model, out, e)) for e, out in outputs(examples, engine, own)]
+        true, predicted = (np.array([each[side] for each in scored], dtype=object) for side in (0, 1))
+        rows.append({"set": name, "examples": len(scored)} | task.metrics(true, predicted))
+    return with_mean(rows)
+
+
+def is_finetuned(model: str) -> bool:
+    try:
+        task_of(load(model).spec)
+    except CheckpointError:
+        return False
+    return True
+
+
+def read_sets(folder: Path, task: Supervised) -> Sets:
+    """The rows of train, val and test files (several test sets have longer names)."""
+    sets: Sets = {}
+    for name, path in tables(folder).items() if folder.is_dir() else ():
+        if name.lower().startswith(("train", "val", "test")):
+            columns, cells = _cells(path, task.header)
+            sets[name.lower()] = [task.row(row, columns) for row in cells]
+    return sets
+
+
+def _cells(path: Path, header: bool) -> tuple[Sequence[str], list[list[Any]]]:
+    if header or table_format(path) not in ("csv", "tsv"):
+        table = open_table(path)
+        return table.columns, [[row[name] for name in table.columns] for _, row in table.rows]
+    rows = [row for row in csv.reader(read_lines(path, strict=True)) if row]
+    if rows and not set(rows[0][0].upper()) <= set("ACGTUN"):
+        return rows[0], rows[1:]
+    return [f"label_{number}" if number else "sequence" for number in range(len(rows[0]) if rows else 0)], rows
+
+
+def _sequence_and(values: Mapping[str, Any], sequence: Any) -> Row:
+    return {"sequence": str(sequence), **values}
+
+
+def _label(cells: list[Any], names: Sequence[str]) -> Row:
+    return _sequence_and({"label": cells[1]}, cells[0])
+
+
+def _all_labels(cells: list[Any], names: Sequence[str]) -> Row:
+    return _sequence_and(dict(zip(names[1:], cells[1:], strict=True)), cells[0])
+
+
+def _named(*targets: str) -> Callable[[list[Any], Sequence[str]], Row]:
+    def row(cells: list[Any], names: Sequence[str]) -> Row:
+        found = dict(zip(names, cells, strict=True))
+        sequence = column(names, "sequence", "seq", "utr")
+        of = {target: column(names, target.lower()) for target in targets}
+        if sequence is None or None in of.values():
+            raise InputError(f"the columns are {', '.join(names)}; needed are sequence and {', '.join(targets)}")
+        return _sequence_and({target: found[str(name)] for target, name in of.items()}, found[sequence])
+
+    return row
+
+
+def _digits(cells: list[Any], names: Sequence[str]) -> Row:
+    return _sequence_and({"label": list(str(cells[1]).strip())}, cells[0])
+
+
+def _pair_of_sequences(cells: list[Any], names: Sequence[str]) -> Row:
+    return _sequence_and({"label": cells[2]}, f"{cells[0]}{cells[1]}")
+
+
+def _imputed(cells: list[Any], names: Sequence[str]) -> Row:
+    """Values at the positions whose score is missing, -1; the others are not predicted."""
+    given, values = (np.array(str(cell).split(), dtype=float) for cell in cells[1:3])
+    return _sequence_and({"label": np.where(given == -1, values, np.nan).tolist()}, cells[0])
+
+
+_DEGRADATION = ("reactivity", "deg_Mg_pH10", "deg_Mg_50C")
+
+
+def _per_nucleotide(cells: list[Any], names: Sequence[str]) -> Row:
+    row = _named(*_DEGRADATION)(cells, names)
+    length = len(row["sequence"])
+    for name in _DEGRADATION:
+        values = [math.nan if value is None else float(value) for value in _list(row[name])]
+        row[name] = values + [math.nan] * (length - len(values))
+    return row
+
+
+def _pooled(true: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The targets and predictions of all sequences or nucleotides `(examples, columns)`."""
+    sides = [
+        np.concatenate([np.atleast_2d(np.asarray(each, dtype=float)) for each in side]) for side in (true, predicted)
+    ]
+    return sides[0], sides[1]
+
+
+def r_squared(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """The mean over columns of the squared Pearson correlation, as BEACON calls R²."""
+    target, values = _pooled(true, predicted)
+    scores = []
+    for index in range(target.shape[1]):
+        known = np.isfinite(target[:, index])
+        scores.append(pearson(target[known, index], values[known, index]) ** 2)
+    return {"r2": float(np.mean(scores))}
+
+
+def pearson(target: np.ndarray, values: np.ndarray) -> float:
+    """Pearson's correlation; NaN if one side is constant."""
+    x, y = target - target.mean(), values - values.mean()
+    size = math.sqrt(float(x @ x) * float(y @ y))
+    return float(x @ y) / size if size else math.nan
+
+
+def rank_correlation(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Spearman's correlation."""
+    target, values = _pooled(true, predicted)
+    return {"spearman": _spearman(target[:, 0], values[:, 0])}
+
+
+def mcrmse(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """The mean over columns of the root mean squared error."""
+    target, values = _pooled(true, predicted)
+    squares = np.nanmean((target - values) ** 2, axis=0)
+    return {"mcrmse": float(np.sqrt(squares).mean())}
+
+
+def accuracy(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """Share of sequences in their class."""
+    classes = [int(np.argmax(each)) for each in predicted]
+    return {"accuracy": class_scores([int(each) for each in true], classes).accuracy}
+
+
+def mean_auc(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """The mean ROC-AUC of the labels; 0.5 for one that all examples share."""
+    target, values = _pooled(true, predicted)
+    scores = [binary_scores(target[:, k], values[:, k]).roc_auc for k in range(target.shape[1])]
+    return {"auc": float(np.mean([0.5 if math.isnan(score) else score for score in scores]))}
+
+
+def top_k_accuracy(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """The share of right ones among the k highest scores of a class with k nucleotides; acceptors, donors, mean."""
+    target = np.concatenate([np.asarray(each).reshape(-1) for each in true])
+    scores = np.concatenate([np.asarray(each) for each in predicted])
+    found = []
+    for index in (1, 2):
+        positive = target == index
+        ranked = np.argsort(-scores[:, index], kind="stable") if index < scores.shape[1] else np.empty(0, dtype=int)
+        top = ranked[: positive.sum()]
+        found.append(float(positive[top].mean()) if len(top) else math.nan)
+    return {"top_k": float(np.nanmean(found)), "top_k_acceptor": found[0], "top_k_donor": found[1]}
+
+
+_NUMBERS = ("options.kind=regression",)
+_NUCLEOTIDES = (*_NUMBERS, "options.per=nucleotide")
+BEACON = {
+    "ncrna-family": Supervised("NoncodingRNAFamily", "ncrna-family", _label, accuracy, "accuracy of 13 classes"),
+    "modification": Supervised(
+        "Modification", "table", _all_labels, mean_auc, "mean AUC of 12", ("options.kind=multilabel",), header=False
+    ),
+    "mean-ribosome-load": Supervised("MeanRibosomeLoading", "table", _label, r_squared, "R²", _NUMBERS),
+    "isoform": Supervised("Isoform", "table", _label, r_squared, "R²", _NUMBERS),
+    "rna-switches": Supervised(
+        "ProgrammableRNASwitches", "table", _named("ON", "OFF", "ON_OFF"), r_squared, "mean R² of 3", _NUMBERS
+    ),
+    "crispr-on-target": Supervised("CRISPROnTarget", "table", _label, rank_correlation, "Spearman", _NUMBERS),
+    "crispr-off-target": Supervised(
+        "CRISPROffTarget", "table", _pair_of_sequences, rank_correlation, "Spearman, guide and target joined", _NUMBERS
+    ),
+    "degradation": Supervised("Degradation", "table", _per_nucleotide, mcrmse, "MCRMSE of 3", _NUCLEOTIDES),
+    "structural-score-imputation": Supervised(
+        "StructuralScoreImputation", "table", _imputed, r_squared, "R², from the sequence alone", _NUCLEOTIDES
+    ),
+    "splice-site": Supervised(
+        "SpliceAI",
+        "table",
+        _digits,
+        top_k_accuracy,
+        "top-k accuracy of acceptors and donors",
+        ("options.kind=multiclass", "options.per=nucleotide"),
+    ),
+}
+"""Ten of the thirteen tasks. Secondary structures are `run_beacon_structures`; contact and distance maps are missing,
+since no head here predicts several partners of a nucleotide or distances."""
+
+
+def run_beacon_structures(setup: Setup) -> Rows:
+    """Folding of the test structures, `bpRNA.csv` with a matrix of pairs in an .npy file for each."""
+    path = setup.path
+    table = open_table(find_file(path, "bpRNA.csv"))
+    table.require("seq", "file_name")
+    matrices = {file.stem: file for file in path.rglob("*.npy")}
+    examples = []
+    for number, row in table.rows:
+        name = Path(str(row["file_name"])).stem
+        if str(row.get("data_name", "TS0")).upper() != "TS0":
+            continue
+        if name not in matrices:
+            raise InputError(f"{table.place(number)}: {name}.npy is not in {path}")
+        matrix = np.load(matrices[name], allow_pickle=False)
+        i, j = np.nonzero(np.triu(matrix, 1))
+        sequence = make_record(str(row["seq"]), name).sequence
+        examples.append(Example(name, sequence, tuple(zip(i.tolist(), j.tolist(), strict=True))))
+    if not examples:
+        raise InputError(f"{table.name}: has no structure of TS0")
+    return [structure_rows(examples, setup.load(), setup, "TS0")]
+
+
+# mRNABench: linear probes
+
+_ALPHAS = (1e-3, 1e-2, 1e-1, 1, 10)
+_SEED = 2541
+
+
+def run_probe(setup: Setup) -> Rows:
+    """Embeddings by the mean of nucleotides, a linear model on the training part, metrics on the two others."""
+    table = open_table(find_file(setup.path, *(f"{setup.path.name}{end}" for end in (".parquet", ".csv"))))
+    name = setup.target or column(table.columns, "target", "label")
+    if name is None:
+        raise InputError(f"{table.name}: which column holds the target? Name it with --target")
+    table.require("sequence", name)
+    rows = [row for _, row in table.rows]
+    y = np.array([np.asarray(_list(row[name]) if isinstance(row[name], list) else row[name], float) for row in rows])
+    kind = setup.kind or ("multilabel" if y.ndim > 1 else "classification" if set(y) <= {0.0, 1.0} else "regression")
+    records = [make_record(str(row["sequence"]), str(number)) for number, row in enumerate(rows, start=1)]
+    vectors = []
+    for count, (_, vector) in enumerate(embed_records(records, setup.load()), start=1):
+        vectors.append(vector)
+        setup.progress(count)
+    x, found = np.stack(vectors), []
+    parts = _parts(rows, setup.note)
+    fitted = _probe(kind).fit(x[parts["train"]], y[parts["train"]])
+    for part in ("val", "test"):
+        if len(parts[part]):
+            scores = probe_scores(kind, fitted, x[parts[part]], y[parts[part]])
+            found.append({"set": part, "examples": len(parts[part])} | scores)
+    return found
+
+
+def _parts(rows: Rows, note: Callable[[str], Any]) -> dict[str, np.ndarray]:
+    """Places of the training, validation and test examples."""
+    if "split" in rows[0]:
+        given = np.array([str(row["split"])[:3].lower() for row in rows])
+        return {name: np.flatnonzero(given == name[:3]) for name in ("train", "val", "test")}
+    note("there is no column 'split': 70 / 15 / 15 % are drawn at random, which is easier than the homology split")
+    order = np.random.default_rng(_SEED).permutation(len(rows))
+    first, second = round(0.7 * len(rows)), round(0.85 * len(rows))
+    return {"train": order[:first], "val": order[first:second], "test": order[second:]}
+
+
+def _probe(kind: str) -> Any:
+    try:
+        linear, multioutput = import_module("sklearn.linear_model"), import_module("sklearn.multioutput")
+    except ModuleNotFoundError:
+        raise MissingExtraError("scikit-learn", "benchmark", "linear probes") from None
+    if kind == "regression":
+        return linear.RidgeCV(alphas=_ALPHAS)
+    logistic = linear.LogisticRegression(max_iter=5000)
+    return multioutput.MultiOutputClassifier(logistic) if kind == "multilabel" else logistic
+
+
+def probe_scores(kind: str, fitted: Any, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    """Squared error and correlations, or areas under the curves (micro-averaged over labels)."""
+    areas = import_module("sklearn.metrics")
+    if kind == "regression":
+        predicted = fitted.predict(x)
+        scores = regression_scores(y, predicted)
+        return {"mse": scores.mse, "pearson": pearson(y, predicted), "spearman": scores.spearman}
+    p = fitted.predict_proba(x)
+    p = np.stack([each[:, 1] for each in p], axis=1) if kind == "multilabel" else p[:, 1]
+    return {
+        "auroc": float(areas.roc_auc_score(y, p, average="micro")),
+        "auprc": float(areas.average_precision_score(y, p, average="micro")),
+    }
+
+
+# rna-structure-audit
+
+
+def run_audit(setup: Setup) -> Rows:
+    """The three rungs and the grade of the package, on the families that it ships."""
+    try:
+        evaluate = import_module("rna_structure_audit.evaluate").evaluate
+    except ModuleNotFoundError:
+        raise MissingExtraError("rna-structure-audit", "benchmark", "the structure audit") from None
+    engine = setup.load()
+    report = evaluate(AuditAdapter(engine, str(setup.model), setup.progress))["report"]
+    row: Row = {"set": f"{report['n_families']} families", "grade": report["grade"]}
+    row |= {f"rung1_{name}": value for name, value in report["rung1"].items()}
+    row |= {f"rung2_{name}": value for name, value in report["rung2"].items()}
+    row |= {f"rung3_{name}": value for name, value in report["rung3"].items()}
+    return [row]
+
+
+class AuditAdapter:
+    """A model as rna-structure-audit takes it: states of all layers, one sequence at a time."""
+
+    def __init__(self, engine: Engine, name: str, progress: Callable[[int], Any]) -> None:
+        self.engine, self.name, self.progress, self.count = engine, name, progress, 0
+        self.d_model, self.n_layers = engine.config.hidden_size, engine.config.num_hidden_layers
+
+    def load(self) -> None:
+        """The engine is loaded already."""
+
+    def tokenize(self, sequence: str) -> Any:
+        """Token ids, without a batch."""
+        import torch
+
+        from rinalmo.io.sequences import encode
+
+        return torch.from_numpy(encode(make_record(sequence, "audit"), self.engine.alphabet))
+
+    def get_all_layer_embeddings(self, tokens: Any) -> list[Any]:
+        """States `(length, hidden)` of each layer, without CLS and EOS."""
+        from rinalmo.model.packing import pack
+
+        self.count += 1
+        self.progress(self.count)
+        layers = range(self.n_layers + 1)
+        states = self.engine.hidden_states(*pack([tokens], self.engine.device), list(layers))
+        return [state[1:-1].cpu() for state in states]
+
+    def get_final_embeddings(self, tokens: Any) -> Any:
+        """The last of `get_all_layer_embeddings`."""
+        return self.get_all_layer_embeddings(tokens)[-1]
+
+
+# The catalog
+
+_BEACON_SOURCE = "Ren et al. 2024, arXiv:2406.10391; github.com/terry-r123/RNABenchmark"
+_BEACON_LICENSE = "code Apache-2.0; none is stated for the data, which are others' (see the paper)"
+_BEACON_DATA = "the Google Drive folder named in the repository"
+_NOT_LISTED = "nothing: RiNALMo is not among its models"
+_ZABLOCKI = "Zablocki et al. 2025, 10.1093/bib/bbaf137; github.com/sinc-lab/rna-llm-folding"
+
+_CATALOG = [
+    Benchmark(
+        "structure-audit",
+        "whether embeddings encode pairs or only composition: mutants of 47 RNA families, graded A to D",
+        "Tower 2026, 10.5281/zenodo.21362717; PyPI rna-structure-audit",
+        "MIT, families included",
+        "in the package (extra `benchmark`); --data is not needed",
+        "RiNALMo 650M: grade A",
+        run_audit,
+        needs_data=False,
+    ),
+    Benchmark(
+        "rnagym-structures",
+        "secondary structures against chemical mapping: Spearman's correlation of reactivity and unpaired probability",
+        "RNAGym 2025, 10.1101/2025.06.16.660049; github.com/MarksLab-DasLab/RNAGym",
+        "data CC-BY-4.0, code MIT",
+        "rnagym_map.parquet, rnagym_sequences.parquet and rnagym_pb.parquet, or one table with sequence and reactivity",
+        "RiNALMo is not in its table of secondary structures (EternaFold F1 0.656, ViennaRNA 0.644 on rnagym.org)",
+        run_chemical_mapping,
+        "nano-fold",
+    ),
+    Benchmark(
+        "rnagym-fitness",
+        "zero-shot fitness of variants in up to 70 assays: Spearman's correlation, AUC, MCC by type of RNA",
+        "RNAGym 2025, 10.1101/2025.06.16.660049; github.com/MarksLab-DasLab/RNAGym",
+        "data CC-BY-4.0, code MIT",
+        "fitness_processed_assays.zip, unpacked, with the reference sheet; marks.hms.harvard.edu/rnagym",
+        "RiNALMo 650M: Spearman 0.155, AUC 0.582, MCC 0.122 (unsigned, rnagym.org); signed, mean of three types 0.172",
+        run_fitness,
+    ),
+    Benchmark(
+        "nabench",
+        "zero-shot fitness of variants in 162 assays of DNA and RNA, with the metrics of rnagym-fitness",
+        "Li et al. 2025, arXiv:2511.02888; github.com/mrzzmrzz/NABench",
+        "none is stated: ask its authors before you use the data",
+        "the folder data/ of the repository, with reference_sheet_final.csv",
+        "RiNALMo 650M is among its 29 models; its numbers are not confirmed",
+        run_fitness,
+    ),
+    Benchmark(
+        "chanrg",
+        "F1 of base pairs on 170,083 structurally distinct RNAs of Rfam 15, in splits of growing distance",
+        "Chen et al. 2026, arXiv:2603.22330; huggingface.co/datasets/multimolecule/chanrg",
+        "AGPL-3.0, but its card forbids use without written permission of its authors (development preview)",
+        "a table for each split, with the columns id, sequence and secondary_structure",
+        "language models lead within the distribution and lose that outside; RiNALMo's numbers are not confirmed",
+        run_structures,
+        "nano-fold",
+    ),
+    Benchmark(
+        "archiveii-kfold",
+        "F1 of canonical nested pairs on ArchiveII, five random folds; --model 'runs/{fold}/model'",
+        _ZABLOCKI,
+        "none is stated for ArchiveII; cite the databases it is from",
+        "ArchiveII.csv and ArchiveII_kfold_splits.csv",
+        "RiNALMo 650M, frozen, and a common network: 0.873",
+        partial(run_splits, structures="ArchiveII", splits="ArchiveII_kfold_splits"),
+        "nano-fold",
+    ),
+    Benchmark(
+        "archiveii-famfold",
+        "the same with one family held out of training; --model 'runs/{fold}/model'",
+        _ZABLOCKI,
+        "none is stated for ArchiveII; cite the databases it is from",
+        "ArchiveII.csv and ArchiveII_famfold_splits.csv",
+        "RiNALMo 650M, frozen, and a common network: 0.575, the mean of nine families",
+        partial(run_splits, structures="ArchiveII", splits="ArchiveII_famfold_splits"),
+        "nano-fold",
+    ),
+    Benchmark(
+        "pdb-rna",
+        "F1 of canonical nested pairs on 62 RNAs of the PDB",
+        _ZABLOCKI,
+        "CC0 (PDB)",
+        "PDB-RNA.csv and PDB-RNA_splits.csv",
+        "RiNALMo is in its figures; its number is not confirmed",
+        partial(run_splits, structures="PDB-RNA", splits="PDB-RNA_splits"),
+        "nano-fold",
+    ),
+    Benchmark(
+        "beacon-secondary-structure",
+        "F1 of base pairs on bpRNA TS0",
+        _BEACON_SOURCE,
+        _BEACON_LICENSE,
+        f"{_BEACON_DATA}: bpRNA.csv and TS0/*.npy",
+        _NOT_LISTED,
+        run_beacon_structures,
+        "nano-fold",
+    ),
+    *(
+        Benchmark(
+            f"beacon-{name}",
+            f"fine-tuning on {task.folder}: {task.measure}",
+            _BEACON_SOURCE,
+            _BEACON_LICENSE,
+            f"{_BEACON_DATA}: the files train, val and test of {task.folder}",
+            _NOT_LISTED,
+            partial(run_supervised, task=task),
+        )
+        for name, task in BEACON.items()
+    ),
+    Benchmark(
+        "mrnabench",
+        "linear probes on embeddings of mRNAs; --target names the column",
+        "mRNABench 2025, 10.1101/2025.07.05.662870; github.com/morrislab/mRNABench",
+        "by data set; the copy at huggingface.co/datasets/genomic-benchmarks says CC-BY-4.0 and others",
+        "one of huggingface.co/collections/morrislab/mrnabench as a table with sequence, target and, if any, split",
+        "RiNALMo 650M is among its models; its numbers are not confirmed",
+        run_probe,
+    ),
+]
+BENCHMARKS: dict[str, Benchmark] = {each.name: each for each in _CATALOG}
+"""All benchmarks by name."""
