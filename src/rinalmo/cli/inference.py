@@ -604,7 +604,7 @@ def explain_command(
         torch.set_num_threads(threads)
     explain_file(source, output, model, name=output_name, steps=steps, plot=plot, device=device)
     if plot is not None:
-        click.echo(f"{plot}: drawn", err=True)
+        print_line(f"{plot}: drawn")
 
 
 def _take_job_options(settings: dict[str, Any], output: str) -> dict[str, Any]:
