@@ -41,6 +41,7 @@ def make_recipe(backbone):
             "logging.plots": "false",
             "logging.peak_flops": 1e12,
             "schedule.warmup_steps": 0,
+            **({"backbone.mode": "full"} if task == "table" else {}),
             **{key.replace("__", "."): value for key, value in changes.items()},
         }
         return load_recipe(FinetuneRecipe, f"finetune-{task}", [f"{key}={value}" for key, value in values.items()])

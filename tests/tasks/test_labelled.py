@@ -11,7 +11,7 @@ from .conftest import gc
 
 datasets = pytest.importorskip("datasets")
 
-SHORT = ["train.epochs=2", "train.precision=fp32"]
+SHORT = ["train.epochs=2", "train.precision=fp32", "backbone.mode=full"]
 
 
 @pytest.fixture

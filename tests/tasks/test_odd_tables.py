@@ -23,8 +23,9 @@ def trained(backbone, tmp_path):
     """Train on a file for an epoch; the folder of the run."""
 
     def train(task, data, run="run", *overrides, **given):
+        mode = ["backbone.mode=full"] if task == "table" else []
         finetune_from_recipe(
-            recipe_for(task, data, model=backbone, overrides=[*SHORT, *overrides], **given), tmp_path / run
+            recipe_for(task, data, model=backbone, overrides=[*SHORT, *mode, *overrides], **given), tmp_path / run
         )
         return tmp_path / run
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -419,8 +420,14 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
     """All metrics with their intervals, then the main ones of each group."""
     threshold = "" if evaluation.threshold is None else f", threshold {evaluation.threshold:.2f}"
     print(f"{title}: {evaluation.count:,} examples, {evaluation.task}{threshold}; {evaluation.interval}")
-    rows = [[n, f"{f.value:.4f}", f"{f.low:.4f} – {f.high:.4f}"] for n, f in evaluation.metrics.items()]
-    print_columns(["metric", "value", "interval"], rows)
+    rows = []
+    for name, metric in evaluation.metrics.items():
+        cells = [f"{metric.value:.4f}", f"{metric.low:.4f} – {metric.high:.4f}"]
+        for simple in evaluation.baselines.values():
+            other = simple.metrics.get(name)
+            cells.append("" if other is None or isnan(other.value) else f"{other.value:.4f}")
+        rows.append([name, *cells])
+    print_columns(["metric", "value", "interval", *evaluation.baselines], rows)
     if evaluation.groups:
         names = [name for name in evaluation.metrics if "/" not in name][:6]
         rows = [

@@ -120,7 +120,8 @@ def finetune_command(
     if len(runs) > 1:
         _print_once(f"{output}: {len(runs)} folds are trained; their models are {output}/fold-N/model")
     else:
-        _print_once(f"{runs[0].model}: trained for {runs[0].step:,} steps; use it with --model {runs[0].model}")
+        steps = f" for {runs[0].step:,} steps" if runs[0].step > 1 else ""
+        _print_once(f"{runs[0].model}: trained{steps}; use it with --model {runs[0].model}")
 
 
 @click.command("card")

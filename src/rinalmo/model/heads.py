@@ -254,6 +254,27 @@ class TokenHead(LabelHead):
     """Labels per nucleotide, from hidden states without CLS and EOS `(tokens, hidden)`."""
 
 
+class LinearHead(nn.Module):
+    """Labels per sequence, by a linear model of fixed features (`rinalmo.tasks.linear`), in fp32.
+
+    Args:
+        hidden_size: Of the encoder.
+        num_labels: Number of outputs.
+        layers: Layers whose mean states are features.
+        others: Number of other features.
+        inputs: Number of all features, instead of these two.
+    """
+
+    def __init__(
+        self, hidden_size: int, num_labels: int = 1, layers: int = 1, others: int = 0, inputs: int | None = None
+    ) -> None:
+        super().__init__()
+        self.decoder = Fp32Linear(layers * hidden_size + others if inputs is None else inputs, num_labels)
+
+    def forward(self, features: Float[Tensor, "sequences features"]) -> Float[Tensor, "sequences labels"]:
+        return self.decoder(features)
+
+
 class ContactHead(LabelHead):
     """Labels per pair of nucleotides of one sequence, from the product of their hidden states."""
 

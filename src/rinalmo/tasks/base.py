@@ -82,6 +82,7 @@ class Task(ABC):
         settings: The constructor's arguments, for `config.json`.
         crop: The part of a sequence that the model was trained on; None: all of it.
         pad_to: Length in tokens that shorter sequences are padded to; `RibosomeLoad` says why.
+        layers: The encoder's layers whose states `forward` takes, side by side; None: the last.
         window: Longer sequences are computed in windows of this length; None: always as a whole.
         thresholds: Decision thresholds to choose from on validation data, if there are any (`tune_threshold`).
         notes: What `from_examples` decided, for the user.
@@ -94,6 +95,7 @@ class Task(ABC):
     settings: Mapping[str, Any] = {}
     crop: Crop | None = None
     pad_to: int = 0
+    layers: Sequence[int] | None = None
     window: int | None = None
     thresholds: Sequence[float] = ()
     notes: Sequence[str] = ()
@@ -135,7 +137,7 @@ class Task(ABC):
     @abstractmethod
     def forward(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
         """The head's output for each sequence of a packed batch, from `ids` `(tokens,)` and `states`
-        `(tokens, hidden)`."""
+        `(tokens, hidden)`, or of all `layers` `(tokens, layers × hidden)`."""
 
     @abstractmethod
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:

@@ -50,6 +50,8 @@ class Evaluation:
         groups: The same for each group of examples, if there are several.
         rows: Metrics of each example, for a task whose metrics are means of these.
         interval: What the intervals are.
+        scores: What the metrics were computed from, for each example.
+        baselines: The metrics of simple models on the same examples, by name.
         notes: How examples were computed, and which were left out.
     """
 
@@ -60,6 +62,8 @@ class Evaluation:
     groups: dict[str, Evaluation] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list, repr=False)
     interval: str = "95 % bootstrap intervals"
+    scores: list[Any] = field(default_factory=list, repr=False)
+    baselines: dict[str, Evaluation] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -73,6 +77,8 @@ class Evaluation:
         for name, metric in self.metrics.items():
             figure = asdict(metric)
             values["figures"][name] = {key: value if math.isfinite(value) else None for key, value in figure.items()}
+        if self.baselines:
+            values["baselines"] = {name: of.plain()["figures"] for name, of in self.baselines.items()}
         values |= {"groups": {}, "interval": self.interval, "notes": self.notes}
         for name, group in self.groups.items():
             values["groups"][name] = group.plain()
@@ -165,25 +171,26 @@ def evaluate_examples(examples: Sequence[Example], engine: Engine, task: Task, s
     model = engine.head_model
     scores = [task.score_example(model, output, example) for example, output in outputs(examples, engine, task)]
     threshold = task.threshold(model)
-    evaluation = _with_intervals(task, scores, examples, threshold, seed)
+    evaluation = with_intervals(task, scores, examples, threshold, seed)
     groups: dict[str, Evaluation] = {}
     names = sorted({example.group for example in examples} - {""})
     for name in names if len(names) > 1 else ():
         members = [index for index, example in enumerate(examples) if example.group == name]
         part = [scores[index] for index in members], [examples[index] for index in members]
-        groups[name] = _with_intervals(task, *part, threshold, seed)
+        groups[name] = with_intervals(task, *part, threshold, seed)
     each, rows = task.example_metrics(scores, threshold), list[Row]()
     for index, example in enumerate(examples if each else ()):
         row = {"id": example.name, "group": example.group, "length": len(example.sequence)}
         rows.append(row | {name: float(values[index]) for name, values in each.items()})
     long = [example for example in examples if task.window and len(example.sequence) > task.window]
     notes = [window_note(example.name, len(example.sequence), task.window or 0) for example in long]
-    return replace(evaluation, groups=groups, rows=rows, notes=notes)
+    return replace(evaluation, groups=groups, rows=rows, notes=notes, scores=scores)
 
 
-def _with_intervals(
+def with_intervals(
     task: Task, scores: Sequence[Any], examples: Sequence[Example], threshold: float | None, seed: int
 ) -> Evaluation:
+    """The metrics of these scores, with bootstrap intervals over the examples."""
     values = task.metrics(scores, examples, threshold)
     if each := task.example_metrics(scores, threshold):
         intervals = {name: bootstrap_interval(of, seed, SAMPLES) for name, of in each.items()}

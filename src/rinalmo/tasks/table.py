@@ -44,6 +44,7 @@ from rinalmo.tasks.examples import (
     read_table,
     require_several,
 )
+from rinalmo.tasks.linear import kmer_count, kmer_frequencies
 
 _FEW, _OFTEN = 20, 5  # at most so many values, each in so many rows on average, are classes
 _SHORT = 8  # a list of so few values for each of longer sequences is hardly one of nucleotides
@@ -84,6 +85,7 @@ class Table(Task):
         pooling: str = "cls",
         formats: Mapping[str, Mapping[str, Any]] | None = None,
         missing: Literal["drop", "class"] | None = None,
+        features: Mapping[str, Any] | None = None,
     ) -> None:
         """Make a task for these columns.
 
@@ -97,6 +99,7 @@ class Table(Task):
             pooling: What the head sees of a sequence: "cls" or "mean".
             formats: Arguments of `NumberFormat` by column, for those that are not written plainly.
             missing: "drop": examples without a value are left out. "class": words such as NA name a class.
+            features: For a linear head: the `layers` whose mean states it takes, and the length of the longest `kmers`.
         """
         self.kind, self.per, self.targets, self.classes = kind, per, list(targets), list(classes)
         self.mean, self.std, self.missing = list(mean), list(std), missing
@@ -104,6 +107,8 @@ class Table(Task):
         self.formats: dict[str, NumberFormat] = {}
         for name, arguments in (formats or {}).items():
             self.formats[name] = NumberFormat(**arguments)
+        self.features = features
+        self.layers = None if features is None else [int(layer) for layer in features["layers"]]
         self.selection_metric = _SELECTION_METRICS[kind]
         self.settings = {
             "kind": kind,
@@ -115,6 +120,7 @@ class Table(Task):
             **self.pooling_options,
             **({"formats": formats} if formats else {}),
             **({"missing": missing} if missing else {}),
+            **({"features": dict(features)} if features else {}),
         }
 
     @classmethod
@@ -152,7 +158,7 @@ class Table(Task):
         if self.kind != "regression":
             return
         mean, std = mean or [0.0] * len(self.mean), std or [1.0] * len(self.std)
-        decoder: Any = model.head("sequence_head" if self.per == "sequence" else "token_head").decoder
+        decoder: Any = model.head(next(head for head in self.heads() if head != "pooler")).decoder
         old, new = torch.tensor([self.mean, self.std]).double(), torch.tensor([mean, std]).double()
         weight, bias = decoder.weight.detach().double(), decoder.bias.detach().double()
         decoder.weight = nn.Parameter((weight * (old[1] / new[1])[:, None]).float())
@@ -279,9 +285,29 @@ class Table(Task):
         options = {"num_labels": len(self.classes) or len(self.targets)}
         if self.per == "nucleotide":
             return {"token_head": options}
+        if self.features is not None:
+            return {"linear_head": {**options, "layers": len(self.features["layers"]), "others": self._num_kmers()}}
         return {"pooler": self.pooling_options, "sequence_head": options}
 
+    def _num_kmers(self) -> int:
+        return kmer_count(int(self.features["kmers"])) if self.features else 0
+
+    def linear_features(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Tensor:
+        """What a linear head takes of each sequence, fp32 `(sequences, features)`.
+
+        The mean states of its nucleotides in each layer, then the frequencies of its k-mers.
+        """
+        assert self.features is not None
+        rows = []
+        for part, of_part in zip(layout.split(ids), layout.split(states), strict=True):
+            words = kmer_frequencies(part.cpu().numpy(), model.alphabet, int(self.features["kmers"]))
+            inner = of_part[1:-1] if len(of_part) > 2 else of_part  # without CLS and EOS
+            rows.append(torch.cat([inner.float().mean(dim=0), torch.from_numpy(words).to(states.device)]))
+        return torch.stack(rows)
+
     def forward(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
+        if self.features is not None:
+            return list(model.head("linear_head")(self.linear_features(model, ids, states, layout)))
         if self.per == "sequence":
             return list(model.head("sequence_head")(model.head("pooler")(states, layout)))
         parts = [part[1:-1] for part in layout.split(states)]  # without CLS and EOS

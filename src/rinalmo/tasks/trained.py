@@ -178,7 +178,8 @@ def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator
     def compute(packed: Tensor, layout: Layout) -> Sequence[Tensor]:
         if task.pad_to:
             packed, layout = pack_padded(layout.split(packed), task.pad_to, model.alphabet.pad_id, layout.device)
-        states = engine.hidden_states(packed, layout, [model.config.num_hidden_layers])[0]
+        layers = engine.hidden_states(packed, layout, task.layers or [model.config.num_hidden_layers])
+        states = layers[0] if len(layers) == 1 else torch.cat(layers, dim=-1)
         with torch.inference_mode():
             return task.forward(model, packed, states, layout)
 

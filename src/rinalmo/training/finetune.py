@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from rinalmo.data import sampling
-from rinalmo.engine.devices import DeviceLike
+from rinalmo.engine.devices import DeviceLike, device_name
 from rinalmo.engine.engine import Engine, to_host
 from rinalmo.errors import CheckpointError, InputError, MissingExtraError
 from rinalmo.io.files import atomic_write, atomic_write_path, destination, file_sha256, is_temporary
@@ -34,11 +35,12 @@ from rinalmo.tasks.base import Columns, Crop, Example, Task
 from rinalmo.tasks.evaluate import Evaluation, Metric, evaluate_examples
 from rinalmo.tasks.examples import json_lines
 from rinalmo.tasks.table import Table
-from rinalmo.tasks.trained import cropped, task_class, task_of
+from rinalmo.tasks.trained import cropped, outputs, task_class, task_of
 from rinalmo.training.distributed import Ranks, init_distributed
+from rinalmo.training.linear_models import baselines, choose_modes, comparison, draw_predictions, fit_head
 from rinalmo.training.model_card import write_card
 from rinalmo.training.recipes import BackboneRecipe, ExamplesRecipe, FinetuneRecipe, recipe_for
-from rinalmo.training.run_folder import EVALUATION, EXAMPLES, RECIPE, RunFolder
+from rinalmo.training.run_folder import EVALUATION, EXAMPLES, PREDICTIONS, RECIPE, RunFolder, RunLog, read_log
 from rinalmo.training.trainer import (
     NULL_LISTENER,
     Listener,
@@ -51,7 +53,7 @@ from rinalmo.training.trainer import (
 )
 from rinalmo.weights.adapters import low_rank, write_adapter
 from rinalmo.weights.catalog import resolve
-from rinalmo.weights.checkpoint import config_of, load
+from rinalmo.weights.checkpoint import config_of, load, save
 
 _ORDER, _SPLIT = 11, 12  # purposes of this file's random keys
 Rows = Iterable[Mapping[str, Any]]
@@ -184,11 +186,11 @@ def build_model(recipe: FinetuneRecipe, task: Task, examples: Sequence[Example])
     names = ("attention_dropout", "hidden_dropout")
     dropouts = {name: value for name in names if (value := getattr(recipe.backbone, name)) is not None}
     heads: dict[str, Any] = {"lm_head": {}} if "lm_head" in given.spec.heads else {}
-    outputs: dict[str, Any] = {}
+    labels: dict[str, Any] = {}
     if isinstance(task, Table) and {"sequence_head", "token_head"} & task.heads().keys():
-        outputs = {"problem_type": task.kind, "labels": task.classes or task.targets}
+        labels = {"problem_type": task.kind, "labels": task.classes or task.targets}
     config = replace(given.config, **dropouts)
-    spec = ModelSpec(config, given.alphabet, heads | task.heads(), task=task.config(), **outputs)
+    spec = ModelSpec(config, given.alphabet, heads | task.heads(), task=task.config(), **labels)
     model = create(spec, recipe.train.seed)
     try:
         before: Task | None = task_of(given.spec)
@@ -435,7 +437,6 @@ def _train(
     recipe: FinetuneRecipe, folder: RunFolder, ranks: Ranks, kept: tuple[bool, bool], listener: Listener
 ) -> Outcome:
     """One run, without its test; a function of its own so that what DDP holds is gone when the process group ends."""
-    mode = recipe.backbone.mode
     with ExitStack() as stack:
         recipe = with_precision(recipe, ranks.device)
         recipe = recipe.model_copy(update={"data": with_fingerprints(recipe.data)})
@@ -447,7 +448,23 @@ def _train(
         ranks.on_rank_zero(lambda: stack.enter_context(folder.locked()))
         ranks.on_rank_zero(lambda: folder.check(*kept))
         model, fresh = build_model(recipe, task, sets.train)  # first, as `init` may be the run that is discarded
+        parameters = sum(parameter.numel() for parameter in model.encoder.parameters())
+        fits, mode = choose_modes(recipe, task, parameters, len(sets.train))
         changed = ranks.on_rank_zero(lambda: folder.begin(recipe, *kept))
+        notes = [*changed, *task.notes, *notes, *fresh]
+        if recipe.backbone.mode == "auto" and type(task) is Table:
+            notes.append(f"backbone.mode auto: {' and '.join(filter(None, ['linear' if fits else '', mode]))}")
+        linear: RiNALMo | None = None
+        linear_values: dict[str, float] = {}
+        if fits and isinstance(task, Table) and ranks.rank == 0:
+            linear = fit_head(recipe, task, model, sets.train, ranks.device)
+            linear_values = _validation_metrics(recipe, linear, sets.validation, ranks)
+        if mode is None:
+            examples = {name: len(part) for name, part in sets._asdict().items()}
+            return ranks.on_rank_zero(
+                lambda: _write_linear(folder, listener, ranks, linear, linear_values, notes, examples)
+            )
+        recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"mode": mode})})
         encode = model.alphabet.encode
         ids = [
             [encode(cropped(e.sequence, task.crop), strict=True) for e in part]
@@ -463,6 +480,18 @@ def _train(
 
         def export(weights: dict[str, Tensor]) -> RiNALMo:
             """The model to write, with outputs in the units of the targets; writes an adapter beside it."""
+            metric = f"validation/{task.selection_metric}"
+            if linear is not None and metric in linear_values:
+                trained_best = max(
+                    (line[metric] for line in read_log(folder.path) if metric in line), default=-math.inf
+                )
+                better = linear_values[metric] >= trained_best
+                listener.note(
+                    f"{metric.replace('/', ' ')}: linear {linear_values[metric]:.4f}, {mode} {trained_best:.4f}; "
+                    f"the model is the {'linear' if better else mode} one"
+                )
+                if better:
+                    return linear
             adapter: dict[str, Tensor] = {}
             if lora is not None:
                 weights, adapter = merge_lora(weights, lora)
@@ -489,12 +518,47 @@ def _train(
             folder,
             ranks,
             listener,
-            notes=[*changed, *task.notes, *notes, *fresh],
+            notes=notes,
             best=bool(sets.validation) and recipe.checkpoint.keep_best,
             export=export,
             mfu=mode != "frozen",
             examples={name: len(examples) for name, examples in sets._asdict().items()},
         )
+
+
+def _validation_metrics(
+    recipe: FinetuneRecipe, model: RiNALMo, examples: Sequence[Example], ranks: Ranks
+) -> dict[str, float]:
+    if not examples:
+        return {}
+    options: dict[str, Any] = {"batch_tokens": recipe.data.micro_tokens, "device": ranks.device}
+    engine, task = Engine(model, recipe.train.precision, **options), task_of(model.spec)
+    scores = [task.score_example(model, output, example) for example, output in outputs(examples, engine, task)]
+    return {f"validation/{name}": value for name, value in task.metrics(scores, examples, None).items()}
+
+
+def _write_linear(
+    folder: RunFolder,
+    listener: Listener,
+    ranks: Ranks,
+    model: RiNALMo | None,
+    values: dict[str, float],
+    notes: Sequence[str],
+    examples: dict[str, int],
+) -> Outcome:
+    """Write a model that was fitted, as a run of one step."""
+    assert model is not None
+    for note in notes:
+        listener.note(note)
+    device = device_name(ranks.device)
+    folder.record_start(0, threads=torch.get_num_threads(), examples=examples, processes=ranks.world, device=device)
+    with RunLog(folder.path, 0, False) as log:
+        if values:
+            log.write(1, values)
+    save(model, folder.model, overwrite=True)
+    outcome = Outcome(1, 1, folder.model, None)
+    listener.end(outcome)
+    return outcome
 
 
 def adapter_names(task: Task, base: str) -> dict[str, Any]:
@@ -554,11 +618,25 @@ def finetune_from_recipe(
             return outcome
         if os.environ.get("RANK", "0") != "0":
             continue
-        if data.test or folds is not None:
+        if data.test or folds is not None or kind is Table:
             engine = Engine(outcome.model, run.train.precision, batch_tokens=data.micro_tokens, device=device)
             task = task_of(engine.spec)
-            test = task.encode_targets(read_sets(run.data, kind, run.train.seed)[0].test)
-            evaluations.append(_write_evaluation(evaluate_examples(test, engine, task), folder))
+            sets = Sets(*map(task.encode_targets, read_sets(run.data, kind, run.train.seed)[0]))
+            name, held_out = ("test", sets.test) if sets.test else ("validation", sets.validation)
+            evaluation = evaluate_examples(held_out, engine, task) if held_out else None
+            if evaluation is not None and type(task) is Table:
+                others = baselines(task, engine.head_model, sets.train, held_out, run.train.seed)
+                evaluation = replace(evaluation, baselines=others)
+                values = {metric: of.value for metric, of in evaluation.metrics.items()}
+                listener.note(f"{name} {comparison(values, others, task.selection_metric)}")
+                if run.logging.plots:
+                    title = f"{len(held_out):,} {name} examples"
+                    try:
+                        draw_predictions(task, evaluation.scores, held_out, title, folder / PREDICTIONS)
+                    except MissingExtraError as error:
+                        listener.note(str(error))
+            if evaluation is not None and sets.test:
+                evaluations.append(_write_evaluation(evaluation, folder))
         write_card(folder, overwrite=True)
     if len(runs) > 1 and evaluations:
         evaluations = [_write_evaluation(_mean(evaluations), output)]
@@ -571,7 +649,15 @@ def _mean(folds: Sequence[Evaluation]) -> Evaluation:
     values = {name: [fold.metrics[name].value for fold in folds] for name in names}
     metrics = {name: Metric(sum(of) / len(of), min(of), max(of)) for name, of in values.items()}
     count = sum(fold.count for fold in folds)
-    return Evaluation(folds[0].task, count, None, metrics, interval=f"mean, minimum and maximum of {len(folds)} folds")
+    simple = {name: _mean([fold.baselines[name] for fold in folds]) for name in folds[0].baselines}
+    return Evaluation(
+        folds[0].task,
+        count,
+        None,
+        metrics,
+        baselines=simple,
+        interval=f"mean, minimum and maximum of {len(folds)} folds",
+    )
 
 
 def _write_evaluation(evaluation: Evaluation, folder: Path) -> Evaluation:

@@ -317,7 +317,11 @@ class StageRecipe(Section):
 class BackboneRecipe(Section):
     """The trained part of the encoder.
 
-    mode      full: all of it, from the start;
+    mode      auto, for a `table`: with one value per sequence a linear head, and from 400 rows on also full (or lora
+              above 100 M parameters), of which the better on the validation examples is kept; else the latter alone;
+              linear: a linear head on the mean states of three layers and on k-mers, its penalty chosen by
+              cross-validation; for a `table` with one value per sequence;
+              full: all of it, from the start;
               gradual: the head alone, then blocks from the top by `stages`, at `scale` times the head's rate; the
               final norm with the first of them, the embedding never;
               frozen: none; its states are computed once and cached in the run folder;
@@ -332,7 +336,7 @@ class BackboneRecipe(Section):
     attention_dropout, hidden_dropout   dropouts of the backbone, instead of the model's own
     """
 
-    mode: Literal["full", "gradual", "frozen", "lora"] = "full"
+    mode: Literal["auto", "linear", "full", "gradual", "frozen", "lora"] = "full"
     stages: list[StageRecipe] = Field(default_factory=list)
     scale: PositiveFloat = 0.1
     rank: PositiveInt = 8

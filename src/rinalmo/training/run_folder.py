@@ -3,7 +3,7 @@
     recipe.yaml     the recipe with all defaults filled in
     versions.json   one entry for each start
     log.jsonl       one object per line with its `step`: training lines have `loss`, validation lines `validation/loss`
-    checkpoints/, model/, adapter/, evaluation.json, loss.png, tensorboard/, examples/
+    checkpoints/, model/, adapter/, evaluation.json, loss.png, predictions.png, tensorboard/, examples/
 
 A run that is resumed first cuts the log back to the checkpoint, so that each step has one line.
 """
@@ -32,10 +32,10 @@ from rinalmo.io.recipe_files import flatten, parse, read
 from rinalmo.plots.curves import draw_curves
 from rinalmo.training.recipes import FinetuneRecipe, Recipe, RunRecipe
 
-LOG, PLOT = "log.jsonl", "loss.png"
+LOG, PLOT, PREDICTIONS = "log.jsonl", "loss.png", "predictions.png"
 RECIPE, VERSIONS, EVALUATION, EXAMPLES = "recipe.yaml", "versions.json", "evaluation.json", "examples"
 
-_RUN = (LOG, PLOT, VERSIONS, EVALUATION, "checkpoints", "model", "tensorboard")
+_RUN = (LOG, PLOT, PREDICTIONS, VERSIONS, EVALUATION, "checkpoints", "model", "adapter", "tensorboard")
 """What `--restart` removes; the examples are written before, and the recipe goes last."""
 _STATES = re.compile(r"states-[0-9a-f]{16}\.npy")
 
