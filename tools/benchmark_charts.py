@@ -22,7 +22,6 @@ CHARTS = {
     "folding": ("F1, ±1", "Secondary structures"),
     "tasks": ("metric, higher is better", "A head on the frozen nano, and models without a language model"),
     "speed": ("times as fast as multimolecule", "Embedding ncRNA of real lengths, two CPU cores"),
-    "masks": ("% of masked nucleotides", "Masked nucleotides predicted correctly"),
 }
 
 

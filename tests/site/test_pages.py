@@ -58,6 +58,18 @@ def test_the_page_of_recipe_keys_describes_every_key(monkeypatch):
     assert re.findall(r"^\| `.*\|  \|$", page, re.MULTILINE) == [], "describe the key in the docstring of its class"
 
 
+def test_pages_quote_the_newest_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import benchmark_charts
+
+    for row in benchmark_charts.rows():
+        record = (ROOT / "benchmarks" / "results" / f"{row['record']}.md").exists() or row["record"] == "../nano"
+        assert record, row
+        value = f"{float(row['value']):.{row['digits']}f}"
+        for page in row["pages"].split():
+            assert value in (ROOT / page).read_text(), f"{page}: {row['series']} on {row['group']} is {value} now"
+
+
 @pytest.mark.parametrize("model", ["nano", "nano-fold"])
 def test_the_page_of_a_bundled_model_is_its_card_without_metadata(model):
     path, line = re.fullmatch(r'--8<-- "(.*):(\d+):"\n', (DOCS / f"{model}.md").read_text()).groups()
