@@ -13,6 +13,7 @@
     LinearFold-V        pylinearfold, beam of 100 with Vienna's energies; the package has no LinearFold-C
     LinearPartition-V   pylinearfold, the structure of maximum expected accuracy
     MXfold2             with its own parameters, trained on TrainSetA and B of Rivas et al.
+    eFold               only if named: --peers eFold. Its wheel (MIT) has its parameters; its environment is its own
 
 All get the same sequences, upper case, T as U, other letters as N. F1 is the mean over structures, with the 95 %
 bootstrap interval of that mean: `all pairs`, exact or with one end off by at most one, counts every annotated pair;
@@ -48,6 +49,7 @@ Probable = list[tuple[int, int, float]]  # pairs with their probabilities
 Fold = Callable[[str], tuple[str, Probable]]  # a sequence to its dot-bracket text, and optional probabilities
 
 VERSIONS = {"viennarna": "2.7.2", "pylinearfold": "1.0.0", "mxfold2": "0.1.1"}
+EFOLD = "0.1.2"
 NEEDS = ("torch==2.13.0", "pybind11==3.0.1", "setuptools")
 PEERS = {
     "RNAfold MFE": ("vienna", "viennarna", {"centroid": False}),
@@ -55,6 +57,7 @@ PEERS = {
     "LinearFold-V": ("linear", "pylinearfold", {"partition": False}),
     "LinearPartition-V": ("linear", "pylinearfold", {"partition": True}),
     "MXfold2": ("mxfold2", "mxfold2", {}),
+    "eFold": ("efold", "efold", {}),
 }
 # Precision, recall, F1 on bpRNA TS0, ±1, all pairs: Penić et al. 2025 (arXiv:2403.00043); AIDO.RNA by its authors.
 PUBLISHED = {
@@ -146,6 +149,32 @@ def mxfold2() -> None:
     answer(fold)
 
 
+def efold() -> None:
+    import torch
+    from efold.api.run import run
+
+    brackets = ("()", "[]", "{}", "<>")
+
+    @torch.no_grad()
+    def fold(sequence: str) -> tuple[str, Probable]:
+        # Its own dot-bracket text writes some crossing pairs with the same brackets.
+        text, levels = ["."] * len(sequence), [list[tuple[int, int]]() for _ in brackets]
+        for i, j in sorted((int(i) - 1, int(j) - 1) for i, j in run([sequence], fmt="bp")[sequence]):
+            free = text[i] == text[j] == "."
+            fits = (n for n, level in enumerate(levels) if not any(a < i <= b < j for a, b in level))
+            if free and (level := next(fits, None)) is not None:
+                levels[level].append((i, j))
+                text[i], text[j] = brackets[level]
+        return "".join(text), []
+
+    answer(fold)
+
+
+def efold_python() -> str:
+    """The Python of eFold's own environment, created on first use; it needs half of a training framework."""
+    return sides.installed(f"efold-{EFOLD}", [NEEDS[0], f"efold=={EFOLD}"], "efold.api.run")
+
+
 def peer_python() -> str:
     """The Python of an environment with the other programs, created on first use."""
     pinned = [f"{name}=={version}" for name, version in VERSIONS.items()]
@@ -208,11 +237,12 @@ def start(chosen: argparse.Namespace) -> list[Method]:
     for weight in (None, *chosen.thermodynamics) if chosen.model else ():
         side = Side("rinalmo", 1, model=chosen.model, thermodynamics=weight)
         found.append(Method("rinalmo" if weight is None else f"rinalmo, thermodynamics {weight}", None, side))
-    python = chosen.python or (peer_python() if chosen.peers else "")
+    python = chosen.python or (peer_python() if set(chosen.peers) - {"eFold"} else "")
     for name in chosen.peers:
         serve, package, arguments = PEERS[name]
-        side = Side(serve, 1, python, **arguments)
-        found.append(Method(name, f"{name}, {package} {VERSIONS[package]}", side))
+        own = chosen.efold_python or efold_python() if name == "eFold" else python
+        side = Side(serve, 1, own, **arguments)
+        found.append(Method(name, f"{name}, {package} {VERSIONS.get(package, EFOLD)}", side))
     return found
 
 
@@ -373,12 +403,13 @@ def main() -> None:
         metavar="WEIGHT",
         help="also evaluate the model with these weights of thermodynamics",
     )
-    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS), metavar="PEER")
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS)[:-1], metavar="PEER")
     parser.add_argument("--most", type=int, help="structures of each file, drawn at random")
     parser.add_argument("--max-length", type=int, help="leave longer sequences out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--without", type=Path, metavar="FILE", help="also exclude the sequences of this file")
     parser.add_argument("--python", help="a Python with the other programs installed")
+    parser.add_argument("--efold-python", help="a Python with eFold installed")
     parser.add_argument("--times", action="store_true", help="measure the time; needs an otherwise idle machine")
     kept = Path.home() / ".cache" / "rinalmo-benchmarks" / "folded.sqlite"
     parser.add_argument("--cache", type=Path, default=kept, help="file that caches the other programs' structures")
@@ -388,7 +419,8 @@ def main() -> None:
         VERSIONS.update(versions_of(chosen.python))
     cache, methods = Cache(chosen.cache), start(chosen)
     sides.head("Secondary structure", chosen)
-    print(f"Peers: {', '.join(f'{name} {version}' for name, version in VERSIONS.items())}.")
+    versions = VERSIONS | ({"efold": EFOLD} if "eFold" in chosen.peers else {})
+    print(f"Peers: {', '.join(f'{name} {version}' for name, version in versions.items())}.")
     for path in chosen.data:
         compare(path, methods, cache, chosen)
     for method in methods:
@@ -396,5 +428,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    serves = {f.__name__: f for f in (rinalmo, vienna, linear, mxfold2)}
+    serves = {f.__name__: f for f in (rinalmo, vienna, linear, mxfold2, efold)}
     sides.serve_or(main, serves)
