@@ -62,7 +62,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[h5,h5ad,data,plots,draw,tensorboard,fold,lora,onnx,ray,vcf,web]" --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e ".[h5,h5ad,data,plots,draw,tensorboard,wandb,trackio,fold,lora,onnx,ray,vcf,web]" --group dev
 	@touch $@
 
 clean:

@@ -27,7 +27,9 @@ EXTRAS = [
     "ray",
     "rustworkx",
     "tensorboardX",
+    "trackio",
     "umap",
+    "wandb",
 ]
 
 

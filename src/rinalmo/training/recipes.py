@@ -192,12 +192,16 @@ class LoggingRecipe(Section):
 
     every          steps between lines of the log
     tensorboard    write TensorBoard files (the extra `tensorboard`)
+    tracker        also send the lines to Weights & Biases or trackio (the extra of that name)
+    project        the project there
     plots          draw the loss (the extra `plots`)
     peak_flops     peak FLOP/s of all processes, to which the MFU is relative; by default measured at the start
     """
 
     every: PositiveInt = 10
     tensorboard: bool = False
+    tracker: Literal["wandb", "trackio", "none"] = "none"
+    project: str = "rinalmo"
     plots: bool = True
     peak_flops: PositiveFloat | None = None
 

@@ -3,7 +3,8 @@
     recipe.yaml     the recipe with all defaults filled in
     versions.json   one entry for each start
     log.jsonl       one object per line with its `step`: training lines have `loss`, validation lines `validation/loss`
-    checkpoints/, model/, adapter/, evaluation.json, loss.png, predictions.png, tensorboard/, examples/
+    checkpoints/, model/, adapter/, evaluation.json, loss.png, predictions.png, tensorboard/, tracker_id,
+    wandb/, examples/
 
 A run that is resumed first cuts the log back to the checkpoint, so that each step has one line.
 """
@@ -26,16 +27,29 @@ from typing import Any
 import torch
 
 import rinalmo
-from rinalmo.errors import InputError, MissingExtraError, RinalmoError, TrainingError
+from rinalmo.errors import InputError, RinalmoError, TrainingError
 from rinalmo.io.files import LOCK, atomic_write, clear_temporaries, destination, is_temporary, lock_folder
 from rinalmo.io.recipe_files import flatten, parse, read
 from rinalmo.plots.curves import draw_curves
 from rinalmo.training.recipes import FinetuneRecipe, Recipe, RunRecipe
+from rinalmo.training.tracking import TRACKER_ID, check_trackers, open_trackers
 
 LOG, PLOT, PREDICTIONS = "log.jsonl", "loss.png", "predictions.png"
 RECIPE, VERSIONS, EVALUATION, EXAMPLES = "recipe.yaml", "versions.json", "evaluation.json", "examples"
 
-_RUN = (LOG, PLOT, PREDICTIONS, VERSIONS, EVALUATION, "checkpoints", "model", "adapter", "tensorboard")
+_RUN = (
+    LOG,
+    PLOT,
+    PREDICTIONS,
+    VERSIONS,
+    EVALUATION,
+    "checkpoints",
+    "model",
+    "adapter",
+    "tensorboard",
+    TRACKER_ID,
+    "wandb",
+)
 """What `--restart` removes; the examples are written before, and the recipe goes last."""
 _STATES = re.compile(r"states-[0-9a-f]{16}\.npy")
 
@@ -66,26 +80,21 @@ def _started_again() -> bool:
 class RunLog:
     """The log of one run folder, a context manager; used by one process."""
 
-    def __init__(self, folder: Path, step: int, tensorboard: bool) -> None:
-        """Open the log, cut back to the lines up to `step`."""
-        kept = [line for line in read_log(folder) if line["step"] <= step]
+    def __init__(self, folder: Path, step: int, recipe: RunRecipe) -> None:
+        """Open the log, cut back to the lines up to `step`, and the recipe's trackers."""
+        lines = read_log(folder)
+        kept = [line for line in lines if line["step"] <= step]
         with atomic_write(folder / LOG) as file:
             file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
         self._file = (folder / LOG).open("a", encoding="utf-8", newline="\n", buffering=1)
-        self._board: Any = None
-        if tensorboard:
-            try:
-                from tensorboardX import SummaryWriter
-            except ModuleNotFoundError:
-                raise MissingExtraError("tensorboardX", "tensorboard", "logging.tensorboard") from None
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        settings = flatten(recipe.model_dump(mode="json"))
+        self._trackers = open_trackers(recipe.logging, folder, step, settings, lines[len(kept) :])
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Add one line."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.write(step, values)
 
     def __enter__(self) -> RunLog:
         return self
@@ -94,8 +103,8 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for tracker in self._trackers:
+            tracker.close(failed=kind is not None)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -165,6 +174,7 @@ class RunFolder:
         With `restart` the run in the folder is removed, but nothing else that is there.
         """
         self.check(resume, restart)
+        check_trackers(recipe.logging)
         if restart and not _started_again():
             self._remove()
         notes = self._changes(recipe) if (self.path / RECIPE).exists() else []

@@ -543,7 +543,7 @@ def train_and_export(
                 listener.note(text)
             threads = torch.get_num_threads()
             folder.record_start(step, threads=threads, **facts, processes=ranks.world, device=device)
-            log = stack.enter_context(RunLog(folder.path, step, recipe.logging.tensorboard))
+            log = stack.enter_context(RunLog(folder.path, step, recipe))
 
             def report(event: Event) -> None:
                 log.write(event.step, event.values)
