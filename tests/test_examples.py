@@ -37,3 +37,15 @@ def test_from_fasta_to_a_model_as_the_readme_says(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", command.replace("src/", f"{ROOT}/src/").split())
         main()
     assert rinalmo.fill_mask("GGUC<mask>CUCUGG", tmp_path / "run" / "model")[0][0][0].score > 0.25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_runs(path, tmp_path):
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    notebook.cells = [cell for cell in notebook.cells if "install" not in cell.metadata.get("tags", ())]
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
+    assert any(cell.get("outputs") for cell in notebook.cells)
