@@ -552,7 +552,7 @@ def _write_linear(
         listener.note(note)
     device = device_name(ranks.device)
     folder.record_start(0, threads=torch.get_num_threads(), examples=examples, processes=ranks.world, device=device)
-    with RunLog(folder.path, 0, False) as log:
+    with RunLog(folder.path, 0, folder.recipe()) as log:
         if values:
             log.write(1, values)
     save(model, folder.model, overwrite=True)
