@@ -36,7 +36,7 @@ class RunRecord:
     `start` is the last entry of `versions.json`, `last` the last training line of the log.
     """
 
-    name: str
+    path: Path
     recipe: RunRecipe
     starts: Sequence[dict[str, Any]]
     start: Mapping[str, Any]
@@ -51,7 +51,12 @@ class RunRecord:
         validations = [line for line in log if "validation/loss" in line]
         start, last = starts[-1] if starts else {}, training[-1] if training else {}
         evaluation = folder.read_json(EVALUATION, {})
-        return cls(folder.path.name, folder.recipe(), starts, start, last, validations, evaluation)
+        return cls(folder.path, folder.recipe(), starts, start, last, validations, evaluation)
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.path.name
 
     @classmethod
     def of_model(cls, model: str | None) -> RunRecord | None:
@@ -177,6 +182,8 @@ def card(
     if run is not None:
         init = getattr(run.recipe, "init", None)
         earlier = RunRecord.of_model(init)
+        if earlier and earlier.path.resolve() == run.path.resolve():
+            earlier = None  # the run was restarted from its own model, and the record of that is gone
         if run.starts:
             start = f"the run `{earlier.name}`" if earlier else init
             verb = f"fine-tuned for {task}" if task else "continued"
@@ -186,7 +193,9 @@ def card(
         kind = "finetuning"
         if isinstance(run.recipe, Recipe):
             kind, longest_crop = "pretraining", run.recipe.data.max_length
-            while earlier and isinstance(earlier.recipe, Recipe):
+            paths = {run.path.resolve()}
+            while earlier and isinstance(earlier.recipe, Recipe) and earlier.path.resolve() not in paths:
+                paths.add(earlier.path.resolve())
                 earlier_runs.append(earlier)
                 earlier = RunRecord.of_model(earlier.recipe.init)
     return render_card(
