@@ -270,7 +270,7 @@ def test_embed_of_faulty_files(rinalmo_command, tmp_path, name):
     [
         (("missing.fa", "-o", "{tmp}/out.npz"), "missing.fa does not exist"),
         (("{tmp}", "-o", "{tmp}/out.npz"), "is a directory"),
-        ((KNOWN, "-o", "{tmp}/out.csv"), ".npz, .parquet"),
+        ((KNOWN, "-o", "{tmp}/out.xlsx"), "cannot write '.xlsx'; use .npz, .npy, .parquet"),
         ((KNOWN, "-o", "{tmp}"), "cannot write"),
         ((KNOWN, "-o", "{tmp}/no/out.npz"), "no such folder"),
         ((KNOWN, "-o", "{tmp}/out.npz", "--layers", "7"), "there is no layer 7"),

@@ -141,7 +141,7 @@ def test_quiet(rinalmo_command, tmp_path):
     ("arguments", "hint"),
     [
         (["embd"], "There is no command 'embd'; did you mean embed?"),
-        (["align"], "There is no command 'align'; there are card, convert"),
+        (["align"], "There is no command 'align'; there are benchmark, card, convert"),
         (["embed", "in.fa", "--ouput", "x.npz"], "Did you mean"),
         (["data", "prepar"], "No such command 'prepar'"),
         (["fold", "ACGU", "--shard", "2/2"], "no sequence falls in --shard 2/2; there are fewer than 2 sequences"),

@@ -58,7 +58,7 @@ def test_insertions_and_other_options(rinalmo_command, wild_type, tmp_path):
 def test_positions_left_out_are_counted(rinalmo_command):
     result = rinalmo_command("score", "GCNN", "--all-single")
     assert len(scores(result.out)) == 6
-    assert "2 positions with another letter than A, C, G, U were left out" in result.err
+    assert "2 positions with another letter than A, C, G, U left out" in result.err
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def run(rinalmo_command, store, tmp_path):
     sets = [part for value in (*settings, f"data.store={store}", "logging.every=1") for part in ("--set", value)]
     result = rinalmo_command("pretrain", "pretrain-tiny", "-o", tmp_path / "run", *sets)
     assert result.code == 0, result.err
-    assert "step 4/4  loss" in result.err
+    assert "4 of 4 steps (100 %)  loss" in result.err
     assert "validation accuracy" in result.err
     return tmp_path / "run"
 

@@ -37,7 +37,7 @@ from rinalmo.tasks.examples import json_lines
 from rinalmo.tasks.table import Table
 from rinalmo.tasks.trained import cropped, outputs, task_class, task_of
 from rinalmo.training.distributed import Ranks, init_distributed
-from rinalmo.training.linear_models import baselines, choose_modes, comparison, draw_predictions, fit_head
+from rinalmo.training.linear_models import baselines, choose_modes, comparison, draw_predictions, engine_for, fit_head
 from rinalmo.training.model_card import write_card
 from rinalmo.training.recipes import BackboneRecipe, ExamplesRecipe, FinetuneRecipe, recipe_for
 from rinalmo.training.run_folder import EVALUATION, EXAMPLES, PREDICTIONS, RECIPE, RunFolder, RunLog, read_log
@@ -531,8 +531,7 @@ def _validation_metrics(
 ) -> dict[str, float]:
     if not examples:
         return {}
-    options: dict[str, Any] = {"batch_tokens": recipe.data.micro_tokens, "device": ranks.device}
-    engine, task = Engine(model, recipe.train.precision, **options), task_of(model.spec)
+    engine, task = engine_for(model, recipe, ranks.device), task_of(model.spec)
     scores = [task.score_example(model, output, example) for example, output in outputs(examples, engine, task)]
     return {f"validation/{name}": value for name, value in task.metrics(scores, examples, None).items()}
 
@@ -619,7 +618,7 @@ def finetune_from_recipe(
         if os.environ.get("RANK", "0") != "0":
             continue
         if data.test or folds is not None or kind is Table:
-            engine = Engine(outcome.model, run.train.precision, batch_tokens=data.micro_tokens, device=device)
+            engine = engine_for(outcome.model, run, device)
             task = task_of(engine.spec)
             sets = Sets(*map(task.encode_targets, read_sets(run.data, kind, run.train.seed)[0]))
             name, held_out = ("test", sets.test) if sets.test else ("validation", sets.validation)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rinalmo.engine.devices import DeviceLike
+from rinalmo.engine.devices import DeviceLike, choose_device
 from rinalmo.engine.engine import Engine
 from rinalmo.errors import InputError
 from rinalmo.model.packing import Layout
@@ -52,6 +52,13 @@ def choose_modes(recipe: FinetuneRecipe, task: Task, parameters: int, rows: int)
     return for_sequences, "lora" if parameters >= _LARGE and find_spec("peft") else "full"
 
 
+def engine_for(model: str | Path | RiNALMo, recipe: FinetuneRecipe, device: DeviceLike) -> Engine:
+    """An engine with the precision and batches of a run; on a CPU, which trains in fp16 by autocast alone, its own."""
+    is_emulated = recipe.train.precision == "fp16" and choose_device(device).type == "cpu"
+    precision = "auto" if is_emulated else recipe.train.precision
+    return Engine(model, precision, batch_tokens=recipe.data.micro_tokens, device=device)
+
+
 def fit_head(
     recipe: FinetuneRecipe, task: Table, given: RiNALMo, examples: Sequence[Example], device: DeviceLike
 ) -> RiNALMo:
@@ -70,7 +77,7 @@ def fit_head(
         {n: tensor for n, tensor in given.state_dict().items() if n in model.state_dict()}, strict=False
     )
     model.eval()
-    engine = Engine(model, recipe.train.precision, batch_tokens=recipe.data.micro_tokens, device=device)
+    engine = engine_for(model, recipe, device)
 
     def compute(ids: Tensor, layout: Layout) -> list[Tensor]:
         states = engine.hidden_states(ids, layout, layers)
