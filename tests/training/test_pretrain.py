@@ -263,7 +263,7 @@ def test_the_command_stops_at_sigterm_and_goes_on(store, tmp_path):
     rest = told.read()
     assert process.wait() == 0
     assert f"note: continuing after step {done}" in rest
-    assert f"step {done + 2}/{done + 2}  loss" in rest
+    assert f"{done + 2} of {done + 2} steps (100 %)  loss" in rest
     assert f"use it with --model {tmp_path / 'run' / 'model'}" in rest
 
 
