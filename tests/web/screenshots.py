@@ -18,7 +18,7 @@ TABS = {
     "Embed": ("Well-known RNAs", "#map img"),
     "Variants": ("tRNA-Phe", "#heat img"),
 }
-HEIGHTS = {"Fold": 1650, "Embed": 1480}  # without the list of files
+HEIGHTS = {"Fold": 1750, "Embed": 1500}  # without the list of files
 WIDTH, SMOOTHING_MS = 1200, 1500
 
 
