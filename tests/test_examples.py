@@ -1,5 +1,6 @@
 """The example scripts, and the README's way from FASTA to a model, run as written."""
 
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -41,7 +42,9 @@ def test_from_fasta_to_a_model_as_the_readme_says(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("notebooks/*.ipynb")), ids=lambda path: path.stem)
-def test_a_notebook_runs(path, tmp_path):
+def test_a_notebook_runs(path, tmp_path, monkeypatch):
+    # Its cells call the command.
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     nbclient = pytest.importorskip("nbclient")
     nbformat = pytest.importorskip("nbformat")
     notebook = nbformat.read(path, as_version=4)

@@ -67,7 +67,7 @@ def test_the_wheel_is_the_package_and_nothing_else(unpacked):
     assert packaged == files(PACKAGE)
     assert Path("py.typed") in packaged
     assert {Path(f"assets/{model}/model.safetensors") for model in ("nano", "nano-fold")} <= packaged.keys()
-    kinds = {".py", ".typed", ".yaml", ".json", ".md", ".txt", ".fa", ".safetensors", ".j2"}
+    kinds = {".py", ".typed", ".yaml", ".json", ".md", ".txt", ".fa", ".csv", ".safetensors", ".j2", ".js"}
     assert {path for path in packaged if path.suffix not in kinds} == set()
 
 
