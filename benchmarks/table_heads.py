@@ -78,11 +78,9 @@ def main() -> None:
     chosen.threads, chosen.peer = 1, None
     torch.set_num_threads(1)
     sides.head("Tables: a fine-tuned model beside simple ones", chosen)
-    lines = []
     for table in chosen.tables:
         path, _, column = table.rpartition(":")
-        lines += compare(path, column, chosen)
-    sides.table(["data", "training / test rows", "model", "metric", "value"], lines)
+        sides.table(["data", "training / test rows", "model", "metric", "value"], compare(path, column, chosen))
 
 
 if __name__ == "__main__":
