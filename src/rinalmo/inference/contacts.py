@@ -75,7 +75,7 @@ def attention_maps(model: RiNALMo, ids: Tensor, layout: Layout) -> Iterator[list
     kept: list[list[Tensor]] = []
 
     def keep(weights: list[Tensor]) -> list[Tensor]:
-        kept.append([_corrected(part[:, 1:-1, 1:-1].float()) for part in weights])  # without CLS and EOS
+        kept.append([_scaled(part[:, 1:-1, 1:-1].float()) for part in weights])  # without CLS and EOS
         return weights
 
     states = model.encoder.states(ids, layout, keep)
@@ -85,15 +85,20 @@ def attention_maps(model: RiNALMo, ids: Tensor, layout: Layout) -> Iterator[list
         yield kept.pop()
 
 
-def _corrected(weights: Tensor) -> Tensor:
-    """The symmetric attention minus the average product of its row and column, with a root mean square of 1.
+def _scaled(weights: Tensor) -> Tensor:
+    """`corrected`, with a root mean square of 1, or a coefficient would mean less for longer RNAs.
 
-    Attention is spread over the sequence; without the last step a coefficient would mean less for longer RNAs.
+    Attention is spread over the sequence.
     """
+    maps = corrected(weights)
+    return maps / maps.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-9)
+
+
+def corrected(weights: Tensor) -> Tensor:
+    """The symmetric attention `(heads, length, length)` minus the average product of its row and column."""
     sums = weights + weights.transpose(1, 2)
     rows, columns, total = sums.sum(2, keepdim=True), sums.sum(1, keepdim=True), sums.sum((1, 2), keepdim=True)
-    corrected = sums - rows * columns / total
-    return corrected / corrected.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-9)
+    return sums - rows * columns / total
 
 
 def fit_regression(model: RiNALMo, known: Path = KNOWN) -> PairRegression:

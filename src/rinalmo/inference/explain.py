@@ -25,6 +25,7 @@ from torch import Tensor
 
 from rinalmo.engine.devices import DeviceLike, choose_device
 from rinalmo.errors import InputError
+from rinalmo.inference.contacts import corrected
 from rinalmo.io.sequences import Record, SequenceFile, Sequences, as_records, check_positive_int, encode
 from rinalmo.io.tables import Row, check_rows_output, write_rows
 from rinalmo.model.packing import Layout, pack, pack_padded
@@ -220,11 +221,7 @@ def _contacts(record: Record, model: RiNALMo) -> np.ndarray:
     total = np.zeros((len(record.sequence),) * 2)
 
     def add(weights: list[Tensor]) -> list[Tensor]:
-        maps = weights[0][:, 1:-1, 1:-1]
-        maps = maps + maps.transpose(1, 2)
-        rows = maps.sum(dim=2, keepdim=True)
-        corrected = maps - rows * rows.transpose(1, 2) / rows.sum(dim=1, keepdim=True)
-        total.__iadd__(corrected.mean(dim=0).double().cpu().numpy())
+        total.__iadd__(corrected(weights[0][:, 1:-1, 1:-1]).mean(dim=0).double().cpu().numpy())
         return weights
 
     ids, layout = pack([torch.from_numpy(encode(record, model.alphabet))], model.encoder.embedding.weight.device)

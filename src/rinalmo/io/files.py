@@ -109,6 +109,18 @@ def temporary_folder(path: Path) -> Path:
     return folder
 
 
+@contextmanager
+def atomic_write_folder(path: Path) -> Iterator[Path]:
+    """As `atomic_write`, for a folder: yields an empty one, which replaces `path` when the block ends."""
+    destination(path).parent.mkdir(parents=True, exist_ok=True)
+    partial = temporary_folder(path)
+    try:
+        yield partial
+        publish_folder(partial, path, overwrite=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def publish_folder(folder: Path, path: Path, *, overwrite: bool = False) -> None:
     """Rename a folder made by `temporary_folder` to its final name, once its content is on the disk.
 

@@ -25,8 +25,8 @@ def draw_confusion(target: np.ndarray, predicted: np.ndarray, classes: Sequence[
     """
     count = min(len(classes), _MOST_CLASSES)
     table = np.zeros((count, count), int)
-    shown = (target < count) & (predicted < count)
-    np.add.at(table, (target[shown], predicted[shown]), 1)
+    counted = (target < count) & (predicted < count)
+    np.add.at(table, (target[counted], predicted[counted]), 1)
     share = table / table.sum(axis=1, keepdims=True).clip(1)
     size = 1.8 + 0.34 * max(count, 4)
     with figure_in(path, _PURPOSE, figsize=(size + 0.9, size)) as figure:

@@ -261,8 +261,8 @@ def _fill_mask_tab(service: Service) -> None:
     def predict(text: str, heights: Any, request: gr.Request, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
         with _visit(service, request) as visit:
             record, masks = service.fill_mask(visit, text)
-            shown = image(bars(masks), f"Candidates at {len(masks)} masks of {record.id}")
-            yield shown, "", gr.File(visible=False)
+            chart = image(bars(masks), f"Candidates at {len(masks)} masks of {record.id}")
+            yield chart, "", gr.File(visible=False)
             record, probabilities = service.masked_in_turn(visit, text, _bar(progress))
             folder, letters = service.new_folder(), with_question_marks(record)
             paths = [folder / name for name in ("candidates.csv", "logo.svg", "logo.png")]
@@ -270,7 +270,7 @@ def _fill_mask_tab(service: Service) -> None:
             write_rows(paths[0], rows)
             for path in paths[1:]:
                 visit.turn(partial(draw_logo, probabilities, letters, path, name=record.id, heights=heights))
-            yield shown, image(paths[1].read_bytes(), f"Logo of {record.id}"), _given(paths)
+            yield chart, image(paths[1].read_bytes(), f"Logo of {record.id}"), _given(paths)
 
     cleared = ["", "", gr.File(visible=False)]
     _connect(service, predict, run, examples, [box, heights], [candidates, logo, files], cleared)
@@ -305,8 +305,8 @@ def _fold_tab(service: Service, fold_model: str) -> None:
     def fold(rna: str, decoder: str, weight: float | None, request: gr.Request) -> Any:
         with _visit(service, request) as visit:
             folded = service.fold(visit, rna, decoder, weight)
-            paths, shown = figures(folded, service.new_folder(), visit)
-            yield gr.Textbox(folded.text("dbn"), visible=True), *shown, _given(paths)
+            paths, drawn = figures(folded, service.new_folder(), visit)
+            yield gr.Textbox(folded.text("dbn"), visible=True), *drawn, _given(paths)
 
     box.value = f">tRNA-Phe\n{_TRNA}"  # the first screen has an answer
     with service.turns.visit(None) as visit:

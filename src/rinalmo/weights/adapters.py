@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rinalmo.errors import CheckpointError
-from rinalmo.io.files import destination, publish_folder, temporary_folder
+from rinalmo.io.files import atomic_write_folder
 from rinalmo.weights.layouts import listed
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -187,20 +186,14 @@ def write_adapter(
     folder: Path, settings: Mapping[str, Any], config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
     """Write an adapter atomically; `settings` are those of PEFT's config, `tensors` have our names."""
-    partial = None
+    named = {}
+    for name, tensor in tensors.items():
+        inner = "classifier." if name.split(".")[0] in CLASSIFIER_PARTS else ""
+        named[_PREFIX + inner + name] = tensor.contiguous()
     try:
-        destination(folder).parent.mkdir(parents=True, exist_ok=True)
-        partial = temporary_folder(folder)
-        named = {}
-        for name, tensor in tensors.items():
-            inner = "classifier." if name.split(".")[0] in CLASSIFIER_PARTS else ""
-            named[_PREFIX + inner + name] = tensor.contiguous()
-        save_file(named, partial / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        for name, values in ((ADAPTER_CONFIG, settings), ("config.json", config)):
-            (partial / name).write_text(json.dumps(dict(values), indent=2) + "\n", encoding="utf-8", newline="\n")
-        publish_folder(partial, folder, overwrite=True)
+        with atomic_write_folder(folder) as partial:
+            save_file(named, partial / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+            for name, values in ((ADAPTER_CONFIG, settings), ("config.json", config)):
+                (partial / name).write_text(json.dumps(dict(values), indent=2) + "\n", encoding="utf-8", newline="\n")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be written ({error})") from None
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import shutil
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -27,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rinalmo.errors import CheckpointError, InputError
-from rinalmo.io.files import atomic_write_path, destination, publish_folder, temporary_folder
+from rinalmo.io.files import atomic_write_folder, atomic_write_path
 from rinalmo.model.config import PRESETS, PUBLISHED_TOKENS, ModelConfig, Specification, specification
 from rinalmo.model.encoder import EncoderBlock
 from rinalmo.model.heads import POOLINGS, PROBLEM_TYPES, HeadConfig
@@ -270,23 +269,18 @@ def write_folder(
     vocabulary: tuple[str, ...],
 ) -> None:
     """Write a model folder atomically."""
-    partial = None
+    texts = {
+        "config.json": json.dumps(dict(config), indent=2),
+        "vocab.txt": "\n".join(vocabulary),
+        "tokenizer_config.json": json.dumps(dict(tokenizer_config), indent=2),
+    }
     try:
-        destination(folder).parent.mkdir(parents=True, exist_ok=True)
-        partial = temporary_folder(folder)
-        save_file(dict(tensors), partial / WEIGHTS, metadata={"format": "pt"})
-        for name, text in (
-            ("config.json", json.dumps(dict(config), indent=2)),
-            ("vocab.txt", "\n".join(vocabulary)),
-            ("tokenizer_config.json", json.dumps(dict(tokenizer_config), indent=2)),
-        ):
-            (partial / name).write_text(text + "\n", encoding="utf-8", newline="\n")
-        publish_folder(partial, folder, overwrite=True)
+        with atomic_write_folder(folder) as partial:
+            save_file(dict(tensors), partial / WEIGHTS, metadata={"format": "pt"})
+            for name, text in texts.items():
+                (partial / name).write_text(text + "\n", encoding="utf-8", newline="\n")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot be written ({_first_line(error)})") from None
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def require_replaceable(target: Path) -> None:
