@@ -534,13 +534,13 @@ def _training_step(
 def folding(setting: Setting, report: Report) -> None:
     from rinalmo.inference.fold import fold_records
     from rinalmo.io.sequences import Record
-    from rinalmo.rna.decoding import Decoder
+    from rinalmo.rna.decoding import Decoder, other_processes
 
     draw = random.Random(0)
     count, length = setting.sized(600, 4), setting.sized(500, 60)
     records = [Record(f"r{n}", "", "".join(draw.choices("ACGU", k=length))) for n in range(count)]
     engine = Engine("nano-fold", device=setting.device)
-    with Decoder.beside("cpu" if setting.tiny else setting.torch_device.type) as decoder:
+    with Decoder(0 if setting.tiny or setting.torch_device.type == "cpu" else other_processes()) as decoder:
         list(fold_records(records[: 4 * max(1, decoder.processes)], engine, decoder=decoder))
         setting.wait()
         start = time.perf_counter()

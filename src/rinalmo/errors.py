@@ -17,12 +17,6 @@ for faults while running. Any other exception is a bug.
 from typing import Self
 
 
-def counted(count: int, noun: str) -> str:
-    """A number of things in a message: 1 sequence, 2,048 sequences, 3 classes."""
-    ending = "" if count == 1 else "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
-    return f"{count:,} {noun}{ending}"
-
-
 class RinalmoError(Exception):
     """Base of all deliberate errors.
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rinalmo.errors import InputError, MissingExtraError
-from rinalmo.rna.constraints import FREE, Constraint
-from rinalmo.rna.decoding import Decoder, decode
+from rinalmo.rna.constraints import Constraint
+from rinalmo.rna.decoding import Decoder, decode, other_processes
 from rinalmo.rna.thermodynamics import ensemble, need_vienna
 
 OPTIONS = {"method": "nested", "threshold": 0.1, "canonical": True, "min_distance": 4}
@@ -45,7 +45,7 @@ def test_thermodynamics_too(beside):
         need_vienna()
     except MissingExtraError:
         pytest.skip("ViennaRNA is not installed")
-    given = [(sequence, sequence, FREE) for sequence, _, _ in rnas(4)]
+    given = [(sequence, sequence, None) for sequence, _, _ in rnas(4)]
     for (output, there), (sequence, _, _) in zip(beside.ensembles(given), given, strict=True):
         assert output == sequence
         np.testing.assert_array_equal(there.matrix(), ensemble(sequence).matrix())
@@ -117,8 +117,8 @@ with Decoder(2) as decoder:
 
 
 def test_a_cpu_decodes_in_this_process():
-    assert Decoder.beside("cpu").processes == 0
-    assert 1 <= Decoder.beside("cuda").processes <= 16
+    assert Decoder().processes == 0
+    assert 1 <= other_processes() <= 16
 
 
 def test_processes_beside_do_not_import_torch():

@@ -611,7 +611,7 @@ def _take_job_options(settings: dict[str, Any], output: str) -> dict[str, Any]:
     """Separate `--resume`, `--restart` and `--shard` from the settings of the engine."""
     if output == "-" and (settings["resume"] or settings["restart"] or settings["engine"] == "ray"):
         raise click.UsageError("--resume, --restart and --engine ray write a file; name it with --output")
-    return {name: settings.pop(name) for name in ("resume", "restart", "shard") if name in settings}
+    return {"resume": settings.pop("resume"), "restart": settings.pop("restart"), "shard": settings.pop("shard")}
 
 
 @click.command("evaluate")

@@ -530,7 +530,7 @@ def as_engine(
         return build()
     path, states = resolve(model), list[tuple[str, int, int]]()
     for place in (path, Path(adapter)) if adapter is not None else (path,):
-        for file in sorted(file for file in place.iterdir() if file.is_file()) if place.is_dir() else [place]:
+        for file in sorted(filter(Path.is_file, place.iterdir())) if place.is_dir() else [place]:
             state = file.stat()
             states.append((str(file), state.st_size, state.st_mtime_ns))
     computing = (choose_device(device), precision, threads, batch_tokens, os.environ.get("RINALMO_CPU"))

@@ -25,6 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
@@ -33,8 +34,8 @@ import numpy as np
 from rinalmo import __version__
 from rinalmo.engine.engine import Engine
 from rinalmo.engine.ray import EngineLike, RayEngine
-from rinalmo.errors import InputError, RinalmoError, counted
-from rinalmo.io.files import atomic_write, destination, empty_folder, lock_folder
+from rinalmo.errors import InputError, RinalmoError
+from rinalmo.io.files import atomic_write, counted, destination, empty_folder, lock_folder
 from rinalmo.io.sequences import InputFile, Record, name_source_in_errors
 
 if TYPE_CHECKING:
@@ -98,10 +99,12 @@ def chunked(
 
 def take_shard(records: Iterable[R], shard: str | None, noun: str = "sequence") -> Iterator[R]:
     """Every n-th record, from the i-th on, for `shard` "i/n"; all for None. Raises InputError where there is none."""
+    if shard is None:
+        return iter(records)
     index, count = _shard(shard)
 
     def taken() -> Iterator[R]:
-        is_empty = shard is not None
+        is_empty = True
         for record in islice(records, index - 1, None, count):
             is_empty = False
             yield record
@@ -223,7 +226,7 @@ class Job:
             if self.count:
                 logger.info("%s: resuming, %s done", self.output, counted(self.count, self.noun))
             advance = cumulative(job.get("progress", lambda count: None), self.count)
-            last_save = time.monotonic()
+            last_save, num_bytes = time.monotonic(), 0
 
             def unfinished() -> Iterator[tuple[int, list[Item]]]:
                 for number, chunk in enumerate(chunks):
@@ -235,14 +238,15 @@ class Job:
                 for number, arrays in engine.run(compute, unfinished(), advance):
                     self._memory[number] = arrays
                     self.count += len(arrays["lengths"])
-                    size = sum(array.nbytes for chunk in self._memory.values() for array in chunk.values())
-                    if time.monotonic() - last_save >= SAVE_SECONDS or size >= SAVE_BYTES:
+                    num_bytes += sum(map(attrgetter("nbytes"), arrays.values()))
+                    if time.monotonic() - last_save >= SAVE_SECONDS or num_bytes >= SAVE_BYTES:
                         self._wait()
                         # In another thread, while the next chunk is computed.
                         self._writing = writer.submit(self._save, self._memory, settings)
                         self._saved |= self._memory.keys()
-                        self._memory, last_save = {}, time.monotonic()
-                self._wait()
+                        self._memory, last_save, num_bytes = {}, time.monotonic(), 0
+                if self._writing is not None:
+                    self._wait()
                 source.check_unchanged()
                 yield
             except BaseException as error:

@@ -37,8 +37,8 @@ from rinalmo.engine.devices import DeviceLike, peak_memory
 from rinalmo.engine.engine import Engine, as_engine, map_encoded, to_host
 from rinalmo.engine.jobs import SAVE_BYTES, Arrays, JobOptions, opened, record_job, take_shard
 from rinalmo.engine.ray import EngineLike
-from rinalmo.errors import InputError, MissingExtraError, counted
-from rinalmo.io.files import atomic_write_path, check_path, uncompressed_name
+from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.io.files import atomic_write_path, check_path, counted, uncompressed_name
 from rinalmo.io.sequences import (
     Record,
     SequenceFile,

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -23,9 +24,9 @@ from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, as_engine
 from rinalmo.engine.jobs import Arrays, JobOptions, opened, record_job, take_shard
 from rinalmo.engine.ray import EngineLike, RayEngine
-from rinalmo.errors import CheckpointError, InputError, SequenceError, counted
+from rinalmo.errors import CheckpointError, InputError, SequenceError
 from rinalmo.inference.contacts import AttentionContacts
-from rinalmo.io.files import atomic_write, check_path, escape_controls, file_sha256, one_line
+from rinalmo.io.files import atomic_write, check_path, counted, escape_controls, file_sha256, one_line
 from rinalmo.io.sequences import Record, SequenceFile, Sequences, as_records, name_source_in_errors, require_nonempty
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.plots.structures import Plot, StructureFigure
@@ -38,7 +39,7 @@ from rinalmo.rna.constraints import (
     read_reactivities,
     shape_parameters,
 )
-from rinalmo.rna.decoding import Decoder
+from rinalmo.rna.decoding import Decoder, other_processes
 from rinalmo.rna.formats import format_of, structure_text, write_structures
 from rinalmo.rna.structure import RECORD, PairList, Pairs, PredictedStructure, Structure
 from rinalmo.rna.thermodynamics import Ensemble, free_energy, has_vienna, need_vienna
@@ -86,10 +87,13 @@ class Decoding:
     zero_shot: bool = False
 
     def __post_init__(self) -> None:
-        shape_parameters(self.shape_method)
+        if self.shape_method != "deigan":
+            shape_parameters(self.shape_method)
 
-    def conditions(self, record: Record, nested: bool = False) -> Conditions:
-        """The conditions that a record is folded with; raises SequenceError if its constraint cannot be met."""
+    def conditions(self, record: Record, nested: bool = False) -> Conditions | None:
+        """The conditions that a record is folded with, if any; raises SequenceError if its constraint cannot be met."""
+        if record.constraint is None and record.reactivities is None and self.max_span is None:
+            return None
         constraint = None
         try:
             if record.constraint is not None:
@@ -226,7 +230,7 @@ def fold_records(
     computing, choosing = deque[Example](), deque[tuple[Example, Ensemble | None]]()
     decoder = decoder or Decoder()
 
-    def computed() -> Iterator[tuple[str, Tensor | PairList, Conditions]]:
+    def computed() -> Iterator[tuple[str, Tensor | PairList, Conditions | None]]:
         for example, output in outputs(examples, engine, task):
             computing.append(example)
             yield example.sequence, output, example.conditions
@@ -239,7 +243,8 @@ def fold_records(
             example = computing.popleft()
             probabilities = task.probabilities(output, example.sequence, example.conditions, thermodynamics)
             choosing.append((example, thermodynamics))
-            yield example.sequence, probabilities, example.conditions.constraint
+            constraint = None if example.conditions is None else example.conditions.constraint
+            yield example.sequence, probabilities, constraint
 
     for probabilities, pairs in decoder.decoded(with_probabilities(), options):
         example, thermodynamics = choosing.popleft()
@@ -271,8 +276,8 @@ def _predicted(
     energy = None
     if has_energies:
         with suppress(SequenceError):  # more pairs cross than brackets can show
-            nested = Structure("", example.sequence, pairs).nested()
-            energy = free_energy(example.sequence, nested.dot_bracket, example.conditions)
+            dot_bracket = Structure("", example.sequence, pairs).dot_bracket
+            energy = free_energy(example.sequence, dot_bracket, example.conditions)
     return PredictedStructure(
         example.name,
         example.sequence,
@@ -443,7 +448,7 @@ def fold_file(
         if probabilities.suffix != ".npz":
             raise InputError(f"{probabilities}: probabilities are written as .npz")
         check_path(probabilities)
-    sources = known_sources(constraints, reactivities)
+    sources = known_sources(constraints, reactivities) if constraints or reactivities else {}
     file = SequenceFile(source, constraints=constraints is True)
     records = take_shard(file, shard)
     figures: list[StructureFigure] = []
@@ -462,9 +467,10 @@ def fold_file(
             records = with_conditions(records, decoding, sources, is_nested=is_nested, note=own_note)
             known = {"constraints": _content(constraints), "reactivities": _content(reactivities)}
         records = note_windows(records, task, note)
-        decoder = stack.enter_context(Decoder.beside(engine.device.type if isinstance(engine, Engine) else "cpu"))
-        chosen = decoder if decoder.processes else None
-        stream = partial(fold_records, decoding=decoding, window=task.window, decoder=chosen)
+        decoder = None
+        if isinstance(engine, Engine) and engine.device.type != "cpu":  # where decoding would keep the GPU waiting
+            decoder = stack.enter_context(Decoder(other_processes()))
+        stream = partial(fold_records, decoding=decoding, window=task.window, decoder=decoder)
         structures: Iterator[Folded]
         if isinstance(engine, Engine) and to_stdout:
             structures = stream(records, engine)
@@ -483,13 +489,14 @@ def fold_file(
             done = record_job(Path(output), engine, file, records, packed, _pack, options, **size, **job)
             results = stack.enter_context(done).results(*_ARRAYS)
             structures = chain.from_iterable(map(_unpack, results))
-        add_matrix = stack.enter_context(_matrix_file(probabilities))
+        add_matrix = stack.enter_context(_matrix_file(probabilities)) if probabilities else None
         count = 0
 
         def written() -> Iterator[Structure]:
             nonlocal count
             for structure, matrix in structures:
-                add_matrix(structure.name, matrix)
+                if add_matrix:
+                    add_matrix(structure.name, matrix)
                 if figures:
                     try:
                         figures[count].draw(structure, matrix)
@@ -529,21 +536,21 @@ def _fold_packed(
             values, listed = matrix.records(), len(matrix.values)
         else:
             values, listed = matrix.astype(np.float16), -1
-        yield structure, len(structure), listed, np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        yield structure, len(structure.sequence), listed, np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
 
 def _pack(results: list[tuple[PredictedStructure, int, int, np.ndarray]]) -> Arrays:
     """A chunk of structures as arrays."""
     structures, sizes, listed, probabilities = zip(*results, strict=True)
-    pairs = [pair for structure in structures for pair in structure.pairs]
-    numbers = [[getattr(structure, name) for name in _NUMBERS] for structure in structures]
+    fields = attrgetter("name", "sequence", "mfe_structure", "pairs", "pairing_probabilities")
+    names, sequences, mfe_structures, pairs, paired = zip(*map(fields, structures), strict=True)
     return {
-        "texts": np.array(json.dumps([(s.name, s.sequence, s.mfe_structure) for s in structures])),
-        "lengths": np.array([*map(len, structures)]),
-        "counts": np.array([len(structure.pairs) for structure in structures]),
-        "pairs": np.array(pairs, np.int32).reshape(-1, 2),
-        "numbers": np.array(numbers, np.float64),  # None becomes NaN
-        "paired": np.concatenate([structure.pairing_probabilities for structure in structures]),
+        "texts": np.array(json.dumps(list(zip(names, sequences, mfe_structures, strict=True)))),
+        "lengths": np.array(list(map(len, sequences))),
+        "counts": np.array(list(map(len, pairs))),
+        "pairs": np.array(list(chain.from_iterable(pairs)), np.int32).reshape(-1, 2),
+        "numbers": np.array(list(map(attrgetter(*_NUMBERS), structures)), np.float64),  # None becomes NaN
+        "paired": np.concatenate(paired),
         "sizes": np.array(sizes),
         "listed": np.array(listed),
         "probabilities": np.concatenate(probabilities),
@@ -567,11 +574,8 @@ def _unpack(arrays: Arrays) -> Iterator[Folded]:
 
 
 @contextmanager
-def _matrix_file(path: Path | None) -> Iterator[Callable[[str, np.ndarray | PairList], None]]:
-    """A function to add probabilities to an archive that `numpy.load` reads; without a path it does nothing."""
-    if path is None:
-        yield lambda name, matrix: None
-        return
+def _matrix_file(path: Path) -> Iterator[Callable[[str, np.ndarray | PairList], None]]:
+    """A function to add probabilities to an archive that `numpy.load` reads."""
     names = set[str]()
     with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
 

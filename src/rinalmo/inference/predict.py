@@ -18,8 +18,9 @@ from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, as_engine
 from rinalmo.engine.jobs import Arrays, JobOptions, opened, record_job, take_shard
 from rinalmo.engine.ray import EngineLike
-from rinalmo.errors import InputError, counted
+from rinalmo.errors import InputError
 from rinalmo.inference.fold import CHUNK_PAIRS, GPU_SCALE
+from rinalmo.io.files import counted
 from rinalmo.io.sequences import (
     Record,
     SequenceFile,

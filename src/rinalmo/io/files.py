@@ -521,6 +521,12 @@ def one_line(text: str) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things in a message: 1 sequence, 2,048 sequences, 3 classes."""
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
+    return f"{count:,} {noun}{ending}"
+
+
 # Writing with compression
 
 

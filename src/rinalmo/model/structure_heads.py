@@ -211,7 +211,8 @@ class CandidateBlock(nn.Module):
 def _chunks(rows: Tensor) -> Iterator[slice]:
     """Slices of the rows that are computed at once where no gradients are recorded."""
     chunk = _CHUNK if rows.device.type == "cpu" else _GPU_CHUNK
-    return (slice(start, start + chunk) for start in range(0, len(rows), chunk))
+    for start in range(0, len(rows), chunk):
+        yield slice(start, start + chunk)
 
 
 class _GatherNeighbours(torch.autograd.Function):

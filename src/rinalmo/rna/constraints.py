@@ -158,9 +158,6 @@ class Conditions:
     shape_method: str = "deigan"
     max_span: int | None = None
 
-    def __bool__(self) -> bool:
-        return any(each is not None for each in (self.constraint, self.reactivities, self.max_span))
-
     def part(self, start: int, stop: int) -> Conditions:
         """The conditions of the nucleotides `start:stop`."""
         constraint = None if self.constraint is None else self.constraint.part(start, stop)
@@ -200,8 +197,6 @@ class Conditions:
             probabilities.length, [(i[keep], j[keep], probabilities.values[keep]), (first, second, ones)]
         )
 
-
-FREE = Conditions()
 
 _SHAPE_METHOD = re.compile(r"(D|Z)((?:[mb][-+]?\d*\.?\d+)*)")
 _SHAPE_WORDS = {"deigan": "D", "zarringhalam": "Z"}

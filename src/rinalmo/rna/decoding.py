@@ -236,6 +236,12 @@ _AHEAD = 4  # RNAs per process that are decoded or wait for it
 _PACKAGE = Path(__file__).parents[2]
 
 
+def other_processes() -> int:
+    """How many processes can decode beside this one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_PROCESSES, max(1, cores - 1))
+
+
 class Decoder:
     """Decodes a stream of RNAs in order, in this process or in others.
 
@@ -247,14 +253,6 @@ class Decoder:
         self.processes = processes
         self._pool: ThreadPoolExecutor | None = None
         self._threads, self._started = local(), list[_Process]()
-
-    @classmethod
-    def beside(cls, device_type: str) -> Decoder:
-        """The decoder for probabilities computed on this type of device: other processes, unless it is the CPU."""
-        if device_type == "cpu":
-            return cls()
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return cls(min(MAX_PROCESSES, max(1, cores - 1)))
 
     def __enter__(self) -> Self:
         return self
@@ -284,15 +282,15 @@ class Decoder:
 
         for (sequence, probabilities, constraint), pairs in self._in_order(rnas, request):
             if pairs is None:
-                pairs = _decode(sequence, probabilities, constraint, options)
+                pairs = decode(probabilities, sequence, constraint=constraint, **options)
             yield probabilities, pairs
 
     def ensembles(
-        self, rnas: Iterable[tuple[str, Tensor | PairList, Conditions]]
+        self, rnas: Iterable[tuple[str, Tensor | PairList, Conditions | None]]
     ) -> Iterator[tuple[Tensor | PairList, Ensemble | None]]:
         """Yield the output and the ensemble of each RNA, in order; None for a `PairList`, which has used its own."""
 
-        def request(rna: tuple[str, Tensor | PairList, Conditions]) -> tuple[Any, ...] | None:
+        def request(rna: tuple[str, Tensor | PairList, Conditions | None]) -> tuple[Any, ...] | None:
             return None if isinstance(rna[1], PairList) else (ensemble, rna[0], rna[2])
 
         for (sequence, output, conditions), answer in self._in_order(rnas, request):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rinalmo.errors import MissingExtraError, SequenceError
-from rinalmo.rna.constraints import FREE, Conditions, shape_parameters
+from rinalmo.rna.constraints import Conditions, shape_parameters
 
 if TYPE_CHECKING:
     import RNA
@@ -64,17 +64,19 @@ def need_vienna() -> None:
         raise MissingExtraError("ViennaRNA", "fold", "folding with thermodynamics")
 
 
-def _compound(sequence: str, conditions: Conditions, *, evaluate_only: bool = False) -> RNA.fold_compound:
+def _compound(sequence: str, conditions: Conditions | None, *, evaluate_only: bool = False) -> RNA.fold_compound:
     try:
         import RNA
     except ImportError:
         need_vienna()
         raise
     details = RNA.md()
-    if conditions.max_span is not None:
+    if conditions is not None and conditions.max_span is not None:
         details.max_bp_span = conditions.max_span
     letters = re.sub("[^ACGU]", "N", sequence.upper().replace("T", "U"))
     compound = RNA.fold_compound(letters, details, RNA.OPTION_EVAL_ONLY if evaluate_only else RNA.OPTION_DEFAULT)
+    if conditions is None:
+        return compound
     if conditions.constraint is not None and not evaluate_only:
         text = conditions.constraint.for_vienna()
         compound.hc_add_from_db(text, RNA.CONSTRAINT_DB_DEFAULT | RNA.CONSTRAINT_DB_ENFORCE_BP)
@@ -88,7 +90,7 @@ def _compound(sequence: str, conditions: Conditions, *, evaluate_only: bool = Fa
     return compound
 
 
-def ensemble(sequence: str, conditions: Conditions = FREE) -> Ensemble:
+def ensemble(sequence: str, conditions: Conditions | None = None) -> Ensemble:
     """Compute the partition function of an RNA at 37 °C, in time that grows with the third power of its length.
 
     T reads as U, in either case; letters other than A, C, G and U pair with nothing. Energies include the
@@ -109,7 +111,7 @@ def ensemble(sequence: str, conditions: Conditions = FREE) -> Ensemble:
     return Ensemble(len(sequence), *places, values.astype(np.float32), structure, mfe, energy)
 
 
-def free_energy(sequence: str, dot_bracket: str, conditions: Conditions = FREE) -> float | None:
+def free_energy(sequence: str, dot_bracket: str, conditions: Conditions | None = None) -> float | None:
     """The free energy of a structure in kcal/mol, as `RNAeval` gives it; None if the model has none for a loop.
 
     Pairs in other brackets than round ones count as unpaired. The pseudo-energies of reactivities are included.

@@ -22,7 +22,7 @@ from torch import Tensor
 from rinalmo.errors import InputError
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
-from rinalmo.rna.constraints import FREE, Conditions
+from rinalmo.rna.constraints import Conditions
 
 Per = Literal["sequence", "nucleotide"]
 
@@ -47,7 +47,7 @@ class Example:
     group: str = ""
     where: str = field(default="", compare=False)  # file and line, for messages
     num_targets: int = field(default=1, compare=False)  # terms of the loss
-    conditions: Conditions = field(default=FREE, compare=False)  # of folding
+    conditions: Conditions | None = field(default=None, compare=False)  # of folding
 
 
 @dataclass(frozen=True)

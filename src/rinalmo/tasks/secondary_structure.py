@@ -32,7 +32,7 @@ from rinalmo.metrics import pair_scores
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.model.structure_heads import UNKNOWN, Combiner, Evidence
-from rinalmo.rna.constraints import FREE, Conditions
+from rinalmo.rna.constraints import Conditions
 from rinalmo.rna.decoding import decode
 from rinalmo.rna.formats import read_structures
 from rinalmo.rna.structure import PairList, Structure, pairs_of
@@ -174,13 +174,15 @@ class SecondaryStructure(Task):
         return torch.stack([loss(output, example.target) for output, example in pairs]).sum()
 
     def merge_windows(self, example: Example, outputs: Iterator[Tensor]) -> PairList:
-        length, parts = len(example.sequence), []
+        length, parts, conditions = len(example.sequence), [], example.conditions
         for window, output in zip(windows_of(length, self.window), outputs, strict=True):
-            part = example.conditions.part(window.start, window.stop)
+            part = None if conditions is None else conditions.part(window.start, window.stop)
             matrix = self.probabilities(output, example.sequence[window.start : window.stop], part)
             assert isinstance(matrix, np.ndarray)
             parts.append(window.pairs(matrix, self.min_probability))
-        merged = example.conditions.applied(PairList.of(length, parts))
+        merged: np.ndarray | PairList = PairList.of(length, parts)
+        if conditions is not None:
+            merged = conditions.applied(merged)
         assert isinstance(merged, PairList)
         return merged
 
@@ -188,7 +190,7 @@ class SecondaryStructure(Task):
         self,
         output: Tensor | PairList,
         sequence: str,
-        conditions: Conditions = FREE,
+        conditions: Conditions | None = None,
         thermodynamics: Ensemble | None = None,
     ) -> np.ndarray | PairList:
         """The pair probabilities `(length, length)` from the head's output; a list of merged windows as it is.
@@ -197,7 +199,8 @@ class SecondaryStructure(Task):
         """
         if isinstance(output, PairList):
             return output
-        output = self._conditioned(output, conditions)
+        if conditions is not None:
+            output = self._conditioned(output, conditions)
         if self.thermodynamics and thermodynamics is None:
             thermodynamics = ensemble(sequence, conditions)
         if self.thermodynamics == LEARNED:
@@ -213,7 +216,7 @@ class SecondaryStructure(Task):
             if thermodynamics is not None:
                 weight = float(self.thermodynamics)
                 matrix = (1 - weight) * matrix + weight * thermodynamics.matrix()
-        return conditions.applied(matrix)
+        return matrix if conditions is None else conditions.applied(matrix)
 
     def _conditioned(self, output: Tensor, conditions: Conditions) -> Tensor:
         """The head's output for an RNA under a constraint; each partner's distribution is that of allowed partners."""

@@ -82,7 +82,7 @@ def _task_of(spec: ModelSpec, kind: Any) -> Task:
         try:
             settings = dict(spec.task)
             crop, at = settings.pop("crop", None), settings.pop("crop_at", "middle")
-            task = task_class(str(settings.pop("name")))(**settings)
+            task = TASKS[str(settings.pop("name"))](**settings)
             task.crop = None if crop is None else Crop(int(crop), str(at))
             return task
         except (KeyError, TypeError, ValueError) as error:
@@ -165,7 +165,7 @@ def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator
 
     def parts() -> Iterator[tuple[Example, int, str]]:
         for example in examples:
-            sequences = [cropped(example.sequence, task.crop)]
+            sequences = [task.crop.of(example.sequence) if task.crop else example.sequence]
             if task.window and len(example.sequence) > task.window:
                 windows = windows_of(len(example.sequence), task.window)
                 sequences = [example.sequence[window.start : window.stop] for window in windows]
