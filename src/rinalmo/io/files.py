@@ -17,6 +17,7 @@ import contextlib
 import errno
 import gzip
 import hashlib
+import json
 import logging
 import os
 import re
@@ -33,7 +34,7 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from rinalmo.errors import InputError
+from rinalmo.errors import InputError, RinalmoError
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ LOCK = "lock"
 
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.partial")
 _DESCRIPTORS = ("/dev/fd/", "/dev/stdin", "/dev/stdout", "/dev/stderr", "/proc/")
+_MAX_JSON = 16 << 20
 _MAX_LINKS = 40  # as many as Linux follows
 # Errors of fsync that mean lost data; any other means that the file system does not support it.
 _NOT_WRITTEN = {errno.EIO, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
@@ -243,6 +245,21 @@ def _warn_once(kind: str, message: str) -> None:
     if kind not in _warned:
         _warned.add(kind)
         logger.warning(message)
+
+
+def read_json(path: Path, error: type[RinalmoError] = InputError) -> dict[str, Any]:
+    """The object in a small JSON file that may come from anyone; raises `error` for anything else."""
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise error(f"{path}: larger than any settings")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as problem:
+        raise error.from_os_error(problem, path, "not valid JSON") from None
+    except OSError as problem:
+        raise error.from_os_error(problem, path, "cannot be read") from None
+    if not isinstance(values, dict):
+        raise error(f"{path}: holds a {type(values).__name__}, not an object")
+    return values
 
 
 def file_sha256(path: Path) -> str:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rinalmo.errors import CheckpointError
-from rinalmo.io.files import atomic_write_folder
+from rinalmo.io.files import atomic_write_folder, read_json
 from rinalmo.weights.layouts import listed
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -87,15 +87,10 @@ class LoraAdapter:
     sha256: str = ""
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether the folder holds an adapter."""
-    return (path / ADAPTER_CONFIG).is_file()
-
-
 def read_adapter(folder: str | Path) -> LoraAdapter:
     """Read the adapter in a folder; raises CheckpointError for one that is damaged or not plain LoRA."""
     folder = Path(folder)
-    settings = _json(folder / ADAPTER_CONFIG)
+    settings = read_json(folder / ADAPTER_CONFIG, CheckpointError)
     if str(settings.get("peft_type")).upper() != "LORA":
         raise CheckpointError(f"{folder}: a {settings.get('peft_type')} adapter; only LoRA can be merged here")
     odd = [name for name in _VARIANTS if settings.get(name)]
@@ -125,7 +120,7 @@ def read_adapter(folder: str | Path) -> LoraAdapter:
         settings.get("base_model_name_or_path"),
         changes,
         whole,
-        _json(own) if own.is_file() else {},
+        read_json(own, CheckpointError) if own.is_file() else {},
         hashlib.sha256(content).hexdigest(),
     )
 
@@ -161,18 +156,6 @@ def _scale(settings: Mapping[str, Any], name: str, pair: Mapping[str, Tensor]) -
             alpha = value
             break
     return float(alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: holds a {type(values).__name__}, not an object")
-    return values
 
 
 def check_fits(adapter: LoraAdapter, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -26,13 +26,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rinalmo.errors import CheckpointError, InputError
-from rinalmo.io.files import atomic_write_folder, atomic_write_path
+from rinalmo.io.files import atomic_write_folder, atomic_write_path, read_json
 from rinalmo.model.config import PRESETS, PUBLISHED_TOKENS, ModelConfig, Specification, specification
 from rinalmo.model.encoder import EncoderBlock
 from rinalmo.model.heads import POOLINGS, PROBLEM_TYPES, HeadConfig
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo
 from rinalmo.rna.alphabet import CARD_TOKENS, OFFICIAL_TOKENS, STANDARD_TOKENS, Alphabet
-from rinalmo.weights.adapters import LoraAdapter, check_fits, is_adapter, read_adapter
+from rinalmo.weights.adapters import ADAPTER_CONFIG, LoraAdapter, check_fits, read_adapter
 from rinalmo.weights.catalog import find, resolve
 from rinalmo.weights.layouts import (
     TOKEN_TENSORS,
@@ -48,7 +48,6 @@ from rinalmo.weights.layouts import (
 
 WEIGHTS, SHARDS, PICKLE = "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-_MAX_JSON = 16 << 20
 # Loaders ignore a state dict's metadata, and it survives a weights-only load: the one place in the official layout
 # for the number of attention heads and other values that its tensors do not show.
 _METADATA_KEY = "rinalmo"
@@ -128,7 +127,7 @@ def _require_weights(path: Path) -> None:
 
 def shard_names(index: Path) -> list[str]:
     """The files that a sharded model's index lists; raises CheckpointError for one outside its folder."""
-    names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    names = sorted(set(read_json(index, CheckpointError).get("weight_map", {}).values()))
     if any(Path(name).name != name for name in names):
         raise CheckpointError(f"{index}: names a file outside its folder")
     return names
@@ -198,7 +197,7 @@ def _metadata_files(folder: Path) -> dict[str, Any]:
     contents: dict[str, Any] = {}
     for field_name, file in (("config", "config.json"), ("tokenizer_config", "tokenizer_config.json")):
         if (folder / file).exists():
-            contents[field_name] = _read_json(folder / file)
+            contents[field_name] = read_json(folder / file, CheckpointError)
     vocabulary = folder / "vocab.txt"
     if vocabulary.exists():
         try:
@@ -206,20 +205,6 @@ def _metadata_files(folder: Path) -> dict[str, Any]:
         except (UnicodeDecodeError, OSError) as error:
             raise CheckpointError(f"{vocabulary}: cannot be read ({_first_line(error)})") from None
     return contents
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_JSON:
-            raise CheckpointError(f"{path}: larger than any config")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({_first_line(error)})") from None
-    except OSError as error:
-        raise CheckpointError.from_os_error(error, path, "cannot be read") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: holds a {type(values).__name__}, not an object")
-    return values
 
 
 @contextmanager
@@ -390,7 +375,7 @@ def read(
     """
     path = resolve(source)
     added = None if adapter is None else read_adapter(adapter)
-    if added is None and is_adapter(path):
+    if added is None and (path / ADAPTER_CONFIG).is_file():
         added = read_adapter(path)
         path = _base_of(added)
     files = open_model(path)
