@@ -141,6 +141,18 @@ def test_fold_with_pictures(rinalmo_command, model, folder, tmp_path, kind, endi
         assert (tmp_path / "h0.svg").read_text().count('class="pair"') == 4
 
 
+def test_fold_colored_by_numbers(rinalmo_command, model, tmp_path):
+    pytest.importorskip("RNA")
+    (tmp_path / "dms.txt").write_text("1 0.2\n2 1.9\n")
+    figure = (HAIRPINS[0], "--model", model, "--plot", tmp_path / "one.svg", "--color-by", tmp_path / "dms.txt")
+    result = rinalmo_command("fold", *figure, *FP32)
+    assert result.code == 0, result.err
+    text = (tmp_path / "one.svg").read_text()
+    assert [said for said in ("dms", "1.9") if said not in text] == []
+    kind = rinalmo_command("fold", *figure, "--plot-kind", "arcs", *FP32)
+    assert (kind.code, "colors the nucleotides of a drawing, not of arcs" in kind.err) == (2, True)
+
+
 def test_fold_against_a_reference(rinalmo_command, model, folder, tmp_path):
     (tmp_path / "one.fa").write_text(f">one\n{HAIRPINS[0]}\n")
     (tmp_path / "true.dbn").write_text(f">true\n{HAIRPINS[0]}\n(((......)))\n")
@@ -152,8 +164,9 @@ def test_fold_against_a_reference(rinalmo_command, model, folder, tmp_path):
     several = rinalmo_command("fold", folder / "hairpins.fa", "-o", tmp_path / "out.ct", *given)
     assert (several.code, (tmp_path / "out.ct").exists()) == (2, False)
     assert "shows one sequence" in several.err or "no structure named" in several.err
-    alone = rinalmo_command("fold", tmp_path / "one.fa", "--model", model, "--plot-kind", "arcs")
-    assert (alone.code, "are for --plot" in alone.err) == (2, True)
+    for option in (("--plot-kind", "arcs"), ("--color-by", "dms.txt")):
+        alone = rinalmo_command("fold", tmp_path / "one.fa", "--model", model, *option)
+        assert (alone.code, "are for --plot" in alone.err) == (2, True)
 
 
 def test_predict(rinalmo_command, model, folder):
@@ -169,6 +182,7 @@ def test_predict(rinalmo_command, model, folder):
         (("finetune", "secondry-structure", "x.csv", "-o", "run"), "did you mean secondary-structure?"),
         (("finetune", "table", "no-such.csv", "-o", "run"), "no-such.csv does not exist"),
         (("evaluate", "table", "no-such.csv", "--model", "nowhere"), "nowhere"),
+        (("evaluate", "table", "no-such.csv", "--model", "nano-fold"), "no-such.csv does not exist; check the path"),
         (("predict", "nowhere", "no-such.fa"), "no-such.fa"),
         (("finetune", "table", "x.csv", "-o", "run", "--set", "train.epoch=3"), "did you mean train.epochs?"),
         (("evaluate", "table", "x.csv", "-o", "each.csv"), "table has no scores of single examples; use --report"),

@@ -122,6 +122,9 @@ def test_constraints_after_each_sequence(tmp_path):
     assert found == [("a", SEQUENCE, "(x...........)"), ("b", "GAAAC", None), ("c", "ACXGU", "xxxxx")]
     with pytest.raises(SequenceError, match=r"in.fa, record a, position 15: '\(' .* --constraint"):
         list(read_fasta(path))
+    path.write_text(">a\nGGGGG\nAAAACCCCC\n>....\n>........\n>b\nGAAAC\n....\n>\n>c\nACGU\n")
+    found = [(r.id, r.constraint) for r in read_fasta(path, constraints=True)]
+    assert found == [("a", ">....>........"), ("b", "....>"), ("c", None)]
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
@@ -147,6 +150,8 @@ def test_files_of_constraints(tmp_path):
     assert found.unused() == ["a"]
     with pytest.raises(SequenceError, match=r"constraints.txt, line 1, record a: its sequence differs"):
         found.of("a", SEQUENCE, alone=False)
+    path.write_text(">a\nACGU\n>...\n")
+    assert read_constraints(path).of("a", "ACGU", alone=False) == ">..."
     path.write_text("xxxx\n")
     assert read_constraints(path).of("any", "ACGU", alone=True) == "xxxx"
     with pytest.raises(SequenceError, match="has no name"):

@@ -16,11 +16,11 @@ from rinalmo.inference.fill_mask import Prediction
 from rinalmo.io.sequences import Record
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.rinalmo import ModelSpec, create
-from rinalmo.plots import draw_arcs, draw_embedding_map, draw_logo, heat_map
+from rinalmo.plots import draw_arcs, draw_embedding_map, draw_logo, drawing, heat_map
 from rinalmo.plots.drawing import structure_svg
 from rinalmo.rna.structure import Structure
 from rinalmo.web import app
-from rinalmo.web.app import bars, image
+from rinalmo.web.app import bars, image, write_fold
 from rinalmo.web.service import GoneError, Service, Turns, many_records, one_record, text_of_file
 
 EVIL = "\"'><script>alert(1)</script>$x_1"
@@ -164,6 +164,19 @@ def test_the_text_of_a_dropped_file(tmp_path):
     (tmp_path / "large.gz").write_bytes(gzip.compress(b"A" * 10**6))
     with pytest.raises(InputError, match="more than 500,000 bytes"):
         text_of_file(tmp_path / "large.gz")
+
+
+def test_a_structure_without_a_layout_is_shown_all_the_same(tmp_path, monkeypatch):
+    engine = Engine("nano-fold", "fp32", threads=1)
+    service = Service(engine, engine, tmp_path)
+    with service.turns.visit("a") as visit:
+        folded = service.fold(visit, "GGGGGAAAACCCCC")
+        paths, html = write_fold(folded, tmp_path, visit)
+        assert ("<svg" in html, len(paths)) == (True, 7)
+        monkeypatch.setattr(drawing, "_LAYOUT_SECONDS", 0)
+        paths, html = write_fold(folded, tmp_path, visit)
+    assert html == "<p>Not drawn: no layout without overlaps was found for these 14 nt; draw arcs or a map.</p>"
+    assert [path.name for path in paths] == ["structure.dbn", "structure.ct", "structure.csv", "arcs.svg", "map.png"]
 
 
 def drawn(tmp_path):

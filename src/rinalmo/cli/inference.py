@@ -33,6 +33,7 @@ from rinalmo.cli.options import (
     shard_option,
     task_option,
     threads_option,
+    values_option,
 )
 from rinalmo.errors import InputError
 
@@ -416,6 +417,7 @@ def score_command(
     metavar="FILE",
     help="True structures, in any format that -o writes, to compare with in --plot: by name, or one for one sequence.",
 )
+@values_option
 @shard_option
 @adapter_option
 @job_options
@@ -438,6 +440,7 @@ def fold_command(
     plot: Path | None,
     plot_kind: Any,
     reference: Path | None,
+    values: Path | None,
     adapters: tuple[str, ...],
     **settings: Any,
 ) -> None:
@@ -457,10 +460,11 @@ def fold_command(
     rinalmo fold sequences.fa --model run/model -o structures.parquet --engine ray --workers 8
     rinalmo fold tRNA.fa --plot tRNA.svg
     rinalmo fold tRNA.fa --model nano --zero-shot
+    rinalmo fold tRNA.fa --shape tRNA.shape --plot tRNA.png --color-by tRNA.shape
     rinalmo fold sequences.fa --plot 'arcs/{name}.png' --reference true.dbn
     """
-    if plot is None and (plot_kind or reference):
-        raise click.UsageError("--plot-kind and --reference are for --plot; name its file")
+    if plot is None and (plot_kind or reference or values):
+        raise click.UsageError("--plot-kind, --reference and --color-by are for --plot; name its file")
     if source is None:  # `fold --constraint FASTA`, as for RNAfold, names the file of both
         source, constraints = constraints, ""
     if not source:
@@ -482,7 +486,7 @@ def fold_command(
                 reactivities=shape,
                 window=window,
                 probabilities=files["probabilities"],
-                plot=None if plot is None else Plot(files["plot"], plot_kind, reference),
+                plot=None if plot is None else Plot(files["plot"], plot_kind, reference, values),
                 progress=report,
                 **job,
                 note=print_note,

@@ -103,6 +103,15 @@ colour_option = click.option(
     "TABLE:COLUMN, a column of a CSV or TSV file with ids.",
 )
 
+values_option = click.option(
+    "--color-by",
+    "values",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Color the nucleotides of a drawing by reactivity, conservation or any number: lines of position and value, "
+    "for several RNAs after `>name`; or a table with the columns `id` and `reactivity`.",
+)
+
 fill_option = click.option(
     "--fill-to",
     type=click.IntRange(min=0),

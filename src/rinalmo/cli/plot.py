@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rinalmo.cli.options import colour_option, print_line
+from rinalmo.cli.options import colour_option, print_line, values_option
 
 _OUTPUT = click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Figure to write, .svg, .png or .pdf."
@@ -98,14 +98,7 @@ def curves(runs: tuple[Path, ...], output: Path, names: tuple[str, ...]) -> None
     metavar="FILE.npz",
     help="Pair probabilities that `rinalmo fold --probabilities` wrote: for a map, and for the colors of a drawing.",
 )
-@click.option(
-    "--color-by",
-    "values",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Color nucleotides by reactivity, conservation or any number: lines of position and value, after `>name` for "
-    "several RNAs; or a table with the columns `id` and `reactivity`.",
-)
+@values_option
 def structure(
     source: Path, output: Path, kind: Any, reference: Path | None, probabilities: Path | None, values: Path | None
 ) -> None:

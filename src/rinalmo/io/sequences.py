@@ -121,13 +121,26 @@ def parse_fasta(
 def _parse_constrained(chunks: Iterable[bytes], name: str, *, letters: str, allow_mask: bool) -> Iterator[Record]:
     """As `parse_fasta`, with the lines of a constraint after the sequence; records without them have none."""
     table = _letter_table(letters)
-    for number, entry in enumerate(_entries(iter(chunks), name), start=1):
+    for number, entry in enumerate(_rejoined(_entries(iter(chunks), name)), start=1):
         lines = entry.split(b"\n")
         is_constraint = [n > 0 and is_constraint_line(decode(line).strip()) for n, line in enumerate(lines)]
         first = is_constraint.index(True) if True in is_constraint else len(lines)
         record = _record(number, b"\n".join(lines[:first]), table, allow_mask, name)
         text = "".join(decode(line).strip() for line in lines[first:])
         yield replace(record, constraint=text or None)
+
+
+def _rejoined(entries: Iterator[bytes]) -> Iterator[bytes]:
+    """The entries, joined where the '>' was of a constraint: what follows it is no sequence."""
+    whole = next(entries)
+    for entry in entries:
+        lines = [line for line in map(str.strip, decode(b">" + entry).split("\n")) if line]
+        if all(map(is_constraint_line, lines)):
+            whole += b"\n>" + entry
+        else:
+            yield whole
+            whole = entry
+    yield whole
 
 
 def _entries(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:

@@ -318,7 +318,7 @@ def _constraint_entries(path: Source) -> Iterator[_Entry]:
     file, name, start, sequence, text = source_name(path), "", 0, "", ""
     for number, raw in enumerate(read_lines(path), start=1):
         line = raw.strip()
-        if line.startswith(">") and not (text and is_constraint_line(line)):
+        if line.startswith(">") and not ((sequence or text) and is_constraint_line(line)):
             if start and text:
                 yield _Entry(name, start, sequence, text)
             elif start:

@@ -128,6 +128,8 @@ def evaluate(
         >>> evaluation.count, evaluation.metrics["f1"].value
         (1, 1.0)
     """
+    if isinstance(data, str | Path) and not Path(data).exists():
+        raise InputError(f"{data} does not exist; check the path")
     engine = as_engine(model, device)
     own, notes = task_of(engine.spec, task), list[str]()
     folding: dict[str, Any] = {"window": window, "thermodynamics": thermodynamics}

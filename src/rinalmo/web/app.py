@@ -26,7 +26,7 @@ from rinalmo.inference.fill_mask import Prediction
 from rinalmo.io.sequences import Record, read_fasta
 from rinalmo.io.tables import write_rows
 from rinalmo.plots import draw_arcs, draw_logo, draw_pair_map, heat_map, svg
-from rinalmo.plots.drawing import draw_structure, structure_svg
+from rinalmo.plots.drawing import structure_svg
 from rinalmo.plots.embedding_map import draw_embedding_map
 from rinalmo.plots.logo import LETTER_COLOURS
 from rinalmo.plots.style import BLACK, GREY, PALE
@@ -292,8 +292,7 @@ def _fold_tab(service: Service, fold_model: str) -> None:
     run = gr.Button("Fold", variant="primary")
 
     def figures(folded: FoldedRna, folder: Path, visit: Visit) -> tuple[list[Path], tuple[str, ...]]:
-        paths, name = _write_fold(folded, folder, visit), folded.structure.name
-        drawing = _picture(structure_svg(folded.structure, folded.probabilities))
+        (paths, drawing), name = write_fold(folded, folder, visit), folded.structure.name
         pair_map = image((folder / "map.png").read_bytes(), f"Pair probabilities of {name}", "png")
         return paths, (
             folded.summary(),
@@ -332,18 +331,24 @@ def _fold_tab(service: Service, fold_model: str) -> None:
     files.render()
 
 
-def _write_fold(folded: FoldedRna, folder: Path, visit: Visit) -> list[Path]:
+def write_fold(folded: FoldedRna, folder: Path, visit: Visit) -> tuple[list[Path], str]:
+    """Write the files of a structure; the HTML of its drawing, or why there is none."""
     structure, probabilities = folded.structure, folded.probabilities
-    texts = [folder / f"structure.{ending}" for ending in ("dbn", "ct", "csv")]
-    for path in texts:
+    paths = [folder / f"structure.{ending}" for ending in ("dbn", "ct", "csv")]
+    for path in paths:
         write_structures(path, [structure])
-    drawings = [folder / f"drawing.{ending}" for ending in ("svg", "png")]
+    drawings, arcs, pair_map = [folder / "drawing.svg", folder / "drawing.png"], folder / "arcs.svg", folder / "map.png"
+    try:
+        text = structure_svg(structure, probabilities)
+    except InputError as error:  # no layout; arcs and map show the structure
+        html, drawings = f"<p>Not drawn: {escape(str(error))}.</p>", []
+    else:
+        html = _picture(text)
     for path in drawings:  # matplotlib draws one figure at a time
-        visit.turn(partial(draw_structure, structure, path, probabilities))
-    arcs, pair_map = folder / "arcs.svg", folder / "map.png"
+        visit.turn(partial(svg.save, text, path, "drawing a structure"))
     visit.turn(lambda: draw_arcs(structure, arcs))
     visit.turn(lambda: draw_pair_map(structure, probabilities, pair_map))
-    return [*texts, *drawings, arcs, pair_map]
+    return [*paths, *drawings, arcs, pair_map], html
 
 
 def _embed_tab(service: Service) -> None:
