@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge, RidgeCV
+from sklearn.model_selection import PredefinedSplit
 from sklearn.preprocessing import StandardScaler
 
 from rinalmo.rna.alphabet import Alphabet
@@ -13,7 +14,7 @@ from rinalmo.tasks.linear import fit_linear, kmer_frequencies
 
 @pytest.mark.parametrize(("rows", "columns"), [(100, 30), (60, 200)])
 def test_fits_are_scikit_learns(rows, columns, monkeypatch):
-    monkeypatch.setattr(linear, "_choose_penalty", lambda *_: 0.1)
+    monkeypatch.setattr(linear, "_PENALTIES", [0.1])
     draw = np.random.default_rng(0)
     x = (draw.normal(size=(rows, columns)) * draw.uniform(0.1, 5, columns) + 3).astype(np.float32)
     y = (x - x.mean(axis=0)) @ draw.normal(size=(columns, 3))
@@ -28,10 +29,43 @@ def test_fits_are_scikit_learns(rows, columns, monkeypatch):
     np.testing.assert_allclose(outputs(y[:, :1], "regression", 1)[:, 0], expected, atol=1e-4 * np.abs(y).max())
     several = LogisticRegression(C=1 / (0.1 * rows), max_iter=2000, tol=1e-8).fit(standardized, classes)
     found = outputs(classes, "multiclass", 3).softmax(dim=1)
-    np.testing.assert_allclose(found, several.predict_proba(standardized), atol=2e-3)
+    np.testing.assert_allclose(found, several.predict_proba(standardized), atol=5e-4)
     two = LogisticRegression(C=1 / (0.1 * rows), max_iter=2000, tol=1e-8).fit(standardized, y[:, 1] > 0)
     found = outputs((y[:, 1:2] > 0).astype(int), "binary", 1).sigmoid()
-    np.testing.assert_allclose(found[:, 0], two.predict_proba(standardized)[:, 1], atol=2e-3)
+    np.testing.assert_allclose(found[:, 0], two.predict_proba(standardized)[:, 1], atol=5e-4)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(100, 30), (60, 200)])
+def test_penalties_are_scikit_learns(rows, columns):
+    draw = np.random.default_rng(0)
+    x = StandardScaler().fit_transform(draw.normal(size=(rows, columns))).astype(np.float32)
+    noisy = x @ draw.normal(size=columns) + 10 * draw.normal(size=rows)
+    gap = (noisy - noisy.mean()) / noisy.std()
+
+    def outputs(targets, kind, count):
+        fitted = fit_linear(torch.from_numpy(x), targets, kind, count)
+        return (torch.from_numpy(x) @ fitted.weight.T + fitted.bias).numpy()
+
+    penalties = rows * np.array(linear._PENALTIES)
+    expected = RidgeCV(penalties).fit(x, gap).predict(x)  # leave-one-out
+    np.testing.assert_allclose(outputs(gap[:, None], "regression", 1)[:, 0], expected, atol=1e-4)
+    order, folds = np.random.default_rng(0).permutation(rows), np.zeros(rows, int)
+    for number in range(5):
+        folds[order[number::5]] = number
+    classes = np.digitize(gap, [-0.5, 0.5])
+    # scikit-learn's penalty is of the sum, over four fifths of the examples in the search.
+    search = LogisticRegressionCV(
+        Cs=5 / 4 / penalties,
+        cv=PredefinedSplit(folds),
+        scoring="neg_log_loss",
+        max_iter=1000,
+        l1_ratios=(0,),
+        use_legacy_attributes=False,
+    )
+    chosen = 5 / 4 / search.fit(x, classes).C_
+    expected = LogisticRegression(C=1 / chosen, max_iter=5000, tol=1e-8).fit(x, classes).predict_proba(x)
+    found = torch.from_numpy(outputs(classes, "multiclass", 3)).softmax(dim=1)
+    np.testing.assert_allclose(found, expected, atol=5e-4)
 
 
 def test_penalty_follows_the_noise():

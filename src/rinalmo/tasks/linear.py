@@ -1,8 +1,8 @@
 """Linear models on fixed features of whole sequences, with an L2 penalty whose strength is chosen by cross-validation.
 
     features   frequencies of k-mers, and hidden states of several layers averaged over the nucleotides
-    numbers    ridge regression, in closed form
-    classes    logistic regression, by L-BFGS
+    numbers    ridge regression, in closed form; the penalty of the least leave-one-out error
+    classes    logistic regression, by L-BFGS; the penalty of the least cross-validated loss
 
 On k-mers alone it is the baseline that fine-tuned models are compared with, on both the head of a frozen backbone.
 Features are standardized for the fit; the weights found are for the features as they are.
@@ -10,7 +10,6 @@ Features are standardized for the fit; the weights found are for the features as
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,11 +20,12 @@ from torch import Tensor
 from rinalmo.model.heads import IGNORE, ProblemType
 from rinalmo.rna.alphabet import Alphabet
 
-_PENALTIES = [10 ** (step / 2) for step in range(3, -9, -1)]  # per example, strong ones first
+_PENALTIES = [10 ** (step / 2) for step in range(5, -9, -1)]  # per example, strong ones first
 _DEFAULT_PENALTY, _FEWEST = 0.1, 10  # for fewer examples than can be cross-validated
 _MAX_EXAMPLES = 20_000  # in the search for the penalty
 _PATIENCE = 2  # penalties without gain that end the search
-_STEPS = 200
+_STEPS, _HISTORY, _TOLERANCE = 200, 10, 1e-7  # of L-BFGS
+_CHUNK = 4096  # examples that are multiplied in fp64 at once
 
 
 class LinearFit(NamedTuple):
@@ -85,57 +85,94 @@ def fit_linear(features: Tensor, targets: np.ndarray, kind: ProblemType, outputs
         The model with the penalty of the lowest cross-validated loss, for each column its own.
     """
     if kind == "multiclass":
-        return _fit_column(features, torch.from_numpy(targets.astype(np.int64)), kind, outputs, seed)
+        one_hot = F.one_hot(torch.from_numpy(targets.astype(np.int64)), outputs).float()
+        return _fit_column(features, one_hot, kind, seed)
     columns = []
     for column in targets.reshape(len(features), -1).T:
         known = ~np.isnan(column) if kind == "regression" else column != IGNORE
-        column_targets = torch.from_numpy(column[known].astype(np.float32))
-        columns.append(_fit_column(features[torch.from_numpy(known)], column_targets, kind, 1, seed))
+        column_targets = torch.from_numpy(column[known].astype(np.float32))[:, None]
+        columns.append(_fit_column(features[torch.from_numpy(known)], column_targets, kind, seed))
     return LinearFit(torch.cat([fitted.weight for fitted in columns]), torch.cat([fitted.bias for fitted in columns]))
 
 
-def _fit_column(features: Tensor, targets: Tensor, kind: ProblemType, outputs: int, seed: int) -> LinearFit:
+def _fit_column(features: Tensor, targets: Tensor, kind: ProblemType, seed: int) -> LinearFit:
     if not len(features):
-        return LinearFit(torch.zeros(outputs, features.shape[1]), torch.zeros(outputs))
+        return LinearFit(torch.zeros(targets.shape[1], features.shape[1]), torch.zeros(targets.shape[1]))
     mean, std = features.mean(dim=0), features.std(dim=0, correction=0)
     std = torch.where(std < 1e-6 * features.abs().amax(dim=0).clamp(min=1e-3), 1.0, std)
-    x = (features - mean) / std
-    basis = None
-    if len(x) < x.shape[1]:
-        # The weights lie in the span of the examples: an orthonormal basis of that has far fewer dimensions.
-        values, vectors = torch.linalg.eigh((x @ x.T).double())
-        keep = values > 1e-9 * values[-1].clamp(min=1e-30)
-        scale = values[keep].sqrt()
-        basis = ((vectors[:, keep] / scale).T @ x.double()).float()
-        x = (vectors[:, keep] * scale).float()
-    offset, spread = torch.zeros(()), torch.ones(())
+    components = _principal_components((features - mean) / std)
     if kind == "regression":
         offset, spread = targets.mean(), targets.std(correction=0).clamp(min=1e-12)
-        targets = (targets - offset) / spread
-    penalty = _choose_penalty(x, targets, kind, outputs, seed)
-    weight, bias = next(_path(x, targets, kind, outputs, [penalty]))
-    weight = weight if basis is None else weight @ basis
-    weight, bias = weight * spread / std, bias * spread + offset
+        weight = _ridge(components, (targets[:, 0] - offset) / spread)[None] * spread
+        bias = offset[None]
+    else:
+        fitted = _logistic(components, targets, _choose_penalty(components, targets, seed))
+        weight, bias = fitted[:, :-1], fitted[:, -1]
+    weight = weight @ components.basis / std
     return LinearFit(weight, bias - weight @ mean)
 
 
-def _choose_penalty(x: Tensor, targets: Tensor, kind: ProblemType, outputs: int, seed: int) -> float:
-    if len(x) < _FEWEST:
+class _Components(NamedTuple):
+    """Centered examples in the basis of their principal components: `examples @ basis` are the examples themselves.
+
+    One decomposition serves all penalties and folds: the penalized loss is the same in every orthonormal basis, and
+    in this one its second derivatives are nearly diagonal.
+    """
+
+    examples: Tensor  # (examples, rank)
+    variances: Tensor  # (rank,)
+    basis: Tensor  # (rank, features)
+
+
+def _principal_components(x: Tensor) -> _Components:
+    wide = len(x) < x.shape[1]
+    gram = torch.zeros(2 * [min(x.shape)], dtype=torch.float64)
+    for part in (x.T if wide else x).split(_CHUNK):
+        gram += part.double().T @ part.double()
+    values, vectors = torch.linalg.eigh(gram)
+    keep = values > 1e-10 * values[-1].clamp(min=1e-30)
+    values, vectors = values[keep], vectors[:, keep]
+    variances = (values / len(x)).float()
+    if wide:
+        return _Components((vectors * values.sqrt()).float(), variances, (vectors / values.sqrt()).T.float() @ x)
+    return _Components(x @ vectors.float(), variances, vectors.T.float())
+
+
+def _ridge(components: _Components, targets: Tensor) -> Tensor:
+    """The weights `(rank,)` of ridge regression on centered targets, with the penalty of the least leave-one-out error.
+
+    That error has a closed form: the residual of the fit to all examples, over one minus the example's leverage.
+    """
+    examples, variances, _ = components
+    penalties = torch.tensor(_PENALTIES if len(targets) >= _FEWEST else [_DEFAULT_PENALTY])
+    shrunk = 1 / (variances[:, None] + penalties)  # (rank, penalties)
+    weights = shrunk * (examples.T @ targets / len(targets))[:, None]
+    leverages = (examples.square() @ shrunk + 1) / len(targets)
+    errors = (targets[:, None] - examples @ weights) / (1 - leverages).clamp(min=1e-6)
+    return weights[:, errors.square().mean(dim=0).argmin()]
+
+
+def _choose_penalty(components: _Components, targets: Tensor, seed: int) -> float:
+    """The penalty of logistic regression with the least cross-validated loss."""
+    if len(targets) < _FEWEST:
         return _DEFAULT_PENALTY
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(x))[:_MAX_EXAMPLES])
-    folds = 5 if len(order) < 2000 else 3
-    paths, masks = [], []
-    for fold in range(folds):
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(targets))[:_MAX_EXAMPLES])
+    count = 5 if len(order) < 2000 else 3
+    folds = []
+    for number in range(count):
         held_out = torch.zeros(len(order), dtype=torch.bool)
-        held_out[fold::folds] = True
-        masks.append((order[~held_out], order[held_out]))
-        paths.append(_path(x[order[~held_out]], targets[order[~held_out]], kind, outputs, _PENALTIES))
+        held_out[number::count] = True
+        train, rest = order[~held_out], order[held_out]
+        folds.append((components._replace(examples=components.examples[train]), train, rest))
+    weights = [torch.zeros(0)] * count
     best, chosen, waited = float("inf"), _DEFAULT_PENALTY, 0
     for penalty in _PENALTIES:
         loss = 0.0
-        for path, (_, rest) in zip(paths, masks, strict=True):
-            weight, bias = next(path)
-            loss += float(_loss(x[rest] @ weight.T + bias, targets[rest], kind))
+        for number, (part, train, rest) in enumerate(folds):
+            # Each penalty starts from the weights of the one before.
+            fitted = weights[number] = _logistic(part, targets[train], penalty, weights[number])
+            outputs = components.examples[rest] @ fitted[:, :-1].T + fitted[:, -1]
+            loss += float(_cross_entropy(outputs, targets[rest]))
         if loss < best * (1 - 1e-4):
             best, chosen, waited = loss, penalty, 0
         elif (waited := waited + 1) >= _PATIENCE and best < float("inf"):
@@ -143,40 +180,64 @@ def _choose_penalty(x: Tensor, targets: Tensor, kind: ProblemType, outputs: int,
     return chosen
 
 
-def _path(
-    x: Tensor, targets: Tensor, kind: ProblemType, outputs: int, penalties: Sequence[float]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Weight and bias for each penalty: the mean loss plus half the penalty times the squared weights is minimal."""
-    if kind == "regression":
-        mean, offset = x.mean(dim=0), targets.mean()
-        centered = (x - mean).double()
-        values, vectors = torch.linalg.eigh(centered.T @ centered / len(x))
-        projected = vectors.T @ (centered.T @ (targets - offset).double() / len(x))
-        for penalty in penalties:
-            weight = (vectors @ (projected / (values.clamp(min=0) + penalty))).float()[None]
-            yield weight, offset - weight @ mean
-        return
-    weight = torch.zeros(outputs, x.shape[1], requires_grad=True)
-    bias = torch.zeros(outputs, requires_grad=True)
-    for penalty in penalties:  # each starts from the one before
-        optimizer = torch.optim.LBFGS(
-            [weight, bias], max_iter=_STEPS, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
-        )
+def _logistic(components: _Components, targets: Tensor, penalty: float, start: Tensor | None = None) -> Tensor:
+    """Weights and, in the last column, biases of logistic regression, `(outputs, rank + 1)`.
 
-        def closure(optimizer: torch.optim.LBFGS = optimizer, penalty: float = penalty) -> Tensor:
-            optimizer.zero_grad()
-            loss = _loss(x @ weight.T + bias, targets, kind) + penalty / 2 * weight.square().sum()
-            loss.backward()
-            return loss
+    The mean cross entropy plus half the penalty times the squared weights is minimal. L-BFGS (Nocedal & Wright 2006,
+    algorithm 7.4), preconditioned by the diagonal of the second derivatives at equal probabilities.
 
-        with torch.enable_grad():
-            optimizer.step(closure)  # type: ignore[arg-type]
-        yield weight.detach().clone(), bias.detach().clone()
+    Args:
+        components: The examples.
+        targets: One-hot classes `(examples, classes)`, or 0 and 1 `(examples, 1)`.
+        penalty: Strength of the penalty.
+        start: Weights to start from.
+    """
+    examples, variances, _ = components
+    classes = max(2, targets.shape[1])
+    curvature = (1 - 1 / classes) / classes
+    penalties = torch.full((len(variances) + 1,), penalty)
+    penalties[-1] = 0
+    inverse = 1 / (curvature * torch.cat([variances, torch.ones(1)]) + penalties)
+
+    def loss_and_gradient(weights: Tensor) -> tuple[float, Tensor]:
+        outputs = examples @ weights[:, :-1].T + weights[:, -1]
+        error = (outputs.softmax(dim=1) if targets.shape[1] > 1 else outputs.sigmoid()) - targets
+        slope = torch.cat([error.T @ examples, error.sum(dim=0)[:, None]], dim=1) / len(targets)
+        loss = _cross_entropy(outputs, targets) + (penalties * weights.square()).sum() / 2
+        return float(loss), slope + penalties * weights
+
+    weights = start if start is not None and len(start) else torch.zeros(targets.shape[1], len(penalties))
+    loss, gradient = loss_and_gradient(weights)
+    history: list[tuple[Tensor, Tensor, float]] = []  # changes of weights and of gradients, and their product
+    for _ in range(_STEPS):
+        if float((gradient * inverse * gradient).sum()) < _TOLERANCE:  # twice the loss still to gain, about
+            break
+        direction, products = gradient.clone(), []
+        for change, turn, product in reversed(history):
+            products.append(float((change * direction).sum()) / product)
+            direction -= products[-1] * turn
+        direction *= inverse
+        if history:
+            direction *= history[-1][2] / float((history[-1][1] * inverse * history[-1][1]).sum())
+        for (change, turn, product), along in zip(history, reversed(products), strict=True):
+            direction += (along - float((turn * direction).sum()) / product) * change
+        descent, step = float((gradient * direction).sum()), 1.0
+        while True:
+            moved = weights - step * direction
+            new_loss, new_gradient = loss_and_gradient(moved)
+            if new_loss <= loss - 1e-4 * step * descent or step < 1e-3:
+                break
+            step /= 2
+        if new_loss >= loss:
+            break
+        change, turn = moved - weights, new_gradient - gradient
+        if (product := float((change * turn).sum())) > 0:
+            history = [*history[1 - _HISTORY :], (change, turn, product)]
+        weights, loss, gradient = moved, new_loss, new_gradient
+    return weights
 
 
-def _loss(outputs: Tensor, targets: Tensor, kind: ProblemType) -> Tensor:
-    if kind == "multiclass":
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    if targets.shape[1] > 1:
         return F.cross_entropy(outputs, targets)
-    if kind == "regression":
-        return F.mse_loss(outputs[:, 0], targets) / 2
-    return F.binary_cross_entropy_with_logits(outputs[:, 0], targets)
+    return F.binary_cross_entropy_with_logits(outputs, targets)
