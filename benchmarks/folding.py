@@ -15,9 +15,10 @@
     MXfold2             with its own parameters, trained on TrainSetA and B of Rivas et al.
     eFold               only if named: --peers eFold. Its wheel (MIT) has its parameters; its environment is its own
 
-All get the same sequences, upper case, T as U, other letters as N. F1 is the mean over structures, with the 95 %
-bootstrap interval of that mean: `all pairs`, exact or with one end off by at most one, counts every annotated pair;
-`canonical nested` leaves pseudoknots and pairs other than AU, GC, GU out of the target (see `rinalmo.metrics`).
+All get the same sequences, upper case, T as U, other letters as N (for eFold, which has no N, as A). F1 is the mean
+over structures, with the 95 % bootstrap interval of that mean: `all pairs`, exact or with one end off by at most one,
+counts every annotated pair; `canonical nested` leaves pseudoknots and pairs other than AU, GC, GU out of the target
+(see `rinalmo.metrics`). The mean of families has a bootstrap within each.
 
 The other programs' structures are cached in a file (`--cache`); ours are always computed. With `--times` the cache is
 not used: every method gets one sequence at a time, on one thread.
@@ -157,9 +158,10 @@ def efold() -> None:
 
     @torch.no_grad()
     def fold(sequence: str) -> tuple[str, Probable]:
-        # Its own dot-bracket text writes some crossing pairs with the same brackets.
+        # It has no N. Its own dot-bracket text writes some crossing pairs with the same brackets.
         text, levels = ["."] * len(sequence), [list[tuple[int, int]]() for _ in brackets]
-        for i, j in sorted((int(i) - 1, int(j) - 1) for i, j in run([sequence], fmt="bp")[sequence]):
+        (found,) = run([sequence.replace("N", "A")], fmt="bp").values()
+        for i, j in sorted((int(i) - 1, int(j) - 1) for i, j in found):
             free = text[i] == text[j] == "."
             fits = (n for n, level in enumerate(levels) if not any(a < i <= b < j for a, b in level))
             if free and (level := next(fits, None)) is not None:
@@ -372,19 +374,21 @@ def published(width: int) -> Iterator[list[str]]:
 
 
 def by_family(families: Sequence[str], results: dict[str, list[Scored]]) -> None:
-    """F1 of every family, ±1 and canonical nested, and the mean of the families."""
+    """F1 of every family, ±1 and canonical nested, and the mean of the families, with a bootstrap within each."""
+    import numpy as np
+
     print("\nF1, ±1 / canonical nested\n")
-    rows, sums = [], {name: [0.0, 0.0] for name in results}
-    for family in families:
-        row = []
-        for name, found in results.items():
-            mine = [one for one in found if one.family == family]
-            pair = [mean([one.near[2] for one in mine]), mean([one.nested[2] for one in mine])]
-            sums[name] = [total + value for total, value in zip(sums[name], pair, strict=True)]
-            row.append(f"{pair[0]:.3f} / {pair[1]:.3f}")
-        rows.append([family, f"{len(mine):,}", *row])
-    means = [" / ".join(f"{total / len(families):.3f}" for total in pair) for pair in sums.values()]
-    sides.table(["family", "n", *results], [*rows, ["mean of families", "", *means]])
+    labels = [*families, *(f"mean of families, {count}" for count in ("exact", "±1", "canonical nested"))]
+    columns: dict[str, list[str]] = {"family": labels}
+    for name, found in results.items():
+        scores = [[(s.exact[2], s.near[2], s.nested[2]) for s in found if s.family == family] for family in families]
+        values, generator = [np.array(each) for each in scores], np.random.default_rng(0)
+        columns["n"] = [f"{len(each):,}" for each in values] + [""] * 3
+        drawn = [[each[generator.integers(0, len(each), len(each))].mean(0) for each in values] for _ in range(1000)]
+        means, bounds = np.mean([each.mean(0) for each in values], 0), np.quantile(np.mean(drawn, 1), (0.025, 0.975), 0)
+        columns[name] = [f"{each[:, 1].mean():.3f} / {each[:, 2].mean():.3f}" for each in values]
+        columns[name] += [f"{m:.3f} ({low:.3f}–{high:.3f})" for m, low, high in zip(means, *bounds, strict=True)]
+    sides.table(list(columns), zip(*columns.values(), strict=True))
 
 
 def mean(values: Sequence[float]) -> float:

@@ -156,7 +156,7 @@ def test_a_model_that_folds_is_scored_for_each_family(tmp_path):
     assert "### TS0.csv: 2 structures" in output
     assert "| rinalmo   " in output
     assert "| RiNALMo 650M (published) " in output
-    assert "| mean of families | " in output
+    assert "| mean of families, ±1 " in output
 
 
 @pytest.mark.posix_only
