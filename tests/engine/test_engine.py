@@ -11,12 +11,12 @@ import torch.nn.functional as F
 
 import rinalmo
 from rinalmo.engine import cpu_encoder
-from rinalmo.engine.cpu_encoder import ChannelsFirst, FastEncoder, TokensFirst
+from rinalmo.engine.cpu_encoder import ChannelsFirst, FastEncoder, TokensFirst, make_plan
 from rinalmo.engine.devices import is_native, packs_weights
 from rinalmo.engine.engine import Engine
 from rinalmo.errors import InputError
 from rinalmo.model.config import ModelConfig
-from rinalmo.model.packing import pack, pack_padded
+from rinalmo.model.packing import Layout, pack, pack_padded
 from rinalmo.model.rinalmo import ModelSpec, create
 
 pytestmark = pytest.mark.skipif(not packs_weights("fp32"), reason="RINALMO_CPU=plain")
@@ -124,6 +124,21 @@ def test_nothing_attends_to_padding(nano, precision, length):
     own = torch.cat([x[:valid] for x, valid in zip(layout.split(found), layout.valid_lengths, strict=True)])
     wanted = torch.cat([x[:valid] for x, valid in zip(layout.split(expected), layout.valid_lengths, strict=True)])
     assert distance(own, wanted) < TOLERANCE[precision]
+
+
+def test_batches_have_few_shapes():
+    """oneDNN keeps a kernel of 0.6 MB for each shape."""
+    draw, groups, totals, tokens, padded = random.Random(0), set(), set(), 0, 0
+    for _ in range(150):
+        layout = Layout(tuple(draw.choices(range(20, 500), k=draw.randint(8, 24))))
+        plan = make_plan(layout, cpu_encoder.best_attention(20, 16, torch.bfloat16))
+        groups |= {(group.count, group.length) for group in plan.groups if group.length < 256}
+        totals.add(plan.total)
+        tokens, padded = tokens + layout.total, padded + plan.total
+        assert sorted([*plan.index.tolist(), *plan.pad_positions.tolist()]) == list(range(plan.end))
+    assert len(groups) <= 60
+    assert len(totals) <= 90
+    assert padded < 1.04 * tokens
 
 
 @pytest.mark.parametrize("precision", ["fp32", BF16])

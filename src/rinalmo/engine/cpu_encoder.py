@@ -22,8 +22,8 @@ summed by a column of ones beside the values, and the usual maximum is not subtr
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -39,22 +39,21 @@ from rinalmo.model.packing import EqualLengthGroup, Layout, gather_heads, scatte
 
 LOG2_E = 1.4426950408889634
 SAFE_SUMS = (2.0**-100, 2.0**100)
-SCORES = 1 << 20  # elements of the attention matrix that are held at a time
-STEP, SLACK = 8, 0.02  # lengths are padded to a multiple of STEP, and to a neighbour's that is longer by up to SLACK
-ROWS = 32  # the number of tokens is padded to a multiple of this
+SCORES = 5 << 18  # elements of the attention matrix that are held at a time
 
 
 @dataclass(frozen=True)
 class Plan:
     """A packed batch as the fast encoder computes it: sorted by length and padded.
 
-    Lengths and the number of tokens are padded so that there are few shapes: oneDNN builds a kernel for each, in about
-    a millisecond. Nothing attends to padding.
+    There are few shapes: oneDNN builds a kernel for each, which takes about a millisecond and keeps 0.6 MB. Lengths are
+    padded to 16 sizes per doubling, the number of tokens to 32, and a group has 1, 4, 16, … sequences. Nothing attends
+    to padding.
 
     groups          the sequences, padded, by equal length
     has_padding     whether a group has padding
     end             number of tokens in all groups
-    total           `end`, rounded up to a multiple of `ROWS`
+    total           `end`, padded
     index           `(tokens,)` where the batch's own tokens are
     pad_positions   `(padding,)` where the groups' padding is
     rope            rotary positions in the memory layout of the attention
@@ -70,18 +69,15 @@ class Plan:
 
 
 def make_plan(layout: Layout, attention: ChannelsFirst | TokensFirst) -> Plan:
-    """Sort by length; pad all but `long` sequences to a multiple of `STEP` or, within `SLACK`, to a longer one."""
+    """Sort by length, pad all but `long` sequences, and split groups of equal length."""
     order = sorted(range(len(layout.lengths)), key=layout.lengths.__getitem__, reverse=True)
-    lengths, longest = [], 0
-    for i in order:
-        length = layout.lengths[i]
-        if attention.long is None or length < attention.long:
-            length = -(-length // STEP) * STEP
-            longest = longest if longest * (1 - SLACK) <= length <= longest else length
-            length = longest
-        lengths.append(length)
-    padded = Layout(tuple(lengths))
-    total = -(-padded.total // ROWS) * ROWS
+    long = float("inf") if attention.long is None else attention.long
+    lengths = [layout.lengths[i] for i in order]
+    padded = Layout(tuple(n if n >= long else _padded(n, 16, least=8) for n in lengths))
+    groups = [
+        part for group in padded.groups for part in ([group] if group.length >= long else _split(group, attention))
+    ]
+    total = _padded(padded.total, 32, least=32)
     starts = torch.zeros(len(order), dtype=torch.long)
     starts[order] = torch.tensor(padded.offsets[:-1])
     is_padding = padded.indices >= torch.tensor(layout.valid_lengths)[order][padded.sequence_ids]
@@ -91,14 +87,32 @@ def make_plan(layout: Layout, attention: ChannelsFirst | TokensFirst) -> Plan:
     else:
         rope = Rotation(rope.cos[:, :, None].to(attention.dtype), rope.sin[:, :, None].to(attention.dtype))
     return Plan(
-        groups=padded.groups,
-        has_padding=tuple([bool(is_padding[group.start : group.stop].any()) for group in padded.groups]),
+        groups=tuple(groups),
+        has_padding=tuple([bool(is_padding[group.start : group.stop].any()) for group in groups]),
         end=padded.total,
         total=total,
         index=starts[layout.sequence_ids] + layout.indices,
         pad_positions=is_padding.nonzero()[:, 0],
         rope=rope,
     )
+
+
+def _padded(size: int, steps: int, *, least: int) -> int:
+    """The size rounded up to one of `steps` sizes for each doubling, which are multiples of `least`."""
+    step = max(least, (1 << (size - 1).bit_length()) // (2 * steps))
+    return -(-size // step) * step
+
+
+def _split(group: EqualLengthGroup, attention: ChannelsFirst | TokensFirst) -> Iterator[EqualLengthGroup]:
+    """Groups of 1, 4, 16, … sequences, the largest first, with at most `SCORES` attention weights or one sequence."""
+    start, count = group.start, 1
+    while 4 * count * attention.heads * group.length**2 <= SCORES:
+        count *= 4
+    while start < group.stop:
+        while start + count * group.length > group.stop:
+            count //= 4
+        yield replace(group, start=start, stop=start + count * group.length, count=count)
+        start += count * group.length
 
 
 class ChannelsFirst:
@@ -139,8 +153,14 @@ class ChannelsFirst:
         q, k, v = gather_heads(q, group), gather_heads(k, group), gather_heads(values, group)
         result = torch.empty_like(v)
         matrices, length = len(v), group.length
-        step = min(matrices, max(4, SCORES // length**2))
-        columns = min(length, max(64, SCORES // (step * length) // 64 * 64))
+        step, columns = matrices, length
+        while step * length * columns > SCORES:  # of one sequence; halves, so that all parts have one shape
+            if step % 2 == 0 and step >= 8:
+                step //= 2
+            elif columns > 64:
+                columns = -(-columns // 2)
+            else:
+                break
         for first in range(0, matrices, step):
             block = slice(first, first + step)
             for column in range(0, length, columns):
