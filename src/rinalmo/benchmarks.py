@@ -566,7 +566,7 @@ def run_supervised(setup: Setup, task: Supervised) -> Rows:
     own = task_of(engine.spec)
     rows: Rows = []
     for name, given in tests.items():
-        examples = own.encode_targets(read_data(given, own, Columns(target=targets)))
+        examples = own.encode_targets(read_data(given, own.read, Columns(target=targets)))
         scored = [(e.target, own.score_example(engine.head_model, out, e)) for e, out in outputs(examples, engine, own)]
         true, predicted = (np.array([each[side] for each in scored], dtype=object) for side in (0, 1))
         rows.append({"set": name, "examples": len(scored)} | task.metrics(true, predicted))

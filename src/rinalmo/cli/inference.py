@@ -34,6 +34,8 @@ from rinalmo.cli.options import (
     task_option,
     threads_option,
     values_option,
+    vector_files,
+    vectors_option,
 )
 from rinalmo.errors import InputError
 
@@ -500,6 +502,7 @@ def fold_command(
     "-o", "--output", default="-", help="File to write: .csv, .tsv, .jsonl or .parquet.  [default: CSV to stdout]"
 )
 @click.option("--keep-columns", is_flag=True, help="Write the other columns of a table beside the predictions.")
+@vectors_option
 @fill_option
 @folding_options
 @task_option
@@ -513,6 +516,7 @@ def predict_command(
     task: str | None,
     adapters: tuple[str, ...],
     keep_columns: bool,
+    features: tuple[str, ...],
     fill_to: int | None,
     window: int | None,
     thermodynamics: float | None,
@@ -545,6 +549,7 @@ def predict_command(
                 open_engine(**chosen),
                 task=task,
                 keep_columns=keep_columns,
+                features=vector_files(features),
                 fill_to=fill_to,
                 window=window,
                 thermodynamics=thermodynamics,
@@ -625,6 +630,7 @@ def _take_job_options(settings: dict[str, Any], output: str) -> dict[str, Any]:
 @click.option("--report", type=_FILE, metavar="FILE.json", help="All metrics as JSON.")
 @click.option("--target", "targets", multiple=True, metavar="COLUMN", help="Column of the true values.")
 @click.option("--group", metavar="COLUMN", help="Also give the metrics for each value of this column.")
+@vectors_option
 @fill_option
 @folding_options
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed for the bootstrap.")
@@ -637,6 +643,7 @@ def evaluate_command(
     report: Path | None,
     targets: tuple[str, ...],
     group: str | None,
+    features: tuple[str, ...],
     fill_to: int | None,
     window: int | None,
     thermodynamics: float | None,
@@ -672,7 +679,12 @@ def evaluate_command(
     if report is not None:
         check_path(report, (".json",))
     columns = Columns(target=targets, group=group)
-    options: dict[str, Any] = {"fill_to": fill_to, "window": window, "thermodynamics": thermodynamics}
+    options: dict[str, Any] = {
+        "features": vector_files(features),
+        "fill_to": fill_to,
+        "window": window,
+        "thermodynamics": thermodynamics,
+    }
     for name, chosen, files in each_adapter(adapters, settings, output=output, report=report):
         engine = make_engine(**chosen)
         evaluation = evaluate(data, engine, columns=columns, task=task, seed=seed, **options)

@@ -119,6 +119,26 @@ fill_option = click.option(
     help="For ribosome-load: fill sequences up with pad tokens, 0 for none.  [default: as the model was trained]",
 )
 
+vectors_option = click.option(
+    "--feature",
+    "features",
+    multiple=True,
+    metavar="COLUMN=FILE.npz",
+    help="For a model that takes vectors: the file of those that this column names.",
+)
+
+
+def vector_files(features: tuple[str, ...]) -> dict[str, Path]:
+    """The file of each `--feature`, by column."""
+    files = {}
+    for text in features:
+        name, sign, path = text.rpartition("=")
+        if not sign:
+            raise click.UsageError(f"--feature {text} names no file; other features need no option here")
+        files[name] = Path(path)
+    return files
+
+
 folding_options = combined(
     click.option(
         "--window",

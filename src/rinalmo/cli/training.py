@@ -78,6 +78,14 @@ def _print_once(text: str) -> None:
 @click.option(
     "--target", "targets", multiple=True, metavar="COLUMN", help="Column to predict; more than one for table."
 )
+@click.option("--second", metavar="COLUMN", help="Column of a second sequence, for table.")
+@click.option(
+    "--feature",
+    "features",
+    multiple=True,
+    metavar="COLUMN[=FILE.npz]",
+    help="Another input, for table: numbers, names, or names of vectors in a file.",
+)
 @click.option("--folds", type=click.IntRange(min=3), help="Number of folds for cross-validation, in RUN/fold-0, …")
 @click.option("--fold", type=click.IntRange(min=0), help="Train only this one of the --folds, counted from 0.")
 @click.option("--recipe", metavar="NAME|FILE.yaml", help="Recipe.  [default: finetune-TASK]")
@@ -94,6 +102,7 @@ def finetune_command(
     \b
     rinalmo finetune table measured.csv --target half_life --output run
     rinalmo finetune secondary-structure TR0.csv.gz --validation VL0.csv.gz --output run
+    rinalmo finetune table sirnas.csv --second target --feature concentration --feature cell_line --output run
     rinalmo finetune ncrna-family families.csv --model giga --set backbone.mode=frozen --output run
     """
     import torch

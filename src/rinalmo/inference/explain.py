@@ -152,6 +152,8 @@ def _outputs(task: Task) -> list[str]:
         return []
     if task.per != "sequence":
         raise InputError(f"{task.name} predicts single nucleotides; only predictions of whole sequences are explained")
+    if task.inputs is not None:
+        raise InputError("the model takes more than one sequence; only predictions of a sequence alone are explained")
     if isinstance(task, Table):
         return list(task.classes) or list(task.targets)
     return []

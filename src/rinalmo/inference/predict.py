@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from itertools import chain
@@ -20,19 +20,23 @@ from rinalmo.engine.jobs import Arrays, JobOptions, opened, record_job, take_sha
 from rinalmo.engine.ray import EngineLike
 from rinalmo.errors import InputError
 from rinalmo.inference.fold import CHUNK_PAIRS, GPU_SCALE
-from rinalmo.io.files import counted
+from rinalmo.io.files import counted, file_sha256
 from rinalmo.io.sequences import (
     Record,
     SequenceFile,
     Sequences,
     as_records,
+    is_sequence_table,
     name_source_in_errors,
+    plain_rows,
     read_table_records,
     require_nonempty,
 )
 from rinalmo.io.tables import check_rows_output, write_rows
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.tasks.base import Example, Task
+from rinalmo.tasks.evaluate import input_columns, read_data
+from rinalmo.tasks.examples import read_table
 from rinalmo.tasks.secondary_structure import SecondaryStructure, Weight
 from rinalmo.tasks.trained import Note, note_windows, outputs, task_of, with_options
 
@@ -42,7 +46,12 @@ Row = dict[str, Any]
 
 
 def predict(
-    sequences: Sequences, model: str | Path | RiNALMo | Engine, *, task: str | None = None, device: DeviceLike = None
+    sequences: Sequences,
+    model: str | Path | RiNALMo | Engine,
+    *,
+    task: str | None = None,
+    features: Mapping[str, str | Path] | None = None,
+    device: DeviceLike = None,
 ) -> list[Row]:
     """Predict with a fine-tuned model.
 
@@ -51,6 +60,7 @@ def predict(
         model: A name, folder, file or loaded model, computed in fp32; an `Engine` for other precisions.
         task: Name of the task, which must be the model's; for a model that a transformers Trainer saved without its
             `problem_type`, the kind of its labels: regression, binary, multiclass or multilabel.
+        features: For a model that takes vectors: the .npz file of those that the cells of a column name, by column.
         device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; None: where a loaded model is.
 
     Returns:
@@ -68,14 +78,36 @@ def predict(
     """
     engine = as_engine(model, device)
     own = with_options(task_of(engine.spec, task), engine.spec)
+    if (examples := read_inputs(sequences, own, features)) is not None:
+        return list(chain.from_iterable(predict_records(examples, engine, own)))
     with name_source_in_errors(sequences):
         records = note_windows(require_nonempty(as_records(sequences)), own, warnings.warn)
         return list(chain.from_iterable(predict_records(records, engine, own)))
 
 
-def predict_records(records: Iterable[Record], engine: Engine, task: Task) -> Iterator[list[Row]]:
+def read_inputs(source: Any, task: Task, files: Mapping[str, str | Path] | None) -> list[Example] | None:
+    """The examples of a table or of rows, for a model that takes more than a sequence; None for other models."""
+    columns = input_columns(task, files)
+    if task.inputs is None:
+        return None
+    needed = ", ".join(filter(None, (columns.second, *columns.features)))
+    if isinstance(source, Path):
+        if not is_sequence_table(source):
+            raise InputError(
+                f"{source}: the model takes {needed} beside each sequence; give a table with these columns"
+            )
+        examples = read_table(source, columns, None)
+    else:
+        rows = plain_rows(source)
+        if isinstance(rows, str | Mapping):
+            raise InputError(f"the model takes {needed} beside each sequence; give rows with these columns")
+        examples = read_data(rows, partial(read_table, target=None), columns)
+    return task.inputs.encode(examples)
+
+
+def predict_records(records: Iterable[Record | Example], engine: Engine, task: Task) -> Iterator[list[Row]]:
     """The rows of each record, for streams of any length."""
-    examples = (Example(record.id, record.sequence) for record in records)
+    examples = (r if isinstance(r, Example) else Example(r.id, r.sequence) for r in records)
     for example, output in outputs(examples, engine, task):
         yield task.rows(engine.head_model, output, example)
 
@@ -86,6 +118,7 @@ def predict_file(
     engine: EngineLike,
     *,
     task: str | None = None,
+    features: Mapping[str, str | Path] | None = None,
     keep_columns: bool = False,
     fill_to: int | None = None,
     window: int | None = None,
@@ -101,6 +134,7 @@ def predict_file(
         output: .csv, .tsv, .jsonl or .parquet; "-" writes CSV to standard output, record by record.
         engine: An `Engine` or `RayEngine`, or a context manager that makes one once the options are known to be valid.
         task: As for `predict`.
+        features: As for `predict`.
         keep_columns: Copy the other columns of a table. A column with the name of a predicted one becomes `NAME_given`.
         fill_to: For ribosome load: fill sequences up to so many tokens, 0 for none; None: as the model was trained.
         window: For secondary structure: see `fold`.
@@ -124,7 +158,9 @@ def predict_file(
     with opened(engine, to_stdout) as engine, ExitStack() as stack:
         folding: dict[str, Any] = {"window": window, "thermodynamics": thermodynamics}
         own = with_options(task_of(engine.spec, task), engine.spec, fill_to=fill_to, **folding, note=note)
-        records = note_windows(take_shard(file, shard), own, note)
+        records: Iterable[Any] = note_windows(take_shard(file, shard), own, note)
+        if (examples := read_inputs(Path(source), own, features)) is not None:
+            records = take_shard(examples, shard)
         stream = partial(predict_records, task=own)
         predictions: Iterator[list[Row]]
         if isinstance(engine, Engine) and to_stdout:
@@ -133,6 +169,8 @@ def predict_file(
             scale = 1 if engine.device.type == "cpu" else GPU_SCALE
             options = {"task": own.name, "fill_to": own.pad_to, "window": own.window, "shard": shard}
             options["thermodynamics"] = getattr(own, "thermodynamics", None)
+            if features:
+                options["features"] = {name: file_sha256(Path(path)) for name, path in features.items()}
             size: dict[str, Any] = {"scale": scale}
             if isinstance(own, SecondaryStructure):
                 size |= {"power": 2, "max_size": CHUNK_PAIRS}

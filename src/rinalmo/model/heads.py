@@ -275,6 +275,28 @@ class LinearHead(nn.Module):
         return self.decoder(features)
 
 
+class JointHead(nn.Module):
+    """Labels from the vectors of one or two sequences and other features, side by side, by a network of two layers.
+
+    Args:
+        hidden_size: Of the encoder, and of the network's first layer.
+        num_labels: Number of outputs.
+        vectors: Number of vectors of `hidden_size`: 4 for a pair (`rinalmo.tasks.inputs.join_pairs`).
+        features: Number of other features.
+        inputs: Number of all inputs, instead of these two.
+    """
+
+    def __init__(
+        self, hidden_size: int, num_labels: int = 1, vectors: int = 1, features: int = 0, inputs: int | None = None
+    ) -> None:
+        super().__init__()
+        self.dense = nn.Linear(vectors * hidden_size + features if inputs is None else inputs, hidden_size)
+        self.decoder = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, x: Float[Tensor, "examples inputs"]) -> Float[Tensor, "examples labels"]:
+        return self.decoder(F.gelu(self.dense(x)))
+
+
 class ContactHead(LabelHead):
     """Labels per pair of nucleotides of one sequence, from the product of their hidden states."""
 

@@ -21,6 +21,7 @@ from rinalmo.model.heads import (
     ClassificationHead,
     ContactHead,
     HeadConfig,
+    JointHead,
     LinearHead,
     MaskedLMHead,
     Pooler,
@@ -142,6 +143,7 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
     "sequence_head": lambda config, **options: SequenceHead(config.hidden_size, HeadConfig(**options)),
     "token_head": lambda config, **options: TokenHead(config.hidden_size, HeadConfig(**options)),
     "linear_head": lambda config, **options: LinearHead(config.hidden_size, **options),
+    "joint_head": lambda config, **options: JointHead(config.hidden_size, **options),
     "contact_head": lambda config, **options: ContactHead(config.hidden_size, HeadConfig(**options)),
     "structure_head": lambda config, **options: StructureHead(config.hidden_size, **options),
     "partner_head": lambda config, **options: PartnerHead(config.hidden_size, **options),
@@ -175,6 +177,10 @@ def _head_options(name: str, shapes: Shapes, head_config: HeadConfig) -> dict[st
             if len(shapes.get("decoder.weight", ())) != 2:
                 raise CheckpointError("the tensors of linear_head lack linear_head.decoder.weight")
             return {"num_labels": size("decoder.weight"), "inputs": shapes["decoder.weight"][1]}
+        case "joint_head":
+            if len(shapes.get("dense.weight", ())) != 2:
+                raise CheckpointError("the tensors of joint_head lack joint_head.dense.weight")
+            return {"num_labels": size("decoder.weight"), "inputs": shapes["dense.weight"][1]}
         case "structure_head":
             channels, labels = size("projection.weight"), size("prediction.weight")
             return {"channels": channels, "num_blocks": blocks, "num_labels": labels}

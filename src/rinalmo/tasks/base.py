@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from torch import Tensor
@@ -23,6 +23,9 @@ from rinalmo.errors import InputError
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.rna.constraints import Conditions
+
+if TYPE_CHECKING:
+    from rinalmo.tasks.inputs import Inputs
 
 Per = Literal["sequence", "nucleotide"]
 
@@ -35,11 +38,13 @@ class Columns:
     sequence: str | None = None
     target: Sequence[str] = ()
     group: str | None = None
+    second: str | None = None  # second sequences
+    features: Mapping[str, Path | None] = field(default_factory=dict)  # with files of vectors; see `tasks.inputs`
 
 
 @dataclass(frozen=True)
 class Example:
-    """A sequence with its target. Metrics are also given for each `group`, such as a family or a source."""
+    """A sequence, or a pair, with its target. Metrics are also given for each `group`, such as a family or a source."""
 
     name: str
     sequence: str
@@ -48,6 +53,8 @@ class Example:
     where: str = field(default="", compare=False)  # file and line, for messages
     num_targets: int = field(default=1, compare=False)  # terms of the loss
     conditions: Conditions | None = field(default=None, compare=False)  # of folding
+    second: str = ""  # the other sequence of a pair
+    features: Any = field(default=None, compare=False)  # cells by column, then as the head takes them
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,8 @@ class Task(ABC):
         layers: The encoder's layers whose states `forward` takes, side by side; None: the last.
         window: Longer sequences are computed in windows of this length; None: always as a whole.
         thresholds: Decision thresholds to choose from on validation data, if there are any (`tune_threshold`).
+        inputs: What the head takes beside a sequence; None: nothing. Otherwise `forward` gives a vector for each
+            sequence, and `join` makes outputs of these.
         notes: What `from_examples` decided, for the user.
     """
 
@@ -98,6 +107,7 @@ class Task(ABC):
     layers: Sequence[int] | None = None
     window: int | None = None
     thresholds: Sequence[float] = ()
+    inputs: Inputs | None = None
     notes: Sequence[str] = ()
 
     def config(self) -> dict[str, Any]:
@@ -138,6 +148,10 @@ class Task(ABC):
     def forward(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
         """The head's output for each sequence of a packed batch, from `ids` `(tokens,)` and `states`
         `(tokens, hidden)`, or of all `layers` `(tokens, layers × hidden)`."""
+
+    def join(self, model: RiNALMo, vectors: Sequence[Tensor], examples: Sequence[Example]) -> Sequence[Tensor]:
+        """The head's output for each example, from the vectors of its sequences that `forward` gave."""
+        raise NotImplementedError
 
     @abstractmethod
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:

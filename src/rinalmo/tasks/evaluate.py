@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,7 @@ def evaluate(
     model: str | Path | RiNALMo | Engine,
     *,
     columns: Columns | None = None,
+    features: Mapping[str, str | Path] | None = None,
     task: str | None = None,
     fill_to: int | None = None,
     window: int | None = None,
@@ -104,6 +105,7 @@ def evaluate(
         data: A file, or rows or a data frame with the columns that a table would have.
         model: Name, path or loaded model.
         columns: Names of the columns, if they are not the usual ones or those of the training data.
+        features: For a model that takes vectors: the .npz file of those that the cells of a column name, by column.
         task: Name of the task, which must be the model's; for a model that a transformers Trainer saved without its
             `problem_type`, the kind of its labels: regression, binary, multiclass or multilabel.
         fill_to: For ribosome load: the length in tokens that shorter sequences are padded to; 0: no padding; None: as
@@ -139,10 +141,12 @@ def evaluate(
         columns = replace(columns, target=own.targets)
     elif type(own) is Table and len(columns.target) == len(own.targets) == 1:
         own = own.with_target(columns.target[0])
+    more = input_columns(own, features)
+    columns = replace(columns, second=more.second, features=more.features)
     if isinstance(data, str | Path):
         name, given = str(data), own.read(Path(data), columns)
     else:
-        name, given = "data", read_data(data, own, columns)
+        name, given = "data", read_data(data, own.read, columns)
     examples = own.encode_targets(given)
     if not examples:
         raise InputError(f"{name}: holds no examples with a value" if given else f"{name}: holds no examples")
@@ -155,14 +159,25 @@ def evaluate(
     return replace(evaluation, notes=notes)
 
 
-def read_data(data: Iterable[Mapping[str, Any]], task: Task, columns: Columns) -> list[Example]:
+def input_columns(task: Task, files: Mapping[str, str | Path] | None) -> Columns:
+    """The columns of a table that a model takes beside its sequences, with the files of vectors that were given."""
+    if task.inputs is None and files:
+        raise InputError(f"the model takes no features, so leave {', '.join(files)} out")
+    return (
+        Columns() if task.inputs is None else task.inputs.columns({n: Path(file) for n, file in (files or {}).items()})
+    )
+
+
+def read_data(
+    data: Iterable[Mapping[str, Any]], read: Callable[[Path, Columns], list[Example]], columns: Columns
+) -> list[Example]:
     """Examples that are not in a file, read as from one."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.jsonl"
         with path.open("wb") as file:
             file.writelines(json_lines(data, "data"))
         try:
-            examples = task.read(path, columns)
+            examples = read(path, columns)
         except InputError as error:
             raise InputError(str(error).replace(str(path), "data")) from None
     return [replace(example, where=example.where.replace(str(path), "data")) for example in examples]

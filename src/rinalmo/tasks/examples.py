@@ -10,10 +10,14 @@ from __future__ import annotations
 import json
 import math
 import re
+import zipfile
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.io.sequences import NAME, SEQUENCE, make_record, plain_rows
@@ -238,30 +242,62 @@ def _split(text: str) -> list[str]:
 GROUP = ("family", "group", "type", "set")
 
 
-def read_table(path: Path, columns: Columns, target: Sequence[str]) -> list[Example]:
+def read_table(path: Path, columns: Columns, target: Sequence[str] | None) -> list[Example]:
     """The examples of a table; the target of each is its cells of the target columns, by name.
 
-    `target` are the usual names of the target column, for a table whose `columns` do not name it.
+    `target` are the usual names of the target column, for a table whose `columns` do not name it; None: no targets.
     """
     table = open_table(path)
     sequence = _find_column(table, columns.sequence, SEQUENCE, "sequence")
-    targets = list(columns.target) or [_find_column(table, None, target, "target")]
-    table.require(*targets)
+    targets = list(columns.target)
+    if not targets and target is not None:
+        targets = [_find_column(table, None, target, "target", [columns.second or "", *columns.features])]
+    table.require(*targets, *([columns.second] if columns.second else []), *columns.features)
+    vectors = {name: read_vectors(file) for name, file in columns.features.items() if file is not None}
     name = _find_column(table, columns.name, NAME)
     group = _find_column(table, columns.group, GROUP, other_than=targets)
     examples = []
     for index, (line, row) in enumerate(table.rows, start=1):
         label = str(row[name]) if name and not is_missing(row[name]) else str(index)
-        try:
-            text = make_record("" if is_missing(row[sequence]) else str(row[sequence]), label or "?").sequence
-        except SequenceError as error:
-            raise InputError(f"{table.place(line)}: {error}") from None
+        where, texts = table.place(line), list[str]()
+        for column in (sequence, columns.second) if columns.second else (sequence,):
+            try:
+                texts.append(make_record("" if is_missing(row[column]) else str(row[column]), label or "?").sequence)
+            except SequenceError as error:
+                raise InputError(f"{where}: {f'{column}: ' if column == columns.second else ''}{error}") from None
+        features = {name: row[name] for name in columns.features}
+        for name, of_name in vectors.items():
+            key, file = class_name(row[name]), columns.features[name]
+            if key not in of_name:
+                raise InputError(f"{where}: {name} is {key!r}, which {file} has no vector for")
+            features[name] = of_name[key]
         family = str(row[group]) if group and not is_missing(row[group]) else ""
         cells = dict(zip(targets, map(row.__getitem__, targets), strict=True))
-        examples.append(Example(label, text, cells, family, table.place(line)))
+        example = Example(label, texts[0], cells, family, where, features=features or None)
+        examples.append(replace(example, second=texts[1]) if columns.second else example)
     if not examples:
         raise InputError(f"{path}: holds no rows")
     return examples
+
+
+def read_vectors(path: Path) -> dict[str, np.ndarray]:
+    """The vectors of a .npz file by name: arrays `ids` and `embeddings`, as `rinalmo embed` writes them, or an array
+    for each name.
+
+    Raises:
+        InputError: The file is missing or is no such file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if {"ids", "embeddings"} <= {*file.files}:
+                return dict(zip(map(str, file["ids"].tolist()), file["embeddings"], strict=True))
+            return {name: file[name] for name in file.files}
+    except OSError as error:
+        raise InputError.from_os_error(error, str(path), "cannot be read") from None
+    except (AttributeError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
+        raise InputError(
+            f"{path}: is no .npz file of vectors; `rinalmo embed` and numpy.savez write such files"
+        ) from None
 
 
 def read_single_target(path: Path, columns: Columns, target: Sequence[str], task: str) -> list[Example]:

@@ -70,7 +70,9 @@ def kmer_count(longest: int) -> int:
     return sum(4**size for size in range(1, longest + 1))
 
 
-def fit_linear(features: Tensor, targets: np.ndarray, kind: ProblemType, outputs: int, seed: int = 0) -> LinearFit:
+def fit_linear(
+    features: Tensor, targets: np.ndarray, kind: ProblemType, outputs: int, seed: int = 0, scale: Tensor | None = None
+) -> LinearFit:
     """Fit a linear model.
 
     Args:
@@ -80,26 +82,28 @@ def fit_linear(features: Tensor, targets: np.ndarray, kind: ProblemType, outputs
         kind: What the targets are.
         outputs: Number of classes or columns.
         seed: Of the folds of the cross-validation.
+        scale: Deviation of each standardized feature `(features,)`: larger ones are penalized less. None: 1.
 
     Returns:
         The model with the penalty of the lowest cross-validated loss, for each column its own.
     """
+    scale = torch.ones(features.shape[1]) if scale is None else scale
     if kind == "multiclass":
         one_hot = F.one_hot(torch.from_numpy(targets.astype(np.int64)), outputs).float()
-        return _fit_column(features, one_hot, kind, seed)
+        return _fit_column(features, one_hot, kind, seed, scale)
     columns = []
     for column in targets.reshape(len(features), -1).T:
         known = ~np.isnan(column) if kind == "regression" else column != IGNORE
         column_targets = torch.from_numpy(column[known].astype(np.float32))[:, None]
-        columns.append(_fit_column(features[torch.from_numpy(known)], column_targets, kind, seed))
+        columns.append(_fit_column(features[torch.from_numpy(known)], column_targets, kind, seed, scale))
     return LinearFit(torch.cat([fitted.weight for fitted in columns]), torch.cat([fitted.bias for fitted in columns]))
 
 
-def _fit_column(features: Tensor, targets: Tensor, kind: ProblemType, seed: int) -> LinearFit:
+def _fit_column(features: Tensor, targets: Tensor, kind: ProblemType, seed: int, scale: Tensor) -> LinearFit:
     if not len(features):
         return LinearFit(torch.zeros(targets.shape[1], features.shape[1]), torch.zeros(targets.shape[1]))
     mean, std = features.mean(dim=0), features.std(dim=0, correction=0)
-    std = torch.where(std < 1e-6 * features.abs().amax(dim=0).clamp(min=1e-3), 1.0, std)
+    std = torch.where(std < 1e-6 * features.abs().amax(dim=0).clamp(min=1e-3), 1.0, std) / scale
     components = _principal_components((features - mean) / std)
     if kind == "regression":
         offset, spread = targets.mean(), targets.std(correction=0).clamp(min=1e-12)

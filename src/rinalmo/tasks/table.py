@@ -44,6 +44,7 @@ from rinalmo.tasks.examples import (
     read_table,
     require_several,
 )
+from rinalmo.tasks.inputs import Inputs
 from rinalmo.tasks.linear import kmer_count, kmer_frequencies
 
 _FEW, _OFTEN = 20, 5  # at most so many values, each in so many rows on average, are classes
@@ -58,6 +59,7 @@ _PER_HINT = (
 )
 _USUAL_TARGETS = ("label", "target", "value", "y", "class", "score")
 _PREDICTED = {"id", "position", "nucleotide", "probability"}  # columns that `predict` writes
+_POOLED_STD = 0.2  # of the pooler's outputs in a model that was not trained yet
 _SELECTION_METRICS = {"regression": "r2", "binary": "roc_auc", "multilabel": "roc_auc", "multiclass": "accuracy"}
 
 
@@ -86,6 +88,7 @@ class Table(Task):
         formats: Mapping[str, Mapping[str, Any]] | None = None,
         missing: Literal["drop", "class"] | None = None,
         features: Mapping[str, Any] | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> None:
         """Make a task for these columns.
 
@@ -100,7 +103,9 @@ class Table(Task):
             formats: Arguments of `NumberFormat` by column, for those that are not written plainly.
             missing: "drop": examples without a value are left out. "class": words such as NA name a class.
             features: For a linear head: the `layers` whose mean states it takes, and the length of the longest `kmers`.
+            inputs: Arguments of `Inputs`, for a model that takes more than a sequence.
         """
+        self.inputs = None if inputs is None else Inputs(**inputs)
         self.kind, self.per, self.targets, self.classes = kind, per, list(targets), list(classes)
         self.mean, self.std, self.missing = list(mean), list(std), missing
         self.pooling_options: dict[str, Any] = {} if pooling == "cls" else {"pooling": pooling}
@@ -121,6 +126,7 @@ class Table(Task):
             **({"formats": formats} if formats else {}),
             **({"missing": missing} if missing else {}),
             **({"features": dict(features)} if features else {}),
+            **({"inputs": dict(inputs)} if inputs else {}),
         }
 
     @classmethod
@@ -158,7 +164,7 @@ class Table(Task):
         if self.kind != "regression":
             return
         mean, std = mean or [0.0] * len(self.mean), std or [1.0] * len(self.std)
-        decoder: Any = model.head(next(head for head in self.heads() if head != "pooler")).decoder
+        decoder: Any = model.head(self._head).decoder
         old, new = torch.tensor([self.mean, self.std]).double(), torch.tensor([mean, std]).double()
         weight, bias = decoder.weight.detach().double(), decoder.bias.detach().double()
         decoder.weight = nn.Parameter((weight * (old[1] / new[1])[:, None]).float())
@@ -200,7 +206,15 @@ class Table(Task):
                 if options.get("decimal") or written != PLAIN or commas:
                     unusual[name] = asdict(written)
         arguments: dict[str, Any] = {"formats": unusual, "missing": options.get("missing")}
-        arguments["pooling"] = options.get("pooling") or "cls"
+        arguments["pooling"] = options.get("pooling") or ("mean" if options.get("second") else "cls")
+        inputs: Inputs | None = None
+        if options.get("second") or examples[0].features:
+            if per == "nucleotide":
+                raise InputError("a second sequence and features are for a table with one value for each sequence")
+            if both := {*targets} & {*(examples[0].features or ())}:
+                raise InputError(f"{min(both)} is a column to predict and a feature; it can only be one of them")
+            inputs = Inputs.from_examples(examples, options.get("second"), options.get("decimal"))
+            arguments["inputs"] = inputs.settings
         task = cls(kind, per, targets, classes, **arguments)
         if kind in ("regression", "binary"):
             encoded = task.encode_targets(examples)
@@ -223,10 +237,13 @@ class Table(Task):
             task.notes += _description(name, column, len(examples), kind, per, formats[name])
         if len(columns) > _DESCRIBED:
             task.notes.append(f"… and {len(columns) - _DESCRIBED:,} more columns")
+        task.notes += inputs.notes(examples) if inputs else []
         return task
 
     def encode_targets(self, examples: Sequence[Example]) -> list[Example]:
         columns = {}
+        if self.inputs is not None:
+            examples = self.inputs.encode(examples)
         for name in self.targets:
             for example in examples:
                 if name not in example.target:
@@ -285,8 +302,12 @@ class Table(Task):
         options = {"num_labels": len(self.classes) or len(self.targets)}
         if self.per == "nucleotide":
             return {"token_head": options}
+        vectors, size = (self.inputs.vectors_per_example, self.inputs.size) if self.inputs else (1, 0)
         if self.features is not None:
-            return {"linear_head": {**options, "layers": len(self.features["layers"]), "others": self._num_kmers()}}
+            layers, others = vectors * len(self.features["layers"]), vectors * self._num_kmers() + size
+            return {"linear_head": {**options, "layers": layers, "others": others}}
+        if self.inputs is not None:
+            return {"pooler": self.pooling_options, "joint_head": {**options, "vectors": vectors, "features": size}}
         return {"pooler": self.pooling_options, "sequence_head": options}
 
     def _num_kmers(self) -> int:
@@ -306,12 +327,26 @@ class Table(Task):
         return torch.stack(rows)
 
     def forward(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
-        if self.features is not None:
-            return list(model.head("linear_head")(self.linear_features(model, ids, states, layout)))
         if self.per == "sequence":
-            return list(model.head("sequence_head")(model.head("pooler")(states, layout)))
+            if self.features is not None:
+                vectors = self.linear_features(model, ids, states, layout)
+            else:
+                vectors = model.head("pooler")(states, layout)
+            return list(vectors if self.inputs else model.head(self._head)(vectors))
         parts = [part[1:-1] for part in layout.split(states)]  # without CLS and EOS
         return model.head("token_head")(torch.cat(parts)).split([len(part) for part in parts])
+
+    @property
+    def _head(self) -> str:
+        return next(name for name in self.heads() if name != "pooler")
+
+    def join(self, model: RiNALMo, vectors: Sequence[Tensor], examples: Sequence[Example]) -> Sequence[Tensor]:
+        assert self.inputs is not None
+        head: Any = model.head(self._head)
+        joined = self.inputs.join(vectors, examples).to(head.decoder.weight.device)
+        if self.features is None:  # else the scale is in the weights that were fitted
+            joined = joined * self.inputs.scale(joined.shape[1], _POOLED_STD).to(joined)
+        return list(head(joined))
 
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
         logits = (torch.cat if self.per == "nucleotide" else torch.stack)(list(outputs)).float()

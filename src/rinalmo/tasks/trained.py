@@ -21,6 +21,7 @@ from rinalmo.model.packing import Layout, pack_padded
 from rinalmo.model.rinalmo import ModelSpec
 from rinalmo.tasks.base import Crop, Example, Per, Task
 from rinalmo.tasks.classification import NcrnaFamily, SpliceSite
+from rinalmo.tasks.inputs import sequences_of
 from rinalmo.tasks.regression import PUBLISHED_PADDING, ExpressionLevel, RibosomeLoad, TranslationEfficiency
 from rinalmo.tasks.secondary_structure import (
     SecondaryStructure,
@@ -165,7 +166,7 @@ def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator
 
     def parts() -> Iterator[tuple[Example, int, str]]:
         for example in examples:
-            sequences = [task.crop.of(example.sequence) if task.crop else example.sequence]
+            sequences = sequences_of(example, task.crop)
             if task.window and len(example.sequence) > task.window:
                 windows = windows_of(len(example.sequence), task.window)
                 sequences = [example.sequence[window.start : window.stop] for window in windows]
@@ -185,8 +186,11 @@ def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator
 
     computed = map_encoded(engine, parts(), encode_part, compute)
     for (example, count, _), output in computed:
-        if count == 1:
+        others = (other for _, other in islice(computed, count - 1))
+        if task.inputs is not None:
+            with torch.inference_mode():
+                yield example, task.join(model, [output, *others], [example])[0]
+        elif count == 1:
             yield example, output
         else:
-            others = (other for _, other in islice(computed, count - 1))
             yield example, task.merge_windows(example, chain([output], others))

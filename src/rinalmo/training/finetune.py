@@ -17,6 +17,8 @@ from contextlib import ExitStack
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,14 +30,15 @@ from rinalmo.data import sampling
 from rinalmo.engine.devices import DeviceLike, device_name
 from rinalmo.engine.engine import Engine, to_host
 from rinalmo.errors import CheckpointError, InputError, MissingExtraError
-from rinalmo.io.files import atomic_write, atomic_write_path, destination, file_sha256, is_temporary
+from rinalmo.io.files import LOCK, atomic_write, atomic_write_path, destination, file_sha256, is_temporary
 from rinalmo.model.packing import Layout, pack, token_batches
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
 from rinalmo.tasks.base import Columns, Crop, Example, Task
 from rinalmo.tasks.evaluate import Evaluation, Metric, evaluate_examples
 from rinalmo.tasks.examples import json_lines
+from rinalmo.tasks.inputs import encode_sequences, sequences_of
 from rinalmo.tasks.table import Table
-from rinalmo.tasks.trained import cropped, outputs, task_class, task_of
+from rinalmo.tasks.trained import outputs, task_class, task_of
 from rinalmo.training.distributed import Ranks, init_distributed
 from rinalmo.training.linear_models import baselines, choose_modes, comparison, draw_predictions, engine_for, fit_head
 from rinalmo.training.model_card import write_card
@@ -70,10 +73,13 @@ class Sets(NamedTuple):
 def with_fingerprints(data: ExamplesRecipe) -> ExamplesRecipe:
     """The recipe with absolute paths and the sha256 of each file; InputError for a file that has changed."""
     paths = {name: Path(path).absolute() for name in Sets._fields if (path := getattr(data, name)) is not None}
+    vectors = {name: path and path.absolute() for name, path in columns_of(data).features.items()}
+    features = [name if path is None else f"{name}={path}" for name, path in vectors.items()]
     if "train" not in paths:
         raise InputError("data.train is missing: name the file of examples")
     try:
         sums = {name: file_sha256(path) for name, path in paths.items()}
+        sums |= {f"features.{name}": file_sha256(path) for name, path in vectors.items() if path}
     except FileNotFoundError as error:
         raise InputError(f"{error.filename} does not exist; check the path") from None
     except OSError as error:
@@ -81,7 +87,9 @@ def with_fingerprints(data: ExamplesRecipe) -> ExamplesRecipe:
     for name, known in data.fingerprints.items():
         if sums.get(name) != known:
             raise InputError(f"{paths.get(name, name)}: is not the file that this run was started with")
-    return data.model_copy(update={**{name: str(path) for name, path in paths.items()}, "fingerprints": sums})
+    columns = data.columns.model_copy(update={"features": features})
+    update = {**{name: str(path) for name, path in paths.items()}, "fingerprints": sums, "columns": columns}
+    return data.model_copy(update=update)
 
 
 def read_examples(data: ExamplesRecipe, task: type[Task]) -> tuple[Sets, list[str]]:
@@ -93,7 +101,8 @@ def read_examples(data: ExamplesRecipe, task: type[Task]) -> tuple[Sets, list[st
         examples = task.read(Path(path), columns_of(data)) if path is not None else []
         total = len(examples)
         if data.max_length is not None:
-            examples = [example for example in examples if len(cropped(example.sequence, crop)) <= data.max_length]
+            longest = data.max_length
+            examples = [e for e in examples if all(len(sequence) <= longest for sequence in sequences_of(e, crop))]
         if len(examples) < total:
             notes.append(f"{path}: {total - len(examples):,} examples longer than {data.max_length} nt are left out")
         read.append(examples)
@@ -107,10 +116,11 @@ def read_sets(data: ExamplesRecipe, task: type[Task], seed: int) -> tuple[Sets, 
     if not sets.train:
         raise InputError(f"{data.train}: no example is left for training")
     crop = crop_of(data)
-    known = {cropped(example.sequence, crop) for example in sets.train}
+    known = {tuple(sequences_of(example, crop)) for example in sets.train}
     for name, examples in (("validation", sets.validation), ("test", sets.test)):
-        if shared := sum(cropped(example.sequence, crop) in known for example in examples):
-            notes.append(f"{shared:,} of {len(examples):,} {name} sequences are in the training set too")
+        if shared := sum(tuple(sequences_of(example, crop)) in known for example in examples):
+            what = "pairs of sequences" if data.columns.second else "sequences"
+            notes.append(f"{shared:,} of {len(examples):,} {name} {what} are in the training set too")
     return sets, notes
 
 
@@ -125,17 +135,19 @@ def split(sets: Sets, data: ExamplesRecipe, seed: int) -> Sets:
             raise InputError(f"data.fold is {data.fold}; of how many? Say --folds, or data.folds")
         if sets.validation or not data.validation_fraction:
             return sets
-        order = _shuffled(train, seed)
-        size = max(1, round(len(order) * data.validation_fraction))
-        return Sets(order[size:], order[:size], sets.test)
+        units = _shuffled(_units(train, data), seed)
+        size = max(1, round(len(train) * data.validation_fraction))
+        drawn = int(np.searchsorted(np.cumsum(list(map(len, units))), size)) + 1
+        return Sets([*chain(*units[drawn:])], [*chain(*units[:drawn])], sets.test)
     if data.validation is not None or data.test is not None:
         raise InputError("folds are validation and test sets themselves; leave the files of such examples out")
     if fold >= folds:
         raise InputError(f"data.fold is {fold}; with {folds} folds it goes from 0 to {folds - 1}")
-    if len(train) < folds:
-        raise InputError(f"{data.train}: {len(train)} examples cannot be cut into {folds} folds")
-    order = _shuffled(train, seed)
-    parts = [order[number::folds] for number in range(folds)]
+    units = _shuffled(_units(train, data), seed)
+    if len(units) < folds:
+        noun = "groups" if data.columns.group else "examples"
+        raise InputError(f"{data.train}: {len(units)} {noun} cannot be cut into {folds} folds")
+    parts = [[*chain(*units[number::folds])] for number in range(folds)]
     held_out = (fold, (fold - 1) % folds)
     training = [example for number, part in enumerate(parts) if number not in held_out for example in part]
     return Sets(training, parts[held_out[1]], parts[fold])
@@ -145,7 +157,11 @@ def columns_of(data: ExamplesRecipe) -> Columns:
     """The columns of a recipe as the tasks take them."""
     given = data.columns
     target = (given.target,) if isinstance(given.target, str) else tuple(given.target or ())
-    return Columns(given.name, given.sequence, target, given.group)
+    features: dict[str, Path | None] = {}
+    for text in given.features:
+        name, sign, file = text.partition("=")
+        features[name if sign and file.endswith(".npz") else text] = Path(file) if file.endswith(".npz") else None
+    return Columns(given.name, given.sequence, target, given.group, given.second, features)
 
 
 def crop_of(data: ExamplesRecipe) -> Crop | None:
@@ -153,10 +169,20 @@ def crop_of(data: ExamplesRecipe) -> Crop | None:
     return None if data.crop is None else Crop(data.crop, data.crop_at)
 
 
-def _shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
-    places, key = np.arange(len(examples)), sampling.random_key(seed, _SPLIT)
-    order = sampling.random_permutation(places, max(1, len(examples)), key)
-    return [examples[place] for place in order.tolist()]
+def _units(examples: Sequence[Example], data: ExamplesRecipe) -> list[list[Example]]:
+    """What is not split: the examples of a group if the recipe names its column, else single examples."""
+    if data.columns.group is None:
+        return [[example] for example in examples]
+    groups: dict[str, list[Example]] = {}
+    for number, example in enumerate(examples):
+        groups.setdefault(example.group or f"\0{number}", []).append(example)  # without a group: a unit of its own
+    return list(groups.values())
+
+
+def _shuffled(units: Sequence[list[Example]], seed: int) -> list[list[Example]]:
+    places, key = np.arange(len(units)), sampling.random_key(seed, _SPLIT)
+    order = sampling.random_permutation(places, max(1, len(units)), key)
+    return [units[place] for place in order.tolist()]
 
 
 def make_task(recipe: FinetuneRecipe, sets: Sets) -> tuple[Task, Sets]:
@@ -169,7 +195,10 @@ def make_task(recipe: FinetuneRecipe, sets: Sets) -> tuple[Task, Sets]:
     if foreign := sorted(options.keys() - set(kind.options)):
         own = f"its options are {', '.join(kind.options)}" if kind.options else "it has no options"
         raise InputError(f"options.{foreign[0]} is not for {kind.name}; {own}")
-    task = kind.from_examples(sets.train, options)
+    given = recipe.data.columns
+    if (given.second or given.features) and kind is not Table:
+        raise InputError(f"a second sequence and features are for the task table, not for {kind.name}")
+    task = kind.from_examples(sets.train, options | ({"second": given.second} if given.second else {}))
     task.crop = crop_of(recipe.data)
     if task.crop and task.per == "nucleotide":
         raise InputError("data.crop is for tasks with one answer a sequence; leave long ones out by data.max_length")
@@ -273,10 +302,11 @@ def parameter_groups(
     return find
 
 
-def cached_states(engine: Engine, ids: Sequence[np.ndarray], folder: Path, ranks: Ranks) -> list[np.ndarray]:
-    """The last states of each sequence, memory-mapped from a file that process 0 writes if it is not there."""
+def cached_states(engine: Engine, ids: Sequence[Sequence[np.ndarray]], folder: Path, ranks: Ranks) -> list[np.ndarray]:
+    """The last states of the sequences of each example, memory-mapped from a file that process 0 writes if it is not
+    there."""
     digest = hashlib.sha256(f"{engine.fingerprint} {engine.precision}".encode())
-    for sequence in ids:
+    for sequence in chain.from_iterable(ids):
         digest.update(sequence.tobytes() + b"|")
     path = folder / f"states-{digest.hexdigest()[:16]}.npy"
     last = engine.config.num_hidden_layers
@@ -288,11 +318,11 @@ def cached_states(engine: Engine, ids: Sequence[np.ndarray], folder: Path, ranks
     def write() -> None:
         if path.exists():
             return
-        shape = (sum(map(len, ids)), engine.config.hidden_size)
+        shape = (sum(map(len, chain.from_iterable(ids))), engine.config.hidden_size)
         with atomic_write_path(path) as partial:
             file = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
             start = 0
-            for states in engine.map(compute, ids):
+            for states in engine.map(compute, chain.from_iterable(ids)):
                 file[start : start + len(states)] = states
                 start += len(states)
             file.flush()
@@ -300,8 +330,8 @@ def cached_states(engine: Engine, ids: Sequence[np.ndarray], folder: Path, ranks
 
     ranks.on_rank_zero(write)
     mapped = np.load(path, mmap_mode="r")
-    ends = np.cumsum([len(sequence) for sequence in ids])
-    return [mapped[end - len(sequence) : end] for end, sequence in zip(ends, ids, strict=True)]
+    sizes = [sum(map(len, sequences)) for sequences in ids]
+    return [mapped[end - size : end] for end, size in zip(np.cumsum(sizes), sizes, strict=True)]
 
 
 class Predictor(nn.Module):
@@ -311,11 +341,14 @@ class Predictor(nn.Module):
         super().__init__()
         self.model, self.task, self.frozen = model, task, frozen
 
-    def forward(self, ids: Tensor, layout: Layout, states: Tensor | None = None) -> list[Tensor]:
-        """The head's output for each sequence."""
+    def forward(
+        self, ids: Tensor, layout: Layout, states: Tensor | None = None, examples: Sequence[Example] = ()
+    ) -> list[Tensor]:
+        """The head's output for each example."""
         if states is None:
             states = self.model.encoder(ids, layout).last_hidden_state
-        return list(self.task.forward(self.model, ids, states, layout))
+        outputs = self.task.forward(self.model, ids, states, layout)
+        return list(outputs if self.task.inputs is None else self.task.join(self.model, outputs, examples))
 
     def train(self, mode: bool = True) -> Predictor:
         super().train(mode)
@@ -326,11 +359,16 @@ class Predictor(nn.Module):
 
 @dataclass(frozen=True)
 class EncodedExamples:
-    """Examples with their token ids, and the encoder's states of each if these are cached."""
+    """Examples with the token ids of their sequences, and the encoder's states of each if these are cached."""
 
     examples: Sequence[Example]
-    ids: Sequence[np.ndarray]
+    sequences: Sequence[Sequence[np.ndarray]]
     states: Sequence[np.ndarray] | None = None
+
+    @cached_property
+    def ids(self) -> list[np.ndarray]:
+        """The token ids of each example, end to end."""
+        return list(map(np.concatenate, self.sequences))
 
 
 @dataclass(frozen=True)
@@ -384,7 +422,8 @@ class SupervisedTask(TrainingTask[MicroBatch]):
     def _micro_batches(self, encoded: EncodedExamples, places: Iterable[int]) -> Iterator[MicroBatch]:
         order = sorted(places, key=lambda i: len(encoded.ids[i]))
         for part in token_batches(encoded.ids, self.recipe.data.micro_tokens, order):
-            ids, layout = pack((torch.from_numpy(encoded.ids[i]) for i in part), self.ranks.device)
+            sequences = (torch.from_numpy(ids) for i in part for ids in encoded.sequences[i])
+            ids, layout = pack(sequences, self.ranks.device)
             states = None
             if encoded.states is not None:
                 states = torch.from_numpy(np.concatenate([encoded.states[i] for i in part])).to(self.ranks.device)
@@ -397,7 +436,7 @@ class SupervisedTask(TrainingTask[MicroBatch]):
         return sum(example.num_targets for example in batch.examples) if batch.counted else 0
 
     def loss(self, module: nn.Module, batch: MicroBatch) -> Tensor:
-        outputs = module(batch.ids, batch.layout, batch.states)
+        outputs = module(batch.ids, batch.layout, batch.states, batch.examples)
         return self.task.loss(self.model, outputs, batch.examples) * float(batch.counted)
 
     def evaluate(self, module: nn.Module, ranks: Ranks) -> Iterator[tuple[str, float]]:
@@ -407,7 +446,7 @@ class SupervisedTask(TrainingTask[MicroBatch]):
             return
         own: dict[int, tuple[float, int, Any]] = {}  # loss, its terms and the scores of each example
         for batch in self._micro_batches(self.validation, range(ranks.rank, count, ranks.world)):
-            outputs = module(batch.ids, batch.layout, batch.states)
+            outputs = module(batch.ids, batch.layout, batch.states, batch.examples)
             for place, example, output in zip(batch.places, batch.examples, outputs, strict=True):
                 loss = float(task.loss(model, [output], [example]))
                 own[place] = (loss, example.num_targets, task.score_example(model, output, example))
@@ -465,17 +504,16 @@ def _train(
                 lambda: _write_linear(folder, listener, ranks, linear, linear_values, notes, examples)
             )
         recipe = recipe.model_copy(update={"backbone": recipe.backbone.model_copy(update={"mode": mode})})
-        encode = model.alphabet.encode
-        ids = [
-            [encode(cropped(e.sequence, task.crop), strict=True) for e in part]
+        encoded = [
+            EncodedExamples(part, [encode_sequences(example, task.crop, model.alphabet) for example in part])
             for part in (sets.train, sets.validation)
         ]
-        encoded = [EncodedExamples(sets.train, ids[0]), EncodedExamples(sets.validation, ids[1])]
         if mode == "frozen":
             micro_tokens = recipe.data.micro_tokens
             engine = Engine(model, recipe.train.precision, batch_tokens=micro_tokens, device=ranks.device)
-            states = iter(cached_states(engine, ids[0] + ids[1], folder.path, ranks))
-            encoded = [replace(part, states=[next(states) for _ in part.ids]) for part in encoded]
+            sequences = [ids for part in encoded for ids in part.sequences]
+            states = iter(cached_states(engine, sequences, folder.path, ranks))
+            encoded = [replace(part, states=[next(states) for _ in part.sequences]) for part in encoded]
         lora = add_lora(model, recipe.backbone, recipe.train.seed) if mode == "lora" else None
 
         def export(weights: dict[str, Tensor]) -> RiNALMo:
@@ -599,7 +637,11 @@ def finetune_from_recipe(
             except InputError as error:
                 raise InputError(f"fold {run.data.fold} of 0 to {folds - 1}: {error}") from None
         for path in sorted(output.iterdir()) if output.is_dir() else ():
-            if not path.name.startswith("fold-") and path.name != EVALUATION and not is_temporary(path):
+            if (
+                not path.name.startswith("fold-")
+                and path.name not in (EVALUATION, EXAMPLES, LOCK)
+                and not is_temporary(path)
+            ):
                 raise InputError(f"{output}: holds {path.name} and is no cross-validation; choose another folder")
         destination(output).mkdir(parents=True, exist_ok=True)
         if restart and os.environ.get("RANK", "0") == "0":
@@ -674,6 +716,8 @@ def finetune(
     validation: str | Path | Rows | None = None,
     test: str | Path | Rows | None = None,
     target: str | Sequence[str] = (),
+    second: str | None = None,
+    features: Sequence[str] = (),
     folds: int | None = None,
     fold: int | None = None,
     recipe: str | Path | None = None,
@@ -697,6 +741,9 @@ def finetune(
         validation: Held-out examples; None: a tenth of `data`.
         test: Examples to evaluate the trained model on.
         target: The column or columns to predict, if they do not have a usual name.
+        second: For `table`: the column of second sequences, such as the targets of microRNAs.
+        features: For `table`: other columns that the model takes: numbers, names, or vectors; "NAME=FILE.npz" if the
+            cells name vectors of a file.
         folds: Cross-validation in this many runs, in `output/fold-0`, …
         fold: Only this one of `folds`, counted from 0.
         recipe: Another recipe than `finetune-TASK`, by name or file.
@@ -749,7 +796,8 @@ def finetune(
             with atomic_write(files[name]) as file:
                 file.write(text)
     train = files.pop("train")
-    chosen = recipe_for(task, train, recipe, overrides, target, model=model, folds=folds, fold=fold, **files)
+    given = {"model": model, "second": second, "features": [*features] or None, "folds": folds, "fold": fold}
+    chosen = recipe_for(task, train, recipe, overrides, target, **given, **files)
     outcome = finetune_from_recipe(chosen, output, resume=resume, restart=restart, listener=listener, device=device)
     if not outcome.finished:
         raise KeyboardInterrupt

@@ -21,9 +21,9 @@ from rinalmo.plots.predictions import draw_confusion, draw_scatter
 from rinalmo.rna.alphabet import Alphabet
 from rinalmo.tasks.base import Example, Task
 from rinalmo.tasks.evaluate import Evaluation, with_intervals
+from rinalmo.tasks.inputs import encode_sequences
 from rinalmo.tasks.linear import fit_linear, kmer_frequencies
 from rinalmo.tasks.table import Table, is_known
-from rinalmo.tasks.trained import cropped
 from rinalmo.training.recipes import FinetuneRecipe
 
 KMERS = 4
@@ -64,7 +64,8 @@ def fit_head(
 ) -> RiNALMo:
     """The backbone of a model with a linear head, fitted on these examples with encoded targets."""
     last = given.config.num_hidden_layers
-    layers = sorted({max(1, last // 3), max(1, 2 * last // 3), last})
+    pair = task.inputs is not None and task.inputs.second  # four times as many features: of the last layer alone
+    layers = [last] if pair else sorted({max(1, last // 3), max(1, 2 * last // 3), last})
     settings = {name: value for name, value in task.settings.items() if name not in ("mean", "std", "pooling")}
     outputs = len(task.classes) or len(task.targets)
     if task.kind == "regression":
@@ -83,10 +84,12 @@ def fit_head(
         states = engine.hidden_states(ids, layout, layers)
         return list(own.linear_features(model, ids, torch.cat(states, dim=-1), layout))
 
-    ids = (model.alphabet.encode(cropped(example.sequence, own.crop), strict=True) for example in examples)
-    features = torch.stack([row.cpu() for row in engine.map(compute, ids)])
+    ids = (part for example in examples for part in encode_sequences(example, own.crop, model.alphabet))
+    vectors = [row.cpu() for row in engine.map(compute, ids)]
+    features = own.inputs.join(vectors, examples) if own.inputs else torch.stack(vectors)
     targets = np.stack([example.target for example in examples])
-    fitted = fit_linear(features, targets, task.kind, outputs, recipe.train.seed)
+    scale = own.inputs.scale(features.shape[1]) if own.inputs else None
+    fitted = fit_linear(features, targets, task.kind, outputs, recipe.train.seed, scale)
     decoder: Any = model.head("linear_head").decoder
     decoder.weight, decoder.bias = nn.Parameter(fitted.weight), nn.Parameter(fitted.bias)
     return model
@@ -97,8 +100,8 @@ def baselines(
 ) -> dict[str, Evaluation]:
     """Simple models that learned from the same training examples, evaluated on others, by name.
 
-    The mean or the most frequent class, and a linear model of the frequencies of words of 1 to 4 nucleotides; for
-    single nucleotides, of the letters around each.
+    The mean or the most frequent class, and a linear model of the frequencies of words of 1 to 4 nucleotides, of both
+    sequences of a pair and with the other features; for single nucleotides, of the letters around each.
     """
     unit = copy(task)
     unit.mean, unit.std = [0.0] * len(task.mean), [1.0] * len(task.std)
@@ -108,14 +111,17 @@ def baselines(
     constant = _constant(known.reshape(len(known), -1), task, outputs)
 
     def features_of(example: Example) -> Tensor:
-        ids = alphabet.encode(cropped(example.sequence, task.crop), strict=True)
+        sequences = encode_sequences(example, task.crop, alphabet)
         if task.per == "nucleotide":
-            return torch.from_numpy(_neighbors(ids[1:-1], alphabet))
-        return torch.from_numpy(kmer_frequencies(ids, alphabet, KMERS))[None]
+            return torch.from_numpy(_neighbors(sequences[0][1:-1], alphabet))
+        parts = [kmer_frequencies(ids, alphabet, KMERS) for ids in sequences]
+        parts += [example.features] if task.inputs else []
+        return torch.from_numpy(np.concatenate(parts))[None]
 
     features = torch.cat([features_of(example) for example in train])
     chosen = np.random.default_rng(seed).permutation(len(features))[:_MAX_ROWS]
-    fitted = fit_linear(features[torch.from_numpy(chosen)], known[chosen], task.kind, outputs, seed)
+    scale = task.inputs.scale(features.shape[1]) if task.inputs else None
+    fitted = fit_linear(features[torch.from_numpy(chosen)], known[chosen], task.kind, outputs, seed, scale)
     predictors: dict[str, Callable[[Tensor], Tensor]] = {
         "mean" if task.kind == "regression" else "majority": lambda rows: constant.expand(len(rows), -1),
         "k-mers" if task.per == "sequence" else "neighbors": lambda rows: rows @ fitted.weight.T + fitted.bias,

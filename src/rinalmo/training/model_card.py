@@ -17,6 +17,7 @@ from rinalmo.io.files import atomic_write
 from rinalmo.model.config import specification
 from rinalmo.model.packing import pack
 from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.tasks.trained import task_of
 from rinalmo.training.recipes import FinetuneRecipe, Recipe, RunRecipe
 from rinalmo.training.run_folder import EVALUATION, PLOT, RECIPE, VERSIONS, RunFolder, read_log
 from rinalmo.weights.checkpoint import load
@@ -158,6 +159,7 @@ def card(
 ) -> str:
     """The card's text; masks are filled by the model now."""
     task = model.spec.task["name"] if model.spec.task else None
+    inputs = task_of(model.spec).inputs if model.spec.task else None
     fills_masks = "lm_head" in model.spec.heads
     predictions = {title: _top_tokens(model, text) for title, text in EXAMPLES.items()} if fills_masks else {}
     widget = [
@@ -216,5 +218,6 @@ def card(
         ],
         fills_masks=fills_masks,
         task=task,
+        inputs=inputs,
         version=rinalmo.__version__,
     )

@@ -246,13 +246,17 @@ class ColumnsRecipe(Section):
     name        names of the examples
     sequence    sequences
     target      values to predict; a list for several targets
-    group       examples of one group stay in one fold, and metrics are also given for each group
+    group       examples of one group stay in one set, and metrics are also given for each group
+    second      second sequences, for a `table` of pairs
+    features    other inputs of a `table`: numbers, names, or vectors; NAME=FILE.npz where cells name vectors of a file
     """
 
     name: str | None = None
     sequence: str | None = None
     target: str | list[str] | None = None
     group: str | None = None
+    second: str | None = None
+    features: list[str] = Field(default_factory=list)
 
 
 class ExamplesRecipe(Section):
@@ -383,6 +387,8 @@ _GIVEN = {
     "validation": "data.validation",
     "test": "data.test",
     "target": "data.columns.target",
+    "second": "data.columns.second",
+    "features": "data.columns.features",
     "folds": "data.folds",
     "fold": "data.fold",
 }

@@ -287,7 +287,8 @@ class Service:
         self._task: Task | None = None
         with suppress(CheckpointError):  # it was fine-tuned for nothing
             task = task_of(engine.spec)
-            self._task = None if isinstance(task, SecondaryStructure) else with_options(task, engine.spec)
+            if not isinstance(task, SecondaryStructure) and task.inputs is None:  # the page takes sequences alone
+                self._task = with_options(task, engine.spec)
         self.predicts = None if self._task is None else self._task.name
 
     def fill_mask(self, visit: Visit, text: str, top_k: int = 5) -> tuple[Record, list[list[Prediction]]]:
