@@ -214,10 +214,10 @@ def structure_rows(examples: Sequence[Example], engine: Engine, setup: Setup, na
     decoding = Decoding(zero_shot=setup.zero_shot)
     values = []
     for count, (example, folded) in enumerate(zip(examples, _folded(examples, engine, decoding), strict=True), 1):
-        found = folded[0].pairs
-        nested = pair_scores(canonical_nested(example), found).f1
-        near = pair_scores(example.target, found, tolerance=1).f1
-        values.append((nested, pair_scores(example.target, found).f1, near))
+        predicted = folded[0].pairs
+        nested = pair_scores(canonical_nested(example), predicted).f1
+        near = pair_scores(example.target, predicted, tolerance=1).f1
+        values.append((nested, pair_scores(example.target, predicted).f1, near))
         setup.progress(count)
     means = np.mean(values, axis=0).tolist()
     low, high = bootstrap_interval([each[0] for each in values])
@@ -266,11 +266,13 @@ def run_splits(setup: Setup, structures: str, splits: str) -> Rows:
         setup.note("one model for all folds: its training data must hold none of the test structures")
     rows = []
     for fold, ids in tested.items():
-        found = [examples[name] for name in ids if name in examples]
-        if len(found) < len(ids):
-            setup.note(f"fold {fold}: {len(ids) - len(found):,} of {len(ids):,} ids are not in {table.name}")
-        if found:
-            rows.append(structure_rows(found, setup.load(fold), setup, f"fold {fold}" if len(tested) > 1 else "test"))
+        test_examples = [examples[name] for name in ids if name in examples]
+        if len(test_examples) < len(ids):
+            setup.note(f"fold {fold}: {len(ids) - len(test_examples):,} of {len(ids):,} ids are not in {table.name}")
+        if test_examples:
+            rows.append(
+                structure_rows(test_examples, setup.load(fold), setup, f"fold {fold}" if len(tested) > 1 else "test")
+            )
     return with_mean(rows)
 
 
@@ -339,8 +341,8 @@ def run_chemical_mapping(setup: Setup) -> Rows:
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     examples = [Example(str(number), sequence) for number, sequence in enumerate(profiles, start=1)]
     folded = _folded(examples, engine, Decoding(zero_shot=setup.zero_shot))
-    for count, (sequence, (_, found)) in enumerate(zip(profiles, folded, strict=True), start=1):
-        matrix = found.matrix() if isinstance(found, PairList) else found
+    for count, (sequence, (_, probabilities)) in enumerate(zip(profiles, folded, strict=True), start=1):
+        matrix = probabilities.matrix() if isinstance(probabilities, PairList) else probabilities
         unpaired = 1 - matrix.sum(axis=1)
         for modifier, cluster, values in profiles[sequence]:
             measured = np.isin(list(sequence), list(_MEASURED.get(modifier, "ACGU"))) & np.isfinite(values)
@@ -474,8 +476,8 @@ def _read_assay(path: Path, name: str, kind: str, construct: str, note: Callable
     value = column(table.columns, *_FITNESS)
     sequence, mutant = column(table.columns, "sequence", "seq", "mutated_sequence"), column(table.columns, "mutant")
     if value is None or (sequence is None and (mutant is None or not construct)):
-        what = f"a fitness ({', '.join(_FITNESS)}) and a sequence, or a mutant with a reference sheet"
-        raise InputError(f"{path}: has no column of {what}; there are {', '.join(table.columns)}")
+        columns = f"a fitness ({', '.join(_FITNESS)}) and a sequence, or a mutant with a reference sheet"
+        raise InputError(f"{path}: has no column of {columns}; there are {', '.join(table.columns)}")
     rows = [(table.place(number), row) for number, row in table.rows]
     reasons: Counter[str] = Counter()
     wild_type = make_record(construct, name).sequence if construct else ""
@@ -615,12 +617,12 @@ def _all_labels(cells: list[Any], names: Sequence[str]) -> Row:
 
 def _named(*targets: str) -> Callable[[list[Any], Sequence[str]], Row]:
     def row(cells: list[Any], names: Sequence[str]) -> Row:
-        found = dict(zip(names, cells, strict=True))
+        cell_of = dict(zip(names, cells, strict=True))
         sequence = column(names, "sequence", "seq", "utr")
         of = {target: column(names, target.lower()) for target in targets}
         if sequence is None or None in of.values():
             raise InputError(f"the columns are {', '.join(names)}; needed are sequence and {', '.join(targets)}")
-        return _sequence_and({target: found[str(name)] for target, name in of.items()}, found[sequence])
+        return _sequence_and({target: cell_of[str(name)] for target, name in of.items()}, cell_of[sequence])
 
     return row
 
@@ -706,13 +708,13 @@ def top_k_accuracy(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """The share of right ones among the k highest scores of a class with k nucleotides; acceptors, donors, mean."""
     target = np.concatenate([np.asarray(each).reshape(-1) for each in true])
     scores = np.concatenate([np.asarray(each) for each in predicted])
-    found = []
+    precisions = []
     for index in (1, 2):
         positive = target == index
         ranked = np.argsort(-scores[:, index], kind="stable") if index < scores.shape[1] else np.empty(0, dtype=int)
         top = ranked[: positive.sum()]
-        found.append(float(positive[top].mean()) if len(top) else math.nan)
-    return {"top_k": float(np.nanmean(found)), "top_k_acceptor": found[0], "top_k_donor": found[1]}
+        precisions.append(float(positive[top].mean()) if len(top) else math.nan)
+    return {"top_k": float(np.nanmean(precisions)), "top_k_acceptor": precisions[0], "top_k_donor": precisions[1]}
 
 
 _NUMBERS = ("options.kind=regression",)
@@ -791,14 +793,14 @@ def run_probe(setup: Setup) -> Rows:
     for count, (_, vector) in enumerate(embed_records(records, setup.load()), start=1):
         vectors.append(vector)
         setup.progress(count)
-    x, found = np.stack(vectors), []
+    x, results = np.stack(vectors), []
     parts = _parts(rows, setup.note)
     fitted = _probe(kind).fit(x[parts["train"]], y[parts["train"]])
     for part in ("val", "test"):
         if len(parts[part]):
             scores = probe_scores(kind, fitted, x[parts[part]], y[parts[part]])
-            found.append({"set": part, "examples": len(parts[part])} | scores)
-    return found
+            results.append({"set": part, "examples": len(parts[part])} | scores)
+    return results
 
 
 def _parts(rows: Rows, note: Callable[[str], Any]) -> dict[str, np.ndarray]:

@@ -149,8 +149,8 @@ def embed_records(
     for (record, part), states in map_encoded(engine, parts(), encode_part, compute):
         rows.append(part.own_rows(states))
         if part.stop == len(record.sequence):
-            joined, rows = np.concatenate(rows), []
-            yield record, joined.mean(axis=0) if pooling == "mean" else joined
+            whole, rows = np.concatenate(rows), []
+            yield record, whole.mean(axis=0) if pooling == "mean" else whole
 
 
 def check_pooling(pooling: Pooling, window: int | None) -> None:

@@ -339,12 +339,12 @@ def with_conditions(
     if note is None:
         return
     for field, source in sources.items():
-        found = with_value[field]
+        num_values = with_value[field]
         name = source.file if source and source.file else "the input"
-        if not found:
+        if not num_values:
             raise InputError(f"{name} has no {field} of any sequence; names have to be the same")
-        if found < count:
-            note(f"{count - found:,} of {count:,} sequences have no {field} in {name}")
+        if num_values < count:
+            note(f"{count - num_values:,} of {count:,} sequences have no {field} in {name}")
         if source and (unused := source.unused(count)):
             note(f"{name}: {len(unused):,} {field} of no sequence, such as {one_line(unused[0])}")
 

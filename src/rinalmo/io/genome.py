@@ -109,17 +109,17 @@ class Transcripts(InputFile):
             raise InputError(f"{path}: no transcript can be used ({reasons or 'there is no exon'})")
 
     def _add(self, name: str, chromosome: str, strands: set[str], exons: list[Interval]) -> None:
-        joined = exons[:1]
+        merged = exons[:1]
         for start, end in exons[1:]:
-            if start < joined[-1][1]:
+            if start < merged[-1][1]:
                 self.left_out["exons that overlap"] += 1
                 return
-            joined[-1:] = [(joined[-1][0], end)] if start == joined[-1][1] else [joined[-1], (start, end)]
+            merged[-1:] = [(merged[-1][0], end)] if start == merged[-1][1] else [merged[-1], (start, end)]
         if len(strands) > 1 or not strands <= {"+", "-"}:
             self.left_out["exons on both strands" if len(strands) > 1 else "no strand"] += 1
             return
-        transcript = Transcript(name, chromosome, strands.pop(), tuple(joined))
-        for exon in joined:
+        transcript = Transcript(name, chromosome, strands.pop(), tuple(merged))
+        for exon in merged:
             for number in range(exon[0] >> _BIN, ((exon[1] - 1) >> _BIN) + 1):
                 self._bins[chromosome, number].append((self.count, exon, transcript))
         self.count += 1
@@ -127,8 +127,10 @@ class Transcripts(InputFile):
     def overlapping(self, chromosome: str, start: int, end: int) -> list[Transcript]:
         """The transcripts with an exon that overlaps `[start, end)`, in the order of the file."""
         bins = (self._bins.get((chromosome, number), ()) for number in range(start >> _BIN, ((end - 1) >> _BIN) + 1))
-        found = {n: transcript for each in bins for n, exon, transcript in each if exon[0] < end and start < exon[1]}
-        return [found[n] for n in sorted(found)]
+        overlapping = {
+            n: transcript for each in bins for n, exon, transcript in each if exon[0] < end and start < exon[1]
+        }
+        return [overlapping[n] for n in sorted(overlapping)]
 
     def chromosomes(self) -> set[str]:
         """The names of the chromosomes with transcripts."""
@@ -164,13 +166,13 @@ def _interval(place: str, start: str, end: str, offset: int) -> Interval:
 
 
 def _exons_by_transcript(exons: Iterable[tuple[str, str, str, Interval]]) -> _Parsed:
-    found: dict[tuple[str, str], tuple[set[str], list[Interval]]] = {}
+    exons_of: dict[tuple[str, str], tuple[set[str], list[Interval]]] = {}
     for name, chromosome, strand, exon in exons:
         # By chromosome too: genes of the pseudoautosomal regions have one name on X and Y.
-        strands, parts = found.setdefault((sys.intern(name), sys.intern(chromosome)), (set(), []))
+        strands, parts = exons_of.setdefault((sys.intern(name), sys.intern(chromosome)), (set(), []))
         strands.add(strand)
         parts.append(exon)
-    for (name, chromosome), (strands, parts) in found.items():
+    for (name, chromosome), (strands, parts) in exons_of.items():
         yield name, chromosome, strands, parts
 
 

@@ -443,11 +443,11 @@ class StructureHead(nn.Module):
 
         With a mask, of a padded batch, each sequence at its own length, 0 at padding.
         """
-        *_, length, hidden = x.shape
+        *_, length, width = x.shape
         if length == 0:  # convolutions refuse it
             return x.new_zeros(0, 0, self.prediction.out_channels)
         # `W_a h` and `W_b h + b` by one call of the projection, so that hooks and adapters (LoRA) take part.
-        ends = [F.pad(x, (0, hidden)), F.pad(x, (hidden, 0)), F.pad(torch.zeros_like(x[..., :1, :]), (0, hidden))]
+        ends = [F.pad(x, (0, width)), F.pad(x, (width, 0)), F.pad(torch.zeros_like(x[..., :1, :]), (0, width))]
         first, second, bias = self.projection(torch.cat(ends, dim=-2)).split([length, length, 1], dim=-2)
         first, second = (first - bias).mT, second.mT
         if mask is not None:

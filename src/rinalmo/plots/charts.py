@@ -75,7 +75,7 @@ def draw_bars(
 
 
 def draw_calibration(
-    series: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | Path, *, bins: int = 10, what: str = "pairs"
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | Path, *, bins: int = 10, noun: str = "pairs"
 ) -> dict[str, float]:
     """Draw a reliability diagram: of what was given a probability, how much is right.
 
@@ -83,7 +83,7 @@ def draw_calibration(
         series: For each name probabilities `(number,)` from 0 to 1, and whether each came true, `(number,)`.
         path: An SVG, PNG or PDF file.
         bins: Of equal width; an empty one is left out.
-        what: The name of what was predicted.
+        noun: The name of what was predicted.
 
     Returns:
         The expected calibration error of each series: the mean distance of probability and share, weighted by number.
@@ -117,12 +117,12 @@ def draw_calibration(
                 )
             if not ((probabilities >= 0) & (probabilities <= 1)).all():
                 raise InputError(f"{name}: probabilities are from 0 to 1")
-            found = np.minimum((np.asarray(probabilities, dtype=float) * bins).astype(int), bins - 1)
-            count = np.bincount(found, minlength=bins)
+            bin_of = np.minimum((np.asarray(probabilities, dtype=float) * bins).astype(int), bins - 1)
+            count = np.bincount(bin_of, minlength=bins)
             is_filled = count > 0
             total = np.maximum(count, 1)
-            mean = np.bincount(found, probabilities, bins) / total
-            share = np.bincount(found, right, bins) / total
+            mean = np.bincount(bin_of, probabilities, bins) / total
+            share = np.bincount(bin_of, right, bins) / total
             errors[name] = float(np.abs(mean - share) @ count / count.sum())
             centre = (share + _Z**2 / (2 * total)) / (1 + _Z**2 / total)
             reach = _Z * np.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2)) / (1 + _Z**2 / total)
@@ -131,9 +131,9 @@ def draw_calibration(
             text = f"{title_of(name, 30)} (error {errors[name]:.3f})"
             upper.errorbar(mean[is_filled], share[is_filled], yerr=interval, elinewidth=0.8, label=text, **style)
             lower.plot(mean[is_filled], count[is_filled], **style)
-        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel=f"share of {what} that are right")
+        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel=f"share of {noun} that are right")
         upper.legend(loc="upper left", frameon=False)
-        lower.set(yscale="log", xlabel="predicted probability", ylabel=what)
+        lower.set(yscale="log", xlabel="predicted probability", ylabel=noun)
         lower.yaxis.set_major_formatter(lambda number, _: f"{number:,.0f}")
         lower.yaxis.set_minor_formatter(NullFormatter())
     return errors

@@ -204,8 +204,8 @@ def structure_svg(
         svg.element("g", "\n".join(["", *body, ""]), transform=f"translate({x:.1f} {y:.1f})"),
         *placed,
     ]
-    least = max(7.5 * len(title) * scale + 2 * margin, 300.0 + (100 if track or reference else 0))
-    return svg.page(max(width, least), height + 22 * scale * len(rows), content)
+    min_width = max(7.5 * len(title) * scale + 2 * margin, 300.0 + (100 if track or reference else 0))
+    return svg.page(max(width, min_width), height + 22 * scale * len(rows), content)
 
 
 def _layout(structure: Structure, reference: Structure | None) -> tuple[np.ndarray, list[_PairLine]]:
@@ -237,16 +237,16 @@ def positions(pairs: Iterable[tuple[int, int]], length: int) -> np.ndarray:
     text = ["."] * length
     for i, j in pairs:
         text[i], text[j] = "(", ")"
-    found = _puzzled("".join(text))
-    if found is None or np.ptp(found, axis=0).max() > _STRIP:
-        joined = _puzzled(f"(..{''.join(text)}..)")
-        if joined is not None:
-            joined = joined[3:-3]
-        both = (points for points in (found, joined) if points is not None)
-        found = min(both, key=lambda points: float(np.ptp(points, axis=0).max()), default=None)
-    if found is None:
+    layout = _puzzled("".join(text))
+    if layout is None or np.ptp(layout, axis=0).max() > _STRIP:
+        closed = _puzzled(f"(..{''.join(text)}..)")
+        if closed is not None:
+            closed = closed[3:-3]
+        both = (points for points in (layout, closed) if points is not None)
+        layout = min(both, key=lambda points: float(np.ptp(points, axis=0).max()), default=None)
+    if layout is None:
         raise InputError(f"no layout without overlaps was found for these {length:,} nt; draw arcs or a map")
-    return found
+    return layout
 
 
 def _puzzled(text: str) -> np.ndarray | None:

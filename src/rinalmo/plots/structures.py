@@ -134,7 +134,7 @@ def read_probabilities(path: Path, structures: Sequence[Structure]) -> list[np.n
     except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         problem = "cannot be read as an .npz file of `rinalmo fold --probabilities`"
         raise InputError.from_os_error(error, path, problem) from None
-    found = []
+    matrices = []
     for key, structure in zip(keys, structures, strict=True):
         name, length = one_line(structure.name), len(structure)
         if key not in arrays:
@@ -144,8 +144,8 @@ def read_probabilities(path: Path, structures: Sequence[Structure]) -> list[np.n
             values = PairList.from_records(length, values).matrix()
         if values.shape != (length, length) or values.dtype == RECORD:
             raise InputError(f"{path}: the probabilities of {name!r} are not those of {length:,} nt")
-        found.append(values.astype(np.float32))
-    return found
+        matrices.append(values.astype(np.float32))
+    return matrices
 
 
 def _paths(path: Path, names: list[str]) -> list[Path]:

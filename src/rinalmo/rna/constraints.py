@@ -386,13 +386,13 @@ def _reactivity_lines(path: Source) -> Iterator[_Entry]:
                 yield _Entry(name, start, "", values)
             name, start, values = next(iter(raw.strip()[1:].split()), ""), number, []
             continue
-        letter, rest = "", words[1:]
-        if rest and len(rest[0]) == 1 and rest[0].isalpha():
-            letter, *rest = rest
-        elif len(rest) == 3:
-            letter = rest[2]
+        letter, cells = "", words[1:]
+        if cells and len(cells[0]) == 1 and cells[0].isalpha():
+            letter, *cells = cells
+        elif len(cells) == 3:
+            letter = cells[2]
         try:
-            value = _number(rest[0]) if rest else None
+            value = _number(cells[0]) if cells else None
             position = int(words[0])
         except ValueError:
             problem = f"{raw.strip()[:30]!r} is not a position and a reactivity"

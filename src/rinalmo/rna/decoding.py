@@ -276,8 +276,8 @@ class Decoder:
             sequence, probabilities, constraint = rna
             if isinstance(probabilities, np.ndarray):
                 # Without a threshold the sum of all probabilities counts; a constraint may take any pair.
-                least = 0.0 if constraint is not None else options["threshold"] or 0.0
-                probabilities = _above(probabilities, least)
+                minimum = 0.0 if constraint is not None else options["threshold"] or 0.0
+                probabilities = _above(probabilities, minimum)
             return _decode, sequence, probabilities, constraint, dict(options)
 
         for (sequence, probabilities, constraint), pairs in self._in_order(rnas, request):

@@ -54,11 +54,11 @@ def kmer_frequencies(ids: np.ndarray, alphabet: Alphabet, longest: int) -> np.nd
     codes = np.full(alphabet.size, -1)
     for code, letter in enumerate("ACGU"):
         codes[alphabet.encode(letter, strict=True)[1]] = code
-    found, parts = codes[ids], list[np.ndarray]()
+    letters, parts = codes[ids], list[np.ndarray]()
     for size in range(1, longest + 1):
         counts = np.zeros(4**size, np.float32)
-        if len(found) >= size:
-            words = np.lib.stride_tricks.sliding_window_view(found, size)
+        if len(letters) >= size:
+            words = np.lib.stride_tricks.sliding_window_view(letters, size)
             known = words[(words >= 0).all(axis=1)] @ 4 ** np.arange(size - 1, -1, -1)
             counts += np.bincount(known, minlength=4**size)
         parts.append(counts / max(1.0, float(counts.sum())))
@@ -166,8 +166,8 @@ def _choose_penalty(components: _Components, targets: Tensor, seed: int) -> floa
     for number in range(count):
         held_out = torch.zeros(len(order), dtype=torch.bool)
         held_out[number::count] = True
-        train, rest = order[~held_out], order[held_out]
-        folds.append((components._replace(examples=components.examples[train]), train, rest))
+        train, others = order[~held_out], order[held_out]
+        folds.append((components._replace(examples=components.examples[train]), train, others))
     weights = [torch.zeros(0)] * count
     best, chosen, waited = float("inf"), _DEFAULT_PENALTY, 0
     for penalty in _PENALTIES:
@@ -175,8 +175,8 @@ def _choose_penalty(components: _Components, targets: Tensor, seed: int) -> floa
         for number, (part, train, rest) in enumerate(folds):
             # Each penalty starts from the weights of the one before.
             fitted = weights[number] = _logistic(part, targets[train], penalty, weights[number])
-            outputs = components.examples[rest] @ fitted[:, :-1].T + fitted[:, -1]
-            loss += float(_cross_entropy(outputs, targets[rest]))
+            outputs = components.examples[others] @ fitted[:, :-1].T + fitted[:, -1]
+            loss += float(_cross_entropy(outputs, targets[others]))
         if loss < best * (1 - 1e-4):
             best, chosen, waited = loss, penalty, 0
         elif (waited := waited + 1) >= _PATIENCE and best < float("inf"):

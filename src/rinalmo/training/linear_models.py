@@ -156,8 +156,8 @@ def _neighbors(ids: np.ndarray, alphabet: Alphabet) -> np.ndarray:
 
 def draw_predictions(task: Table, scores: Sequence[Any], examples: Sequence[Example], title: str, path: Path) -> None:
     """Draw predicted beside true values: a confusion matrix, or scatter plots of numbers."""
-    joined = np.concatenate if task.per == "nucleotide" else np.stack
-    predicted, target = joined(scores), joined([example.target for example in examples])
+    stack = np.concatenate if task.per == "nucleotide" else np.stack
+    predicted, target = stack(scores), stack([example.target for example in examples])
     if task.kind == "regression":
         draw_scatter(target, predicted, task.targets, title, path)
         return
