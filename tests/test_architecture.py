@@ -30,10 +30,38 @@ def test_no_class_name_stands_twice():
     assert {name for name, count in names.items() if count > 1} == set()
 
 
-VAGUE = set(
-    "by shown filled hidden real Run planes adding input_sum read_from require_whole peeked joined company Spread rest "
-    "awaken conduct SILENCE remembered learned understood judge tuned goodness found what said told least".split()
-)
+VAGUE = {
+    "by",
+    "shown",
+    "filled",
+    "hidden",
+    "real",
+    "Run",
+    "planes",
+    "adding",
+    "input_sum",
+    "read_from",
+    "require_whole",
+    "peeked",
+    "joined",
+    "company",
+    "Spread",
+    "rest",
+    "awaken",
+    "conduct",
+    "SILENCE",
+    "remembered",
+    "learned",
+    "understood",
+    "judge",
+    "tuned",
+    "goodness",
+    "found",
+    "what",
+    "said",
+    "told",
+    "least",
+}
 
 
 def test_names_say_what_they_hold():

@@ -172,7 +172,7 @@ def _choose_penalty(components: _Components, targets: Tensor, seed: int) -> floa
     best, chosen, waited = float("inf"), _DEFAULT_PENALTY, 0
     for penalty in _PENALTIES:
         loss = 0.0
-        for number, (part, train, rest) in enumerate(folds):
+        for number, (part, train, others) in enumerate(folds):
             # Each penalty starts from the weights of the one before.
             fitted = weights[number] = _logistic(part, targets[train], penalty, weights[number])
             outputs = components.examples[others] @ fitted[:, :-1].T + fitted[:, -1]
