@@ -73,11 +73,11 @@ def make_plan(layout: Layout, attention: ChannelsFirst | TokensFirst) -> Plan:
     order = sorted(range(len(layout.lengths)), key=layout.lengths.__getitem__, reverse=True)
     long = float("inf") if attention.long is None else attention.long
     lengths = [layout.lengths[i] for i in order]
-    padded = Layout(tuple(n if n >= long else _padded(n, 16, least=8) for n in lengths))
+    padded = Layout(tuple(n if n >= long else _padded(n, 16, minimum=8) for n in lengths))
     groups = [
         part for group in padded.groups for part in ([group] if group.length >= long else _split(group, attention))
     ]
-    total = _padded(padded.total, 32, least=32)
+    total = _padded(padded.total, 32, minimum=32)
     starts = torch.zeros(len(order), dtype=torch.long)
     starts[order] = torch.tensor(padded.offsets[:-1])
     is_padding = padded.indices >= torch.tensor(layout.valid_lengths)[order][padded.sequence_ids]
@@ -97,9 +97,9 @@ def make_plan(layout: Layout, attention: ChannelsFirst | TokensFirst) -> Plan:
     )
 
 
-def _padded(size: int, steps: int, *, least: int) -> int:
-    """The size rounded up to one of `steps` sizes for each doubling, which are multiples of `least`."""
-    step = max(least, (1 << (size - 1).bit_length()) // (2 * steps))
+def _padded(size: int, steps: int, *, minimum: int) -> int:
+    """The size rounded up to one of `steps` sizes for each doubling, which are multiples of `minimum`."""
+    step = max(minimum, (1 << (size - 1).bit_length()) // (2 * steps))
     return -(-size // step) * step
 
 

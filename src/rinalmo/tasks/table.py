@@ -343,10 +343,10 @@ class Table(Task):
     def join(self, model: RiNALMo, vectors: Sequence[Tensor], examples: Sequence[Example]) -> Sequence[Tensor]:
         assert self.inputs is not None
         head: Any = model.head(self._head)
-        joined = self.inputs.join(vectors, examples).to(head.decoder.weight.device)
+        inputs = self.inputs.join(vectors, examples).to(head.decoder.weight.device)
         if self.features is None:  # else the scale is in the weights that were fitted
-            joined = joined * self.inputs.scale(joined.shape[1], _POOLED_STD).to(joined)
-        return list(head(joined))
+            inputs = inputs * self.inputs.scale(inputs.shape[1], _POOLED_STD).to(inputs)
+        return list(head(inputs))
 
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
         logits = (torch.cat if self.per == "nucleotide" else torch.stack)(list(outputs)).float()

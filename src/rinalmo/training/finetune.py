@@ -119,8 +119,8 @@ def read_sets(data: ExamplesRecipe, task: type[Task], seed: int) -> tuple[Sets, 
     known = {tuple(sequences_of(example, crop)) for example in sets.train}
     for name, examples in (("validation", sets.validation), ("test", sets.test)):
         if shared := sum(tuple(sequences_of(example, crop)) in known for example in examples):
-            what = "pairs of sequences" if data.columns.second else "sequences"
-            notes.append(f"{shared:,} of {len(examples):,} {name} {what} are in the training set too")
+            noun = "pairs of sequences" if data.columns.second else "sequences"
+            notes.append(f"{shared:,} of {len(examples):,} {name} {noun} are in the training set too")
     return sets, notes
 
 
