@@ -2,14 +2,20 @@
 
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, Ridge, RidgeCV
 from sklearn.model_selection import PredefinedSplit
 from sklearn.preprocessing import StandardScaler
 
+import rinalmo
+from rinalmo.model.packing import pack
 from rinalmo.rna.alphabet import Alphabet
 from rinalmo.tasks import linear
 from rinalmo.tasks.linear import fit_linear, kmer_frequencies
+from rinalmo.tasks.table import Table
+from rinalmo.training import linear_models
+from rinalmo.training.trainer import Listener
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(100, 30), (60, 200)])
@@ -89,3 +95,82 @@ def test_kmers_by_hand():
     expected[4 + 0] = expected[4 + 1] = 1 / 2  # AA, AC
     np.testing.assert_allclose(found, expected)
     assert not kmer_frequencies(alphabet.encode("NN", strict=True), alphabet, 4).any()
+
+
+def test_the_better_scale_is_chosen():
+    draw = np.random.default_rng(2)
+    x = torch.from_numpy(draw.normal(size=(120, 210)).astype(np.float32))
+    targets = (x[:, -10:].numpy() @ draw.normal(size=10))[:, None]  # of the last ten alone
+    last = torch.cat([torch.full((200,), 0.01), torch.ones(10)])
+    first = torch.cat([torch.ones(200), torch.full((10,), 0.01)])
+    chosen = fit_linear(x, targets, "regression", 1, scale=torch.stack([first, last]))
+    torch.testing.assert_close(chosen, fit_linear(x, targets, "regression", 1, scale=last))
+    scaled = fit_linear(x * last, targets, "regression", 1)  # standardizing undoes it
+    torch.testing.assert_close(scaled.weight * last, fit_linear(x, targets, "regression", 1).weight)
+    assert float(chosen.weight[0, :200].norm() / chosen.weight.norm()) < 0.01
+
+
+@pytest.mark.parametrize("kind", ["regression", "multiclass"])
+def test_the_search_in_a_part_of_the_examples_suffices(kind, monkeypatch):
+    draw = np.random.default_rng(3)
+    x = draw.normal(size=(400, 20)).astype(np.float32)
+    y = x @ draw.normal(size=20) + draw.normal(size=400)
+    targets = y[:, None] if kind == "regression" else np.digitize(y, [-2, 2])
+    count = 1 if kind == "regression" else 3
+    whole = fit_linear(torch.from_numpy(x), targets, kind, count)
+    monkeypatch.setattr(linear, "_MAX_EXAMPLES", 100)
+    part = fit_linear(torch.from_numpy(x), targets, kind, count)
+    outputs = [torch.from_numpy(x) @ fitted.weight.T + fitted.bias for fitted in (whole, part)]
+    assert np.corrcoef(outputs[0].flatten(), outputs[1].flatten())[0, 1] > 0.98
+
+
+def test_features_that_do_not_vary():
+    fitted = fit_linear(torch.ones(20, 5), np.arange(20.0)[:, None], "regression", 1)
+    assert float(fitted.bias) == pytest.approx(9.5)
+    assert not fitted.weight.any()
+
+
+def test_features_are_means_cls_maxima_and_kmers():
+    model, sequence = rinalmo.load("nano"), "GGGAAACCCUUU"
+    features = {"layers": [2, 6], "pools": ["mean", "cls", "max"], "kmers": 1}
+    task = Table("regression", "sequence", ["y"], features=features)
+    ids, layout = pack([torch.from_numpy(model.alphabet.encode(sequence))])
+    both = torch.from_numpy(rinalmo.embed([sequence], "nano", pooling="none", layers=(2, 6))[0].reshape(12, 640))
+    found = task.linear_features(model, ids, torch.cat([torch.zeros(1, 640), both, torch.ones(1, 640)]), layout)
+    expected = torch.cat([both.mean(dim=0), torch.zeros(640), both.amax(dim=0), torch.full((4,), 0.25)])
+    torch.testing.assert_close(found[0], expected)
+    assert task.heads() == {"linear_head": {"num_labels": 1, "layers": 6, "others": 4}}
+    old = Table("regression", "sequence", ["y"], features={"layers": [2, 6], "kmers": 1})
+    assert old.heads() == {"linear_head": {"num_labels": 1, "layers": 2, "others": 4}}
+    found = old.linear_features(model, ids, torch.ones(14, 640), layout)
+    torch.testing.assert_close(found[0, :640], torch.ones(640))
+
+
+def table(count, draw):
+    """Sequences whose number is the share of GC in them, and whose class is what they begin with."""
+    for _ in range(count):
+        start, share = draw.choice(["GGGG", "UUUU"]), draw.uniform(0.2, 0.8)
+        sequence = "".join(draw.choice(list("ACGU"), 36, p=[(1 - share) / 2, share / 2, share / 2, (1 - share) / 2]))
+        sequence = start + sequence
+        yield {"sequence": sequence, "gc": sum(map(sequence.count, "GC")) / 40, "start": start}
+
+
+@pytest.mark.parametrize(("target", "metric"), [("gc", "r2"), ("start", "accuracy")])
+def test_a_run(target, metric, tmp_path, monkeypatch):
+    draw = np.random.default_rng(4)
+    train, test = list(table(120, draw)), list(table(40, draw))
+    options = ["backbone.mode=linear", "train.precision=fp32", "logging.plots=false"]
+    evaluation = rinalmo.finetune("table", train, tmp_path / "run", test=test, target=target, overrides=options)
+    assert evaluation.metrics[metric].value > 0.95
+    assert set(evaluation.baselines) == {"mean" if target == "gc" else "majority", "k-mers"}
+    again = rinalmo.evaluate(test, tmp_path / "run" / "model")
+    assert again.metrics[metric].value == pytest.approx(evaluation.metrics[metric].value, abs=1e-3)
+    rows = rinalmo.predict([row["sequence"] for row in test], tmp_path / "run" / "model")
+    score = sklearn.metrics.r2_score if target == "gc" else sklearn.metrics.accuracy_score
+    expected = score([row[target] for row in test], [row[target] for row in rows])
+    assert again.metrics[metric].value == pytest.approx(expected, abs=1e-3)
+    monkeypatch.setattr(linear_models, "_MAX_VALUES", 60 * (9 * 320 + 340))
+    notes: list[str] = []
+    listener = Listener(note=notes.append)
+    rinalmo.finetune("table", train, tmp_path / "part", target=target, overrides=options, listener=listener)
+    assert "the linear head is fitted to 60 of 108 training examples, as many as memory allows" in notes

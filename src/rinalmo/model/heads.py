@@ -260,7 +260,7 @@ class LinearHead(nn.Module):
     Args:
         hidden_size: Of the encoder.
         num_labels: Number of outputs.
-        layers: Layers whose mean states are features.
+        layers: Number of vectors of `hidden_size` among the features.
         others: Number of other features.
         inputs: Number of all features, instead of these two.
     """

@@ -1,6 +1,6 @@
 """Linear models on fixed features of whole sequences, with an L2 penalty whose strength is chosen by cross-validation.
 
-    features   frequencies of k-mers, and hidden states of several layers averaged over the nucleotides
+    features   frequencies of k-mers, and hidden states of several layers: means and maxima over nucleotides, CLS
     numbers    ridge regression, in closed form; the penalty of the least leave-one-out error
     classes    logistic regression, by L-BFGS; the penalty of the least cross-validated loss
 
@@ -10,6 +10,7 @@ Features are standardized for the fit; the weights found are for the features as
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +23,10 @@ from rinalmo.rna.alphabet import Alphabet
 
 _PENALTIES = [10 ** (step / 2) for step in range(5, -9, -1)]  # per example, strong ones first
 _DEFAULT_PENALTY, _FEWEST = 0.1, 10  # for fewer examples than can be cross-validated
-_MAX_EXAMPLES = 20_000  # in the search for the penalty
+_MAX_EXAMPLES = 10_000  # in the search for scale and penalty
 _PATIENCE = 2  # penalties without gain that end the search
 _STEPS, _HISTORY, _TOLERANCE = 200, 10, 1e-7  # of L-BFGS
-_CHUNK = 4096  # examples that are multiplied in fp64 at once
+_CHUNK = 4096  # examples standardized at once
 
 
 class LinearFit(NamedTuple):
@@ -82,10 +83,11 @@ def fit_linear(
         kind: What the targets are.
         outputs: Number of classes or columns.
         seed: Of the folds of the cross-validation.
-        scale: Deviation of each standardized feature `(features,)`: larger ones are penalized less. None: 1.
+        scale: Standard deviations that the features are given `(features,)`: the larger, the less they are penalized;
+            or several candidates `(candidates, features)`. None: 1.
 
     Returns:
-        The model with the penalty of the lowest cross-validated loss, for each column its own.
+        The model with the scale and the penalty of the lowest cross-validated loss, for each column its own.
     """
     scale = torch.ones(features.shape[1]) if scale is None else scale
     if kind == "multiclass":
@@ -103,16 +105,27 @@ def _fit_column(features: Tensor, targets: Tensor, kind: ProblemType, seed: int,
     if not len(features):
         return LinearFit(torch.zeros(targets.shape[1], features.shape[1]), torch.zeros(targets.shape[1]))
     mean, std = features.mean(dim=0), features.std(dim=0, correction=0)
-    std = torch.where(std < 1e-6 * features.abs().amax(dim=0).clamp(min=1e-3), 1.0, std) / scale
-    components = _principal_components((features - mean) / std)
+    std = torch.where(std < 1e-6 * features.abs().amax(dim=0).clamp(min=1e-3), 1.0, std)
+    offset, spread = torch.zeros(()), torch.ones(())
     if kind == "regression":
         offset, spread = targets.mean(), targets.std(correction=0).clamp(min=1e-12)
-        weight = _ridge(components, (targets[:, 0] - offset) / spread)[None] * spread
-        bias = offset[None]
-    else:
-        fitted = _logistic(components, targets, _choose_penalty(components, targets, seed))
-        weight, bias = fitted[:, :-1], fitted[:, -1]
-    weight = weight @ components.basis / std
+        targets = (targets - offset) / spread
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(targets))[:_MAX_EXAMPLES])
+    is_all, search = len(order) == len(targets), _ridge_search if kind == "regression" else _logistic_search
+    if is_all:
+        order = torch.arange(len(targets))
+    best: tuple[float, float, Tensor, _Components] | None = None
+    for candidate in scale.reshape(-1, len(std)):
+        components = _principal_components(features[order], mean, std / candidate)
+        loss, penalty = search(components, targets[order], seed)
+        if best is None or loss < best[0]:
+            best = loss, penalty, std / candidate, components
+    assert best is not None
+    _, penalty, std, components = best
+    if not is_all:
+        components = _principal_components(features, mean, std)
+    fitted = (_ridge if kind == "regression" else _logistic)(components, targets, penalty)
+    weight, bias = fitted[:, :-1] @ components.basis * spread / std, fitted[:, -1] * spread + offset
     return LinearFit(weight, bias - weight @ mean)
 
 
@@ -128,39 +141,54 @@ class _Components(NamedTuple):
     basis: Tensor  # (rank, features)
 
 
-def _principal_components(x: Tensor) -> _Components:
-    wide = len(x) < x.shape[1]
-    gram = torch.zeros(2 * [min(x.shape)], dtype=torch.float64)
-    for part in (x.T if wide else x).split(_CHUNK):
-        gram += part.double().T @ part.double()
+def _principal_components(features: Tensor, mean: Tensor, std: Tensor) -> _Components:
+    def standardized(part: Tensor) -> Tensor:
+        return (part - mean) / std
+
+    if len(features) < features.shape[1]:  # the weights lie in the span of the examples
+        x = standardized(features).double()
+        gram = x @ x.T
+    else:
+        gram = torch.zeros(2 * [features.shape[1]], dtype=torch.float64)
+        for part in map(standardized, features.split(_CHUNK)):
+            gram += (part.T @ part).double()
     values, vectors = torch.linalg.eigh(gram)
-    keep = values > 1e-10 * values[-1].clamp(min=1e-30)
+    keep = values > 1e-9 * values[-1].clamp(min=1e-30)
     values, vectors = values[keep], vectors[:, keep]
-    variances = (values / len(x)).float()
-    if wide:
-        return _Components((vectors * values.sqrt()).float(), variances, (vectors / values.sqrt()).T.float() @ x)
-    return _Components(x @ vectors.float(), variances, vectors.T.float())
+    variances = (values / len(features)).float()
+    if len(features) < features.shape[1]:
+        basis = (vectors / values.sqrt()).T @ x
+        return _Components((vectors * values.sqrt()).float(), variances, basis.float())
+    basis = vectors.float()
+    examples = torch.cat([standardized(part) @ basis for part in features.split(_CHUNK)])
+    return _Components(examples, variances, basis.T)
 
 
-def _ridge(components: _Components, targets: Tensor) -> Tensor:
-    """The weights `(rank,)` of ridge regression on centered targets, with the penalty of the least leave-one-out error.
+def _ridge_search(components: _Components, targets: Tensor, seed: int) -> tuple[float, float]:
+    """The least leave-one-out error of ridge regression, and the penalty that has it; no seed is needed.
 
-    That error has a closed form: the residual of the fit to all examples, over one minus the example's leverage.
+    The residual of an example that was left out is that of the fit to all, over one minus the example's leverage.
     """
     examples, variances, _ = components
     penalties = torch.tensor(_PENALTIES if len(targets) >= _FEWEST else [_DEFAULT_PENALTY])
     shrunk = 1 / (variances[:, None] + penalties)  # (rank, penalties)
-    weights = shrunk * (examples.T @ targets / len(targets))[:, None]
     leverages = (examples.square() @ shrunk + 1) / len(targets)
-    errors = (targets[:, None] - examples @ weights) / (1 - leverages).clamp(min=1e-6)
-    return weights[:, errors.square().mean(dim=0).argmin()]
+    residuals = targets - examples @ (shrunk * (examples.T @ targets / len(targets)))
+    losses = (residuals / (1 - leverages).clamp(min=1e-6)).square().mean(dim=0)
+    return float(losses.min()), float(penalties[losses.argmin()])
 
 
-def _choose_penalty(components: _Components, targets: Tensor, seed: int) -> float:
-    """The penalty of logistic regression with the least cross-validated loss."""
+def _ridge(components: _Components, targets: Tensor, penalty: float) -> Tensor:
+    """The weights of ridge regression on centered targets `(examples, 1)` and, in the last column, a bias of 0."""
+    weights = (components.examples.T @ targets)[:, 0] / len(targets) / (components.variances + penalty)
+    return torch.cat([weights, torch.zeros(1)])[None]
+
+
+def _logistic_search(components: _Components, targets: Tensor, seed: int) -> tuple[float, float]:
+    """The least cross-validated loss of logistic regression, and the penalty that has it."""
     if len(targets) < _FEWEST:
-        return _DEFAULT_PENALTY
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(targets))[:_MAX_EXAMPLES])
+        return math.inf, _DEFAULT_PENALTY
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(targets)))
     count = 5 if len(order) < 2000 else 3
     folds = []
     for number in range(count):
@@ -169,19 +197,19 @@ def _choose_penalty(components: _Components, targets: Tensor, seed: int) -> floa
         train, others = order[~held_out], order[held_out]
         folds.append((components._replace(examples=components.examples[train]), train, others))
     weights = [torch.zeros(0)] * count
-    best, chosen, waited = float("inf"), _DEFAULT_PENALTY, 0
+    best, chosen, waited = math.inf, _DEFAULT_PENALTY, 0
     for penalty in _PENALTIES:
         loss = 0.0
         for number, (part, train, others) in enumerate(folds):
             # Each penalty starts from the weights of the one before.
             fitted = weights[number] = _logistic(part, targets[train], penalty, weights[number])
             outputs = components.examples[others] @ fitted[:, :-1].T + fitted[:, -1]
-            loss += float(_cross_entropy(outputs, targets[others]))
+            loss += float(_cross_entropy(outputs, targets[others])) / count
         if loss < best * (1 - 1e-4):
             best, chosen, waited = loss, penalty, 0
-        elif (waited := waited + 1) >= _PATIENCE and best < float("inf"):
+        elif (waited := waited + 1) >= _PATIENCE and best < math.inf:
             break
-    return chosen
+    return best, chosen
 
 
 def _logistic(components: _Components, targets: Tensor, penalty: float, start: Tensor | None = None) -> Tensor:

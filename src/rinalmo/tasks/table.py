@@ -102,7 +102,8 @@ class Table(Task):
             pooling: What the head sees of a sequence: "cls" or "mean".
             formats: Arguments of `NumberFormat` by column, for those that are not written plainly.
             missing: "drop": examples without a value are left out. "class": words such as NA name a class.
-            features: For a linear head: the `layers` whose mean states it takes, and the length of the longest `kmers`.
+            features: For a linear head: the `layers` whose states it takes, how these are pooled (`pools`: "mean",
+                "cls", "max"; by default "mean"), and the length of the longest `kmers`.
             inputs: Arguments of `Inputs`, for a model that takes more than a sequence.
         """
         self.inputs = None if inputs is None else Inputs(**inputs)
@@ -304,8 +305,8 @@ class Table(Task):
             return {"token_head": options}
         vectors, size = (self.inputs.vectors_per_example, self.inputs.size) if self.inputs else (1, 0)
         if self.features is not None:
-            layers, others = vectors * len(self.features["layers"]), vectors * self._num_kmers() + size
-            return {"linear_head": {**options, "layers": layers, "others": others}}
+            layers, others = len(self.features["layers"]) * len(self._pools), self._num_kmers()
+            return {"linear_head": {**options, "layers": vectors * layers, "others": vectors * others + size}}
         if self.inputs is not None:
             return {"pooler": self.pooling_options, "joint_head": {**options, "vectors": vectors, "features": size}}
         return {"pooler": self.pooling_options, "sequence_head": options}
@@ -313,17 +314,23 @@ class Table(Task):
     def _num_kmers(self) -> int:
         return kmer_count(int(self.features["kmers"])) if self.features else 0
 
+    @property
+    def _pools(self) -> Sequence[str]:
+        return self.features.get("pools", ["mean"]) if self.features else []
+
     def linear_features(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Tensor:
         """What a linear head takes of each sequence, fp32 `(sequences, features)`.
 
-        The mean states of its nucleotides in each layer, then the frequencies of its k-mers.
+        The means of the states of its nucleotides in each layer, those of CLS and the maxima, as far as it takes
+        them, then the frequencies of its k-mers.
         """
         assert self.features is not None
         rows = []
         for part, of_part in zip(layout.split(ids), layout.split(states), strict=True):
             words = kmer_frequencies(part.cpu().numpy(), model.alphabet, int(self.features["kmers"]))
             inner = of_part[1:-1] if len(of_part) > 2 else of_part  # without CLS and EOS
-            rows.append(torch.cat([inner.float().mean(dim=0), torch.from_numpy(words).to(states.device)]))
+            pooled = {"mean": inner.float().mean(dim=0), "cls": of_part[0].float(), "max": inner.float().amax(dim=0)}
+            rows.append(torch.cat([*(pooled[pool] for pool in self._pools), torch.from_numpy(words).to(states.device)]))
         return torch.stack(rows)
 
     def forward(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:

@@ -496,7 +496,8 @@ def _train(
         linear: RiNALMo | None = None
         linear_values: dict[str, float] = {}
         if fits and isinstance(task, Table) and ranks.rank == 0:
-            linear = fit_head(recipe, task, model, sets.train, ranks.device)
+            linear, left_out = fit_head(recipe, task, model, sets.train, ranks.device)
+            notes += filter(None, [left_out])
             linear_values = _validation_metrics(recipe, linear, sets.validation, ranks)
         if mode is None:
             examples = {name: len(part) for name, part in sets._asdict().items()}

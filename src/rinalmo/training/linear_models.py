@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rinalmo.engine.devices import DeviceLike, choose_device
@@ -27,9 +28,12 @@ from rinalmo.tasks.table import Table, is_known
 from rinalmo.training.recipes import FinetuneRecipe
 
 KMERS = 4
+POOLS = ("mean", "cls", "max")
+_SHARES = (10.0, 1.0, 0.1)  # variance of the k-mers of each length, relative to that of all states; candidates
 _FEW_ROWS, _LARGE = 400, 100_000_000  # rows, parameters
 _REACH = 5  # nucleotides on either side, for the baseline of single nucleotides
 _MAX_ROWS = 100_000  # that a baseline learns from
+_MAX_VALUES = 400_000_000  # features of all rows that a head is fitted to: 1.6 GB, twice in memory
 
 
 def choose_modes(recipe: FinetuneRecipe, task: Task, parameters: int, rows: int) -> tuple[bool, str | None]:
@@ -61,16 +65,20 @@ def engine_for(model: str | Path | RiNALMo, recipe: FinetuneRecipe, device: Devi
 
 def fit_head(
     recipe: FinetuneRecipe, task: Table, given: RiNALMo, examples: Sequence[Example], device: DeviceLike
-) -> RiNALMo:
-    """The backbone of a model with a linear head, fitted on these examples with encoded targets."""
+) -> tuple[RiNALMo, str | None]:
+    """The backbone of a model with a linear head, fitted on these examples with encoded targets.
+
+    Of more than fit into memory some are drawn by the seed; then there is a note.
+    """
     last = given.config.num_hidden_layers
     pair = task.inputs is not None and task.inputs.second  # four times as many features: of the last layer alone
     layers = [last] if pair else sorted({max(1, last // 3), max(1, 2 * last // 3), last})
+    pools = POOLS[:1] if pair else POOLS
     settings = {name: value for name, value in task.settings.items() if name not in ("mean", "std", "pooling")}
     outputs = len(task.classes) or len(task.targets)
     if task.kind == "regression":
         settings |= {"mean": [0.0] * outputs, "std": [1.0] * outputs}
-    own = Table(**settings, features={"layers": layers, "kmers": KMERS})
+    own = Table(**settings, features={"layers": layers, "pools": list(pools), "kmers": KMERS})
     own.crop = task.crop
     heads: dict[str, Any] = {"lm_head": {}} if "lm_head" in given.spec.heads else {}
     model = create(ModelSpec(given.config, given.alphabet, heads | own.heads(), task=own.config()), recipe.train.seed)
@@ -80,6 +88,16 @@ def fit_head(
     model.eval()
     engine = engine_for(model, recipe, device)
 
+    scale, note = _scales(len(layers) * len(pools) * given.config.hidden_size), None
+    if own.inputs:
+        scale = F.pad(scale.repeat(1, own.inputs.vectors_per_example), (0, own.inputs.size), value=1.0)
+        scale *= own.inputs.scale(scale.shape[1])
+    most = _MAX_VALUES // scale.shape[1]
+    if len(examples) > most:
+        note = f"the linear head is fitted to {most:,} of {len(examples):,} training examples, as many as memory allows"
+        chosen = np.random.default_rng(recipe.train.seed).permutation(len(examples))[:most]
+        examples = [examples[i] for i in np.sort(chosen)]
+
     def compute(ids: Tensor, layout: Layout) -> list[Tensor]:
         states = engine.hidden_states(ids, layout, layers)
         return list(own.linear_features(model, ids, torch.cat(states, dim=-1), layout))
@@ -87,12 +105,21 @@ def fit_head(
     ids = (part for example in examples for part in encode_sequences(example, own.crop, model.alphabet))
     vectors = [row.cpu() for row in engine.map(compute, ids)]
     features = own.inputs.join(vectors, examples) if own.inputs else torch.stack(vectors)
+    del vectors
     targets = np.stack([example.target for example in examples])
-    scale = own.inputs.scale(features.shape[1]) if own.inputs else None
     fitted = fit_linear(features, targets, task.kind, outputs, recipe.train.seed, scale)
     decoder: Any = model.head("linear_head").decoder
     decoder.weight, decoder.bias = nn.Parameter(fitted.weight), nn.Parameter(fitted.bias)
-    return model
+    return model, note
+
+
+def _scales(states: int) -> Tensor:
+    """Candidates for the standard deviations of a head's features: states first, then k-mers."""
+    sizes = [4**size for size in range(1, KMERS + 1)]
+    variances = torch.ones(len(_SHARES), states + sum(sizes))
+    for row, share in zip(variances, _SHARES, strict=True):
+        row[states:] = torch.cat([torch.full((size,), share * states / size) for size in sizes])
+    return (variances / variances.mean(dim=1, keepdim=True)).sqrt()
 
 
 def baselines(

@@ -327,7 +327,7 @@ class BackboneRecipe(Section):
 
     mode      auto, for a `table`: with one value per sequence a linear head, and from 400 rows on also full (or lora
               above 100 M parameters), of which the better on the validation examples is kept; else the latter alone;
-              linear: a linear head on the mean states of three layers and on k-mers, its penalty chosen by
+              linear: a linear head on pooled states of three layers and on k-mers, its penalties chosen by
               cross-validation; for a `table` with one value per sequence;
               full: all of it, from the start;
               gradual: the head alone, then blocks from the top by `stages`, at `scale` times the head's rate; the
