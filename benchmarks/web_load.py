@@ -34,12 +34,12 @@ GOOD = {
     "variants": ("/variants", TRNA[:40]),
 }
 BAD = {
-    "protein": ("MKTEFLPQ", "looks like protein"),
+    "protein": ("MKTEFLPQ", "looks like a protein"),
     "empty": ("", "there is no sequence yet; paste an RNA"),
-    "1 MB paste": ("A" * 2**20, "has 1,048,576 characters, and the page takes up to 500,000"),
-    "HTML": ("<script>alert(1)</script>", "'<' is not an RNA letter"),
-    "NUL bytes": ("AC\0\0GU", "'\\x00' is not an RNA letter"),
-    "100 kb sequence": ("ACGU" * 25_000, "has 100,000 nt, and this takes up to"),
+    "1 MB paste": ("A" * 2**20, "has 1,048,576 characters, but the web app is limited to 500,000"),
+    "HTML": ("<script>alert(1)</script>", "'<' is not a nucleotide code"),
+    "NUL bytes": ("AC\0\0GU", "'\\x00' is not a nucleotide code"),
+    "100 kb sequence": ("ACGU" * 25_000, "has 100,000 nt, but the limit is"),
 }
 ENDPOINTS = [endpoint for endpoint, _ in GOOD.values()]
 MINUTE, TOLERANCE = 60.0, 0.01

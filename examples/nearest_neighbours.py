@@ -15,7 +15,7 @@ def main(path: str) -> None:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     similarity = vectors @ vectors.T
     np.fill_diagonal(similarity, -np.inf)
-    print(f"{len(vectors)} RNAs, {vectors.shape[1]} dimensions; nearest neighbour by cosine of centred embeddings:")
+    print(f"{len(vectors)} RNAs, {vectors.shape[1]} dimensions; nearest neighbor by cosine of centered embeddings:")
     for name, length, row in zip(data["ids"], data["lengths"], similarity, strict=True):
         best = int(row.argmax())
         print(f"  {name:22} {length:5d} nt   {data['ids'][best]:22} {row[best]:.2f}")

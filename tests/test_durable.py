@@ -331,7 +331,7 @@ def test_a_held_folder_is_refused_and_reclaimed(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdout.readline()
     with (
-        pytest.raises(InputError, match="out: another process is writing it"),
+        pytest.raises(InputError, match="out: another process is writing this output"),
         lock_folder(tmp_path / "work", Path("out")),
     ):
         pass

@@ -122,17 +122,20 @@ def test_bootstrap_in_parts_covers_all_samples(monkeypatch):
     [
         (
             lambda: metrics.regression_scores([1, float("nan")], [1, 2]),
-            "the target has 1 NaN or infinite of 2 values; leave them out",
+            "the target has 1 NaN or infinite values of 2; remove them",
         ),
-        (lambda: metrics.regression_scores([1, 2], [1, float("inf")]), "the prediction has 1 NaN or infinite of 2"),
+        (
+            lambda: metrics.regression_scores([1, 2], [1, float("inf")]),
+            "the prediction has 1 NaN or infinite values of 2",
+        ),
         (lambda: metrics.regression_scores([], []), "the target is empty"),
         (lambda: metrics.regression_scores([1, 2], [1, 2, 3]), "2 targets do not fit 3 predictions"),
         (lambda: metrics.class_scores([0, 1], [0]), "2 targets do not fit 1 predictions"),
-        (lambda: metrics.class_scores([0, 0.5], [0, 1]), "the target must hold class numbers"),
-        (lambda: metrics.class_scores([0, -1], [0, 1]), "the target must hold class numbers"),
+        (lambda: metrics.class_scores([0, 0.5], [0, 1]), "the target must be class numbers"),
+        (lambda: metrics.class_scores([0, -1], [0, 1]), "the target must be class numbers"),
         (lambda: metrics.class_scores([0, float("nan")], [0, 1]), "NaN"),
         (lambda: metrics.binary_scores([0, 2], [0, 1]), "the classes 0 and 1; use class_scores"),
-        (lambda: metrics.bootstrap_interval([1, 2], level=95), "a level of 95"),
+        (lambda: metrics.bootstrap_interval([1, 2], level=95), "at level 95"),
         (lambda: metrics.bootstrap_interval([1, float("nan")]), "NaN"),
     ],
 )

@@ -94,7 +94,7 @@ def test_pdb_pairs_may_have_several_partners(tmp_path):
     assert row["structures"] == 1
     assert row["f1_canonical_nested"] == 1
     assert row["f1"] == pytest.approx(2 * 5 / 12)
-    with pytest.raises(rinalmo.InputError, match="line 2: a pair lies outside"):
+    with pytest.raises(rinalmo.InputError, match="line 2: a pair is outside"):
         run("pdb-rna", table(tmp_path / "x.csv", header, ["a", "ACGU", [[1, 9]], "test"]))
 
 

@@ -23,8 +23,8 @@ KINDS = {"pretrain-": ("Pre-training", Recipe), "finetune-": ("Fine-tuning", Fin
 KINDS["data-"] = ("Data preparation", PrepareRecipe)
 HEAD = """# Recipe keys
 
-A recipe is a YAML file that holds all settings of a run. `--set section.key=value` changes one of them. A key that does
-not exist causes an error that suggests the most similar one. This page is made from the classes that validate recipes
+A recipe is a YAML file that holds all settings of a run. `--set section.key=value` changes one of them. An unknown
+key causes an error that suggests the most similar one. This page is generated from the classes that validate recipes
 (`tools/recipe_keys.py`).
 """
 

@@ -93,7 +93,7 @@ class Setup:
     def path(self) -> Path:
         """The data; raises InputError if they are not there."""
         if self.data is None:
-            raise InputError("this benchmark needs its data; name the file or folder with --data")
+            raise InputError("this benchmark needs data; add --data FILE or FOLDER")
         if not self.data.exists():
             raise InputError(f"{self.data}: does not exist")
         return self.data
@@ -143,16 +143,16 @@ def benchmark(
 
     Args:
         name: A name of `BENCHMARKS`, such as "rnagym-fitness".
-        data: Its data as the authors lay them out, a file or a folder.
-        model: A name, folder or file; the benchmark's default if None. `{fold}` in it stands for a fold.
+        data: Its data, a file or a folder as distributed by the authors.
+        model: A name, folder or file; the benchmark's default if None. `{fold}` in it is replaced by each fold.
         options: Further fields of `rinalmo.benchmarks.Setup`.
 
     Returns:
-        A row for each set of the benchmark, with the number of examples and its metrics by name.
+        One row per set of the benchmark, with the number of examples and the metrics by name.
 
     Raises:
         InputError: There is no such benchmark, or the data cannot be used.
-        CheckpointError: The model cannot do what the benchmark asks for.
+        CheckpointError: The model lacks the head that the benchmark needs.
 
     Examples:
         >>> import rinalmo, tempfile
@@ -189,14 +189,14 @@ def find_file(folder: Path, *names: str) -> Path:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and uncompressed_name(path).lower() == name.lower():
                 return path
-    raise InputError(f"{folder}: holds no {' or '.join(names)}")
+    raise InputError(f"{folder}: contains no {' or '.join(names)}")
 
 
 def tables(path: Path) -> dict[str, Path]:
     """The tables of a folder and those below it, or one file, by name without endings."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if table_format(file))
     if not files:
-        raise InputError(f"{path}: holds no tables")
+        raise InputError(f"{path}: contains no tables")
     return {file.name.partition(".")[0]: file for file in files}
 
 
@@ -257,13 +257,15 @@ def run_splits(setup: Setup, structures: str, splits: str) -> Rows:
     source = path if path.is_file() else find_file(path, f"{splits}.csv")
     for where, row in read_rows(source):
         if "partition" not in row:
-            raise InputError(f"{where}: has no column 'partition'; splits have partition, id and, for several, fold")
+            raise InputError(
+                f"{where}: has no column 'partition'; splits need partition, id and, for several folds, fold"
+            )
         if row["partition"] == "test":
             tested[str(row.get("fold", "0"))].append(str(row["id"]))
     if not tested:
         raise InputError(f"{source}: has no row with the partition 'test'")
     if len(tested) > 1 and "{fold}" not in str(setup.model):
-        setup.note("one model for all folds: its training data must hold none of the test structures")
+        setup.note("one model for all folds: its training data must not contain any test structure")
     rows = []
     for fold, ids in tested.items():
         test_examples = [examples[name] for name in ids if name in examples]
@@ -290,9 +292,11 @@ def read_base_pairs(path: Path) -> list[Example]:
         try:
             pairs = [(int(i) - 1, int(j) - 1) for i, j in ast.literal_eval(str(row[listed]))]
         except (ValueError, SyntaxError, TypeError):
-            raise InputError(f"{table.place(number)}: {listed} is no list of pairs such as [[1, 9], [2, 8]]") from None
+            raise InputError(
+                f"{table.place(number)}: {listed} is not a list of pairs such as [[1, 9], [2, 8]]"
+            ) from None
         if any(not 0 <= i < j < len(sequence) for i, j in map(sorted, pairs)):
-            raise InputError(f"{table.place(number)}: a pair lies outside of the sequence of {len(sequence)} nt")
+            raise InputError(f"{table.place(number)}: a pair is outside the sequence of {len(sequence)} nt")
         ordered = tuple(sorted({(min(pair), max(pair)) for pair in pairs}))
         examples.append(Example(str(row["id"]), sequence, ordered, where=table.place(number)))
     return examples
@@ -326,7 +330,7 @@ def run_chemical_mapping(setup: Setup) -> Rows:
     if path.is_dir():
         for where, row in read_rows(find_file(path, "rnagym_sequences.parquet", "rnagym_sequences.csv")):
             if "sequence_id" not in row or "cluster_rep" not in row:
-                raise InputError(f"{where}: has no sequence_id and cluster_rep")
+                raise InputError(f"{where}: has no columns sequence_id and cluster_rep")
             cluster_of[str(row["sequence_id"])] = str(row["cluster_rep"])
     table = open_table(source)
     table.require("sequence", "reactivity")
@@ -455,12 +459,12 @@ def read_assays(path: Path, note: Callable[[str], Any]) -> Iterator[Assay]:
     for name in sheets:
         for where, row in read_rows(files.pop(name)):
             if "DMS_ID" not in row or "RAW_CONSTRUCT_SEQ" not in row:
-                raise InputError(f"{where}: a reference sheet has the columns DMS_ID and RAW_CONSTRUCT_SEQ")
+                raise InputError(f"{where}: has no columns DMS_ID and RAW_CONSTRUCT_SEQ, which a reference sheet needs")
             known[str(row["DMS_ID"])] = row
     for name, file in files.items():
         sheet = known.get(name, {})
         if known and not sheet:
-            note(f"{name}: is not in the reference sheet, and left out")
+            note(f"{name}: skipped, not in the reference sheet")
             continue
         kind = str(sheet.get("RNA_TYPE") or "RNA")
         if assay := _read_assay(file, name, kind, str(sheet.get("RAW_CONSTRUCT_SEQ") or ""), note):
@@ -483,7 +487,7 @@ def _read_assay(path: Path, name: str, kind: str, construct: str, note: Callable
     wild_type = make_record(construct, name).sequence if construct else ""
     if not wild_type and sequence is not None:
         wild_type = _wild_type([row for _, row in rows], sequence, mutant)
-        note(f"{name}: the wild type is taken from its variants: {wild_type}")
+        note(f"{name}: no wild type given; the one inferred from the variants is {wild_type}")
     variants, fitness = [], []
     for where, row in rows:
         try:
@@ -507,9 +511,9 @@ def _read_assay(path: Path, name: str, kind: str, construct: str, note: Callable
         variants.append(variant)
         fitness.append(measured)
     for reason, count in reasons.items():
-        note(f"{name}: {count:,} of {len(rows):,} variants {reason} are left out")
+        note(f"{name}: skipped {count:,} of {len(rows):,} variants {reason}")
     if len(variants) < 2:
-        note(f"{name}: has fewer than two variants that can be scored, and is left out")
+        note(f"{name}: skipped, fewer than two variants can be scored")
         return None
     return Assay(name, kind, variants, np.array(fitness))
 
@@ -551,15 +555,15 @@ def run_supervised(setup: Setup, task: Supervised) -> Rows:
     sets = read_sets(folder, task)
     tests = {name: rows for name, rows in sets.items() if name.startswith("test")}
     if not tests:
-        raise InputError(f"{folder}: holds no file of test examples, test.csv; there are {', '.join(sets) or 'none'}")
+        raise InputError(f"{folder}: contains no test.csv with test examples; there are {', '.join(sets) or 'none'}")
     targets = [name for name in next(iter(tests.values()))[0] if name not in ("id", "sequence")]
     model: str | Path = setup.model
     if not is_finetuned(str(model)):
         if setup.run is None:
-            raise InputError(f"{model} is not fine-tuned; name a folder for the run with --run")
+            raise InputError(f"{model} is not fine-tuned; add --run FOLDER to fine-tune it there")
         validation = next((rows for name, rows in sets.items() if name.startswith("val")), None)
         if "train" not in sets:
-            raise InputError(f"{folder}: holds no train.csv to fine-tune {model} on; give a fine-tuned --model")
+            raise InputError(f"{folder}: contains no train.csv to fine-tune {model} on; give a fine-tuned --model")
         options: dict[str, Any] = {"target": targets, "overrides": [*task.overrides, *setup.overrides]}
         options |= {"model": model, "validation": validation, "listener": setup.listener}
         finetune(task.task, sets["train"], setup.run, **options)
@@ -621,7 +625,7 @@ def _named(*targets: str) -> Callable[[list[Any], Sequence[str]], Row]:
         sequence = column(names, "sequence", "seq", "utr")
         of = {target: column(names, target.lower()) for target in targets}
         if sequence is None or None in of.values():
-            raise InputError(f"the columns are {', '.join(names)}; needed are sequence and {', '.join(targets)}")
+            raise InputError(f"the columns are {', '.join(names)}, but sequence and {', '.join(targets)} are needed")
         return _sequence_and({target: cell_of[str(name)] for target, name in of.items()}, cell_of[sequence])
 
     return row
@@ -768,7 +772,7 @@ def run_beacon_structures(setup: Setup) -> Rows:
         sequence = make_record(str(row["seq"]), name).sequence
         examples.append(Example(name, sequence, tuple(zip(i.tolist(), j.tolist(), strict=True))))
     if not examples:
-        raise InputError(f"{table.name}: has no structure of TS0")
+        raise InputError(f"{table.name}: contains no structure of TS0")
     return [structure_rows(examples, setup.load(), setup, "TS0")]
 
 
@@ -783,7 +787,7 @@ def run_probe(setup: Setup) -> Rows:
     table = open_table(find_file(setup.path, *(f"{setup.path.name}{end}" for end in (".parquet", ".csv"))))
     name = setup.target or column(table.columns, "target", "label")
     if name is None:
-        raise InputError(f"{table.name}: which column holds the target? Name it with --target")
+        raise InputError(f"{table.name}: it is unclear which column is the target; name it with --target")
     table.require("sequence", name)
     rows = [row for _, row in table.rows]
     y = np.array([np.asarray(_list(row[name]) if isinstance(row[name], list) else row[name], float) for row in rows])
@@ -808,7 +812,7 @@ def _parts(rows: Rows, note: Callable[[str], Any]) -> dict[str, np.ndarray]:
     if "split" in rows[0]:
         given = np.array([str(row["split"])[:3].lower() for row in rows])
         return {name: np.flatnonzero(given == name[:3]) for name in ("train", "val", "test")}
-    note("there is no column 'split': 70 / 15 / 15 % are drawn at random, which is easier than the homology split")
+    note("there is no column 'split': using a random split of 70 / 15 / 15 %, which is easier than the homology split")
     order = np.random.default_rng(_SEED).permutation(len(rows))
     first, second = round(0.7 * len(rows)), round(0.85 * len(rows))
     return {"train": order[:first], "val": order[first:second], "test": order[second:]}
@@ -894,9 +898,9 @@ class AuditAdapter:
 # The catalog
 
 _BEACON_SOURCE = "Ren et al. 2024, arXiv:2406.10391; github.com/terry-r123/RNABenchmark"
-_BEACON_LICENSE = "code Apache-2.0; none is stated for the data, which are others' (see the paper)"
+_BEACON_LICENSE = "code Apache-2.0; none is stated for the data, which come from other groups (see the paper)"
 _BEACON_DATA = "the Google Drive folder named in the repository"
-_NOT_LISTED = "nothing: RiNALMo is not among its models"
+_NOT_LISTED = "no result for RiNALMo"
 _ZABLOCKI = "Zablocki et al. 2025, 10.1093/bib/bbaf137; github.com/sinc-lab/rna-llm-folding"
 
 _CATALOG = [
@@ -904,8 +908,8 @@ _CATALOG = [
         "structure-audit",
         "whether embeddings encode pairs or only composition: mutants of 47 RNA families, graded A to D",
         "Tower 2026, 10.5281/zenodo.21362717; PyPI rna-structure-audit",
-        "MIT, families included",
-        "in the package (extra `benchmark`); --data is not needed",
+        "MIT, including the families",
+        "included in the package (extra `benchmark`); --data is not needed",
         "RiNALMo 650M: grade A",
         run_audit,
         needs_data=False,
@@ -916,7 +920,7 @@ _CATALOG = [
         "RNAGym 2025, 10.1101/2025.06.16.660049; github.com/MarksLab-DasLab/RNAGym",
         "data CC-BY-4.0, code MIT",
         "rnagym_map.parquet, rnagym_sequences.parquet and rnagym_pb.parquet, or one table with sequence and reactivity",
-        "RiNALMo is not in its table of secondary structures (EternaFold F1 0.656, ViennaRNA 0.644 on rnagym.org)",
+        "no result for RiNALMo on secondary structures (EternaFold F1 0.656, ViennaRNA 0.644 on rnagym.org)",
         run_chemical_mapping,
         "nano-fold",
     ),
@@ -935,16 +939,16 @@ _CATALOG = [
         "Li et al. 2025, arXiv:2511.02888; github.com/mrzzmrzz/NABench",
         "none is stated: ask its authors before you use the data",
         "the folder data/ of the repository, with reference_sheet_final.csv",
-        "RiNALMo 650M is among its 29 models; its numbers are not confirmed",
+        "RiNALMo 650M is among the 29 models; we could not confirm its numbers",
         run_fitness,
     ),
     Benchmark(
         "chanrg",
-        "F1 of base pairs on 170,083 structurally distinct RNAs of Rfam 15, in splits of growing distance",
+        "F1 of base pairs on 170,083 structurally distinct RNAs of Rfam 15, in splits of increasing distance",
         "Chen et al. 2026, arXiv:2603.22330; huggingface.co/datasets/multimolecule/chanrg",
-        "AGPL-3.0, but its card forbids use without written permission of its authors (development preview)",
+        "AGPL-3.0, but its card forbids use without written permission from its authors (development preview)",
         "a table for each split, with the columns id, sequence and secondary_structure",
-        "language models lead within the distribution and lose that outside; RiNALMo's numbers are not confirmed",
+        "language models lead within the training distribution but not outside; we could not confirm RiNALMo's numbers",
         run_structures,
         "nano-fold",
     ),
@@ -954,7 +958,7 @@ _CATALOG = [
         _ZABLOCKI,
         "none is stated for ArchiveII; cite the databases it is from",
         "ArchiveII.csv and ArchiveII_kfold_splits.csv",
-        "RiNALMo 650M, frozen, and a common network: 0.873",
+        "RiNALMo 650M, frozen, with the benchmark's shared network: 0.873",
         partial(run_splits, structures="ArchiveII", splits="ArchiveII_kfold_splits"),
         "nano-fold",
     ),
@@ -964,7 +968,7 @@ _CATALOG = [
         _ZABLOCKI,
         "none is stated for ArchiveII; cite the databases it is from",
         "ArchiveII.csv and ArchiveII_famfold_splits.csv",
-        "RiNALMo 650M, frozen, and a common network: 0.575, the mean of nine families",
+        "RiNALMo 650M, frozen, with the benchmark's shared network: 0.575, mean of nine families",
         partial(run_splits, structures="ArchiveII", splits="ArchiveII_famfold_splits"),
         "nano-fold",
     ),
@@ -974,7 +978,7 @@ _CATALOG = [
         _ZABLOCKI,
         "CC0 (PDB)",
         "PDB-RNA.csv and PDB-RNA_splits.csv",
-        "RiNALMo is in its figures; its number is not confirmed",
+        "RiNALMo appears in figures; we could not confirm its number",
         partial(run_splits, structures="PDB-RNA", splits="PDB-RNA_splits"),
         "nano-fold",
     ),
@@ -1004,9 +1008,9 @@ _CATALOG = [
         "mrnabench",
         "linear probes on embeddings of mRNAs; --target names the column",
         "mRNABench 2025, 10.1101/2025.07.05.662870; github.com/morrislab/mRNABench",
-        "by data set; the copy at huggingface.co/datasets/genomic-benchmarks says CC-BY-4.0 and others",
+        "differs by data set; the copy at huggingface.co/datasets/genomic-benchmarks states CC-BY-4.0 and others",
         "one of huggingface.co/collections/morrislab/mrnabench as a table with sequence, target and, if any, split",
-        "RiNALMo 650M is among its models; its numbers are not confirmed",
+        "RiNALMo 650M is among the models; we could not confirm its numbers",
         run_probe,
     ),
 ]

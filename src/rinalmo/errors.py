@@ -4,8 +4,8 @@
     ├── InputError                  the user's sequences, files or options (also a ValueError)
     │   └── SequenceError           one record, with its file, name and position
     ├── CheckpointError             a model file that is damaged, foreign, unsafe or does not fit (also a ValueError)
-    ├── TrainingError               a run that cannot go on: full disk, lost process, loss of NaN (also a RuntimeError)
-    ├── DownloadError               a published model could not be fetched (also an OSError)
+    ├── TrainingError               a run that cannot continue: full disk, lost process, NaN loss (also a RuntimeError)
+    ├── DownloadError               a published model could not be downloaded (also an OSError)
     │   └── SourceUnavailable       one address failed; another may work (in rinalmo.weights.download)
     ├── ToolError                   an external program failed (also a RuntimeError)
     └── MissingExtraError           an optional package is not installed (also an ImportError)
@@ -34,7 +34,7 @@ class RinalmoError(Exception):
 
 
 class InputError(RinalmoError, ValueError):
-    """The user's input cannot be used as it is."""
+    """The user's input is invalid."""
 
 
 class SequenceError(InputError):
@@ -82,13 +82,13 @@ class CheckpointError(RinalmoError, ValueError):
 
 
 class TrainingError(RinalmoError, RuntimeError):
-    """A run cannot go on, for a reason other than its input. The checkpoints that it saved are kept."""
+    """A run cannot continue, for a reason other than its input. Its saved checkpoints are kept."""
 
     exit_code = 1
 
 
 class DownloadError(RinalmoError, OSError):
-    """A published file could not be fetched."""
+    """A published file could not be downloaded."""
 
 
 class ToolError(RinalmoError, RuntimeError):

@@ -131,7 +131,7 @@ def bootstrap_interval(
     """
     array = _numbers("the values", values)
     if not 0 < level < 1 or samples < 1:
-        raise InputError(f"a level of {level} of {samples} samples is no interval; use a level such as 0.95")
+        raise InputError(f"{samples} samples are too few for an interval at level {level}; use a level such as 0.95")
     generator, step = np.random.default_rng(seed), max(1, _DRAWN_AT_ONCE // len(array))
     means = []
     for done in range(0, samples, step):
@@ -217,7 +217,7 @@ def binary_scores(target: ArrayLike, predicted: ArrayLike) -> BinaryScores:
     """
     true, values = _paired(target, predicted)
     if not np.isin(true, (0, 1)).all():
-        raise InputError("the target must hold the classes 0 and 1; use class_scores for others")
+        raise InputError("the target must contain only the classes 0 and 1; use class_scores for others")
     positive, chosen = true == 1, values > 0.5
     tp, fp = int((positive & chosen).sum()), int((~positive & chosen).sum())
     fn, tn = int((positive & ~chosen).sum()), int((~positive & ~chosen).sum())
@@ -261,7 +261,7 @@ def class_scores(target: ArrayLike, predicted: ArrayLike) -> ClassScores:
     classes = []
     for name, values in zip(("target", "prediction"), _paired(target, predicted), strict=True):
         if (values != np.floor(values)).any() or values.min() < 0:
-            raise InputError(f"the {name} must hold class numbers, whole and from 0")
+            raise InputError(f"the {name} must be class numbers: whole numbers from 0")
         classes.append(values.astype(np.int64))
     size = int(max(map(np.max, classes))) + 1
     matrix = np.bincount(classes[0] * size + classes[1], minlength=size * size).reshape(size, size)
@@ -285,7 +285,7 @@ def _numbers(name: str, values: ArrayLike) -> np.ndarray:
     if not len(array):
         raise InputError(f"{name} is empty; there is nothing to score")
     if bad := len(array) - np.count_nonzero(np.isfinite(array)):
-        raise InputError(f"{name} has {bad:,} NaN or infinite of {len(array):,} values; leave them out first")
+        raise InputError(f"{name} has {bad:,} NaN or infinite values of {len(array):,}; remove them first")
     return array
 
 

@@ -117,7 +117,7 @@ def test_fill_mask_of_nothing_but_masks(rinalmo_command):
         ("ACGU", "has no <mask>"),
         ("GG<mask>UJ", "'J'"),
         ("GG<MASK>U", "write a mask as <mask>"),
-        ("", "the name of the file is empty"),
+        ("", "the file name is empty"),
         ("GG<mask><pad>U", "'<'"),
         ("GG<mask>-U", "gaps"),
         ("no_such_file.fa", "does not exist"),
@@ -249,7 +249,7 @@ FAULTY = {
     "nul": (b">a\nAC\x00GU\n", "position 3"),
     "no sequence": (b">a\nACGU\n>b\n>c\nAC\n", "b"),
     "no header": (b"ACGU\n", "header"),
-    "cut gzip": (gzip.compress(b">a\n" + b"ACGU" * 5000)[:-40], "cut off"),
+    "cut gzip": (gzip.compress(b">a\n" + b"ACGU" * 5000)[:-40], "truncated"),
 }
 
 
@@ -269,7 +269,7 @@ def test_embed_of_faulty_files(rinalmo_command, tmp_path, name):
     ("arguments", "words"),
     [
         (("missing.fa", "-o", "{tmp}/out.npz"), "missing.fa does not exist"),
-        (("{tmp}", "-o", "{tmp}/out.npz"), "is a directory"),
+        (("{tmp}", "-o", "{tmp}/out.npz"), "is a folder"),
         ((KNOWN, "-o", "{tmp}/out.xlsx"), "cannot write '.xlsx'; use .npz, .npy, .parquet"),
         ((KNOWN, "-o", "{tmp}"), "cannot write"),
         ((KNOWN, "-o", "{tmp}/no/out.npz"), "no such folder"),
@@ -387,7 +387,7 @@ def test_interrupted_run_is_resumed_to_the_same_bytes(rinalmo_command, backbone,
     process = [sys.executable, "-c", INTERRUPTED, *command, str(output)]
     done = subprocess.run(process, capture_output=True, text=True, check=False)
     assert done.returncode == 130, done.stderr
-    assert "out.npz: stopped, 2,048 sequences kept; continue with --resume" in done.stderr
+    assert "out.npz: stopped, 2,048 sequences saved; continue with --resume" in done.stderr
     assert not output.exists()
     unasked = rinalmo_command(*command, output)
     assert (unasked.code, "continue it with --resume, or discard it with --restart" in unasked.err) == (2, True)
@@ -403,7 +403,7 @@ def test_going_on_is_said_once_it_is_so(rinalmo_command, backbone, tmp_path, mon
     (tmp_path / "two.fa").write_text(">a\nACGU\n>b\nACJU\n")
     command = ["embed", tmp_path / "two.fa", "--model", backbone, "-o", tmp_path / "out.npz"]
     assert rinalmo_command(*command).code == 2
-    assert "1 sequence of an interrupted run is kept" in rinalmo_command(*command).err
+    assert "1 sequence of an interrupted run is saved" in rinalmo_command(*command).err
     changed = rinalmo_command(*command, "--cls", "--resume")
     assert "cannot be resumed" in changed.err
     assert "resuming" not in changed.err
@@ -490,7 +490,7 @@ def test_convert_says_what_is_left_out_and_keeps_what_it_can(rinalmo_command, tm
         path = tmp_path / "a" / name
         path.write_text(json.dumps(json.loads(path.read_text()) | values))
     result = rinalmo_command("convert", tmp_path / "a", tmp_path / "b.pt", "--layout", "official")
-    assert "their rows are left out" in result.err
+    assert "their rows are dropped" in result.err
     config = rinalmo.load(tmp_path / "b.pt").config
     assert (config.layer_norm_eps, config.attention_dropout, config.token_dropout) == (1e-12, 0.3, False)
     assert rinalmo_command("convert", tmp_path / "a", tmp_path / "c", "--layout", "multimolecule").code == 0

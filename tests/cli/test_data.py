@@ -97,9 +97,9 @@ def test_options_reach_the_recipe(rinalmo_command, tmp_path, fasta):
             ("prepare", "{tmp}/out", "x={tmp}/in.fa.gz", "--recipe", "data-nano"),
             "the recipe describes the source 'core'",
         ),
-        (("check", "{tmp}/none"), "no token store; make one with: rinalmo data prepare"),
-        (("card", "{tmp}"), "no token store"),
-        (("download", "silva", "{tmp}/db"), "no database 'silva'"),
+        (("check", "{tmp}/none"), "not a token store; make one with `rinalmo data prepare`"),
+        (("card", "{tmp}"), "not a token store"),
+        (("download", "silva", "{tmp}/db"), "unknown database 'silva'"),
         (("download", "rfam", "{tmp}/db", "--mirror", "ftp://127.0.0.1"), "only http and https"),
     ],
 )

@@ -212,7 +212,7 @@ def test_what_is_trained_here_stays_what_it_is_in_the_official_layout(predicted,
     path = rinalmo.save(create(spec), tmp_path / "te.pt", "official")
     result = rinalmo_command("predict", path, tmp_path / "x.fa", "--fill-to", 102)
     assert (result.code, len(result.err.splitlines())) == (2, 1)
-    assert "only ribosome-load pads sequences, not translation-efficiency" in result.err
+    assert "--fill-to is only for ribosome-load, not for translation-efficiency" in result.err
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_the_published_names_are_taken(official, rinalmo_command, tmp_path, monk
     (tmp_path / name / file.filename).write_bytes(official(kind).read_bytes())
     (tmp_path / "in.fa").write_text(">x\nGGGCAAAAGCCC\n")
     (tmp_path / "in.csv").write_text(row)
-    assert "here" in rinalmo_command("models", name).out
+    assert "on this machine" in rinalmo_command("models", name).out
     assert rinalmo_command("predict", name, tmp_path / "in.fa").code == 0
     result = rinalmo_command("evaluate", task, tmp_path / "in.csv", "--model", name)
     assert result.code == 0, result.err

@@ -33,8 +33,8 @@ def test_embed_draws_a_map_and_plot_draws_it_again(rinalmo_command, tmp_path):
         (("--plot", "{tmp}/a.svg", "--per-token"), "one vector per sequence"),
         (("--plot", "{tmp}/a.svg", "--layers", "0,1"), "one vector per sequence"),
         (("--plot", "{tmp}/a.svg", "--colour-by", "none.csv:x"), "none.csv does not exist"),
-        (("--plot", "{tmp}/a.svg", "--colour-by", "type"), "keeps no headers"),
-        (("--colour-by", "type"), "for the figure of --plot"),
+        (("--plot", "{tmp}/a.svg", "--colour-by", "type"), "stores no headers"),
+        (("--colour-by", "type"), "--color-by needs --plot"),
     ],
 )
 def test_what_could_not_be_drawn_is_not_computed(rinalmo_command, tmp_path, options, words):
@@ -56,7 +56,7 @@ def test_curves_of_runs(rinalmo_command, tmp_path):
     assert "/other<" in text
     assert "one/run<" in text  # two runs of the same name go by their paths
     for arguments, words in (
-        ((tmp_path, "-o", tmp_path / "d.svg"), "no run, or none that has written a line"),
+        ((tmp_path, "-o", tmp_path / "d.svg"), "not a run, or its log.jsonl is still empty"),
         ((*runs, "-o", tmp_path / "d.svg", "--figure", "f1"), "no run has the metric 'f1'; there are loss"),
     ):
         result = rinalmo_command("plot", "curves", *arguments)
@@ -77,7 +77,7 @@ def test_structures_and_calibration(rinalmo_command, tmp_path):
         (("--reference", tmp_path / "true.dbn", "--kind", "drawing"), "missed (1)"),
         (("--reference", tmp_path / "true.dbn"), "prediction above, reference below"),
         (("--color-by", tmp_path / "conservation.txt"), "conservation, 0 to 0.9"),
-        (("--probabilities", tmp_path / "p.npz"), "probability of the likeliest pair"),
+        (("--probabilities", tmp_path / "p.npz"), "probability of the most probable pair"),
         (("--probabilities", tmp_path / "p.npz", "--kind", "map"), "pair probability"),
     ):
         result = rinalmo_command("plot", "structure", *drawn, *options)
@@ -85,7 +85,7 @@ def test_structures_and_calibration(rinalmo_command, tmp_path):
         assert words in (tmp_path / "a.svg").read_text()
     result = rinalmo_command("plot", "structure", *drawn, "--kind", "map")
     assert result.code == 2
-    assert "a map shows pair probabilities; give --probabilities" in result.err
+    assert "a map shows pair probabilities; add --probabilities" in result.err
     result = rinalmo_command("plot", "structure", tmp_path / "true.dbn", "-o", tmp_path / "two.pdf")
     assert "use two-{name}.pdf" in result.err.replace(str(tmp_path) + "/", "")
     calibration = ("plot", "calibration", tmp_path / "p.npz", tmp_path / "true.dbn", "-o", tmp_path / "c.svg")

@@ -186,7 +186,7 @@ def test_a_poison_sequence_is_set_apart_and_named(many, monkeypatch):
     items = [(n, [make_record("ACGU", name) for name in chunk]) for n, chunk in enumerate(names)]
     found = {}
     with pytest.raises(
-        ToolError, match=r"2 workers died at the same 3 records, .* record poison \(4 nt\) by itself.*--resume"
+        ToolError, match=r"2 workers died on the same 3 records, .* record poison \(4 nt\) alone.*--resume"
     ):
         found.update(many.run(job, items, lambda more: None))
     assert found == {0: ["a", "b"], 2: ["e"]}
@@ -200,7 +200,7 @@ def test_an_extra_that_workers_lack():
 
 @pytest.mark.slow
 def test_too_many_threads(address, folder):
-    with pytest.raises(InputError, match="--threads 1000: the largest machine of this Ray has 3 CPUs"):
+    with pytest.raises(InputError, match="--threads 1000: the largest machine of this Ray cluster has 3 CPUs"):
         RayEngine(folder / "tiny", threads=1000)
 
 
@@ -215,8 +215,8 @@ def test_without_ray(rinalmo_command, monkeypatch, folder, tmp_path):
     ("address", "words"),
     [
         ("127.0.0.1:1", "no Ray answers there"),
-        ("127.0.0.1", "write HOST:PORT"),
-        ("ray://host:10001", "write HOST:PORT"),
+        ("127.0.0.1", "give HOST:PORT"),
+        ("ray://host:10001", "give HOST:PORT"),
     ],
 )
 def test_where_no_ray_is(rinalmo_command, folder, tmp_path, address, words):
@@ -260,7 +260,7 @@ def test_workers_share_the_gpus_of_a_cluster(folder, one, tmp_path):
         "0 2 Ray workers on cpu, fp32 60",
         f"0.5 2 Ray workers on {kind}, fp32 60",
         f"None 1 Ray worker on {kind}, fp32 60",
-        "--gpus-per-worker 2: the most that a machine of this Ray has is 1",
+        "--gpus-per-worker 2: no machine of this Ray cluster has more than 1",
     ], done.stderr
     assert len({(tmp_path / f"{gpus}.npz").read_bytes() for gpus in (0, 0.5, None)}) == 1 or kind != "cpu"
 
@@ -269,8 +269,8 @@ def test_workers_share_the_gpus_of_a_cluster(folder, one, tmp_path):
     ("gpus", "device", "words"),
     [
         (1.5, None, "--gpus-per-worker 1.5: give 0, a fraction of 1 such as 0.5, or a whole number"),
-        (0, "cuda", "--gpus-per-worker 0 leaves workers without a GPU, but --device is cuda"),
-        (1, "cpu", "--gpus-per-worker 1 is for CUDA, but --device is cpu"),
+        (0, "cuda", "--gpus-per-worker 0 gives workers no GPU, but --device is cuda"),
+        (1, "cpu", "--gpus-per-worker 1 needs CUDA, but --device is cpu"),
     ],
 )
 def test_gpus_that_make_no_sense(gpus, device, words):
@@ -281,10 +281,13 @@ def test_gpus_that_make_no_sense(gpus, device, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("embed", "in.fa", "-o", "out.npz", "--workers", 2), "--workers and --gpus-per-worker are for --engine ray"),
-        (("score", "ACGU", "--all-single", "--engine", "ray"), "--resume, --restart and --engine ray write a file"),
-        (("fold", "in.fa", "--engine", "ray"), "--resume, --restart and --engine ray write a file"),
-        (("fold", "in.fa", "--resume"), "--resume, --restart and --engine ray write a file"),
+        (("embed", "in.fa", "-o", "out.npz", "--workers", 2), "--workers and --gpus-per-worker need --engine ray"),
+        (
+            ("score", "ACGU", "--all-single", "--engine", "ray"),
+            "--resume, --restart and --engine ray need an output file",
+        ),
+        (("fold", "in.fa", "--engine", "ray"), "--resume, --restart and --engine ray need an output file"),
+        (("fold", "in.fa", "--resume"), "--resume, --restart and --engine ray need an output file"),
     ],
 )
 def test_usage(rinalmo_command, folder, monkeypatch, arguments, words):

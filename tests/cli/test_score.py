@@ -49,7 +49,7 @@ def test_insertions_and_other_options(rinalmo_command, wild_type, tmp_path):
     options = ("score", wild_type, "--variants", tmp_path / "v.fa", "-o", tmp_path / "out.csv")
     result = rinalmo_command(*options)
     assert (result.code, len(result.err.splitlines())) == (2, 1)
-    assert "record longer: has 12 nt, the wild type 11" in result.err
+    assert "record longer: has 12 nt, but the wild type has 11" in result.err
     engine = ("--precision", "auto", "--threads", 1, "--batch-tokens", 50)
     assert rinalmo_command(*options, "--method", "pll", "--resume", *engine).code == 0
     assert len(scores((tmp_path / "out.csv").read_text())) == 2
@@ -58,7 +58,7 @@ def test_insertions_and_other_options(rinalmo_command, wild_type, tmp_path):
 def test_positions_left_out_are_counted(rinalmo_command):
     result = rinalmo_command("score", "GCNN", "--all-single")
     assert len(scores(result.out)) == 6
-    assert "2 positions with another letter than A, C, G, U left out" in result.err
+    assert "skipped 2 positions with a character other than A, C, G, U" in result.err
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_positions_left_out_are_counted(rinalmo_command):
     [
         ((WILD,), "one of --mutations, --variants, --all-single and --vcf"),
         ((WILD, "--all-single", "--variants", "x"), "one of --mutations"),
-        ((WILD, "--variants", "x", "--plot", "p.svg"), "--plot draws the map"),
-        ((WILD, "--all-single", "--resume"), "--resume, --restart and --engine ray write a file"),
+        ((WILD, "--variants", "x", "--plot", "p.svg"), "--plot needs --all-single"),
+        ((WILD, "--all-single", "--resume"), "--resume, --restart and --engine ray need an output file"),
     ],
 )
 def test_usage(rinalmo_command, arguments, words):

@@ -41,7 +41,7 @@ def test_predict_and_embed_read_tables(rinalmo_command, tuned, tmp_path):
     assert both["y"].tolist() == alone["y"].tolist()
     assert both["species"].tolist() == ["x", "y", "z"]
     refused = rinalmo_command("predict", tuned, tmp_path / "t.fa", "--keep-columns", *options)
-    assert (refused.code, "--keep-columns is for sequences in a table" in refused.err) == (2, True)
+    assert (refused.code, "--keep-columns needs a table" in refused.err) == (2, True)
     embedded = rinalmo_command("embed", tmp_path / "t.csv", "--model", tuned, "-o", tmp_path / "e.parquet", *options)
     assert embedded.code == 0, embedded.err
     expected = rinalmo.embed(pd.DataFrame(COLUMNS), tuned)

@@ -56,7 +56,7 @@ def test_finetune(rinalmo_command, data, tiny, tmp_path):
     result = rinalmo_command("finetune", *arguments)
     assert result.code == 0, result.err
     assert "test: 30 examples, secondary-structure, threshold 0." in result.out
-    assert "test sequences are in the training set too" in result.err
+    assert "test sequences are also in the training set" in result.err
     assert f"use it with --model {tmp_path / 'run' / 'model'}" in result.err
     again = rinalmo_command("finetune", *arguments)
     assert (again.code, "continue it with --resume" in again.err) == (2, True)
@@ -80,10 +80,10 @@ def test_one_fold(rinalmo_command, data, tiny, tmp_path):
     assert whole.code == 0, whole.err
     assert "test: 30 examples, ncrna-family; mean, minimum and maximum of 3 folds" in whole.out
     assert whole.err.splitlines()[-1].endswith(
-        f"run: 3 folds are trained; their models are {tmp_path / 'run'}/fold-N/model"
+        f"run: trained 3 folds; their models are in {tmp_path / 'run'}/fold-N/model"
     )
     alone = rinalmo_command("finetune", *arguments, "--fold", "2")
-    assert (alone.code, "data.fold is 2; of how many? Say --folds" in alone.err) == (2, True)
+    assert (alone.code, "data.fold is 2, but the number of folds is missing; set --folds" in alone.err) == (2, True)
 
 
 def test_evaluate(rinalmo_command, data, model, folder):
@@ -150,7 +150,7 @@ def test_fold_colored_by_numbers(rinalmo_command, model, tmp_path):
     text = (tmp_path / "one.svg").read_text()
     assert [said for said in ("dms", "1.9") if said not in text] == []
     kind = rinalmo_command("fold", *figure, "--plot-kind", "arcs", *FP32)
-    assert (kind.code, "colors the nucleotides of a drawing, not of arcs" in kind.err) == (2, True)
+    assert (kind.code, "can only color a drawing, not arcs" in kind.err) == (2, True)
 
 
 def test_fold_against_a_reference(rinalmo_command, model, folder, tmp_path):
@@ -163,10 +163,10 @@ def test_fold_against_a_reference(rinalmo_command, model, folder, tmp_path):
     assert [said for said in ("right (3)", "extra (1)", "F1 0.86") if said not in text] == []
     several = rinalmo_command("fold", folder / "hairpins.fa", "-o", tmp_path / "out.ct", *given)
     assert (several.code, (tmp_path / "out.ct").exists()) == (2, False)
-    assert "shows one sequence" in several.err or "no structure named" in several.err
+    assert "shows one sequence" in several.err or "no structure for the sequence" in several.err
     for option in (("--plot-kind", "arcs"), ("--color-by", "dms.txt")):
         alone = rinalmo_command("fold", tmp_path / "one.fa", "--model", model, *option)
-        assert (alone.code, "are for --plot" in alone.err) == (2, True)
+        assert (alone.code, "need --plot" in alone.err) == (2, True)
 
 
 def test_predict(rinalmo_command, model, folder):
@@ -185,8 +185,8 @@ def test_predict(rinalmo_command, model, folder):
         (("evaluate", "table", "no-such.csv", "--model", "nano-fold"), "no-such.csv does not exist; check the path"),
         (("predict", "nowhere", "no-such.fa"), "no-such.fa"),
         (("finetune", "table", "x.csv", "-o", "run", "--set", "train.epoch=3"), "did you mean train.epochs?"),
-        (("evaluate", "table", "x.csv", "-o", "each.csv"), "table has no scores of single examples; use --report"),
-        (("evaluate", "table", "x.csv", "--report", "no/such.json"), "no: no such folder; make it first"),
+        (("evaluate", "table", "x.csv", "-o", "each.csv"), "table has no scores per example; use --report"),
+        (("evaluate", "table", "x.csv", "--report", "no/such.json"), "no: no such folder; create it first"),
         (("evaluate", "table", "x.csv", "--report", "report.csv"), "report.csv: cannot write '.csv'; use .json"),
     ],
 )

@@ -67,7 +67,7 @@ def test_the_card_of_a_run(rinalmo_command, run):
     assert (run / "model" / "loss.png").read_bytes() == (run / "loss.png").read_bytes()
     again = rinalmo_command("card", run)
     assert (again.code, again.out) == (2, "")
-    assert "README.md exists; choose another name or ask to overwrite it" in again.err
+    assert "README.md exists; choose another name or use --overwrite" in again.err
     assert rinalmo_command("card", run, "--overwrite").code == 0
     assert "license" not in parts(run / "model" / "README.md")[0]
     assert rinalmo_command("embed", run.parent / "none.fa", "-o", run.parent / "x.npz", "-m", run / "model").code == 2
@@ -83,22 +83,22 @@ def test_the_card_of_a_model(rinalmo_command, tmp_path):
     assert "Training" not in body
     without_place = rinalmo_command("card", "nano")
     assert (without_place.code, without_place.out) == (2, "")
-    assert "nano: is no folder to write a card into; say where with --output" in without_place.err
+    assert "nano: is not a folder; give the card's file with --output" in without_place.err
 
 
 def test_a_run_without_a_model_has_no_card(rinalmo_command, run):
     (run / "model").rename(run / "elsewhere")
     result = rinalmo_command("card", run)
     assert result.code == 2
-    assert "the run is not finished, it has no model yet" in result.err
+    assert "the run is not finished and has no model yet" in result.err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--set", "optimizer.lrr=1"), "pretrain-nano: no key 'optimizer.lrr'; did you mean optimizer.lr?"),
-        ((), "data.store is missing: --set data.store=FOLDER, such as `rinalmo data prepare` makes"),
-        (("--set", "data.store=nowhere"), "nowhere: no token store; make one with: rinalmo data prepare"),
+        ((), "data.store is missing: use --set data.store=FOLDER with a store from `rinalmo data prepare`"),
+        (("--set", "data.store=nowhere"), "nowhere: not a token store; make one with `rinalmo data prepare`"),
         (("--set", "model.hidden_size=7", "--set", "data.store={store}"), "config: hidden_size 7 cannot be split"),
     ],
 )

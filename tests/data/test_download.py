@@ -136,7 +136,9 @@ def test_nt_is_checked_by_md5(site, tmp_path):
     site.put("nt.gz.md5", f"{hashlib.md5(body).hexdigest()}  nt.gz\n".encode())
     assert download("nt", tmp_path / "db", mirror=site.url)[0].read_bytes() == body
     site.put("nt.gz.md5", f"{'0' * 32}  nt.gz\n".encode())
-    with pytest.raises(DownloadError, match=r"nt.gz: its md5 is .*, the published one 0000.*; it was removed"):
+    with pytest.raises(
+        DownloadError, match=r"nt.gz: its MD5 is .*, but the published one is 0000.*; the file was deleted"
+    ):
         download("nt", tmp_path / "other", mirror=site.url)
     assert not (tmp_path / "other" / "nt.gz").exists()
 
@@ -152,7 +154,7 @@ def test_nt_is_gone_and_the_way_round_is_told(site, tmp_path):
 )
 def test_a_file_damaged_at_its_source_is_removed(site, tmp_path, damage):
     site.put("current_release/sequences/rnacentral_active.fasta.gz", damage(fasta("URS1")))
-    with pytest.raises(DownloadError, match="is no whole gzip file"):
+    with pytest.raises(DownloadError, match="is not a complete gzip file"):
         download("rnacentral", tmp_path / "db", mirror=site.url)
     assert not (tmp_path / "db" / "rnacentral_active.fasta.gz").exists()
 
@@ -161,7 +163,7 @@ def test_a_wrong_ensembl_sum_is_an_error(site, tmp_path):
     site.put("release-109/species_EnsemblVertebrates.txt", b"homo_sapiens\tHuman\n")
     put_ensembl(site, "release-109/fasta/homo_sapiens/ncrna", "Homo_sapiens.GRCh38", fasta("ENST1 ncrna x"))
     site.put("release-109/fasta/homo_sapiens/ncrna/Homo_sapiens.GRCh38.ncrna.fa.gz", fasta("ENST2 ncrna x"))
-    with pytest.raises(DownloadError, match="its sum is"):
+    with pytest.raises(DownloadError, match="its checksum is"):
         download("ensembl", tmp_path / "db", mirror=site.url)
 
 
@@ -178,13 +180,13 @@ def test_an_empty_list_is_an_error(site, tmp_path):
 
 def test_offline_is_told_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("RINALMO_OFFLINE", "1")
-    with pytest.raises(DownloadError, match="RINALMO_OFFLINE=1 forbids fetching"):
+    with pytest.raises(DownloadError, match="RINALMO_OFFLINE=1 forbids downloads"):
         download("rfam", tmp_path / "db")
     assert not (tmp_path / "db").exists()
 
 
 def test_an_unknown_database(tmp_path):
-    with pytest.raises(InputError, match="no database 'silva'; choose one of rnacentral, rfam"):
+    with pytest.raises(InputError, match="unknown database 'silva'; choose one of rnacentral, rfam"):
         download("silva", tmp_path / "db")
 
 
@@ -195,4 +197,4 @@ def test_the_sum_is_that_of_the_sum_command(tmp_path, size):
     path.write_bytes(gzip.compress(bytes(i * i % 251 for i in range(size)), compresslevel=0))
     total, blocks, *_ = subprocess.run(["sum", path], capture_output=True, text=True, check=True).stdout.split()
     assert bsd_sum(int(total), int(blocks))(path) is None
-    assert "its sum is" in bsd_sum(int(total) ^ 1, int(blocks))(path)
+    assert "its checksum is" in bsd_sum(int(total) ^ 1, int(blocks))(path)

@@ -113,7 +113,7 @@ def test_any_shares(selected, masked_share, length):
 
 @pytest.mark.parametrize("shares", [(1.5, 0.8, 0.1), (0.15, 0.8, 0.3), (-0.1, 0.8, 0.1), (float("nan"), 0.8, 0.1)])
 def test_impossible_shares_are_refused(shares):
-    with pytest.raises(InputError, match="masking shares"):
+    with pytest.raises(InputError, match="masking fractions"):
         Masking(*shares)
 
 

@@ -83,11 +83,11 @@ def test_the_wheel_is_found_without_importing_it(monkeypatch):
         ("exit 1", "status 1; last output: none"),
         ("kill -ILL $$", "signal SIGILL: this build needs a newer processor"),
         ("kill -KILL $$", "signal SIGKILL"),
-        ("exit 0", "clusters cannot be read"),
-        ("printf '0\\t0\\n' > clusters_cluster.tsv", "clusters of 1 sequences instead of 2"),
-        ("printf '0\\t0\\n0\\t0\\n' > clusters_cluster.tsv", "clusters of 2 sequences instead of 2"),
-        ("printf '0\\t0\\n0\\t7\\n' > clusters_cluster.tsv", "clusters cannot be read"),
-        ("printf 'a\\t0\\nb\\t1\\n' > clusters_cluster.tsv", "clusters cannot be read"),
+        ("exit 0", "cannot read MMseqs2's clusters"),
+        ("printf '0\\t0\\n' > clusters_cluster.tsv", "clusters contain 1 sequences instead of 2"),
+        ("printf '0\\t0\\n0\\t0\\n' > clusters_cluster.tsv", "clusters contain 2 sequences instead of 2"),
+        ("printf '0\\t0\\n0\\t7\\n' > clusters_cluster.tsv", "cannot read MMseqs2's clusters"),
+        ("printf 'a\\t0\\nb\\t1\\n' > clusters_cluster.tsv", "cannot read MMseqs2's clusters"),
     ],
 )
 def test_a_program_that_fails(program, tmp_path, script, words):
@@ -102,5 +102,5 @@ def test_a_program_that_cannot_be_run(tmp_path, monkeypatch):
     (tmp_path / "mmseqs").write_bytes(b"\x7fELF not really")
     (tmp_path / "mmseqs").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    with pytest.raises(ToolError, match="cannot be run"):
+    with pytest.raises(ToolError, match="cannot run it"):
         MMseqs.find()

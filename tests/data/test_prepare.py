@@ -69,7 +69,7 @@ def test_sequences_are_normalised_filtered_and_counted(tmp_path):
         "records": 6,
         "kept": 2,
         "types": {"": 2},
-        "dropped": {"other letters than IUPAC codes": 2, "shorter than 16 nt": 1, "longer than 8192 nt": 1},
+        "dropped": {"characters other than IUPAC codes": 2, "shorter than 16 nt": 1, "longer than 8192 nt": 1},
     }
     store.verify()
 
@@ -127,7 +127,7 @@ def test_the_order_is_that_of_the_input_within_a_cluster_and_by_first_member(tmp
 
 def test_a_source_without_clusters_is_named(tmp_path):
     path = fasta(tmp_path / "in.fa", TRNA)
-    with pytest.raises(InputError, match="s0: its table names no cluster"):
+    with pytest.raises(InputError, match="s0: has no cluster in its table"):
         prepare(tmp_path / "store", [("x", path)], recipe=load_recipe(None, ["clustering.method=column"]))
 
 
@@ -349,14 +349,14 @@ def test_memory_grows_by_the_index_only(tmp_path):
 @pytest.mark.parametrize(
     ("sources", "options", "words"),
     [
-        ([], {}, "nothing to prepare"),
-        ([("a/b", "in.fa")], {}, "'a/b' is no label"),
+        ([], {}, "no sources given"),
+        ([("a/b", "in.fa")], {}, "'a/b' is not a valid label"),
         ([("x", "none.fa")], {}, "none.fa does not exist"),
-        ([("x", "empty")], {}, "holds no FASTA file"),
+        ([("x", "empty")], {}, "contains no FASTA file"),
         ([("x", "/dev/null")], {}, "can be read only once"),
         ([("x", "in.fa")], {"tables": {"y": Path("t.csv")}}, "a table is given for the source 'y'"),
         ([("x", "in.fa")], {"recipe": load_recipe(None, ["sources.y.headers=plain"])}, "the recipe describes .*'y'"),
-        ([("x", "in.fa")], {"recipe": load_recipe(None, ["sources.x.table.id=id"])}, "give it with --table x=FILE"),
+        ([("x", "in.fa")], {"recipe": load_recipe(None, ["sources.x.table.id=id"])}, "add --table x=FILE"),
         ([("x", "in.fa")], {"tables": {"x": Path("none.csv")}}, "none.csv: cannot be read"),
         ([("x", "in.fa")], {"exclude": [Path("none.fa")]}, "none.fa does not exist"),
     ],
@@ -407,7 +407,7 @@ def stopped_after(tmp_path, step, *arguments, **options):
 def test_finished_steps_are_not_done_again(tmp_path, family_file):
     more = fasta(tmp_path / "more.fa", TRNA, TAR)
     sources = [("rfam", family_file), ("more", more)]
-    for step in ("reading more", "finding", "clustering", "writing the store", "writing the data card"):
+    for step in ("reading more", "removing", "clustering", "writing the store", "writing the data card"):
         stopped_after(tmp_path, step, sources)
     done = []
 
@@ -434,7 +434,9 @@ def test_a_changed_input_or_recipe_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"inputs.x changed"):
         prepare(tmp_path / "store", sources, recipe=ALONE, resume=True)
     kept = sorted((tmp_path / ".store.partial").iterdir())
-    with pytest.raises(InputError, match="steps of an interrupted run are kept; continue it with --resume, or discard"):
+    with pytest.raises(
+        InputError, match="steps of an interrupted run are saved; continue it with --resume, or discard"
+    ):
         prepare(tmp_path / "store", sources, recipe=ALONE)
     assert sorted((tmp_path / ".store.partial").iterdir()) == kept
     store = prepare(tmp_path / "store", sources, recipe=ALONE, restart=True)
@@ -475,7 +477,7 @@ def test_full_disk(tmp_path):
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):
     path = fasta(tmp_path / "in.fa", TRNA)
-    stopped_after(tmp_path, "finding", [("x", path)], recipe=ALONE)
+    stopped_after(tmp_path, "removing", [("x", path)], recipe=ALONE)
     work = tmp_path / ".store.partial"
     for name in ("mmseqs.k2j/tmp", "buckets.x1", ".read-x.abc", ".store.def"):
         (work / name).mkdir(parents=True)

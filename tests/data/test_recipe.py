@@ -52,12 +52,12 @@ def test_single_values_are_set(recipe_file):
         ("clustering: {method: cdhit}", "clustering.method is 'cdhit'"),
         ("sources: {a: {headers: embl}}", "sources.a.headers is 'embl'"),
         ("sources: {a: {tabel: {}}}", "no key 'sources.a.tabel'"),
-        ("sources: {a: {table: {family: {column: x, pattern: '('}}}}", "no regular expression"),
+        ("sources: {a: {table: {family: {column: x, pattern: '('}}}}", "not a regular expression"),
         ("sources: {a: {table: {family: {pattern: x}}}}", "column is missing"),
         ("a: [", "not YAML"),
-        ("seed: 1\nseed: 2", "seed is given twice, line 2"),
-        ("- a", "holds no sections"),
-        ("", "holds no sections"),
+        ("seed: 1\nseed: 2", "seed occurs twice, line 2"),
+        ("- a", "contains no sections"),
+        ("", "contains no sections"),
     ],
 )
 def test_what_is_wrong_is_named(recipe_file, text, words):

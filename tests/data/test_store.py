@@ -88,7 +88,7 @@ def test_what_is_no_store_is_refused(tmp_path, content):
         path.mkdir()
     elif content == "file":
         path.write_text(">a\nACGU\n")
-    with pytest.raises(InputError, match=r"no token store; make one with: rinalmo data prepare"):
+    with pytest.raises(InputError, match=r"not a token store; make one with `rinalmo data prepare`"):
         TokenStore.open(path)
 
 
@@ -102,7 +102,7 @@ def test_a_foreign_manifest_is_refused(copy, text):
 
 def test_another_version_is_refused(copy):
     edit_manifest(copy, version=2)
-    with pytest.raises(InputError, match="of version 2; this rinalmo reads version 1"):
+    with pytest.raises(InputError, match="of version 2, but this rinalmo reads version 1"):
         TokenStore.open(copy)
 
 
@@ -117,7 +117,7 @@ def test_an_edited_manifest_is_refused(copy):
 def test_a_missing_or_shorter_file_is_refused(copy, name):
     content = (copy / name).read_bytes()
     (copy / name).write_bytes(content[:-1])
-    with pytest.raises(InputError, match=f"{name}: has {len(content) - 1} bytes, the manifest says {len(content)}"):
+    with pytest.raises(InputError, match=f"{name}: has {len(content) - 1} bytes, but the manifest says {len(content)}"):
         TokenStore.open(copy)
     (copy / name).unlink()
     with pytest.raises(InputError, match=f"{name}: is missing"):

@@ -46,7 +46,7 @@ def test_auto_keeps_to_the_cap(nano, cap, level):
 @pytest.mark.parametrize(("level", "precision"), [("plain", "bf16"), ("fp32", "bf16"), ("bf16", "int8")])
 def test_a_precision_beyond_the_cap_is_refused(nano, cap, level, precision):
     cap(level)
-    with pytest.raises(InputError, match=f"^precision '{precision}' is beyond the cap RINALMO_CPU={level}; "):
+    with pytest.raises(InputError, match=f"^precision '{precision}' exceeds the limit RINALMO_CPU={level}; "):
         Engine(nano, precision)
 
 

@@ -180,7 +180,7 @@ def test_the_model_of_an_engine_whose_file_has_changed_is_refused(nano, tmp_path
     other.encoder.final_norm.bias.data.add_(1)
     rinalmo.save(other, folder, overwrite=True)
     if any(p.is_meta for p in engine.head_model.parameters()):  # packed; elsewhere the weights are in memory
-        with pytest.raises(InputError, match="was changed since it was loaded; make a new Engine"):
+        with pytest.raises(InputError, match="has changed since it was loaded; create a new Engine"):
             _ = engine.model
 
 

@@ -164,7 +164,7 @@ def test_precisions_of_the_engine(nano):
 @pytest.mark.skipif(is_native("int8"), reason="this processor has int8")
 def test_int8_is_refused_where_it_is_slow(nano):
     with pytest.raises(
-        InputError, match=r"precision 'int8' (needs an x86 processor with AVX-512 VNNI|is beyond the cap)"
+        InputError, match=r"precision 'int8' (needs an x86 processor with AVX-512 VNNI|exceeds the limit)"
     ):
         Engine(nano, "int8")
 

@@ -97,7 +97,7 @@ def test_a_chosen_class_and_column():
     shares = [next(explain(SEQUENCES[0], model, output=name)).prediction for name in "xyz"]
     assert next(explain(SEQUENCES[0], model)).prediction == max(shares)
     two = fine_tuned(table("regression", "a", "b", mean=[0.0, 1.0], std=[1.0, 2.0]), 2)
-    with pytest.raises(InputError, match="predicts a, b; name one with --output-name"):
+    with pytest.raises(InputError, match="predicts a, b; choose one with --output-name"):
         next(explain(SEQUENCES[0], two))
     with pytest.raises(InputError, match="no output 'c'; it has a, b"):
         next(explain(SEQUENCES[0], two, output="c"))
@@ -119,7 +119,7 @@ def test_models_without_attributions(nano, tmp_path):
     with pytest.raises(CheckpointError, match="not fine-tuned"):
         next(explain("GGGC", nano))
     nucleotides = {**table("binary", "a"), "per": "nucleotide"}
-    with pytest.raises(InputError, match="only predictions of whole sequences"):
+    with pytest.raises(InputError, match="only predictions per sequence"):
         next(explain("GGGC", fine_tuned(nucleotides, token_head={"num_labels": 1})))
     (tmp_path / "x.fa").write_text(">x\nGGGCAAAAGCCC\n")
     with pytest.raises(InputError, match="no attributions to draw"):

@@ -69,7 +69,7 @@ def test_reactivities_change_the_default(engine):
     found = [rinalmo.fold(HAIRPIN, engine, reactivities=values)[0] for values in (loop, None, unfolded)]
     paired = [structure.pairing_probabilities.sum() for structure in found]
     assert paired[0] >= paired[1] > paired[2]
-    with pytest.raises(InputError, match="reactivities act through ViennaRNA"):
+    with pytest.raises(InputError, match="reactivities need ViennaRNA"):
         rinalmo.fold(HAIRPIN, engine, Decoding(thermodynamics=0.0), reactivities=loop)
 
 
@@ -82,19 +82,19 @@ def test_a_span(engine):
 def test_values_in_python(engine):
     by_name = {"b": "xx............"}
     rows = [{"id": "a", "sequence": HAIRPIN}, {"id": "b", "sequence": HAIRPIN}]
-    with pytest.warns(UserWarning, match="1 of 2 sequences have no constraint in the input"):
+    with pytest.warns(UserWarning, match="the input: no constraint for 1 of 2 sequences"):
         a, b = rinalmo.fold(rows, engine, constraints=by_name)
     assert (a.dot_bracket, b.dot_bracket) == ("(((((....)))))", "..(((....)))..")
     with pytest.warns(UserWarning, match="1 of 2 sequences"):
         assert rinalmo.fold(rows, engine, constraints=[None, by_name["b"]]) == [a, b]
     for wrong, message in (
-        ([by_name["b"]], "give each its own"),
-        ({"c": "."}, "the input has no constraint of any sequence"),
+        ([by_name["b"]], "give one per sequence"),
+        ({"c": "."}, "the input: has no constraint for any of the sequences"),
         (["...", None], "record a: the constraint has 3 characters"),
     ):
         with pytest.raises(InputError, match=message):
             rinalmo.fold(rows, engine, constraints=wrong)
-    with pytest.raises(SequenceError, match="record 1: has 2 reactivities and 14 nt"):
+    with pytest.raises(SequenceError, match="record 1: has 2 reactivities for 14 nt"):
         rinalmo.fold(HAIRPIN, engine, reactivities=[1, None])
 
 
@@ -154,13 +154,13 @@ def test_names_that_are_not_there(engine, files):
     notes = []
     fold_file(files / "in.fa", files / "out.dbn", engine, constraints=files / "few.txt", note=notes.append)
     assert [note.replace(str(files), "") for note in notes] == [
-        "5 of 6 sequences have no constraint in /few.txt",
-        "/few.txt: 1 constraint of no sequence, such as other",
+        "/few.txt: no constraint for 5 of 6 sequences",
+        "/few.txt: 1 names match no sequence, such as other",
     ]
     (files / "few.txt").write_text(f">r1\n{'x' * 29}(\n")
     with pytest.raises(SequenceError, match=r"few.txt, record r1, position 30: '\(' is never closed"):
         fold_file(files / "in.fa", files / "out.dbn", engine, constraints=files / "few.txt")
-    with pytest.raises(InputError, match="no reactivities of any sequence"):
+    with pytest.raises(InputError, match="no reactivities for any of the sequences"):
         fold_file(files / "in.fa", files / "out.dbn", engine, reactivities=files / "{name}.missing")
 
 

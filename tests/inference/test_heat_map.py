@@ -24,7 +24,7 @@ def test_long_sequences_are_wrapped_and_labelled(tmp_path):
     labels = re.findall(r">(\d+)</text>", text)
     assert [label for label in ("1", "10", "60", "70", "120") if label not in labels] == []
     assert "a title &lt;&amp;&gt;" in text
-    assert text.count(">position  (dot: the letter of the sequence, plus: above 0)</text>") == 1
+    assert text.count(">position  (dot: wild type, plus: above 0)</text>") == 1
     assert text.count("<image") >= 3  # lines of 60, 60 and 5, and the key
 
 
@@ -56,7 +56,7 @@ def test_what_cannot_be_drawn(tmp_path):
     check_plot(tmp_path / "map.svg", [10_000])
     with pytest.raises(InputError, match=r"use \.svg, \.png, \.pdf"):
         check_plot(tmp_path / "map.gif", [10])
-    with pytest.raises(InputError, match="one sequence, but 2"):
+    with pytest.raises(InputError, match="one sequence, but there are 2"):
         check_plot(tmp_path / "map.svg", [10, 10])
-    with pytest.raises(InputError, match="up to 10,000 nt"):
+    with pytest.raises(InputError, match="limited to 10,000 nt"):
         check_plot(tmp_path / "map.svg", [10_001])

@@ -67,7 +67,7 @@ def test_unknown_characters_are_named(nano, bad):
 def test_sequences_are_read_as_fasta_is(nano):
     """White space, case and T are folded; a file's name is told from a sequence."""
     np.testing.assert_allclose(rinalmo.embed("ac gt\nACGT", nano), rinalmo.embed("ACGUACGU", nano), atol=1e-6)
-    with pytest.raises(InputError, match="as a mapping"):
+    with pytest.raises(InputError, match="is a mapping"):
         rinalmo.embed({"a": "ACGU"}, nano)
     with pytest.raises(InputError, match=r"give Path\("):
         rinalmo.embed(str(rinalmo.resolve("nano") / "config.json"), nano)
@@ -80,7 +80,7 @@ def test_the_callers_model_stays_as_it_is(nano):
     first = rinalmo.embed(["ACGUACGU"], model)
     assert model.training
     np.testing.assert_array_equal(first, rinalmo.embed(["ACGUACGU"], model))  # no dropout
-    with pytest.raises(InputError, match="is no model here"):
+    with pytest.raises(InputError, match="is not a model"):
         rinalmo.embed(["ACGU"], torch.nn.Linear(2, 2))
 
 
@@ -89,7 +89,7 @@ def test_nothing_given(nano):
         rinalmo.embed([], nano)
     with pytest.raises(InputError, match="sequence 1 is a int"):
         rinalmo.embed([5], nano)
-    with pytest.raises(InputError, match="sequences came as NoneType"):
+    with pytest.raises(InputError, match="sequences is a NoneType"):
         rinalmo.embed(None, nano)
     with pytest.raises(InputError, match="pooling"):
         rinalmo.embed(["A"], nano, pooling="max")

@@ -76,12 +76,12 @@ def test_fields_of_headers(tmp_path):
     assert values_of("length", ids, descriptions, [1, 2, 3]) == ["1", "2", "3"]
     assert values_of("description", ids, descriptions, [1, 2, 3]) == descriptions
     assert common_fields(ids, descriptions) == {"taxon": ["9606", "Halococcus", ""], "type": ["miRNA", "", "own"]}
-    with pytest.raises(InputError, match="no header has 'famly'; there are length, id, description, family"):
+    with pytest.raises(InputError, match="no header has the field 'famly'; use length, id, description, family"):
         values_of("famly", ids, descriptions, [1, 2, 3])
 
 
 def test_names_are_listed_once():
-    with pytest.raises(InputError, match="there are length, id, description, type, and TABLE:COLUMN"):
+    with pytest.raises(InputError, match="use length, id, description, type or TABLE:COLUMN"):
         values_of("famly", ["a"], ["id=3 length=4 type=own"], [3])
 
 
@@ -92,9 +92,9 @@ def test_columns_of_tables(tmp_path):
     for wrong, words in ((f"{field}:spcies", "did you mean 'species'"), (f"{tmp_path}/no.csv:x", "no.csv")):
         with pytest.raises(InputError, match=words):
             MapPlot(tmp_path / "map.svg", colour_by=wrong).check(tmp_path / "x.npz")
-    with pytest.raises(InputError, match=r"facts\.tsv: names none of the 1 sequences, such as 'q'"):
+    with pytest.raises(InputError, match=r"facts\.tsv: has none of the 1 sequence ids, such as 'q'"):
         values_of(f"{field}:species", ["q"], [""], [1])
-    with pytest.raises(InputError, match="keeps no headers to colour by 'family'"):
+    with pytest.raises(InputError, match="stores no headers to color by 'family'"):
         MapPlot(tmp_path / "map.svg", colour_by="family").check(tmp_path / "x.npz")
 
 

@@ -75,7 +75,7 @@ def test_columns_of_frames():
     for missing in (None, np.nan, pd.NA):
         with pytest.raises(InputError, match=r"sequence 2 is .*, a missing value; leave it out"):
             list(as_records(pd.Series(["ACGU", missing], dtype=object)))
-    with pytest.raises(InputError, match="row 2: sequence is empty; leave the row out"):
+    with pytest.raises(InputError, match="row 2: sequence is empty; leave out this row"):
         list(as_records(pd.DataFrame({"sequence": ["ACGU", None]})))
     with pytest.raises(InputError, match="the DataFrame has two columns named 'y'"):
         list(as_records(pd.DataFrame([["ACGU", 1, 2]], columns=["sequence", "y", "y"])))
@@ -102,9 +102,9 @@ def test_what_is_wrong_with_a_table_of_sequences(tmp_path):
     path = tmp_path / "t.csv"
     for text, message in (
         ("sequence,y\nACGU,1\nAC*U,1\n", r"t\.csv, line 3: record 2, position 3"),
-        ("sequence,y\nACGU,1\nNA,1\n", r"t\.csv, line 3: sequence is empty; leave the row out"),
-        ("text,y\nACGU,1\n", r"t\.csv, line 2: .*none of which is called sequence"),
-        ("sequence\n", r"t\.csv: holds no rows"),
+        ("sequence,y\nACGU,1\nNA,1\n", r"t\.csv, line 3: sequence is empty; leave out this row"),
+        ("text,y\nACGU,1\n", r"t\.csv, line 2: .*none of them called sequence"),
+        ("sequence\n", r"t\.csv: contains no rows"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
@@ -128,7 +128,7 @@ def test_frames_train_and_are_evaluated(backbone, tmp_path):
         listener=Listener(note=notes.append),
     )
     assert tested.count == 15
-    assert "1 of 16 test examples have no value and are left out" in notes
+    assert "skipped 1 of 16 test examples without a value" in notes
     again = evaluate(frame, tmp_path / "run" / "model")
     assert again.count == 15
     assert again.metrics["mae"].value == pytest.approx(tested.metrics["mae"].value, rel=1e-5)

@@ -107,12 +107,12 @@ def test_no_change_is_zero(engine):
         ("G0A", "position 0"),
         ("G1A:G1C", "position 1: is changed twice"),
         ("G1N", "position 1: G1N has N"),
-        ("G1-", "'G1-' is no substitution"),
-        ("G1A:", "'' is no substitution"),
+        ("G1-", "'G1-' is not a substitution"),
+        ("G1A:", "'' is not a substitution"),
         ("M1K:V2L", "position 1: M1K has M"),
-        ("MKVLE", "record 1, position 1: 'M'|this looks like protein"),
+        ("MKVLE", "record 1, position 1: 'M'|this looks like a protein"),
         ("GCGGAUUUAGCUCAGN", "position 16: has N where the wild type has U"),
-        ("GCGG", r"record 1: has 4 nt, the wild type 16; .*use the method pll"),
+        ("GCGG", r"record 1: has 4 nt, but the wild type has 16; .*use --method pll"),
     ],
 )
 def test_what_cannot_be_scored_is_named(engine, mutant, words):
@@ -129,7 +129,7 @@ def test_wrong_arguments(engine):
         rinalmo.score("MKVLE", ["M1K"], engine)
     with pytest.raises(SequenceError, match="position 3: the sequence has N here, not A"):
         rinalmo.score("GCNG", ["A3G"], engine)
-    with pytest.raises(SequenceError, match="other letters"):
+    with pytest.raises(SequenceError, match="characters other than"):
         rinalmo.score("GCNG", ["GCG"], engine, method="pll")
     spec = ModelSpec(rinalmo.ModelConfig(hidden_size=40, num_hidden_layers=1, num_attention_heads=2))
     with pytest.raises(CheckpointError, match="no lm_head"):

@@ -279,9 +279,9 @@ def test_what_cannot_be_scored_is_counted_and_named(small, engine, tmp_path):
     assert notes[0] == f"{counts.total()} of {counts.total() + 1} alleles have no score: {text}"
     assert notes[1].endswith("for example one:5 C (genome: G); one:39 TTTT (genome: TT)")
     assert [note.split(": ")[1] for note in notes[2:]] == [
-        "1 transcripts with no strand were left out",
-        "1 transcripts with exons on both strands were left out",
-        "1 transcripts with exons that overlap were left out",
+        "skipped 1 transcripts with no strand",
+        "skipped 1 transcripts with exons on both strands",
+        "skipped 1 transcripts with overlapping exons",
     ]
 
 
@@ -355,29 +355,33 @@ def test_bcf_is_read(small, engine, tmp_path):
     [
         ("v.vcf", "", "v.vcf: is not VCF"),
         ("v.vcf", "chrom,pos\n", "is not VCF"),
-        ("v.vcf", "##fileformat=VCFv4.2\none\t5\t.\tG\tA\t.\t.\t.\n", "has no header line #CHROM"),
-        ("v.vcf", HEADER + "one\t5\t.\tG\tA\t.\t.\n", "line 3: has 7 columns separated by tabs, the header 8"),
-        ("v.vcf", HEADER + "one\tx\t.\tG\tA\t.\t.\t.\n", "line 3: POS should be a whole number, not 'x'"),
-        ("v.vcf", HEADER + "one\t5\t.\t.\tA\t.\t.\t.\n", "line 3: REF should be nucleotides"),
+        ("v.vcf", "##fileformat=VCFv4.2\none\t5\t.\tG\tA\t.\t.\t.\n", "has no tab-separated header line #CHROM"),
+        ("v.vcf", HEADER + "one\t5\t.\tG\tA\t.\t.\n", "line 3: has 7 tab-separated columns, but the header has 8"),
+        ("v.vcf", HEADER + "one\tx\t.\tG\tA\t.\t.\t.\n", "line 3: POS is 'x'; it must be a whole number"),
+        ("v.vcf", HEADER + "one\t5\t.\t.\tA\t.\t.\t.\n", "line 3: REF is .*; it must be nucleotides"),
         ("v.vcf", HEADER, "none of its 0 alternative alleles can be scored .it has none"),
         (
             "v.vcf",
             HEADER + "one\t15\t.\tT\tA\t.\t.\t.\n",
-            "none of its 1 alternative alleles can be scored .1 in no exon",
+            "none of its 1 alternative alleles can be scored .1 outside exons",
         ),
-        ("v.vcf", HEADER + "1\t15\t.\tT\tA\t.\t.\t.\n", "'1' in the VCF file, 'one' in the genome. bcftools"),
+        ("v.vcf", HEADER + "1\t15\t.\tT\tA\t.\t.\t.\n", "'1' in the VCF file, 'one' in the genome; rename them"),
         (
             "v.vcf",
             HEADER.replace("#C", "##INFO=<ID=RINALMO,x>\n#C") + "one\t5\t.\tG\tA\t.\t.\t.\n",
-            "has INFO RINALMO already",
+            "already has INFO RINALMO",
         ),
         ("g.fa", ">one\nAC\nACG\nA\n", "g.fa: cannot be read by position"),
-        ("g.fa", ">one\nTTTTGGGA\n", "forward ends at one:29, the chromosome at 8; genome and regions must be of one"),
-        ("r.gtf", "one\tx\texon\t5\t9\t.\t+\n", "r.gtf, line 1: has 7 columns"),
-        ("r.gtf", "one\tx\texon\t9\t5\t.\t+\t.\ttranscript_id x\n", "start 9 and end 5 are no interval"),
+        (
+            "g.fa",
+            ">one\nTTTTGGGA\n",
+            "forward ends at one:29, but the chromosome at 8; genome and regions must be from the same",
+        ),
+        ("r.gtf", "one\tx\texon\t5\t9\t.\t+\n", "r.gtf, line 1: has 7 tab-separated columns"),
+        ("r.gtf", "one\tx\texon\t9\t5\t.\t+\t.\ttranscript_id x\n", "start 9 and end 5 are not an interval"),
         ("r.gtf", "one\tx\texon\t5\t9\t.\t+\t.\tParent=x\n", "line 1: this exon has no transcript_id"),
-        ("r.gtf", "one\tx\tgene\t5\t9\t.\t+\t.\tgene_id x\n", "no transcript can be used .there is no exon"),
-        ("r.gtf", "one\tx\texon\t5\t9\t.\t.\t.\ttranscript_id x\n", "no transcript can be used .1 with no strand"),
+        ("r.gtf", "one\tx\tgene\t5\t9\t.\t+\t.\tgene_id x\n", "has no usable transcript .there is no exon"),
+        ("r.gtf", "one\tx\texon\t5\t9\t.\t.\t.\ttranscript_id x\n", "has no usable transcript .1 with no strand"),
     ],
 )
 def test_faults(small, engine, tmp_path, file, text, words):
@@ -391,15 +395,15 @@ def test_faults(small, engine, tmp_path, file, text, words):
 
 def test_faults_of_bed(tmp_path):
     for text, words in (
-        ("one\t5\n", "line 3: has 2 columns"),
+        ("one\t5\n", "line 3: has 2 tab-separated columns"),
         ("one\t5\t9\n", "1 with no strand"),
-        ("one\t5\t9\tx\t0\t+\t5\t9\t0\t2\t1,1\t0\n", "as many whole numbers"),
-        ("one\t5\t9\tx\t0\t+\t5\t9\t0\t2\t1,1\t0,2\n", "the blocks do not reach"),
+        ("one\t5\t9\tx\t0\t+\t5\t9\t0\t2\t1,1\t0\n", "equally many whole numbers"),
+        ("one\t5\t9\tx\t0\t+\t5\t9\t0\t2\t1,1\t0,2\n", "the blocks do not cover"),
     ):
         (tmp_path / "r.bed").write_text("# x\ntrack name=x\n" + text)
         with pytest.raises(InputError, match=words):
             Transcripts(tmp_path / "r.bed")
-    with pytest.raises(InputError, match="regions are read from"):
+    with pytest.raises(InputError, match="for regions; use"):
         Transcripts(tmp_path / "r.txt")
 
 

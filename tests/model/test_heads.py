@@ -158,7 +158,7 @@ def test_ignored_entries_do_not_count():
 
 @pytest.mark.parametrize("kind", ["binary", "multilabel"])
 def test_targets_beyond_zero_and_one(kind):
-    with pytest.raises(InputError, match="are 0 or 1"):
+    with pytest.raises(InputError, match="must be 0 or 1"):
         label_loss(torch.zeros(2, 1), torch.tensor([[0], [7]]), kind)
 
 

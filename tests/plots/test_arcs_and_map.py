@@ -55,9 +55,9 @@ def test_arcs_of_any_length(tmp_path, length):
 def test_references_must_be_of_the_same_rna(tmp_path):
     draw_arcs(KNOT, tmp_path / "x.svg", Structure("dna", SEQUENCE.lower().replace("u", "t")))
     (tmp_path / "x.svg").unlink()
-    with pytest.raises(SequenceError, match="has 28 nt, and its reference 3;"):
+    with pytest.raises(SequenceError, match="has 28 nt, but its reference 3;"):
         draw_arcs(KNOT, tmp_path / "x.svg", Structure("", "ACG"))
-    with pytest.raises(SequenceError, match="position 28: is G, and C in its reference"):
+    with pytest.raises(SequenceError, match="position 28: is G, but C in its reference"):
         draw_pair_map(KNOT, np.zeros((28, 28)), tmp_path / "x.svg", Structure("", SEQUENCE[:-1] + "C"))
     assert list(tmp_path.iterdir()) == []
 
@@ -82,9 +82,9 @@ def test_map_of_one_nucleotide(tmp_path):
 def test_what_cannot_be_drawn(tmp_path):
     with pytest.raises(InputError, match=r"use \.svg, \.png, \.pdf"):
         draw_arcs(KNOT, tmp_path / "x.gif")
-    with pytest.raises(InputError, match="up to 10,000 nt"):
+    with pytest.raises(InputError, match="limited to 10,000 nt"):
         draw_arcs(Structure("", "A" * (LONGEST_ARCS + 1)), tmp_path / "x.svg")
-    with pytest.raises(InputError, match="up to 5,000 nt"):
+    with pytest.raises(InputError, match="limited to 5,000 nt"):
         draw_pair_map(Structure("", "A" * 5001), np.zeros((1, 1)), tmp_path / "x.svg")
     with pytest.raises(InputError, match=r"shape \(1, 1\) do not fit 28 nt"):
         draw_pair_map(KNOT, np.zeros((1, 1)), tmp_path / "x.svg")

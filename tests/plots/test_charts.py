@@ -24,7 +24,7 @@ def test_bars(tmp_path):
     assert not any("nan" in text for text in found)
     assert (tmp_path / "x.svg").read_bytes() == (tmp_path / "y.svg").read_bytes()
     for bad in ({}, {"ours": {}}, {str(n): {"a": 1.0} for n in range(9)}):
-        with pytest.raises(InputError, match="shows 1 to 8 series"):
+        with pytest.raises(InputError, match="can show 1 to 8 series"):
             draw_bars(bad, tmp_path / "z.svg")
 
 
@@ -44,7 +44,7 @@ def test_calibration_of_odd_numbers(tmp_path):
     ends = np.array([0.0, 1.0, 1.0])
     assert draw_calibration({"sure": (ends, ends == 1)}, tmp_path / "x.png")["sure"] == 0
     for probabilities, right, words in (
-        (ends, ends[:1], "3 probabilities and 1 outcomes"),
+        (ends, ends[:1], "3 probabilities but 1 outcomes"),
         (ends[:0], ends[:0], "0 probabilities"),
         (ends * 2, ends == 1, "from 0 to 1"),
     ):

@@ -45,8 +45,8 @@ def test_what_cannot_be_drawn(tmp_path):
     for logs, path, figures, words in (
         ({"a": log(1.0)}, "x.svg", ["acuracy"], "no run has the metric 'acuracy'; there are accuracy, loss, lr"),
         ({"a": log(1.0)}, "x.gif", ["loss"], "use .svg, .png, .pdf"),
-        ({}, "x.svg", ["loss"], "1 to 8 runs, and there are 0"),
-        ({str(n): log(1.0) for n in range(9)}, "x.svg", ["loss"], "1 to 8 runs, and there are 9"),
+        ({}, "x.svg", ["loss"], "1 to 8 runs, but there are 0"),
+        ({str(n): log(1.0) for n in range(9)}, "x.svg", ["loss"], "1 to 8 runs, but there are 9"),
     ):
         with pytest.raises(InputError, match=re.escape(words)):
             draw_curves(logs, tmp_path / path, figures)

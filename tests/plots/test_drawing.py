@@ -97,7 +97,7 @@ def test_probabilities_are_colours_with_a_legend():
     fills = [each.find(f"{SVG}circle").get("fill") for each in elements(svg, "nucleotide")]
     assert [n for n, fill in enumerate(fills) if fill == "#0072b2"] == [0, 71]
     assert fills.count("#ffffff") == 74
-    assert "probability of the likeliest pair" in svg
+    assert "probability of the most probable pair" in svg
     assert "G1, 1.00" in svg
 
 
@@ -141,7 +141,7 @@ def test_pairs_beside_a_reference():
     for words in ("right (16)", "extra (1)", "missed (4)", "F1 0.86"):
         assert words in svg
     np.testing.assert_array_equal(centres(svg), centres(structure_svg(TRNA, reference=TRNA)))
-    with pytest.raises(SequenceError, match="has 76 nt, and its reference 28"):
+    with pytest.raises(SequenceError, match="has 76 nt, but its reference 28"):
         structure_svg(TRNA, reference=KNOT)
 
 
@@ -203,7 +203,7 @@ def test_what_cannot_be_drawn(tmp_path):
         draw_structure(TRNA, tmp_path / "x.gif")
     with pytest.raises(InputError, match="no such folder"):
         draw_structure(TRNA, tmp_path / "nowhere" / "x.svg")
-    with pytest.raises(InputError, match="up to 3,000 nt, and the sequence has 3,001; draw arcs"):
+    with pytest.raises(InputError, match="limited to 3,000 nt, but the sequence has 3,001; draw arcs"):
         draw_structure(Structure("", "A" * (LONGEST + 1)), tmp_path / "x.svg")
     with pytest.raises(InputError, match=r"shape \(3, 3\) do not fit 76 nt"):
         draw_structure(TRNA, tmp_path / "x.svg", np.zeros((3, 3)))

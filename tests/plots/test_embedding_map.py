@@ -94,8 +94,8 @@ def test_umap_keeps_groups_together(embeddings, tmp_path):
 
 def test_what_cannot_be_drawn(embeddings, tmp_path, monkeypatch):
     for values, options, words in (
-        (embeddings[:1], {}, "needs 2 sequences or more"),
-        (embeddings[None], {}, "one vector a sequence"),
+        (embeddings[:1], {}, "needs at least 2 sequences"),
+        (embeddings[None], {}, "one vector per sequence"),
         (embeddings, {"labels": ["x"]}, "1 labels do not fit 40"),
         (embeddings, {"method": "tsne"}, "'tsne' is unknown; use one of pca, umap"),
     ):

@@ -36,9 +36,9 @@ def test_references(tmp_path):
     found = plot.figures(records("a", "b"))
     assert [picture.kind for picture in found] == ["arcs", "arcs"]
     assert [picture.reference.dot_bracket for picture in found] == ["((.....))", "(((...)))"]
-    with pytest.raises(InputError, match="has no structure named 'c'"):
+    with pytest.raises(InputError, match="has no structure for the sequence 'c'"):
         plot.figures(records("a", "c"))
-    with pytest.raises(SequenceError, match="record a: has 3 nt, and its reference 9"):
+    with pytest.raises(SequenceError, match="record a: has 3 nt, but its reference 9"):
         plot.figures(records("a", sequence="ACG"))
     path.write_text(">other name\nGGGAAACCC\n(((...)))\n")
     assert plot.figures(records("a"))[0].reference.name == "other name"
@@ -48,7 +48,7 @@ def test_references(tmp_path):
 
 
 def test_too_long_for_a_drawing(tmp_path):
-    with pytest.raises(InputError, match="up to 3,000 nt"):
+    with pytest.raises(InputError, match="limited to 3,000 nt"):
         Plot(tmp_path / "{name}.svg").figures(records("short") + records("long", sequence="A" * 3001))
 
 
@@ -62,7 +62,7 @@ def test_values_of_nucleotides(tmp_path):
     assert name == "SHAPE"
     with pytest.raises(InputError, match="has no values for 'c'"):
         plot.figures(records("a", "c"))
-    with pytest.raises(InputError, match="the nucleotides of a drawing, not of map"):
+    with pytest.raises(InputError, match="can only color a drawing, not map"):
         Plot(tmp_path, "map", values=path).figures(records("a"))
 
 
@@ -78,8 +78,8 @@ def test_probabilities_of_a_file(tmp_path):
     np.save(tmp_path / "array.npy", matrix)
     for path, structures, words in (
         ("one.npz", [hairpin, other], "has no probabilities for 'a/b'"),
-        ("one.npz", [Structure("d", "ACG")], "'d' are not those of 3 nt"),
-        ("two.npz", [hairpin, Structure("c", "ACG")], "'c' are not those of 3 nt"),
+        ("one.npz", [Structure("d", "ACG")], "'d' do not fit its 3 nt"),
+        ("two.npz", [hairpin, Structure("c", "ACG")], "'c' do not fit its 3 nt"),
         ("text.npz", [hairpin], "cannot be read as an .npz file"),
         ("array.npy", [hairpin], "cannot be read as an .npz file"),
         ("none.npz", [hairpin], "cannot be read .*No such file"),

@@ -26,13 +26,13 @@ def reversed_letters(text):
     [
         ("....Q.........", "position 5: 'Q' is not a constraint"),
         ("(.............", r"position 1: '\(' is never closed"),
-        ("...", "has 3 characters and the sequence 14"),
+        ("...", "has 3 characters, but the sequence has 14"),
         ("(...)...........", "16 characters"),
-        ("(...).........", r"position 1: G and G \(position 5\) are no canonical pair"),
+        ("(...).........", r"position 1: G and G \(position 5\) are not a canonical pair"),
         ("....(....)....", None),
-        ("....|xxxxxxxxx", r"position 5: G has to be paired \('\|'\)"),
-        (">.............", r"position 1: G has to be paired \('>'\)"),
-        (".....|........", r"position 6: A has to be paired"),
+        ("....|xxxxxxxxx", r"position 5: G must be paired \('\|'\)"),
+        (">.............", r"position 1: G must be paired \('>'\)"),
+        (".....|........", r"position 6: A must be paired"),
         ("(.[.......).].", "position 3: is in a pseudoknot"),
         ("(........).<..", "position 12"),
     ],
@@ -50,7 +50,7 @@ def test_refusals(text, message):
 
 @pytest.mark.parametrize("rule", [{"max_span": 13}, {"min_distance": 14}])
 def test_a_given_pair_that_a_rule_forbids(rule):
-    with pytest.raises(SequenceError, match=r"position 1: (spans 14|encloses 12) nt with its partner at 14"):
+    with pytest.raises(SequenceError, match=r"position 1: is paired with 14, which (spans 14|encloses 12) nt"):
         Constraint("(............)").check(SEQUENCE, **{**FREE_RULES, **rule})
     Constraint("(............)").check(SEQUENCE, **{**FREE_RULES, "max_span": 14})
 
@@ -93,7 +93,7 @@ def test_a_constraint_that_cannot_be_met_as_a_whole():
     """Each A finds a U, but there is only one."""
     constraint = Constraint("||........")
     for method in METHODS:
-        with pytest.raises(SequenceError, match="cannot be paired at the same time"):
+        with pytest.raises(SequenceError, match="cannot be paired together"):
             decode(np.zeros((10, 10)), "AACCCCCCCU", method, constraint=constraint)
 
 
@@ -157,7 +157,7 @@ def test_files_of_constraints(tmp_path):
     with pytest.raises(SequenceError, match="has no name"):
         read_constraints(path).of("any", "ACGU", alone=False)
     for text, message in (
-        ("", "holds no constraints"),
+        ("", "contains no constraints"),
         (">a\nACGU\n", "record a: has no constraint"),
         ("12\n", "line 1"),
     ):
@@ -194,13 +194,13 @@ def test_files_of_reactivities(tmp_path, name, text):
     [
         ("x.shape", "1 0.5\n6 0.5\n", r"x.shape, record r, position 6: is not in the sequence, which has 5 nt"),
         ("x.shape", "1 0.5\n1 0.6\n", "position 1: has two reactivities"),
-        ("x.shape", "1 C 0.5\n", "position 1: is C in the file and G in the sequence"),
+        ("x.shape", "1 C 0.5\n", "position 1: is C in the file but G in the sequence"),
         ("x.shape", "1 0.5\none 0.6\n", "line 2: 'one 0.6' is not a position and a reactivity"),
         ("x.shape", "1 inf\n", "line 1: '1 inf' is not"),
-        ("x.shape", "", "holds no reactivities"),
-        ("x.csv", "id,reactivity\nr,1 2 3\n", "record r: has 3 reactivities and 5 nt"),
+        ("x.shape", "", "contains no reactivities"),
+        ("x.csv", "id,reactivity\nr,1 2 3\n", "record r: has 3 reactivities for 5 nt"),
         ("x.csv", "id,reactivity\nr,high\n", "line 2, record r: its reactivities are not numbers"),
-        ("x.csv", "id,reactivity\nr,1 2 3\nr,1 2 3\n", "two reactivities of this name"),
+        ("x.csv", "id,reactivity\nr,1 2 3\nr,1 2 3\n", "this name occurs twice"),
         ("x.csv", "id,values\nr,1 2 3\n", "has no column 'reactivity'"),
     ],
 )
@@ -214,7 +214,7 @@ def test_methods():
     assert shape_parameters("Zarringhalam") == ("Z", {"b": 0.89})
     assert shape_parameters("Dm2b-.4") == ("D", {"m": 2.0, "b": -0.4})
     for method in ("E", "Dm", "Zm1", "", "D1.8"):
-        with pytest.raises(InputError, match="there is no SHAPE method"):
+        with pytest.raises(InputError, match="unknown SHAPE method"):
             shape_parameters(method)
 
 
@@ -273,5 +273,5 @@ def test_energies_without_a_model():
     pytest.importorskip("RNA")
     assert free_energy("GGGGGAAAACCCCC", "((((([[.])))))"[:14]) is not None
     assert free_energy("GGCC", "(..)") is None
-    with pytest.raises(SequenceError, match="no structure without pseudoknots meets"):
+    with pytest.raises(SequenceError, match="no structure without pseudoknots satisfies"):
         ensemble("GGGGGGAAAAAAAA", Conditions(Constraint("|.............")))

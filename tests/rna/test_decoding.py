@@ -85,7 +85,7 @@ def test_processes_that_die_are_replaced_by_this_one():
         first = next(found)
         for process in decoder._started:
             process.end()
-        with pytest.warns(UserWarning, match="decoding goes on in this process"):
+        with pytest.warns(UserWarning, match="decoding continues in this process"):
             rest = list(found)
     assert [pairs for _, pairs in (first, *rest)] == [decode(p, sequence, **OPTIONS) for sequence, p, _ in rnas()]
 

@@ -179,7 +179,7 @@ def test_methods_differ_where_they_should():
 
 
 def test_errors_name_what_there_is(monkeypatch):
-    with pytest.raises(InputError, match="no decoding method 'mea'; use greedy, nested, matching"):
+    with pytest.raises(InputError, match="unknown decoding method 'mea'; use greedy, nested, matching"):
         decode(np.zeros((1, 1)), "A", "mea")
     monkeypatch.setitem(sys.modules, "rustworkx", None)
     with pytest.raises(MissingExtraError, match=r"rinalmo\[fold\]"):

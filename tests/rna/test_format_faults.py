@@ -26,22 +26,22 @@ FAULTS = [
     ("dbn", ">a\nACGU\n((.)\n", "line 3, record a, position 1: '(' is never closed"),
     ("dbn", ">a\nACGU\n(.))\n", "line 3, record a, position 4: ')' closes nothing"),
     ("dbn", ">a\nAC\nGU\n..\n(.\n", "line 5, record a, position 3: '(' is never closed"),
-    ("dbn", ">a\nACGU\n(..)\n>b\nACGUA\n(..)\n", "line 6, record b: the structure has 4 characters and the sequence 5"),
-    ("dbn", ">a\nACGU\n(....)\n", "line 3, record a: the structure has 6 characters and the sequence 4"),
+    ("dbn", ">a\nACGU\n(..)\n>b\nACGUA\n(..)\n", "line 6, record b: the structure has 4 characters, the sequence 5"),
+    ("dbn", ">a\nACGU\n(....)\n", "line 3, record a: the structure has 6 characters, the sequence 4"),
     ("dbn", ">a\nACGU\n(..%\n", "line 3, record a, position 4: '%' is not dot-bracket"),
     ("dbn", ">a\nAC-U\n....\n", "line 2, record a, position 3: '-' is not a letter"),
     ("dbn", ">a\nACGU\n", "line 1, record a: has no structure line; add one"),
-    ("dbn", ">a\n>b\nACGU\n....\n", "line 1, record a: has a header and no sequence"),
-    ("dbn", ">a\n....\n", "line 2, record a: this structure has no sequence before it"),
-    ("dbn", "ACGU\n....\n(...)\n", "line 3, record 2: the structure has 5 characters and the sequence 4"),
-    ("dbn", ">a\nACGU\n....\n>b\n....\n", "line 5, record b: this structure has no sequence before it"),
+    ("dbn", ">a\n>b\nACGU\n....\n", "line 1, record a: has a header but no sequence"),
+    ("dbn", ">a\n....\n", "line 2, record a: there is no sequence before this structure"),
+    ("dbn", "ACGU\n....\n(...)\n", "line 3, record 2: the structure has 5 characters, the sequence 4"),
+    ("dbn", ">a\nACGU\n....\n>b\n....\n", "line 5, record b: there is no sequence before this structure"),
     ("dbn", ">a\nAC&GU\n(.&.)\n", "line 2, record a: '&' joins two RNAs"),
     ("dbn", ">a\nACGU\n(..) and more\n", "line 3, record a: 'and more' follows the structure"),
     ("dbn", "ACGU\n(..)\nACGU\n(.).)\n", "line 4, record 2: the structure has 5"),
     # CT
     ("ct", ct(line2="1 G 0 2 5 1"), "line 2, record ends, position 1: has the partner 5, but there are 4 rows"),
-    ("ct", ct(line2="1 G 0 2 3 1"), "line 2, record ends, position 1: has the partner 3, whose own is 0"),
-    ("ct", ct(line3="2 A 1 3 4 2"), "line 3, record ends, position 2: has the partner 4, whose own is 1"),
+    ("ct", ct(line2="1 G 0 2 3 1"), "line 2, record ends, position 1: has the partner 3, whose partner is 0"),
+    ("ct", ct(line3="2 A 1 3 4 2"), "line 3, record ends, position 2: has the partner 4, whose partner is 1"),
     ("ct", ct(line3="2 A 1 3 2 2"), "line 3, record ends, position 2: is paired with itself"),
     ("ct", ct(line3="2 A 1 3 -1 2"), "line 3, record ends, position 2: '2 A 1 3 -1 2' is not a row"),
     ("ct", ct(line3="2 A 1 3"), "line 3, record ends, position 2: '2 A 1 3' is not a row"),
@@ -55,13 +55,13 @@ FAULTS = [
     ("ct", ct() + "x\n", "line 6, record 2: 'x' is not a title line"),
     # Stockholm
     ("sto", "# STOCKHOLM 1.0\na ACGU\n//\n", "line 1: the alignment has no structure, a line '#=GC SS_cons'"),
-    ("sto", "a ACGU\n#=GC SS_cons <.>\n//\n", "line 1, record a: has 4 columns, and the structure 3"),
+    ("sto", "a ACGU\n#=GC SS_cons <.>\n//\n", "line 1, record a: has 4 columns, but the structure has 3"),
     ("sto", "a ACGU\n#=GC SS_cons <..(\n//\n", "line 2, position 1: '<' is never closed"),
     ("sto", "a AC%U\n#=GC SS_cons <..>\n//\n", "line 1, record a, position 3: '%' is not a letter"),
     ("sto", "a AC GU\n#=GC SS_cons <..>\n//\n", "line 1: 'a AC GU' is not a row of a Stockholm alignment"),
     ("sto", "a ACGU\n#=GC SS_cons <..>\n", "line 1: the alignment does not end with //"),
     # BPSEQ
-    ("bpseq", "#x\n1 A 2\n2 U 3\n3 G 0\n", "line 2, record x, position 1: has the partner 2, whose own is 3"),
+    ("bpseq", "#x\n1 A 2\n2 U 3\n3 G 0\n", "line 2, record x, position 1: has the partner 2, whose partner is 3"),
     ("bpseq", "1 A 4\n2 U 0\n", "line 1, record 1, position 1: has the partner 4, but there are 2 rows"),
     ("bpseq", "1 A 0\n3 U 0\n", "line 2, record 1, position 2: this row has the position 3"),
     ("bpseq", "1 A 0\n2 U\n", "line 2, record 1, position 2: '2 U' is not a row"),
@@ -72,7 +72,7 @@ FAULTS = [
     ("st", "#Name: a\nACGU\n(..\nSHHS\n", "line 3, record a: the structure has 3 characters"),
     ("st", "#Name: a\nACGU\n(..(\nSHHS\n", "line 3, record a, position 4: '(' is never closed"),
     ("st", "#Name: a\nAC.U\n(..)\nSHHS\n", "line 2, record a, position 3: '.' is not a letter"),
-    ("st", "#Name: a\nACGU\n(..)\nSHH\n", "line 4, record a: the line of loops has 3 characters and the sequence 4"),
+    ("st", "#Name: a\nACGU\n(..)\nSHH\n", "line 4, record a: the loops line has 3 characters, but the sequence has 4"),
     # tables
     ("csv", "id,sequence,structure\na,ACGU,(..)\nb,ACGU,(..\n", "line 3, record b: the structure has 3 characters"),
     ("csv", "id,sequence,structure\na,ACGU,(..\n", "line 2, record a: the structure has 3 characters"),
@@ -108,7 +108,9 @@ def test_records_before_a_fault_are_given(tmp_path):
 def test_nothing(tmp_path, format, text):
     path = tmp_path / f"x.{format}"
     path.write_text(text)
-    with pytest.raises(InputError, match=r"is empty; a table starts|holds no structure; it should hold at least one"):
+    with pytest.raises(
+        InputError, match=r"is empty; the first line|contains no structure; it must contain at least one"
+    ):
         list(read_structures(path))
 
 
@@ -116,7 +118,7 @@ def test_a_table_without_rows(tmp_path):
     (tmp_path / "x.csv").write_text("id,sequence,structure\n")
     pq.write_table(pa.table({"id": [], "sequence": [], "structure": []}), tmp_path / "x.parquet")
     for name in ("x.csv", "x.parquet"):
-        with pytest.raises(InputError, match="holds no structure"):
+        with pytest.raises(InputError, match="contains no structure"):
             list(read_structures(tmp_path / name))
 
 
@@ -134,18 +136,16 @@ def test_parquet(tmp_path):
 
 @pytest.mark.parametrize("name", ["x.txt", "structures", "x.gz", "x.fasta"])
 def test_unknown_endings(name):
-    with pytest.raises(
-        InputError, match=f"{name}: its ending is that of no structure format; use one of dbn, ct, bpseq, st"
-    ):
+    with pytest.raises(InputError, match=f"{name}: unknown extension for structures; use one of dbn, ct, bpseq, st"):
         format_of(name)
 
 
 def test_unknown_formats():
-    with pytest.raises(InputError, match="there is no structure format 'pdb'"):
+    with pytest.raises(InputError, match="unknown structure format 'pdb'"):
         format_of("x.ct", "pdb")
-    with pytest.raises(InputError, match=r"x\.stk: Stockholm is only read; use one of dbn, ct"):
+    with pytest.raises(InputError, match=r"x\.stk: Stockholm can only be read, not written; use one of dbn, ct"):
         format_of("x.stk")
-    with pytest.raises(InputError, match=r"use the ending \.parquet"):
+    with pytest.raises(InputError, match=r"use the extension \.parquet"):
         format_of("x.parquet.gz")
 
 

@@ -262,10 +262,10 @@ def test_writing_streams_and_leaves_the_old_file_on_failure(tmp_path):
 
 
 def test_places_that_cannot_be_written(tmp_path):
-    with pytest.raises(InputError, match="no such folder; make it first"):
+    with pytest.raises(InputError, match="no such folder; create it first"):
         write_structures(tmp_path / "none" / "x.ct", [OTHER])
     (tmp_path / "folder.ct").mkdir()
-    with pytest.raises(InputError, match="is a folder; give the name of a file"):
+    with pytest.raises(InputError, match="is a folder; give a file name"):
         write_structures(tmp_path / "folder.ct", [OTHER])
 
 

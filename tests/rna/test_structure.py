@@ -163,10 +163,10 @@ def test_structures_that_cannot_be(sequence, pairs, words):
 
 
 def test_lengths_names_and_matrices_that_do_not_fit():
-    with pytest.raises(SequenceError, match="the structure has 3 characters and the sequence 4"):
+    with pytest.raises(SequenceError, match="the structure has 3 characters, the sequence 4"):
         Structure.from_dot_bracket("x", "ACGU", "...")
     for name in ("two\nlines", " blank before", "blank after ", "nul\0"):
-        with pytest.raises(SequenceError, match="is not one line without blanks around it"):
+        with pytest.raises(SequenceError, match="must be one line without leading or trailing spaces"):
             Structure(name, "ACGU")
     one_sided = np.zeros((4, 4))
     one_sided[0, 3] = 1

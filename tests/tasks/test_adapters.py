@@ -106,7 +106,7 @@ def test_adapters_that_peft_trained_are_read(backbone, sequences, tmp_path):
         tuned = peft.get_peft_model(base, peft.LoraConfig(**options))
         tuned.save_pretrained(tmp_path / task_type)
         probabilities = logits_of(tuned, sequences).softmax(dim=-1)
-        with pytest.raises(CheckpointError, match="no problem_type; say what its labels are: --task regression"):
+        with pytest.raises(CheckpointError, match="no problem_type; give the kind of its labels: --task regression"):
             predict(sequences, tmp_path / task_type)
         rows = predict(sequences, tmp_path / task_type, task="multiclass")
         if task_type == "TOKEN_CLS":
@@ -141,17 +141,17 @@ def test_several_adapters_in_one_process(runs, backbone, sequences, tmp_path, ca
     )
     assert "new.csv, kind: 60 examples" in capsys.readouterr().out
     for words, arguments in (
-        ("several adapters need a file for each", both),
-        ("another one is called amount, too", [*both[:2], *both[:2]]),
+        ("with several adapters, put", both),
+        ("another adapter is also called amount", [*both[:2], *both[:2]]),
     ):
         with pytest.raises(InputError, match=words):
             predict_command.main([str(backbone), str(table), *arguments, *plain], standalone_mode=False)
 
 
 def test_wrong_adapters_are_refused(runs, sequences, tmp_path):
-    with pytest.raises(CheckpointError, match=r"is for another model; of other shape here: encoder.blocks.0"):
+    with pytest.raises(CheckpointError, match=r"does not fit this model; tensors of another shape: encoder.blocks.0"):
         load("nano", adapter=runs / "amount" / "adapter")
-    with pytest.raises(InputError, match="a loaded model takes no adapter"):
+    with pytest.raises(InputError, match="an adapter cannot be added to a loaded model"):
         Engine(load("nano"), adapter=runs / "amount" / "adapter")
     for number, (changes, words) in enumerate(
         (
@@ -172,7 +172,7 @@ def test_wrong_adapters_are_refused(runs, sequences, tmp_path):
     (moved / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "/gone"}')
     (moved / "config.json").unlink()
     with pytest.raises(
-        CheckpointError, match="its base model '/gone' is not here; give the base as the model, this as"
+        CheckpointError, match="its base model '/gone' was not found; give its base as the model and this"
     ):
         load(moved)
     (moved / "adapter_model.safetensors").write_bytes(b"no")

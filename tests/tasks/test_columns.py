@@ -110,8 +110,8 @@ def test_missing_values_in_lists(read):
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ([f"{n},137" for n in range(1, 61)], r"y: '1,137' may be 1\.137 or 1137, .* options\.decimal=comma"),
-        (["0,5", "1,5"] * 9 + ["0.7"], r"y: '0,5' has a decimal comma and '0\.7' .* options\.decimal=comma"),
+        ([f"{n},137" for n in range(1, 61)], r"y: '1,137' may mean 1\.137 or 1137, .* options\.decimal=comma"),
+        (["0,5", "1,5"] * 9 + ["0.7"], r"y: '0,5' has a decimal comma, but '0\.7' .* options\.decimal=comma"),
         (
             [f"{n}.5 kcal/mol" for n in range(60)],
             "every cell is a number with 'kcal/mol'; .*options.kind=regression",
@@ -119,15 +119,15 @@ def test_missing_values_in_lists(read):
         (["0.5%"] * 9 + ["0.7"], r"line 11: '0\.7' is among numbers in y"),
         ([f"<{n}.5" for n in range(9)] + [f"{n}.5" for n in range(9)], "line 2: '<0.5' is among numbers in y"),
         ([f"{n};{n}.5;{n + 1}" for n in range(9)], "y has 3 values in every row, .* options.per=nucleotide"),
-        (["[1, 2]", "3"], r"line 3: y is '3', where 1 of 2 rows have lists; .* options\.per=nucleotide"),
+        (["[1, 2]", "3"], r"line 3: y is '3', but 1 of 2 rows have lists; .* options\.per=nucleotide"),
         ([f"clone {n}" for n in range(60)], "y: every row has a different text, such as 'clone 0'; .* --target"),
         (
             ["".join("HSE"[n // 3**place % 3] for place in range(24)) for n in range(60)],
             "or --set options.per=nucleotide",
         ),
-        (["3.5", "1e300"], "line 3: y is '1e300', too large to learn"),
+        (["3.5", "1e300"], "line 3: y is '1e300', which is too large"),
         (["3.5", "inf"], "line 3: y is 'inf', not a number"),
-        (["", "NA", "null"], "y: no row has a value; there is nothing to learn"),
+        (["", "NA", "null"], "y: no row has a value to learn from"),
     ],
 )
 def test_two_readings_or_none_are_refused(read, cells, message):
@@ -184,22 +184,23 @@ def test_other_tasks_read_numbers_alike(tmp_path):
     path.write_text('sequence,mrl\nACGU,"1,5"\nACGU,"\u22122,25"\n')
     assert [example.target for example in RibosomeLoad.read(path, Columns())] == [1.5, -2.25]
     path.write_text('sequence,mrl\nACGU,"1,500"\n')
-    with pytest.raises(InputError, match=r"t\.csv: the target: '1,500' may be 1\.500 or 1500, .*decimal points"):
+    with pytest.raises(InputError, match=r"t\.csv: the target: '1,500' may mean 1\.500 or 1500, .*decimal points"):
         RibosomeLoad.read(path, Columns())
     path.write_text("sequence,mrl\nACGU,2\nACGU,2\n")
     task = RibosomeLoad.from_examples(RibosomeLoad.read(path, Columns()), {})
-    assert task.notes == ["the target is the same in all training examples; there is nothing to learn from it"]
+    assert task.notes == ["the target is the same in all training examples, so there is nothing to learn"]
 
 
 def test_what_is_described(read, make_table):
     numbers = Table.from_examples(read([f"{n},5" for n in range(30)] + ["-9999,0"]), {})
     assert numbers.notes == [
-        "y: regression, for each sequence",
+        "y: regression, one value per sequence",
         "y: 31 numbers, -9999 to 29.5 with decimal commas, such as '0,5' = 0.5, '1,5' = 1.5, '2,5' = 2.5",
-        "y: 1 of 31 numbers far from all others, such as -9999,0 (line 32); leave cells without a value empty",
+        "y: 1 of 31 numbers are far from all others, such as -9999,0 (line 32); if they mean a missing value, leave "
+        "those cells empty",
     ]
     constant = Table.from_examples(read(["3.5"] * 9), {})
-    assert constant.notes[2] == "y is the same in all training examples; there is nothing to learn from it"
+    assert constant.notes[2] == "y is the same in all training examples, so there is nothing to learn from it"
     classes = Table.from_examples(read(["a", "b, c", "a"] * 4), {})
     assert classes.notes[1] == "y: 2 classes in 12 rows: 'a' (8), 'b, c' (4)"
     tracks = Table.from_examples(read(["[0.5, null, 2, 1, 1, 1, 1, 1, 1]"] * 2), {})
@@ -214,7 +215,7 @@ def test_what_is_described(read, make_table):
 
 def test_columns_of_two_kinds_are_not_learned_together(make_table):
     path = make_table(sequence=[SEQUENCE] * 3, a=["0.5", "1", "2"], b=["0.5;1;;;2", "1;2;;;2;3", "1"])
-    with pytest.raises(InputError, match="a has one value for each sequence and b for each nucleotide"):
+    with pytest.raises(InputError, match="a has one value per sequence, but b one per nucleotide"):
         Table.from_examples(Table.read(path, Columns(target=("a", "b"))), {})
 
 

@@ -70,7 +70,7 @@ def test_it_learns_and_its_model_says_the_same_later(make_recipe, make_table, se
     assert finetune_from_recipe(
         make_recipe("table", data, train__epochs=12), tmp_path / "run", listener=listener
     ).finished
-    assert "label: regression, for each sequence" in notes
+    assert "label: regression, one value per sequence" in notes
     lines = [line for line in read_log(tmp_path / "run") if "validation/r2" in line]
     assert lines[-1]["validation/loss"] < lines[0]["validation/loss"]
     assert max(line["validation/r2"] for line in lines) > 0.5
@@ -229,7 +229,10 @@ def test_one_fold_alone(make_recipe, make_table, sequences, tmp_path):
     ).evaluation
     assert together.count == 60
     assert json.loads((tmp_path / "run" / "fold-1" / "evaluation.json").read_text()) == said
-    for wrong, said in (({"data__folds": 3, "data__fold": 3}, "from 0 to 2"), ({"data__fold": 0}, "of how many")):
+    for wrong, said in (
+        ({"data__folds": 3, "data__fold": 3}, "between 0 and 2"),
+        ({"data__fold": 0}, "number of folds is missing"),
+    ):
         with pytest.raises(InputError, match=said):
             finetune_from_recipe(make_recipe("translation-efficiency", data, **wrong), tmp_path / "no")
 
@@ -255,7 +258,7 @@ def test_the_crop_is_remembered(make_recipe, make_table, sequences, tmp_path):
         ("table", tracks),
         ("secondary-structure", make_table("s.csv", sequence=["GGAAAACC"], structure=["((....))"])),
     ):
-        with pytest.raises(InputError, match=r"data\.crop is for tasks with one answer a sequence"):
+        with pytest.raises(InputError, match=r"data\.crop needs a task with one prediction per sequence"):
             finetune_from_recipe(make_recipe(task, path, data__crop=9, data__validation_fraction=0), tmp_path / "no")
 
 
@@ -277,7 +280,7 @@ def test_mean_pooling_is_remembered(task, make_recipe, make_table, sequences, tm
     (again / "config.json").write_text(json.dumps(config | {"pooling": "max"}))
     with pytest.raises(CheckpointError, match="pooling is 'max'; it must be one of cls, mean"):
         load(again)
-    with pytest.raises(CheckpointError, match="the authors' heads look at CLS"):
+    with pytest.raises(CheckpointError, match="the authors' heads use CLS"):
         rinalmo.save(model, tmp_path / "model.pt", "official")
     if task == "table":
         hf = rinalmo.RiNALMoForSequencePrediction.from_pretrained(folder)
@@ -288,7 +291,7 @@ def test_mean_pooling_is_remembered(task, make_recipe, make_table, sequences, tm
 
 def test_options_of_other_tasks_are_refused(make_recipe, make_table, sequences, tmp_path):
     data = make_table(sequence=sequences, mrl=[gc(s) for s in sequences])
-    with pytest.raises(InputError, match=r"options\.pooling is not for ribosome-load; it has no options"):
+    with pytest.raises(InputError, match=r"options\.pooling is not an option of ribosome-load; it has no options"):
         finetune_from_recipe(make_recipe("ribosome-load", data, options__pooling="mean"), tmp_path / "run")
     tracks = make_table("tracks.csv", sequence=sequences, label=[";".join("1.5" for _ in s) for s in sequences])
     with pytest.raises(InputError, match=r"options\.pooling is for one prediction per sequence"):
@@ -310,13 +313,13 @@ def test_what_a_run_refuses(make_recipe, make_table, sequences, tmp_path):
     data = make_table(sequence=sequences, mrl=[gc(s) for s in sequences])
     recipe = make_recipe("ribosome-load", data, train__max_steps=1)
     finetune_from_recipe(recipe, tmp_path / "run")
-    with pytest.raises(InputError, match="holds a run"):
+    with pytest.raises(InputError, match="contains a run"):
         finetune_from_recipe(recipe, tmp_path / "run")
     other = make_recipe("ribosome-load", data, train__max_steps=1, data__sequences_per_batch=4)
-    with pytest.raises(InputError, match=r"data.sequences_per_batch was 8 and is 4"):
+    with pytest.raises(InputError, match=r"data.sequences_per_batch was 8 and is now 4"):
         finetune_from_recipe(other, tmp_path / "run", resume=True)
     data.write_text(data.read_text() + "ACGU,1\n")
-    with pytest.raises(InputError, match=r"cannot be resumed: .*table\.csv is not the file that it was started with"):
+    with pytest.raises(InputError, match=r"cannot be resumed: .*table\.csv differs from the file it was started with"):
         finetune_from_recipe(recipe, tmp_path / "run", resume=True)
     with pytest.raises(InputError, match="was fine-tuned for ribosome-load, not for splice-site"):
         evaluate(data, tmp_path / "run" / "model", task="splice-site")
@@ -332,8 +335,8 @@ def test_examples_in_two_sets_and_long_ones_are_told(make_recipe, make_table, se
     notes = []
     recipe = make_recipe("ribosome-load", data, data__max_length=100, data__validation=test, train__max_steps=1)
     finetune_from_recipe(recipe, tmp_path / "run", listener=Listener(note=notes.append))
-    assert any("1 examples longer than 100 nt are left out" in note for note in notes)
-    assert any("7 of 7 validation sequences are in the training set too" in note for note in notes)
+    assert any("skipped 1 examples longer than 100 nt" in note for note in notes)
+    assert any("7 of 7 validation sequences are also in the training set" in note for note in notes)
     assert len(listed(tmp_path / "run" / "checkpoints")) >= 1
 
 

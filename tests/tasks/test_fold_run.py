@@ -45,7 +45,7 @@ def test_resume(model, fasta, tmp_path):
     with pytest.raises(StoppedError):
         fold_file(fasta, output, engine, probabilities=matrices, progress=stop)
     assert (Job(output).saved_count(), output.exists(), matrices.exists()) == (8, False, False)
-    with pytest.raises(InputError, match="8 structures of an interrupted run are kept"):
+    with pytest.raises(InputError, match="8 structures of an interrupted run are saved"):
         fold_file(fasta, output, engine, probabilities=matrices)
     with pytest.raises(InputError, match="cannot be resumed: decoding, probabilities changed"):
         fold_file(fasta, output, engine, Decoding("nested"), resume=True)

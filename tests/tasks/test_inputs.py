@@ -156,7 +156,7 @@ def test_faults_name_row_and_column(tmp_path):
     with pytest.raises(InputError, match=r"broken.npz: is no .npz file of vectors"):
         Table.read(path, Columns(features={"p": tmp_path / "broken.npz"}))
     rows = [{"sequence": "ACGU", "y": n % 2, "f": n} for n in range(20)]
-    with pytest.raises(InputError, match="features are for the task table, not for splice-site"):
+    with pytest.raises(InputError, match="features need the task table, not splice-site"):
         rinalmo.finetune("splice-site", rows, tmp_path / "run", target="y", features=["f"])
     with pytest.raises(InputError, match="f is a column to predict and a feature"):
         rinalmo.finetune("table", rows, tmp_path / "run", target="f", features=["f"])

@@ -38,13 +38,13 @@ def test_a_dataset_trains_as_its_file_does(rows, backbone, tmp_path):
     }
     card = (tmp_path / "rows" / "model" / "README.md").read_text()
     assert "| test | 20 |" in card
-    with pytest.raises(InputError, match="holds a run"):
+    with pytest.raises(InputError, match="contains a run"):
         rinalmo.finetune("table", halves["train"], tmp_path / "rows", **given)
 
 
 def test_what_rows_must_be(rows, backbone, tmp_path):
     for given, words in (
-        (datasets.DatasetDict(train=rows), "came as a mapping; give one of train"),
+        (datasets.DatasetDict(train=rows), "are a mapping; give one of train"),
         (["ACGU"], "train example 1 is a str; expected a mapping"),
         ([{"sequence": "ACGE", "kind": "a"}], r"train\.jsonl"),
     ):
@@ -59,6 +59,6 @@ def test_other_rows_are_refused_before_those_of_the_run_are_touched(rows, backbo
     rinalmo.finetune("table", rows, tmp_path / "run", **given)
     path = tmp_path / "run" / "examples" / "train.jsonl"
     before = path.read_bytes()
-    with pytest.raises(InputError, match="cannot be resumed: the train examples are not those"):
+    with pytest.raises(InputError, match="cannot be resumed: the train examples differ from those"):
         rinalmo.finetune("table", rows.select(range(30)), tmp_path / "run", resume=True, **given)
     assert path.read_bytes() == before

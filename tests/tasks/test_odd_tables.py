@@ -83,7 +83,7 @@ def test_names_are_taken_as_they_are(tmp_path):
 @pytest.mark.parametrize("name", ["id", "probability", "position", "nucleotide"])
 def test_columns_of_predict_are_not_to_be_predicted(trained, make_table, sequences, name):
     data = make_table(sequence=sequences, **{name: ["a", "b"] * 30})
-    with pytest.raises(InputError, match=f"`predict` has a column '{name}' of its own"):
+    with pytest.raises(InputError, match=f"`predict` writes a column '{name}' itself"):
         trained("table", data, target=(name,))
 
 
@@ -101,7 +101,7 @@ def test_cells_that_are_neither_number_nor_name(tmp_path, sequences):
     for cell in ({"a": 1}, [[1, 2], [3]]):
         path = tmp_path / "cells.jsonl"
         path.write_text("".join(json.dumps({"sequence": s, "y": cell}) + "\n" for s in sequences))
-        with pytest.raises(InputError, match=r"cells\.jsonl, line 1: .* is neither a number nor a name"):
+        with pytest.raises(InputError, match=r"cells\.jsonl, line 1: .* is neither a number nor a class name"):
             Table.from_examples(Table.read(path, Columns()), {})
 
 
@@ -115,11 +115,11 @@ def test_what_folds_refuse_beforehand(backbone, make_table, sequences, tmp_path)
         folds(rare)
     assert not (tmp_path / "cv").exists()
     data = make_table(sequence=sequences, y=["a", "b"] * 30)
-    with pytest.raises(InputError, match="leave the files of such examples out"):
+    with pytest.raises(InputError, match="leave out --validation and --test"):
         folds(data, test=rare)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "recipe.yaml").write_text("{}")
-    with pytest.raises(InputError, match=r"holds recipe\.yaml and is no cross-validation"):
+    with pytest.raises(InputError, match=r"contains recipe\.yaml and is not a cross-validation"):
         folds(data, "other")
 
 
@@ -147,7 +147,7 @@ def test_tables_as_spreadsheets_save_them(tmp_path, content, said):
 
 def test_only_tables_have_groups(tmp_path):
     (tmp_path / "a.dbn").write_text(">a\nGGGAAACCC\n(((...)))\n")
-    with pytest.raises(InputError, match="only a table has a column 'family' of groups"):
+    with pytest.raises(InputError, match="only tables have columns such as 'family'"):
         SecondaryStructure.read(tmp_path / "a.dbn", Columns(group="family"))
 
 

@@ -53,14 +53,14 @@ def test_columns_can_be_named(tmp_path):
     ("text", "said"),
     [
         ("", "is empty"),
-        ("sequence,mrl\n", "holds no rows"),
+        ("sequence,mrl\n", "contains no rows"),
         ("sequence,mrl\nACGU,1\nACGU\n", "line 3: has 1 fields"),
         ("sequence,mrl\nACGU,1\nAC*U,1\n", "line 3: record 2, position 3"),
         ("sequence,mrl\nACGU,\n", "line 2: the target is '', not a number"),
         ("sequence,mrl\nACGU,nan\n", "line 2: the target is 'nan', not a number"),
-        ("sequence,value\nACGU,1\n", "which column holds the target"),
-        ("rna,load\nACGU,1\n", "which column holds the target"),
-        ("mrl\n1\n", "which column holds the sequence"),
+        ("sequence,value\nACGU,1\n", "which column is the target"),
+        ("rna,load\nACGU,1\n", "which column is the target"),
+        ("mrl\n1\n", "which column is the sequence"),
         ("mrl,mrl\n1,2\n", "two columns named 'mrl'"),
     ],
 )
@@ -156,7 +156,7 @@ def test_letters_are_classes_of_nucleotides(tmp_path):
     [
         (["0.5,1,2,3,4,5"], "y has 6 values for 5 nucleotides"),
         (["0.5,x,1"], "y, value 2 is 'x', not a number"),
-        ([""], "y is empty; drop the row"),
+        ([""], "y is empty; delete the row"),
     ],
 )
 def test_wrong_tracks_are_named(tmp_path, rows, said):
@@ -189,5 +189,5 @@ def test_nan_is_no_class_of_a_table(tmp_path):
 def test_a_structure_that_is_missing_is_named(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("sequence,structure\nACGU,....\nACGU,\n")
-    with pytest.raises(InputError, match="line 3: has no structure; drop the row"):
+    with pytest.raises(InputError, match="line 3: has no structure; delete the row"):
         SecondaryStructure.read(path, Columns())

@@ -67,8 +67,8 @@ def test_model_section_names_fields_of_the_config():
         ("train.max_steps=0", "train.max_steps is 0: input should be greater than 0"),
         ("optimizer.lr=.nan", "optimizer.lr is nan: input should be"),
         ("train.precision=fp8", "train.precision is 'fp8': input should be 'auto', 'bf16', 'fp16' or 'fp32'"),
-        ("train", "--set 'train': write section.key=value"),
-        ("=3", "--set '=3': write section.key=value"),
+        ("train", "--set 'train': give section.key=value"),
+        ("=3", "--set '=3': give section.key=value"),
     ],
 )
 def test_errors_name_key_value_and_the_nearest_key(override, message):
@@ -101,8 +101,8 @@ def test_names_and_files(tmp_path):
     file = tmp_path / "mine.yaml"
     for text, message in [
         ("train: [", "not YAML"),
-        ("", "holds no sections"),
-        ("train: {max_steps: 3, max_steps: 4}", "max_steps is given twice"),
+        ("", "contains no sections"),
+        ("train: {max_steps: 3, max_steps: 4}", "max_steps occurs twice"),
         ("model: !!python/object/apply:os.system ['true']", "not YAML"),
         ("train: {max_steps: 3}", "optimizer is missing"),
     ]:

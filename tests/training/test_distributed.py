@@ -117,7 +117,7 @@ def test_a_start_has_a_name_of_its_own_in_a_store_that_the_dead_have_used():
 
     first, second = names(), names()
     assert (len(first), len(second), len(first | second)) == (1, 1, 2)
-    with pytest.raises(dist.DistStoreError, match=r"processes \[1, 2\] have not come"):
+    with pytest.raises(dist.DistStoreError, match=r"processes \[1, 2\] did not join"):
         start_name(store, 0, world=3, deadline=0.1)
 
 
@@ -130,4 +130,4 @@ def test_two_runs_in_one_folder_end_all_processes_of_the_second(make_recipe, tmp
 
     processes = start_ranks(2, run)
     assert [process.wait() for process in processes] == [1, 1]
-    assert all("holds a run; continue it with --resume" in process.error for process in processes)
+    assert all("contains a run; continue it with --resume" in process.error for process in processes)

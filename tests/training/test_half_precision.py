@@ -32,5 +32,5 @@ def test_fp16_does_not_go_with_shards():
     from rinalmo.training.recipes import TrainRecipe
 
     model = rinalmo.load("nano")
-    with pytest.raises(rinalmo.errors.InputError, match=r"fp16 scales the loss, which train\.sharding fsdp cannot"):
+    with pytest.raises(rinalmo.errors.InputError, match=r"fp16 needs loss scaling, which train\.sharding=fsdp"):
         ParallelModel(model, model, TrainRecipe(precision="fp16", sharding="fsdp"), Ranks(world=2))

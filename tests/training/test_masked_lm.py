@@ -143,12 +143,12 @@ def test_init_from_any_layout(make_recipe, nano, tmp_path, layout):
 def test_init_without_a_masked_lm_head_gets_a_fresh_one(make_recipe, golden):
     folder = golden / "multimolecule" / "sequence-binary"
     model, notes = build_model(make_recipe(init=str(folder), model={}))
-    assert "has no masked-LM head; a fresh one is trained" in notes[0]
+    assert "has no masked-LM head; a new one is trained" in notes[0]
     assert model.lm_head.decoder.weight.std() > 0
     given = load(folder)
     assert same(model, given, [name for name in given.state_dict() if name.startswith("encoder")])
 
 
 def test_init_of_another_size_is_refused(make_recipe):
-    with pytest.raises(InputError, match=r"init nano has hidden_size 320, the recipe 480.*model\.preset=null"):
+    with pytest.raises(InputError, match=r"init nano has hidden_size 320, but the recipe has 480.*model\.preset=null"):
         build_model(make_recipe(init="nano", model={"preset": "micro"}))

@@ -159,7 +159,7 @@ def test_a_run_in_use_is_left_alone_and_a_dead_ones_lock_is_not_in_the_way(make_
     recipe = make_recipe()
 
     def second():
-        with pytest.raises(InputError, match="run: another process is writing it"):
+        with pytest.raises(InputError, match="run: another process is writing this output"):
             pretrain(recipe, tmp_path / "run", resume=True)
 
     def compete(event):
@@ -174,18 +174,20 @@ def test_a_run_in_use_is_left_alone_and_a_dead_ones_lock_is_not_in_the_way(make_
 
 
 def test_what_a_folder_holds_is_not_overwritten(make_recipe, finished, tmp_path):
-    with pytest.raises(InputError, match="whole: holds a run; continue it with --resume, or discard it with --restart"):
+    with pytest.raises(
+        InputError, match="whole: contains a run; continue it with --resume, or discard it with --restart"
+    ):
         pretrain(make_recipe(), finished)
     (tmp_path / "thesis.tex").write_text("")
     for restart in (False, True):
-        with pytest.raises(InputError, match=r"holds thesis\.tex and is no run"):
+        with pytest.raises(InputError, match=r"contains thesis\.tex and is not a run"):
             pretrain(make_recipe(), tmp_path, restart=restart)
 
 
 def test_a_restart_discards_the_run_and_nothing_else(make_recipe, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "thesis.tex").write_text("mine")
-    with pytest.raises(InputError, match="resumed or restarted, not both"):
+    with pytest.raises(InputError, match="--resume and --restart cannot be combined"):
         pretrain(make_recipe(), run, resume=True, restart=True)
     # Started from the model of the run that is discarded.
     again = make_recipe(init=str(run / "model"), train__max_steps=2, logging__every=1)
@@ -197,7 +199,7 @@ def test_a_restart_discards_the_run_and_nothing_else(make_recipe, finished, tmp_
 
 def test_a_resumed_run_keeps_its_recipe_but_for_what_does_not_change_it(make_recipe, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
-    with pytest.raises(InputError, match=r"cannot be resumed: optimizer\.lr was 0\.01 and is 0\.02 now"):
+    with pytest.raises(InputError, match=r"cannot be resumed: optimizer\.lr was 0\.01 and is now 0\.02"):
         pretrain(make_recipe(optimizer__lr=0.02), run, resume=True)
     notes = []
     longer = make_recipe(train__max_steps=8, logging__every=2)
@@ -213,11 +215,11 @@ def test_a_loss_that_is_no_number_ends_the_run(make_recipe, tmp_path):
 
 
 def test_data_that_does_not_fit(make_recipe, tmp_path):
-    with pytest.raises(InputError, match=r"data\.store is missing: --set data\.store=FOLDER"):
+    with pytest.raises(InputError, match=r"data\.store is missing: use --set data\.store=FOLDER"):
         pretrain(make_recipe(data__store=None), tmp_path / "run")
-    with pytest.raises(InputError, match="no token store"):
+    with pytest.raises(InputError, match="not a token store"):
         pretrain(make_recipe(data__store=str(tmp_path)), tmp_path / "run")
-    with pytest.raises(InputError, match="fills no batch"):
+    with pytest.raises(InputError, match="is less than a batch"):
         pretrain(make_recipe(data__sequences_per_batch=1000), tmp_path / "run")
 
 

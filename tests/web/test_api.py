@@ -23,15 +23,15 @@ ROOT = Path(__file__).parents[2]
 ENDPOINTS = ("/fill_mask", "/fold", "/embed", "/variants")
 
 BAD = {
-    "protein": ("MKTEFLPQ", "looks like protein"),
+    "protein": ("MKTEFLPQ", "looks like a protein"),
     "empty": (" \n", "there is no sequence yet; paste an RNA"),
-    "1 MB": ("A" * 2**20, "has 1,048,576 characters, and the web app takes up to 500,000"),
-    "html": ("<script>alert(1)</script>", "position 1: '<' is not an RNA letter"),
-    "nul": ("AC\0GU", "position 3: '\\x00' is not an RNA letter"),
-    "100 kb": ("ACGU" * 25_000, "has 100,000 nt, and this takes up to"),
+    "1 MB": ("A" * 2**20, "has 1,048,576 characters, but the web app is limited to 500,000"),
+    "html": ("<script>alert(1)</script>", "position 1: '<' is not a nucleotide code"),
+    "nul": ("AC\0GU", "position 3: '\\x00' is not a nucleotide code"),
+    "100 kb": ("ACGU" * 25_000, "has 100,000 nt, but the limit is"),
     "empty record": (">a\n>b\nACGU", "record a: no sequence"),
     "no name": (">\nACGU", "record 1: the header has no name"),
-    "a number": (5, "a int came where a text is expected"),
+    "a number": (5, "expected a text, not a int"),
 }
 
 
@@ -98,15 +98,15 @@ def test_bad_input(served, client, bad):
     ("endpoint", "arguments", "message"),
     [
         ("/fill_mask", ("ACGU",), "has no <mask>"),
-        ("/fill_mask", ("<mask>" * 21,), "there are 21 masks, and the web app takes up to 20"),
+        ("/fill_mask", ("<mask>" * 21,), "there are 21 masks, but the web app is limited to 20"),
         ("/fill_mask", ("A<mask>", 0), "top_k is 0"),
         ("/fill_mask", ("A<mask>", "many"), "top_k is a str"),
         ("/fill_mask", ("A<mask>", True), "top_k is a bool; give a whole number"),
-        ("/fold", (">a\nACGU\n>b\nACGU",), "has 2 sequences, and this takes one"),
+        ("/fold", (">a\nACGU\n>b\nACGU",), "has 2 sequences, but only one is allowed"),
         ("/fold", ("ACGU", "best"), "best"),
-        ("/fold", ("ACGU", None, 2), "the weight of thermodynamics is from 0 to 1, not 2"),
+        ("/fold", ("ACGU", None, 2), "the weight of thermodynamics is 2.0; it must be between 0 and 1"),
         ("/fold", ("ACGU", None, "half"), "thermodynamics is a str; give a number"),
-        ("/variants", ("ACGU", "pll"), "method 'pll' is unknown here"),
+        ("/variants", ("ACGU", "pll"), "method 'pll' is not available here"),
         ("/embed", ("A\n" * 501,), "up to 500 sequences"),
         ("/embed", ((("A" * 2000) + "\n") * 51,), "100,000 nt together"),
     ],
@@ -276,7 +276,7 @@ def test_a_full_queue_and_a_stop_are_told(start):
     _, answer = ask(ending.address, 80)
     assert (answer.status_code, "Queue is full" in answer.text) == (503, True)
     assert ending.stop() == 0
-    with pytest.raises(Exception, match="the server is being stopped; ask again"):
+    with pytest.raises(Exception, match="the server is shutting down; try again"):
         long.result(5)
     assert list(ending.temporary.glob("rinalmo-web-*")) == []
     assert "Traceback" not in ending.log.read_text()

@@ -190,10 +190,10 @@ def test_variants(page):
 
 def test_errors_are_one_line_in_the_page(page):
     for tab, button, text, message in (
-        ("Fill mask", "Predict", "<script>alert(1)</script>", "position 1: '<' is not an RNA letter"),
-        ("Fold", "Fold", "MKTEFLPQ", "looks like protein"),
+        ("Fill mask", "Predict", "<script>alert(1)</script>", "position 1: '<' is not a nucleotide code"),
+        ("Fold", "Fold", "MKTEFLPQ", "looks like a protein"),
         ("Embed", "Embed", "", "there is no sequence yet; paste an RNA"),
-        ("Variants", "Score", "ACGU" * 25_000, "has 100,000 nt, and this takes up to 200"),
+        ("Variants", "Score", "ACGU" * 25_000, "has 100,000 nt, but the limit is 200"),
     ):
         panel = open_tab(page, tab)
         panel.locator("textarea").first.fill(text)

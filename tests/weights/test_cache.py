@@ -116,7 +116,7 @@ def test_a_full_disk_is_one_line(server: Any, target: Path) -> None:
 
 def test_a_file_larger_than_the_disk_is_refused_before_it_is_written(server: Any, target: Path) -> None:
     server.will(headers={"Content-Length": str(10**18)})
-    with pytest.raises(DownloadError, match=f"{10**18} bytes are still to come, but only"):
+    with pytest.raises(DownloadError, match=f"{10**18} bytes remain to be downloaded, but only"):
         quick(server.url, target)
     assert part_of(target).stat().st_size == 0
 

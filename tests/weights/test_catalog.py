@@ -226,7 +226,9 @@ def test_a_file_that_is_not_the_recorded_one_is_refused_again_and_again(
 ) -> None:
     fine_tuned("giga-splice-donor", checksum="md5:" + "0" * 32)
     for _ in range(2):
-        with pytest.raises(DownloadError, match=r"md5 is \w+, the published file's is 0+; delete it and run again"):
+        with pytest.raises(
+            DownloadError, match=r"md5 is \w+, but the published file's is 0+; delete it and run the command again"
+        ):
             resolve("giga-splice-donor")
         monkeypatch.setenv("RINALMO_OFFLINE", "1")
 
@@ -251,7 +253,7 @@ def test_without_a_record_the_file_is_used_and_that_is_said(
     else:
         path.write_text(record)
     assert resolve("giga-splice-donor").is_file()
-    assert "rinalmo_giga_splice_donor_ft.pt are not checked" in capsys.readouterr().err
+    assert "rinalmo_giga_splice_donor_ft.pt are not verified" in capsys.readouterr().err
 
 
 # The cache
@@ -283,7 +285,7 @@ def test_a_file_put_there_by_hand_is_used_and_verified(micro: CatalogEntry, home
     path = home / "micro" / "rinalmo_micro_pretrained.pt"
     path.parent.mkdir(parents=True)
     path.write_bytes(WEIGHTS[:-1])
-    with pytest.raises(DownloadError, match=f"{path}: sha256 is .*{SUM}; delete it and run again"):
+    with pytest.raises(DownloadError, match=f"{path}: sha256 is .*{SUM}; delete it and run the command again"):
         resolve("micro")
     path.write_bytes(WEIGHTS)
     assert resolve("micro") == path
@@ -346,9 +348,9 @@ def test_offline_says_what_to_put_where(
     with pytest.raises(DownloadError) as caught:
         resolve("micro")
     assert str(caught.value) == (
-        f"micro: not on this machine, and {switch}=1 forbids fetching; on a machine with a connection download "
-        f"{micro.addresses[0].url} (about 134 MB) and put it at {home}/micro/rinalmo_micro_pretrained.pt, "
-        "then the same command works"
+        f"micro: not on this machine, and {switch}=1 forbids downloads; download "
+        f"{micro.addresses[0].url} (about 134 MB) on another machine and put it at "
+        f"{home}/micro/rinalmo_micro_pretrained.pt; then the same command works"
     )
     assert site.seen == []  # type: ignore[attr-defined]
 
@@ -368,7 +370,7 @@ def test_without_a_route_the_same_advice_is_given(
         resolve("micro")
     message = str(caught.value)
     assert message.count("Connection refused") == 2
-    assert f"put it at {home}/micro/rinalmo_micro_pretrained.pt, then the same command works" in message
+    assert f"put it at {home}/micro/rinalmo_micro_pretrained.pt; then the same command works" in message
     assert "\n" not in message
 
 
@@ -377,7 +379,7 @@ def test_a_name_that_cannot_be_looked_up_gives_the_same_advice(home: Path, monke
     source = Source("zenodo", "official", "CC-BY-4.0", (RemoteFile("http://rinalmo.invalid/model.pt", "model.pt"),))
     monkeypatch.setitem(CATALOG, "micro", replace(CATALOG["micro"], sources=(source,)))
     monkeypatch.setenv("no_proxy", "*")
-    with pytest.raises(DownloadError, match=f"^micro: cannot be fetched .*put it at {home}/micro/model.pt, then"):
+    with pytest.raises(DownloadError, match=f"^micro: cannot be downloaded .*put it at {home}/micro/model.pt; then"):
         resolve("micro")
 
 
@@ -398,7 +400,7 @@ def test_models_of_the_hub(backbone: Path, tmp_path: Path, monkeypatch: pytest.M
     for name, expected in (
         ("someone/model", str(repository / "snapshots" / "abc")),
         ("someone/model@main", str(repository / "snapshots" / "abc")),
-        ("someone/other", "'someone/other' is no existing file or folder, and RINALMO_OFFLINE=1 forbids to ask the"),
+        ("someone/other", "'someone/other' is not a file or folder, and RINALMO_OFFLINE=1 forbids asking the"),
         ("runs/model", "'runs/model' is neither an existing file or folder nor a known model"),
     ):
         command = [sys.executable, "-c", code, name]

@@ -123,8 +123,8 @@ def test_header_of_absurd_size(folder):
         (lambda t: t.pop("encoder.final_norm.bias"), r"missing: encoder\.final_norm\.bias"),
         (lambda t: t.update({"encoder.surprise": torch.zeros(3)}), r"unexpected: encoder\.surprise"),
         (lambda t: t.update({"encoder.final_norm.bias": torch.zeros(3)}), r"wrong shape: .*final_norm\.bias \(3,\)"),
-        (lambda t: t["encoder.final_norm.bias"].fill_(float("nan")), "holds NaN"),
-        (lambda t: t["encoder.blocks.0.ffn.beta"].fill_(float("inf")), "holds NaN"),
+        (lambda t: t["encoder.final_norm.bias"].fill_(float("nan")), "contains NaN"),
+        (lambda t: t["encoder.blocks.0.ffn.beta"].fill_(float("inf")), "contains NaN"),
         (lambda t: t.pop("encoder.embedding.weight"), "no token embedding"),
         (lambda t: t.update({"encoder.embedding.weight": torch.zeros(())}), "embedding has shape"),
         (lambda t: t.update({"encoder.final_norm.bias": torch.zeros(320, dtype=torch.int32)}), "floating-point"),
@@ -183,7 +183,7 @@ def test_foreign_files(tmp_path):
     save_file({"bert.encoder.weight": torch.zeros(2)}, tmp_path / "bert.safetensors")
     refused(tmp_path / "bert.safetensors", "not a RiNALMo")
     torch.save([1, 2], tmp_path / "list.pt")
-    refused(tmp_path / "list.pt", "holds a list")
+    refused(tmp_path / "list.pt", "contains a list")
     torch.save({"a": "text"}, tmp_path / "text.pt")
     refused(tmp_path / "text.pt", "not a RiNALMo checkpoint")
     with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:

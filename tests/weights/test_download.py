@@ -98,7 +98,9 @@ def test_a_dropped_connection_is_resumed_where_it_broke(server: Any, target: Pat
 
 def test_the_next_call_resumes_what_the_last_one_kept(server: Any, target: Path) -> None:
     server.will(cut=100_000)
-    with pytest.raises(SourceUnavailable, match="closed after 100000 of 307200 bytes; what has arrived is kept"):
+    with pytest.raises(
+        SourceUnavailable, match="closed after 100000 of 307200 bytes; the part already downloaded is kept"
+    ):
         quick(server.url, target, attempts=1)
     assert not target.exists()
     assert part_of(target).read_bytes() == BODY[:100_000]

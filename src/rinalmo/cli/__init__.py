@@ -31,19 +31,19 @@ from rinalmo.io.files import escape_controls
 
 # command → (module, one line for the overview, here so that the overview imports nothing)
 COMMANDS = {
-    "benchmark": ("benchmark", "Run a published benchmark, by its rules."),
+    "benchmark": ("benchmark", "Run a published benchmark."),
     "card": ("training", "Write the model card of a run or a model."),
     "convert": ("models", "Convert a model between checkpoint formats."),
-    "data": ("data", "Make token stores from sequence databases."),
+    "data": ("data", "Prepare token stores from sequence databases."),
     "embed": ("inference", "Embed the sequences of a FASTA file or table."),
-    "evaluate": ("inference", "Evaluate a fine-tuned model on labelled examples."),
+    "evaluate": ("inference", "Evaluate a fine-tuned model on labeled examples."),
     "explain": ("inference", "Show what a fine-tuned model looks at."),
     "fold": ("inference", "Predict secondary structures."),
     "fill-mask": ("inference", "Predict masked nucleotides."),
-    "finetune": ("training", "Train a model for a task on labelled examples."),
-    "info": ("models", "Show the sizes and costs of a model."),
+    "finetune": ("training", "Train a model for a task on labeled examples."),
+    "info": ("models", "Show the size and computational cost of a model."),
     "models": ("models", "List the available models."),
-    "plot": ("plot", "Draw embeddings, structures or curves."),
+    "plot": ("plot", "Draw maps of embeddings, structures and curves."),
     "predict": ("inference", "Predict with a fine-tuned model."),
     "pretrain": ("training", "Train a model on a token store."),
     "score": ("inference", "Score variants without training."),
@@ -87,7 +87,7 @@ class _Commands(click.Group):
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
             near = difflib.get_close_matches(name, COMMANDS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-            raise click.UsageError(f"There is no command {name!r}; {hint}", ctx)
+            raise click.UsageError(f"there is no command {name!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -129,7 +129,7 @@ def _examples_last(command: click.Command) -> click.Command:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(rinalmo.__version__, prog_name="rinalmo")
 def cli() -> None:
-    """RiNALMo, the RNA language model: predictions and embeddings for your RNA.
+    """RiNALMo, an RNA language model: embed, fold, score, fine-tune and pre-train.
 
     \b
     rinalmo fill-mask "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"

@@ -18,26 +18,31 @@ _PATH = click.Path(path_type=Path)
 
 @click.command("benchmark")
 @click.argument("name", metavar="[NAME]", required=False)
-@click.option("--data", type=_PATH, metavar="PATH", help="Its data, a file or a folder as its authors lay it out.")
+@click.option(
+    "--data",
+    type=_PATH,
+    metavar="PATH",
+    help="The benchmark's data: a file, or a folder as distributed by its authors.",
+)
 @click.option(
     "-m",
     "--model",
     metavar="MODEL",
-    help="A name from `rinalmo models`, or a model folder or file; {fold} stands for a fold.  [default: nano, or "
-    "nano-fold where it folds]",
+    help="A name from `rinalmo models`, or a model folder or file; {fold} is replaced by the name of each fold.  "
+    "[default: nano, or nano-fold for folding]",
 )
 @click.option("-o", "--output", type=_PATH, help="File for the table: .csv, .tsv, .jsonl or .parquet.")
 @click.option("--run", type=_PATH, metavar="RUN", help="Folder for a model that the benchmark fine-tunes.")
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a value of the recipe of fine-tuning."
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a value of the fine-tuning recipe."
 )
 @click.option("--target", metavar="COLUMN", help="For mrnabench: the column of the true values.")
 @click.option(
     "--kind",
     type=click.Choice(["regression", "classification", "multilabel"]),
-    help="For mrnabench: what the column holds.  [default: as it looks]",
+    help="For mrnabench: the kind of values in the column.  [default: detected]",
 )
-@click.option("--zero-shot", is_flag=True, help="Fold by the attention of the model, without its head.")
+@click.option("--zero-shot", is_flag=True, help="Fold with the model's attention, without its head.")
 @click.option(
     "--random-weights", is_flag=True, help="A baseline: the architecture of --model with untrained weights of seed 0."
 )
@@ -55,10 +60,10 @@ def benchmark_command(
     random_weights: bool,
     **settings: Any,
 ) -> None:
-    """Run a published benchmark, by its rules.
+    """Run a published benchmark on its own data, with its own metrics.
 
-    Without NAME all benchmarks are listed; with NAME alone its source, license, data and what its own table says of
-    RiNALMo. Data are never downloaded. BEACON's tasks fine-tune the model into --run, or test a fine-tuned one.
+    Without NAME, list all benchmarks; with only NAME, show its source, license, data and RiNALMo's published result.
+    Data are never downloaded. BEACON's tasks fine-tune the model into --run, or test a fine-tuned one.
 
     \b
     rinalmo benchmark
@@ -99,7 +104,7 @@ def benchmark_command(
         rows = chosen.run(setup)
     columns = list(rows[0])
     print_columns(columns, [[_text(row.get(column)) for column in columns] for row in rows])
-    print(f"its own table: {chosen.published}")
+    print(f"published: {chosen.published}")
     if output is not None:
         write_rows(output, rows)
 
@@ -111,7 +116,7 @@ def _describe(benchmark: Benchmark) -> None:
         ("license", benchmark.license),
         ("data", benchmark.data),
         ("model", f"{benchmark.model} by default"),
-        ("its table", benchmark.published),
+        ("published", benchmark.published),
     ):
         print(f"{title:9} {text}")
 

@@ -15,7 +15,7 @@ from rinalmo.errors import InputError
 
 @click.group("data")
 def data_command() -> None:
-    """Make token stores from sequence databases, for `rinalmo pretrain`.
+    """Prepare token stores from sequence databases, for `rinalmo pretrain`.
 
     \b
     rinalmo data download rfam databases/
@@ -28,15 +28,19 @@ def data_command() -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("sources", nargs=-1, required=True, metavar="LABEL=PATH…")
 @click.option(
-    "--recipe", metavar="NAME|FILE", help="How to read, filter and cluster: a name (data-nano) or a YAML file."
+    "--recipe",
+    metavar="NAME|FILE",
+    help="Recipe for reading, filtering and clustering: a name (data-nano) or a YAML file.",
 )
-@click.option("--table", "tables", multiple=True, metavar="LABEL=FILE", help="Metadata by id for a source, as a table.")
+@click.option(
+    "--table", "tables", multiple=True, metavar="LABEL=FILE", help="Table with metadata of a source, by sequence id."
+)
 @click.option(
     "--exclude",
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FASTA",
-    help="Keep these sequences and their cluster mates out, such as a test set; may be given several times.",
+    help="Leave out these sequences and their cluster mates, such as a test set; may be given several times.",
 )
 @click.option("--no-cluster", is_flag=True, help="Do not run MMseqs2: every sequence is its own cluster.")
 @click.option("--validation-fraction", type=click.FloatRange(0, 1), help="Fraction of the clusters for validation.")
@@ -48,9 +52,9 @@ def data_command() -> None:
     metavar="KEY=VALUE",
     help="Change one value of the recipe, such as filters.max_length=1000.",
 )
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads of MMseqs2; all by default.")
-@click.option("--resume", is_flag=True, help="Continue an interrupted run into OUT after its last finished step.")
-@click.option("--restart", is_flag=True, help="Discard the finished steps of an interrupted run into OUT.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads for MMseqs2.  [default: all]")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run after its last finished step.")
+@click.option("--restart", is_flag=True, help="Discard the finished steps of an interrupted run and start over.")
 def prepare_command(
     out: Path,
     sources: tuple[str, ...],
@@ -65,10 +69,10 @@ def prepare_command(
     resume: bool,
     restart: bool,
 ) -> None:
-    """Prepare the token store OUT from FASTA files or folders of them, compressed or not.
+    """Prepare the token store OUT from FASTA files, compressed or not, or folders of them.
 
-    Sequences of 16 to 8192 nt are kept, without duplicates, clustered with MMseqs2 at 70 % identity and 80 % coverage,
-    and split by cluster. OUT/report.json counts the dropped sequences by reason, OUT/card.md describes the store.
+    Sequences of 16 to 8192 nt are kept, deduplicated, clustered with MMseqs2 at 70 % identity and 80 % coverage, and
+    split by cluster. OUT/report.json counts the dropped sequences by reason; OUT/card.md describes the store.
 
     \b
     rinalmo data prepare store rfam=Rfam.fa.gz rnacentral=rnacentral_active.fasta.gz
@@ -93,7 +97,7 @@ def prepare_command(
             progress=_step_progress,
         )
     except KeyboardInterrupt:
-        print_line(f"{out}: stopped, the finished steps are kept; continue with --resume")
+        print_line(f"{out}: stopped; the finished steps are saved; continue with --resume")
         raise
     parts = ", ".join(f"{split} {store.num_clusters(split):,}" for split in ("train", "validation"))
     print_line(f"{out}: {len(store):,} sequences in {store.manifest['clusters']:,} clusters ({parts})")
@@ -102,7 +106,7 @@ def prepare_command(
 @data_command.command("check")
 @click.argument("store", type=click.Path(path_type=Path))
 def check_command(store: Path) -> None:
-    """Read all of STORE and compare its checksums with the recorded ones.
+    """Verify all checksums of STORE.
 
     \b
     rinalmo data check store
@@ -111,13 +115,13 @@ def check_command(store: Path) -> None:
 
     opened = TokenStore.open(store)
     opened.verify()
-    print(f"{store}: intact: {len(opened):,} sequences, fingerprint {opened.fingerprint}")
+    print(f"{store} is intact: {len(opened):,} sequences, fingerprint {opened.fingerprint}")
 
 
 @data_command.command("card")
 @click.argument("store", type=click.Path(path_type=Path))
 def card_command(store: Path) -> None:
-    """Write STORE/card.md and its plots again.
+    """Rewrite STORE/card.md and its plots.
 
     \b
     rinalmo data card store
@@ -134,9 +138,9 @@ def card_command(store: Path) -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--mirror", metavar="URL", help="Another server with the same files at the same paths.")
 def download_command(database: str, folder: Path, mirror: str | None) -> None:
-    """Fetch a database: rnacentral, rfam, ensembl (release 109), ensembl-bacteria (release 56) or nt.
+    """Download a database: rnacentral, rfam, ensembl (release 109), ensembl-bacteria (release 56) or nt.
 
-    The same command continues an interrupted download: files that are whole are not fetched again. Give the folder to
+    The same command continues an interrupted download; complete files are not downloaded again. Pass the folder to
     `prepare` as LABEL=DIR.
 
     \b

@@ -62,7 +62,8 @@ _COLUMNS = ("id", "position", "score", "token", "token_str", "sequence")
 def fill_mask_command(source: str, top_k: int, style: str, **engine_settings: Any) -> None:
     """Predict masked nucleotides.
 
-    SEQ is an RNA or DNA sequence with one or more <mask>; a file name is read as FASTA; - is FASTA from standard input.
+    SEQ is an RNA or DNA sequence with one or more <mask> tokens; a file name is read as FASTA; - reads FASTA from
+    standard input.
 
     \b
     rinalmo fill-mask "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"
@@ -102,34 +103,40 @@ def fill_mask_command(source: str, top_k: int, style: str, **engine_settings: An
     "--output",
     required=True,
     type=_FILE,
-    help="File to write; its ending chooses the format: .npz, .npy, .parquet, .h5, .h5ad, .csv or .tsv.",
+    help="File to write; the extension sets the format: .npz, .npy, .parquet, .h5, .h5ad, .csv or .tsv.",
 )
-@click.option("--per-token", is_flag=True, help="One vector per nucleotide instead of the mean over the sequence.")
-@click.option("--cls", "use_cls", is_flag=True, help="The vector of the CLS token instead of the mean.")
+@click.option(
+    "--per-token", is_flag=True, help="Write one vector per nucleotide instead of the mean over the sequence."
+)
+@click.option("--cls", "use_cls", is_flag=True, help="Write the vector of the CLS token instead of the mean.")
 @click.option(
     "--layers",
     default="-1",
     show_default=True,
     metavar="N[,N…]",
-    help="Layers to write: 0 is the embedding, -1 the last.",
+    help="Layers to write: 0 is the token embedding, -1 the last layer.",
 )
 @click.option(
     "--window",
     type=int,
     metavar="NT",
-    help="Embed longer sequences in overlapping windows of so many nucleotides.  [default: whole]",
+    help="Embed longer sequences in overlapping windows of this many nucleotides.  [default: as a whole]",
 )
 @click.option(
-    "--dtype", type=click.Choice(["fp32", "fp16"]), default="fp32", show_default=True, help="Numbers in the file."
+    "--dtype",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Data type of the numbers in the file.",
 )
-@click.option("--dry-run", is_flag=True, help="Estimate time, memory and size of the file, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Estimate time, memory and file size without writing anything.")
 @shard_option
 @job_options
 @click.option(
     "--plot",
     type=FigurePath("map.svg"),
     metavar="FILE",
-    help="Draw a map of the embeddings as well, .svg, .png or .pdf; `rinalmo plot map` draws it again.",
+    help="Also draw a map of the embeddings, .svg, .png or .pdf; `rinalmo plot map` redraws it.",
 )
 @click.option(
     "--plot-method", type=click.Choice(["pca", "umap"]), default="pca", show_default=True, help="Projection of the map."
@@ -152,27 +159,29 @@ def embed_command(
 ) -> None:
     """Embed the sequences of a FASTA file or table.
 
-    SEQ is an RNA or DNA sequence itself. FASTA may be gzip, bzip2, xz or zstd, or - for standard input; a table (.csv,
-    .tsv, .jsonl, .parquet) has a column `sequence`. The default is one vector per sequence: the mean over its
-    nucleotides in the last layer. The order of the input is kept. Upper or lower case, U or T and IUPAC letters are
-    read; anything else is an error with its position.
+    SEQ is an RNA or DNA sequence. FASTA may be compressed (gzip, bzip2, xz, zstd); - reads it from standard input. A
+    TABLE (.csv, .tsv, .jsonl, .parquet) needs a column `sequence`. By default the output has one vector per sequence,
+    in input order: the mean over its nucleotides in the last layer. Sequences may be upper or lower case, with U or T
+    and IUPAC codes; any other character is an error that gives its position.
 
     \b
     rinalmo embed sequences.fa -o embeddings.parquet
     rinalmo embed sequences.fa.gz -o tokens.h5 --per-token --layers 3,-1
-    rinalmo embed sequences.fa -o embeddings.parquet --plot map.svg --colour-by family
+    rinalmo embed sequences.fa -o embeddings.parquet --plot map.svg --color-by family
     rinalmo embed sequences.fa -o part2.npz --shard 2/8
     rinalmo embed sequences.fa -o embeddings.parquet --model giga --dry-run
     rinalmo embed sequences.fa -o embeddings.parquet --engine ray --address auto
     """
     if per_token and use_cls:
-        raise click.UsageError("--per-token and --cls exclude each other")
+        raise click.UsageError("--per-token and --cls cannot be combined")
     if plot and (per_token or "," in layers):
-        raise click.UsageError("--plot shows one vector per sequence: without --per-token, of one layer")
+        raise click.UsageError("--plot needs one vector per sequence: leave out --per-token, and give one layer")
     if colour_by and not plot:
-        raise click.UsageError("--colour-by is for the figure of --plot")
+        raise click.UsageError("--color-by needs --plot")
     if dry_run and settings["engine"] == "ray":
-        raise click.UsageError("--dry-run measures this machine: leave --engine ray out, and divide by the workers")
+        raise click.UsageError(
+            "--dry-run measures this machine: leave out --engine ray and divide by the number of workers"
+        )
     from rinalmo.inference.embed import MapPlot, embed_file, estimate_embedding
 
     try:
@@ -227,30 +236,32 @@ def _print_estimate(estimate: Estimate, output: Path) -> None:
     "--mutations",
     type=_FILE,
     metavar="TABLE",
-    help="CSV or TSV with a column `mutant`, such as A12G or A12G:C13U, and `record`, if FASTA has several.",
+    help="CSV or TSV with a column `mutant`, such as A12G or A12G:C13U, and `record` if FASTA has several records.",
 )
 @click.option(
     "--variants",
     type=_FILE,
     metavar="FASTA",
-    help="Whole sequences, all against SEQ or each against its partner in FASTA.",
+    help="Whole sequences, each compared with SEQ or with the record of the same rank in FASTA.",
 )
-@click.option("--all-single", is_flag=True, help="Every single-nucleotide substitution.")
-@click.option("--vcf", type=_FILE, metavar="FILE", help="Variants of a genome, .vcf, .vcf.gz or .bcf (extra `vcf`).")
-@click.option("--reference", type=_FILE, metavar="FASTA", help="For --vcf: the genome, plain or from bgzip.")
-@click.option("--regions", type=_FILE, metavar="FILE", help="For --vcf: its transcripts, .gtf, .gff3 or .bed.")
+@click.option("--all-single", is_flag=True, help="Score every single-nucleotide substitution.")
+@click.option(
+    "--vcf", type=_FILE, metavar="FILE", help="Variants in genome coordinates: .vcf, .vcf.gz or .bcf (extra `vcf`)."
+)
+@click.option("--reference", type=_FILE, metavar="FASTA", help="For --vcf: the genome, plain or bgzip-compressed.")
+@click.option("--regions", type=_FILE, metavar="FILE", help="For --vcf: the transcripts, .gtf, .gff3 or .bed.")
 @click.option(
     "--window",
     type=click.IntRange(min=1),
     metavar="NT",
-    help="For --vcf: length of the part of a transcript around each variant.  [default: 500]",
+    help="For --vcf: length of the transcript window around each variant.  [default: 500]",
 )
 @click.option(
     "--method",
     type=click.Choice(("masked-marginals", "wild-type-marginals", "pll", "length-corrected-pll")),
     default="masked-marginals",
     show_default=True,
-    help="pll and length-corrected-pll take one pass per nucleotide, and score insertions and deletions too.",
+    help="pll and length-corrected-pll take one pass per nucleotide and also score insertions and deletions.",
 )
 @click.option(
     "-o",
@@ -259,7 +270,9 @@ def _print_estimate(estimate: Estimate, output: Path) -> None:
     help="File to write: .csv, .tsv or .parquet; with --vcf also .vcf or .vcf.gz.  [default: CSV or VCF to stdout]",
 )
 @click.option(
-    "--shard", metavar="I/N", help="Take every N-th position or record, from the I-th on: one job of an array of N."
+    "--shard",
+    metavar="I/N",
+    help="Use every N-th position or record, starting with the I-th: one job of an array of N.",
 )
 @job_options
 @click.option(
@@ -283,11 +296,12 @@ def score_command(
     plot: Path | None,
     **settings: Any,
 ) -> None:
-    """Score variants of an RNA without training, by their likelihood relative to the wild type.
+    """Score variants of an RNA by their likelihood relative to the wild type, without training.
 
-    SEQ is the wild type itself; a file name is read as FASTA; - is FASTA from standard input. A score of 0 is as
-    likely as the wild type, a negative one less. The output has the table's columns, or the names, and the score. With
-    --vcf the wild types are transcripts spliced from a genome, and the output is VCF with scores in INFO, or a table.
+    SEQ is the wild-type sequence; a file name is read as FASTA; - reads FASTA from standard input. A score of 0 means
+    as likely as the wild type, a negative score less likely. The output has the columns of the input table, or the
+    names, and the score. With --vcf the wild types are transcripts spliced from a genome, and the output is a table or
+    VCF with scores in INFO.
 
     \b
     rinalmo score GCGGAUUUAGCUCAGUUGGGAGAGCGC --all-single --plot heat.svg -o scores.csv
@@ -297,13 +311,13 @@ def score_command(
     rinalmo score --vcf variants.vcf.gz --reference genome.fa --regions transcripts.gtf -o scored.vcf.gz
     """
     if sum((mutations is not None, variants is not None, vcf is not None, all_single)) != 1:
-        raise click.UsageError("give one of --mutations, --variants, --all-single and --vcf")
+        raise click.UsageError("give exactly one of --mutations, --variants, --all-single and --vcf")
     if (vcf is None) == (source is None):
-        raise click.UsageError("give a sequence or FASTA file, or with --vcf none")
+        raise click.UsageError("give a sequence or FASTA file as the wild type, or --vcf instead")
     if vcf is None and (reference or regions or window):
-        raise click.UsageError("--reference, --regions and --window are for --vcf")
+        raise click.UsageError("--reference, --regions and --window need --vcf")
     if plot is not None and not all_single:
-        raise click.UsageError("--plot draws the map of --all-single")
+        raise click.UsageError("--plot needs --all-single")
     job = _take_job_options(settings, output)
     from rinalmo.inference import variants as scoring
     from rinalmo.io.sequences import as_records, is_sequence, read_fasta
@@ -318,7 +332,7 @@ def score_command(
         from rinalmo.inference.vcf import WINDOW, VcfSource
 
         if vcf is None or reference is None or regions is None:
-            raise click.UsageError("--vcf needs --reference, the genome, and --regions, its transcripts")
+            raise click.UsageError("--vcf needs --reference (the genome) and --regions (its transcripts)")
         name = settings["model"]
         read = VcfSource(vcf, reference, regions, window=window or WINDOW, method=method, model_name=name)
 
@@ -357,34 +371,34 @@ def score_command(
     is_flag=False,
     flag_value="",
     metavar="[FILE]",
-    help="Structures agree with constraints: dot-bracket with x | < >, as RNAfold's. They follow each sequence in "
-    "FASTA, or are in FILE with the names; in a table they are in the column `constraint`.",
+    help="Structure constraints in RNAfold's notation: dot-bracket with x | < >. They follow each sequence in FASTA, "
+    "or are in FILE with the same names; in a table they are in the column `constraint`.",
 )
 @click.option(
     "--shape",
     type=_FILE,
     metavar="FILE",
-    help="SHAPE or DMS reactivities (extra `fold`): lines of position and value, for several RNAs after `>name`; or a "
-    "table with the columns `id` and `reactivity`. {name} in FILE stands for the name of each RNA.",
+    help="SHAPE or DMS reactivities (extra `fold`): lines of position and value, after `>name` for several RNAs; or a "
+    "table with columns `id` and `reactivity`. {name} in FILE is replaced by the name of each RNA.",
 )
 @click.option(
     "--shape-method",
     default="deigan",
     show_default=True,
     metavar="METHOD",
-    help="deigan or zarringhalam; with parameters as for RNAfold, such as Dm1.8b-0.6 or Zb0.89.",
+    help="deigan or zarringhalam, or with parameters as in RNAfold, such as Dm1.8b-0.6 or Zb0.89.",
 )
 @click.option(
-    "--max-bp-span", type=click.IntRange(min=2), metavar="NT", help="Pairs span at most this many nucleotides."
+    "--max-bp-span", type=click.IntRange(min=2), metavar="NT", help="Maximum number of nucleotides that a pair spans."
 )
 @click.option(
     "--decoder",
     type=click.Choice(["greedy", "nested", "matching"]),
-    help="greedy: the paper's; nested: the best without pseudoknots; matching: the best with them (extra `fold`).  "
-    "[default: the model's]",
+    help="greedy: as in the paper; nested: best structure without pseudoknots; matching: best with pseudoknots "
+    "(extra `fold`).  [default: the model's]",
 )
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Minimum pair probability.  [default: the model's]")
-@click.option("--all-pairs", is_flag=True, help="Also pairs other than AU, GC and GU.")
+@click.option("--all-pairs", is_flag=True, help="Also allow pairs other than AU, GC and GU.")
 @click.option(
     "--min-loop", type=click.IntRange(min=0), default=3, show_default=True, help="Minimum hairpin loop length."
 )
@@ -392,32 +406,33 @@ def score_command(
 @click.option(
     "--zero-shot",
     is_flag=True,
-    help="Pairs from the attention of any model, without a trained head; --thermodynamics is then 0 unless given.",
+    help="Predict pairs from the attention of any model, without a trained head; --thermodynamics then defaults to 0.",
 )
 @click.option(
     "--probabilities",
     type=_FILE,
     metavar="FILE.npz",
-    help="Also write the matrix of pair probabilities of each RNA; a list of pairs where it is folded in windows.",
+    help="Also write each RNA's matrix of pair probabilities, or a list of pairs if it is folded in windows.",
 )
 @click.option(
     "--plot",
     type=FigurePath(),
     metavar="FILE",
-    help="Also draw, .svg, .png or .pdf. For several sequences {name} in FILE stands for each name; a folder takes "
-    "NAME.svg.",
+    help="Also draw the structures: .svg, .png or .pdf. For several sequences, put {name} into FILE or give a folder, "
+    "which gets NAME.svg.",
 )
 @click.option(
     "--plot-kind",
     type=click.Choice(["drawing", "arcs", "map"]),
-    help="drawing: letters and helices (up to 3,000 nt, extra `draw`); arcs: an arc per pair; map: probabilities "
+    help="drawing: nucleotides and helices (up to 3,000 nt, extra `draw`); arcs: one arc per pair; map: probabilities "
     "(both extra `plots`).  [default: drawing; arcs with --reference]",
 )
 @click.option(
     "--reference",
     type=_FILE,
     metavar="FILE",
-    help="True structures, in any format that -o writes, to compare with in --plot: by name, or one for one sequence.",
+    help="True structures to compare with in --plot, in any format that -o writes; matched by name, or one for one "
+    "sequence.",
 )
 @values_option
 @shard_option
@@ -448,10 +463,10 @@ def fold_command(
 ) -> None:
     """Predict the secondary structures of the sequences of a FASTA file or table.
 
-    SEQ is an RNA or DNA sequence itself. FASTA may be gzip, bzip2, xz or zstd, or - for standard input; a table (.csv,
-    .tsv, .jsonl, .parquet) has a column `sequence`. The model is fine-tuned for secondary structure. The decoders
-    greedy, the default with the paper's head, and matching predict pseudoknots; nano-fold's default is nested. Memory
-    grows with the square of the longest sequence, or of the window where sequences are longer.
+    SEQ is an RNA or DNA sequence. FASTA may be compressed (gzip, bzip2, xz, zstd); - reads it from standard input. A
+    TABLE (.csv, .tsv, .jsonl, .parquet) needs a column `sequence`. The model must be fine-tuned for secondary
+    structure. The decoders greedy (default with the paper's head) and matching predict pseudoknots; nested (default of
+    nano-fold) does not. Memory grows with the square of the longest sequence or of the window, whichever is shorter.
 
     \b
     rinalmo fold GGGGGAAAACCCCC
@@ -466,7 +481,7 @@ def fold_command(
     rinalmo fold sequences.fa --plot 'arcs/{name}.png' --reference true.dbn
     """
     if plot is None and (plot_kind or reference or values):
-        raise click.UsageError("--plot-kind, --reference and --color-by are for --plot; name its file")
+        raise click.UsageError("--plot-kind, --reference and --color-by need --plot FILE")
     if source is None:  # `fold --constraint FASTA`, as for RNAfold, names the file of both
         source, constraints = constraints, ""
     if not source:
@@ -501,7 +516,7 @@ def fold_command(
 @click.option(
     "-o", "--output", default="-", help="File to write: .csv, .tsv, .jsonl or .parquet.  [default: CSV to stdout]"
 )
-@click.option("--keep-columns", is_flag=True, help="Write the other columns of a table beside the predictions.")
+@click.option("--keep-columns", is_flag=True, help="Also write the other columns of the input table.")
 @vectors_option
 @fill_option
 @folding_options
@@ -524,11 +539,11 @@ def predict_command(
 ) -> None:
     """Predict with a fine-tuned model for the sequences of a FASTA file or table.
 
-    MODEL is a folder that `rinalmo finetune` or transformers' Trainer wrote, a LoRA adapter, one of the authors'
-    fine-tuned .pt files, or with --adapter the model that the adapters were trained on. SEQ is an RNA or DNA sequence
-    itself. FASTA may be gzip, bzip2, xz or zstd, or - for standard input; a table (.csv, .tsv, .jsonl, .parquet) has a
-    column `sequence`. The output has one row per sequence: a number, a class with the probability of each, or a
-    structure; with a model for single nucleotides one row per nucleotide. Sequences are cropped as in training.
+    MODEL is a folder from `rinalmo finetune` or transformers' Trainer, a LoRA adapter, one of the authors' fine-tuned
+    .pt files, or, with --adapter, the model that the adapters were trained on. SEQ is an RNA or DNA sequence. FASTA may
+    be compressed (gzip, bzip2, xz, zstd); - reads it from standard input. A TABLE (.csv, .tsv, .jsonl, .parquet) needs
+    a column `sequence`. The output has one row per sequence, with a number, a class and the probability of every class,
+    or a structure; models with values per nucleotide give one row per nucleotide. Sequences are cropped as in training.
     `rinalmo fold` writes structures in other formats.
 
     \b
@@ -577,12 +592,10 @@ def _count(source: str, job: dict[str, Any]) -> tuple[int, bool] | None:
 @click.option(
     "--output-name",
     metavar="NAME",
-    help="Column or class to explain.  [default: the only column, or the most probable class of each sequence]",
+    help="Column or class to explain.  [default: the only column, or each sequence's most probable class]",
 )
-@click.option(
-    "--steps", type=click.IntRange(min=1), default=128, show_default=True, help="Points of the integrated gradients."
-)
-@click.option("--plot", type=_FILE, metavar="FILE", help="Draw the attributions in one sequence, .svg or .png.")
+@click.option("--steps", type=click.IntRange(min=1), default=128, show_default=True, help="Integration steps.")
+@click.option("--plot", type=_FILE, metavar="FILE", help="Draw the attributions of a single sequence, .svg or .png.")
 @device_option
 @threads_option
 def explain_command(
@@ -595,10 +608,11 @@ def explain_command(
     device: str,
     threads: int | None,
 ) -> None:
-    """Show what a fine-tuned model looks at: the share of each nucleotide in its prediction, and its contacts.
+    """Show what a fine-tuned model looks at: each nucleotide's contribution to the prediction, and its contacts.
 
-    MODEL predicts a value or class of whole sequences; a model of structures gives contacts alone. The output has a row
-    for each nucleotide: its attribution, by integrated gradients, and the one that shares most attention with it.
+    MODEL predicts a value or class per sequence; for a structure model the output has only contacts. There is one row
+    per nucleotide, with its attribution (integrated gradients) and the nucleotide with which it shares the most
+    attention.
 
     \b
     rinalmo explain run/model sequences.fa -o explained.csv --plot explained.svg
@@ -619,17 +633,17 @@ def explain_command(
 def _take_job_options(settings: dict[str, Any], output: str) -> dict[str, Any]:
     """Separate `--resume`, `--restart` and `--shard` from the settings of the engine."""
     if output == "-" and (settings["resume"] or settings["restart"] or settings["engine"] == "ray"):
-        raise click.UsageError("--resume, --restart and --engine ray write a file; name it with --output")
+        raise click.UsageError("--resume, --restart and --engine ray need an output file; add --output FILE")
     return {"resume": settings.pop("resume"), "restart": settings.pop("restart"), "shard": settings.pop("shard")}
 
 
 @click.command("evaluate")
 @click.argument("task", metavar="TASK")
 @click.argument("data", type=_FILE, metavar="DATA")
-@click.option("-o", "--output", type=_FILE, help="Scores of each structure: .csv, .tsv, .parquet.")
-@click.option("--report", type=_FILE, metavar="FILE.json", help="All metrics as JSON.")
-@click.option("--target", "targets", multiple=True, metavar="COLUMN", help="Column of the true values.")
-@click.option("--group", metavar="COLUMN", help="Also give the metrics for each value of this column.")
+@click.option("-o", "--output", type=_FILE, help="File for the scores of each structure: .csv, .tsv or .parquet.")
+@click.option("--report", type=_FILE, metavar="FILE.json", help="File for all metrics as JSON.")
+@click.option("--target", "targets", multiple=True, metavar="COLUMN", help="Column with the true values.")
+@click.option("--group", metavar="COLUMN", help="Also report metrics for each value of this column.")
 @vectors_option
 @fill_option
 @folding_options
@@ -651,11 +665,11 @@ def evaluate_command(
     adapters: tuple[str, ...],
     **settings: Any,
 ) -> None:
-    """Evaluate a fine-tuned model on labelled examples, with 95 % bootstrap intervals.
+    """Evaluate a fine-tuned model on labeled examples, with 95 % bootstrap intervals.
 
-    For structures there are exact scores and scores that allow ±1, over all examples and for each family. Sequences are
-    cropped as in training. TASK is the model's; for a model that transformers' Trainer saved without a problem_type it
-    is regression, binary, multiclass or multilabel.
+    For structures there are exact scores and scores that allow ±1, over all examples and per family. Sequences are
+    cropped as in training. TASK is the model's task; for a model saved by transformers' Trainer without a problem_type,
+    it is regression, binary, multiclass or multilabel.
 
     \b
     rinalmo evaluate secondary-structure TS0.csv.gz --model run/model -o per_structure.csv
@@ -675,7 +689,9 @@ def evaluate_command(
     if output is not None:
         check_rows_output(output)
         if kind.example_metrics is Task.example_metrics:
-            raise InputError(f"{task} has no scores of single examples; use --report, or predict")
+            raise InputError(
+                f"--output: {task} has no scores per example; use --report for metrics, or `rinalmo predict`"
+            )
     if report is not None:
         check_path(report, (".json",))
     columns = Columns(target=targets, group=group)

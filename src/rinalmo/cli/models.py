@@ -13,9 +13,9 @@ from rinalmo.errors import InputError
 @click.command("models")
 @click.argument("name", required=False)
 def models_command(name: str | None) -> None:
-    """List the available models, and whether they are on this machine; or describe the one called NAME.
+    """List the available models and whether they are on this machine, or describe the model NAME.
 
-    Models for a task are taken by fold, predict and evaluate. Sizes of files are those of four bytes per parameter.
+    fold, predict and evaluate accept models that are fine-tuned for a task. File sizes assume four bytes per parameter.
 
     \b
     rinalmo models
@@ -27,22 +27,22 @@ def models_command(name: str | None) -> None:
         entry = find(name)
         if entry is None:
             resolve(name)  # says what there is
-            raise InputError(f"{name} is a file or folder; rinalmo info describes it")
+            raise InputError(f"{name} is a file or folder, not a model name; see `rinalmo info {name}`")
         described = {
             "name": entry.name,
             "task": entry.task or "none: pre-trained",
             "trained on": entry.trained_on,
-            "not to be tested on": entry.not_for,
+            "do not test on": entry.not_for,
             "published score": entry.score,
             "parameters": f"{entry.parameters:.1f} million",
             "license": entry.license,
             "also called": ", ".join(entry.aliases),
-            "here": f"in {entry.folder}" if entry.present else "no: fetched on first use",
+            "on this machine": f"yes: {entry.folder}" if entry.present else "no: downloaded on first use",
         }
         for file in entry.addresses:
             described[file.filename] = file.url
             if file.sha256 or file.record:
-                described["  sha256"] = file.sha256 or "not known; size and MD5 of Zenodo's record are compared"
+                described["  sha256"] = file.sha256 or "not known; checked against size and MD5 in Zenodo's record"
         for title, value in described.items():
             if value:
                 print(f"{title:20} {value}")
@@ -60,14 +60,14 @@ def models_command(name: str | None) -> None:
     type=click.IntRange(min=1),
     default=128,
     show_default=True,
-    help="Sequence length for FLOPs and MACs; the published figures hold for 128.",
+    help="Sequence length for FLOPs and MACs; the published numbers are for 128.",
 )
 @click.option("--system", is_flag=True, help="Show versions, processor, devices and kernels instead, for a bug report.")
 def info_command(model: str | None, tokens: int, system: bool) -> None:
-    """Show the sizes and costs of MODEL (a preset, a name, a folder or a file), or of all presets.
+    """Show the size and cost of MODEL (a preset, a name, a folder or a file), or of all presets.
 
-    Parameters are those of encoder and pooler, in millions. FLOPs and MACs are for one sequence of --tokens tokens
-    through both. Max tokens is the length used in pre-training, where known; the model itself takes any.
+    Parameters (in millions), FLOPs and MACs are those of encoder and pooler, for one sequence of --tokens tokens. Max
+    tokens is the maximum length in pre-training, if known; the model accepts any length.
 
     \b
     rinalmo info giga
@@ -75,7 +75,7 @@ def info_command(model: str | None, tokens: int, system: bool) -> None:
     """
     if system:
         if model is not None:
-            raise click.UsageError("--system describes this machine; leave MODEL out")
+            raise click.UsageError("--system describes this machine; leave out MODEL")
         from rinalmo.engine.devices import system_report
 
         for name, value in system_report():
@@ -111,14 +111,16 @@ def info_command(model: str | None, tokens: int, system: bool) -> None:
     show_default=True,
     help="rinalmo and multimolecule are folders, official is one .pt file.",
 )
-@click.option("--heads", type=click.IntRange(min=1), help="Attention heads, for a file that does not record them.")
+@click.option(
+    "--heads", type=click.IntRange(min=1), help="Number of attention heads, for a file that does not record it."
+)
 @click.option("--half", is_flag=True, help="Write matrices in fp16: half the size, weights rounded to 11 bits.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 def convert_command(source: str, target: str, layout: str, heads: int | None, half: bool, overwrite: bool) -> None:
     """Convert a model between all three checkpoint formats.
 
-    IN is a name from `rinalmo models`, a folder or a file in any of the formats. Weights are copied bit by bit unless
-    --half is given; only the token rows change between the authors' 22 tokens (with T) and the 28 of the others (with
+    IN is a name from `rinalmo models`, a folder or a file in any of the formats. Weights are copied bit for bit unless
+    --half is given; only the token rows differ between the authors' 22 tokens (with T) and the other formats' 28 (with
     U).
 
     \b

@@ -43,7 +43,7 @@ quiet_option = click.Option(
     is_flag=True,
     expose_value=False,
     callback=set_quiet,
-    help="Print errors only, no progress and no notes.",
+    help="Print only errors: no progress and no notes.",
 )
 
 
@@ -60,7 +60,7 @@ class FigurePath(click.Path):
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                self.fail(f"{path}: the folder cannot be made ({error.strerror})", param, ctx)
+                self.fail(f"{path}: cannot create this folder ({error.strerror})", param, ctx)
         return path / self.file if self.file and path.is_dir() else path
 
 
@@ -109,14 +109,14 @@ values_option = click.option(
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Color the nucleotides of a drawing by reactivity, conservation or any number: lines of position and value, "
-    "for several RNAs after `>name`; or a table with the columns `id` and `reactivity`.",
+    "after `>name` for several RNAs; or a table with columns `id` and `reactivity`.",
 )
 
 fill_option = click.option(
     "--fill-to",
     type=click.IntRange(min=0),
     metavar="TOKENS",
-    help="For ribosome-load: fill sequences up with pad tokens, 0 for none.  [default: as the model was trained]",
+    help="For ribosome-load: pad sequences to this many tokens, 0 for no padding.  [default: as in training]",
 )
 
 vectors_option = click.option(
@@ -124,7 +124,7 @@ vectors_option = click.option(
     "features",
     multiple=True,
     metavar="COLUMN=FILE.npz",
-    help="For a model that takes vectors: the file of those that this column names.",
+    help="For a model with vector inputs: the file with the vectors named in this column.",
 )
 
 
@@ -134,7 +134,7 @@ def vector_files(features: tuple[str, ...]) -> dict[str, Path]:
     for text in features:
         name, sign, path = text.rpartition("=")
         if not sign:
-            raise click.UsageError(f"--feature {text} names no file; other features need no option here")
+            raise click.UsageError(f"--feature {text}: give COLUMN=FILE.npz; only vectors need this option")
         files[name] = Path(path)
     return files
 
@@ -150,8 +150,8 @@ folding_options = combined(
         "--thermodynamics",
         type=click.FloatRange(0, 1),
         metavar="WEIGHT",
-        help="Weight of ViennaRNA's pair probabilities (extra `fold`) in the mean with the model's; 0 uses the model "
-        "alone.  [default: the model's]",
+        help="Weight of ViennaRNA's pair probabilities (extra `fold`) in the average with the model's; 0 uses only "
+        "the model.  [default: the model's]",
     ),
 )
 
@@ -165,15 +165,14 @@ def computing_options(precision: str) -> Decorator:
             type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]),
             default=precision,
             show_default=True,
-            help="Arithmetic of the encoder; auto is bf16 where the device has it (fp16 on older GPUs), fp32 "
-            "elsewhere.",
+            help="Precision of the encoder; auto is bf16 if the device supports it (fp16 on older GPUs), else fp32.",
         ),
         threads_option,
         click.option(
             "--batch-tokens",
             type=click.IntRange(min=1),
-            help="Tokens computed at once; fewer need less memory. Results do not depend on it.  [default: 4096 on a "
-            "CPU, by its memory on a GPU]",
+            help="Tokens per batch; fewer need less memory. Results do not depend on it.  [default: 4096 on a CPU, "
+            "depending on memory on a GPU]",
         ),
     )
 
@@ -183,14 +182,14 @@ adapter_option = click.option(
     "adapters",
     multiple=True,
     metavar="[NAME=]FOLDER",
-    help="LoRA adapter, by PEFT or `rinalmo finetune`, to use with the model. May be given several times; {adapter} in "
-    "the names of output files then stands for the name of each, by default its folder's, or its run's.",
+    help="LoRA adapter from PEFT or `rinalmo finetune`, applied to the model. May be given several times: {adapter} in "
+    "the names of output files is then replaced by each adapter's name, by default that of its folder or run.",
 )
 
 task_option = click.option(
     "--task",
     metavar="TASK",
-    help="The model's task. For a model that transformers' Trainer saved without a problem_type, what its labels are: "
+    help="The model's task. For a model saved by transformers' Trainer without a problem_type, the kind of its labels: "
     "regression, binary, multiclass or multilabel.",
 )
 
@@ -216,12 +215,14 @@ def each_adapter(
         resolved = folder.resolve()
         name = name if sign else (resolved.parent if resolved.name == "adapter" else resolved).name
         if name in folders:
-            raise InputError(f"--adapter {given}: another one is called {name}, too; say NAME={folder}")
+            raise InputError(f"--adapter {given}: another adapter is also called {name}; rename it with NAME={folder}")
         folders[name] = folder
     for option, output in outputs.items():
         if len(folders) > 1 and output is not None and "{adapter}" not in str(output):
             example = "{adapter}.csv" if str(output) == "-" else "{adapter}" + str(output)
-            raise InputError(f"--{option}: several adapters need a file for each; name it such as '{example}'")
+            raise InputError(
+                f"--{option} {output}: with several adapters, put {{adapter}} into the name, such as '{example}'"
+            )
     for folder in folders.values():
         model = _base_given(settings)
         read(folder if model is None else model, adapter=None if model is None else folder)
@@ -249,12 +250,12 @@ def engine_options(precision: str, model: str = "nano") -> Decorator:
 
 
 shard_option = click.option(
-    "--shard", metavar="I/N", help="Take every N-th sequence, from the I-th on: one job of an array of N."
+    "--shard", metavar="I/N", help="Use every N-th sequence, starting with the I-th: one job of an array of N."
 )
 
 job_options = combined(
     click.option("--resume", is_flag=True, help="Continue an interrupted run of the same command, if there is one."),
-    click.option("--restart", is_flag=True, help="Discard the results of an interrupted run, and start again."),
+    click.option("--restart", is_flag=True, help="Discard the results of an interrupted run and start over."),
     click.option(
         "--engine",
         type=click.Choice(["local", "ray"]),
@@ -265,14 +266,16 @@ job_options = combined(
     click.option(
         "--address",
         metavar="HOST:PORT",
-        help="Address of a running Ray, or auto for the one on this machine.  [default: start one]",
+        help="Address of a running Ray cluster, or auto for the one on this machine.  [default: start one]",
     ),
-    click.option("--workers", type=click.IntRange(min=1), help="Processes of --engine ray.  [default: all CPUs]"),
+    click.option(
+        "--workers", type=click.IntRange(min=1), help="Worker processes of --engine ray.  [default: all CPUs]"
+    ),
     click.option(
         "--gpus-per-worker",
         type=click.FloatRange(min=0),
         metavar="N",
-        help="GPUs of each Ray worker; with 0.5 two workers share one.  [default: 1 where there are GPUs, else 0]",
+        help="GPUs per Ray worker; with 0.5 two workers share one.  [default: 1 if there are GPUs, else 0]",
     ),
 )
 
@@ -294,7 +297,7 @@ def open_engine(
             yield ray_engine
         return
     if address is not None or workers is not None or gpus_per_worker is not None:
-        raise click.UsageError("--address, --workers and --gpus-per-worker are for --engine ray")
+        raise click.UsageError("--address, --workers and --gpus-per-worker need --engine ray")
     yield make_engine(**settings)
 
 

@@ -40,7 +40,7 @@ def plot_command() -> None:
 )
 @colour_option
 def map_(embeddings: Path, output: Path, method: Any, colour_by: str | None) -> None:
-    """Draw the embeddings of a file that `rinalmo embed` has written, one point per sequence.
+    """Draw a map of the embeddings in a file from `rinalmo embed`, one point per sequence.
 
     \b
     rinalmo plot map embeddings.parquet -o map.svg --color-by family
@@ -58,13 +58,13 @@ def map_(embeddings: Path, output: Path, method: Any, colour_by: str | None) -> 
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN…")
 @_OUTPUT
 @click.option(
-    "--figure", "names", multiple=True, metavar="NAME", help="Metric of the log, one panel each.  [default: loss]"
+    "--figure", "names", multiple=True, metavar="NAME", help="Metric from the log, one panel each.  [default: loss]"
 )
 def curves(runs: tuple[Path, ...], output: Path, names: tuple[str, ...]) -> None:
     """Draw the training curves of one or several runs, finished or not.
 
-    A RUN is the folder of `rinalmo pretrain` or `rinalmo finetune`, or a fold of one. A metric of one validation
-    source is named SOURCE/METRIC.
+    RUN is a run folder of `rinalmo pretrain` or `rinalmo finetune`, or one of its folds. SOURCE/METRIC is a metric on
+    one validation source.
 
     \b
     rinalmo plot curves run -o curves.svg
@@ -83,28 +83,28 @@ def curves(runs: tuple[Path, ...], output: Path, names: tuple[str, ...]) -> None
 @click.option(
     "--kind",
     type=click.Choice(["drawing", "arcs", "map"]),
-    help="drawing: letters and helices (extra `draw`); arcs: an arc per pair; map: the probabilities.  "
+    help="drawing: nucleotides and helices (extra `draw`); arcs: one arc per pair; map: the probabilities.  "
     "[default: drawing; arcs with --reference]",
 )
 @click.option(
     "--reference",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Accepted structures, by name: pairs are then right, extra or missed.",
+    help="Accepted structures, matched by name: pairs are then shown as correct, extra or missed.",
 )
 @click.option(
     "--probabilities",
     type=click.Path(path_type=Path),
     metavar="FILE.npz",
-    help="Pair probabilities that `rinalmo fold --probabilities` wrote: for a map, and for the colors of a drawing.",
+    help="Pair probabilities from `rinalmo fold --probabilities`, for maps and for the colors of drawings.",
 )
 @values_option
 def structure(
     source: Path, output: Path, kind: Any, reference: Path | None, probabilities: Path | None, values: Path | None
 ) -> None:
-    """Draw structures of a file: .dbn, .ct, .bpseq, .st, .csv, .tsv or .parquet.
+    """Draw structures from a file: .dbn, .ct, .bpseq, .st, .csv, .tsv or .parquet.
 
-    For several structures, {name} in the output stands for each name; a folder takes NAME.svg.
+    For several structures, put {name} into the output name or give a folder, which gets NAME.svg.
 
     \b
     rinalmo plot structure tRNA.ct -o tRNA.pdf
@@ -123,7 +123,7 @@ def structure(
     if probabilities is not None:
         known = read_probabilities(probabilities, structures)
     elif kind == "map":
-        raise InputError(f"{output}: a map shows pair probabilities; give --probabilities, or draw arcs")
+        raise InputError(f"{output}: a map shows pair probabilities; add --probabilities FILE.npz, or use --kind arcs")
     for figure, each, matrix in zip(figures, structures, known, strict=True):
         figure.draw(each, matrix)
         print_line(f"{figure.path}: drawn")
@@ -134,10 +134,10 @@ def structure(
 @click.argument("reference", type=click.Path(path_type=Path), metavar="STRUCTURES")
 @_OUTPUT
 def calibration(probabilities: Path, reference: Path, output: Path) -> None:
-    """Draw how many of the pairs with each probability are right: a reliability diagram.
+    """Draw a reliability diagram: the fraction of correct pairs for each predicted probability.
 
-    PROBABILITIES.npz is that of `rinalmo fold --probabilities`, STRUCTURES a file of true structures with the same
-    names. Pairs with a probability below 0.01 are left out.
+    PROBABILITIES.npz comes from `rinalmo fold --probabilities`; STRUCTURES has true structures with the same names.
+    Pairs with a probability below 0.01 are left out.
 
     \b
     rinalmo fold known.csv -o folded.dbn --probabilities probabilities.npz

@@ -21,8 +21,8 @@ from rinalmo.cli.options import (
 _PATH = click.Path(path_type=Path)
 _run_options = combined(
     click.option("-o", "--output", required=True, type=_PATH, metavar="RUN", help="Folder for the run."),
-    click.option("--resume", is_flag=True, help="Continue the run in RUN from its last checkpoint, if it has one."),
-    click.option("--restart", is_flag=True, help="Discard the run in RUN, and start again."),
+    click.option("--resume", is_flag=True, help="Continue the run from its last checkpoint, if there is one."),
+    click.option("--restart", is_flag=True, help="Discard the run in RUN and start over."),
     click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe."),
     threads_option,
     device_option,
@@ -35,10 +35,10 @@ _run_options = combined(
 def pretrain_command(
     recipe: str, output: Path, overrides: tuple[str, ...], threads: int | None, **options: Any
 ) -> None:
-    """Train a model on a token store (`rinalmo data prepare` makes one); the result is in RUN/model.
+    """Train a model on a token store from `rinalmo data prepare`; the result is in RUN/model.
 
-    RECIPE is pretrain-tiny, -nano-cpu, -nano, -micro, -mega or -giga, or a YAML file. SIGTERM and Ctrl-C stop after a
-    checkpoint; the same command with --resume continues. Start several processes with torchrun.
+    RECIPE is pretrain-tiny, -nano-cpu, -nano, -micro, -mega or -giga, or a YAML file. SIGTERM and Ctrl-C save a
+    checkpoint and stop; the same command with --resume continues. Start several processes with torchrun.
 
     \b
     rinalmo pretrain pretrain-tiny --set data.store=STORE --output RUN
@@ -72,32 +72,36 @@ def _print_once(text: str) -> None:
 @click.command("finetune")
 @click.argument("task", metavar="TASK")
 @click.argument("data", type=_PATH, metavar="DATA")
-@click.option("-m", "--model", metavar="MODEL", help="Backbone to start from.  [default: nano]")
+@click.option("-m", "--model", metavar="MODEL", help="Pre-trained model to start from.  [default: nano]")
 @click.option("--validation", type=_PATH, help="Validation examples.  [default: a tenth of DATA]")
 @click.option("--test", type=_PATH, help="Test examples, evaluated at the end.")
 @click.option(
-    "--target", "targets", multiple=True, metavar="COLUMN", help="Column to predict; more than one for table."
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="COLUMN",
+    help="Column to predict; for table, may be given several times.",
 )
-@click.option("--second", metavar="COLUMN", help="Column of a second sequence, for table.")
+@click.option("--second", metavar="COLUMN", help="For table: column with a second sequence.")
 @click.option(
     "--feature",
     "features",
     multiple=True,
     metavar="COLUMN[=FILE.npz]",
-    help="Another input, for table: numbers, names, or names of vectors in a file.",
+    help="For table: another input column, with numbers, names, or names of vectors in a file.",
 )
 @click.option("--folds", type=click.IntRange(min=3), help="Number of folds for cross-validation, in RUN/fold-0, …")
-@click.option("--fold", type=click.IntRange(min=0), help="Train only this one of the --folds, counted from 0.")
+@click.option("--fold", type=click.IntRange(min=0), help="Train only this fold of the --folds, counted from 0.")
 @click.option("--recipe", metavar="NAME|FILE.yaml", help="Recipe.  [default: finetune-TASK]")
 @_run_options
 def finetune_command(
     task: str, data: Path, output: Path, targets: tuple[str, ...], threads: int | None, **options: Any
 ) -> None:
-    """Train a model for a task on labelled examples; the result is in RUN/model.
+    """Train a model for a task on labeled examples; the result is in RUN/model.
 
     TASK is secondary-structure, ribosome-load, translation-efficiency, expression-level, splice-site, ncrna-family or
     table. DATA is a table (CSV, TSV, JSON lines, Parquet; .gz, .bz2, .xz, .zst), for structures also DBN, CT, BPSEQ,
-    ST. Ctrl-C stops after a checkpoint; the same command with --resume continues.
+    ST. Ctrl-C saves a checkpoint and stops; the same command with --resume continues.
 
     \b
     rinalmo finetune table measured.csv --target half_life --output run
@@ -127,7 +131,7 @@ def finetune_command(
     if evaluation is not None:
         print_evaluation(evaluation, "test")
     if len(runs) > 1:
-        _print_once(f"{output}: {len(runs)} folds are trained; their models are {output}/fold-N/model")
+        _print_once(f"{output}: trained {len(runs)} folds; their models are in {output}/fold-N/model")
     else:
         steps = f" for {runs[0].step:,} steps" if runs[0].step > 1 else ""
         _print_once(f"{runs[0].model}: trained{steps}; use it with --model {runs[0].model}")
@@ -136,14 +140,14 @@ def finetune_command(
 @click.command("card")
 @click.argument("source", metavar="RUN|MODEL")
 @click.option("-o", "--output", type=_PATH, help="File to write.  [default: README.md in the model's folder]")
-@click.option("--name", help="Name of the model on the card.  [default: the folder's]")
-@click.option("--license", "license_id", metavar="ID", help="Licence for the card's header, such as apache-2.0.")
+@click.option("--name", help="Name of the model on the card.  [default: the folder's name]")
+@click.option("--license", "license_id", metavar="ID", help="License for the card's header, such as apache-2.0.")
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 def card_command(source: str, output: Path | None, name: str | None, license_id: str | None, overwrite: bool) -> None:
     """Write the model card of a run (with its data, procedure and validation metrics) or of any model.
 
-    The card has the metadata header of the Hugging Face Hub, the specification table and the model's predictions for
-    two well-known RNAs, computed now.
+    The card has the metadata header of the Hugging Face Hub, a table of model sizes, and the model's predictions for
+    two well-known RNAs, which are computed now.
 
     \b
     rinalmo card RUN --license apache-2.0

@@ -8,7 +8,12 @@ from rinalmo.cli.options import FOLD_MODEL, device_option, model_option, print_l
 
 
 @click.command("web")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to serve on; 0.0.0.0 for all.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to serve on; 0.0.0.0 makes the app reachable from other machines.",
+)
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="Port to serve on; 0 for a free one."
 )
@@ -23,10 +28,10 @@ from rinalmo.cli.options import FOLD_MODEL, device_option, model_option, print_l
 @threads_option
 @device_option
 def web_command(host: str, port: int, model: str, fold_model: str, threads: int | None, device: str) -> None:
-    """Serve a web app that fills masks, folds, embeds and scores variants.
+    """Serve a web app that predicts masked nucleotides, folds, embeds and scores variants.
 
-    It is for this machine, unless --host says otherwise; then everybody who can reach the address can use it, without a
-    password. Nothing is sent anywhere else. gradio_client can call its API. Stop it with Ctrl-C.
+    By default the app is reachable only from this machine. With another --host, everyone who can reach the address can
+    use it, without a password. Nothing is sent anywhere else. gradio_client can call its API. Stop it with Ctrl-C.
 
     \b
     rinalmo web

@@ -183,7 +183,7 @@ class BatchOptions:
         size = tokens if sequences is None else sequences
         if size is None or None not in (sequences, tokens) or min(size, self.micro_tokens) < 1:
             raise InputError(
-                "a batch has a size: give sequences_per_batch or tokens_per_batch, and micro_tokens above 0"
+                "the batch size is missing: set sequences_per_batch or tokens_per_batch, and micro_tokens above 0"
             )
         if self.fixed_tokens and (tokens is None or tokens % self.micro_tokens):
             raise InputError(
@@ -230,7 +230,9 @@ class MaskedBatches:
             if items:
                 return items, Place(place.step + 1, place.epoch, position)
             if place.position == 0:
-                raise InputError(f"{self.store.path}: a whole epoch ({len(self.sampler)} clusters) fills no batch")
+                raise InputError(
+                    f"{self.store.path}: an epoch ({len(self.sampler)} clusters) is less than a batch; use smaller ones"
+                )
             place = Place(place.step, place.epoch + 1)
 
     def _plan_in_epoch(self, epoch: int, position: int) -> tuple[list[Item], int]:
@@ -310,7 +312,7 @@ class MaskedBatches:
         fixed = options.keys() - (set() if self.options.fixed_tokens else {"micro_tokens"})
         changed = sorted(name for name in fixed if state["options"].get(name) != options[name])
         if changed:
-            raise InputError(f"the run was started with another {', '.join(changed)}; its batches cannot be continued")
+            raise InputError(f"{', '.join(changed)} changed since the run was started; its batches cannot be continued")
         self.place = Place(state["step"], state["epoch"], state["position"])
 
 

@@ -83,7 +83,7 @@ def _run(command: list[str], folder: str | None = None) -> str:
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
         )
     except OSError as error:
-        raise ToolError(f"{command[0]}: cannot be run ({error.strerror}); reinstall MMseqs2") from None
+        raise ToolError(f"{command[0]}: cannot run it ({error.strerror}); reinstall MMseqs2") from None
     output = done.stdout.decode("utf-8", "replace")
     if done.returncode:
         how = f"status {done.returncode}"
@@ -112,10 +112,12 @@ def _representatives(path: Path, count: int) -> NDArray[np.int64]:
             seen += len(members)
     except (pa.ArrowException, OSError, IndexError) as error:
         raise ToolError(
-            f"MMseqs2's clusters cannot be read ({str(error).splitlines()[0]}); is it another version?"
+            f"cannot read MMseqs2's clusters ({str(error).splitlines()[0]}); is this an unusual version?"
         ) from None
     if seen != count or (representatives < 0).any():
-        raise ToolError(f"MMseqs2 gave clusters of {seen:,} sequences instead of {count:,}; is it another version?")
+        raise ToolError(
+            f"MMseqs2's clusters contain {seen:,} sequences instead of {count:,}; is this an unusual version?"
+        )
     return representatives
 
 
@@ -191,7 +193,7 @@ def _from_tables(distinct: Distinct, indices: Numbers) -> tuple[Numbers, Numbers
     for i, label in enumerate(distinct.staged.cluster_labels()):
         if i >= distinct.excluded and not label:
             raise InputError(
-                f"{distinct.staged.name(i)}: its table names no cluster; give every source a table with a cluster "
+                f"{distinct.staged.name(i)}: has no cluster in its table; give every source a table with a cluster "
                 "column, or choose another clustering.method"
             )
         labels[i] = numbers.setdefault(label, len(numbers))

@@ -57,9 +57,11 @@ def download(
     the published one; InputError for an unknown name.
     """
     if name not in DATABASES:
-        raise InputError(f"no database {name!r}; choose one of {', '.join(DATABASES)}")
+        raise InputError(f"unknown database {name!r}; choose one of {', '.join(DATABASES)}")
     if switch := offline_switch():
-        raise DownloadError(f"{name}: {switch} forbids fetching; download it elsewhere and give the files to `prepare`")
+        raise DownloadError(
+            f"{name}: {switch} forbids downloads; download the files elsewhere and pass them to `prepare`"
+        )
     address, listings = DATABASES[name]
     site = _Site((mirror or address).rstrip("/"), Path(folder))
     files: list[Path] = []
@@ -100,7 +102,9 @@ class _Site:
             if not marker.exists():
                 if problem := remote.check(path):
                     path.unlink()
-                    raise DownloadError(f"{self.address}/{remote.source}: {problem}; it was removed, run again")
+                    raise DownloadError(
+                        f"{self.address}/{remote.source}: {problem}; the file was deleted; run the command again"
+                    )
                 marker.touch()
             paths.append(path)
         return paths
@@ -118,7 +122,7 @@ def _rnacentral(site: _Site) -> Iterator[Listing]:
 def _rfam(site: _Site) -> Iterator[Listing]:
     table = site.get("CURRENT/database_files/family.txt.gz", "lists/family.txt.gz")
     if problem := whole_gzip(table):
-        raise DownloadError(f"{table}: {problem}; remove it and run again")
+        raise DownloadError(f"{table}: {problem}; delete it and run the command again")
     with gzip.open(table, "rt", encoding="latin-1") as lines:
         families = sorted({match[0] for line in lines if (match := re.match(r"RF\d{5}(?=\t)", line))})
     for family in families:
@@ -196,7 +200,7 @@ def whole_gzip(path: Path) -> str | None:
             while file.read(_BLOCK):
                 pass
     except (OSError, EOFError, zlib.error) as error:
-        return f"is no whole gzip file ({error})"
+        return f"is not a complete gzip file ({error})"
     return None
 
 
@@ -206,7 +210,7 @@ def md5_sum(expected: str) -> Check:
     def check(path: Path) -> str | None:
         with path.open("rb") as file:
             actual = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        return None if actual == expected else f"its md5 is {actual}, the published one {expected}"
+        return None if actual == expected else f"its MD5 is {actual}, but the published one is {expected}"
 
     return check
 
@@ -226,7 +230,7 @@ def bsd_sum(expected: int, blocks: int) -> Check:
                 for byte in block:
                     total = ((total >> 1) + ((total & 1) << 15) + byte) & 0xFFFF
         if (total, -(-size // 1024)) != (expected, blocks):
-            return f"its sum is {total} {-(-size // 1024)}, the published one {expected} {blocks}"
+            return f"its checksum is {total} {-(-size // 1024)}, but the published one is {expected} {blocks}"
         return whole_gzip(path)
 
     return check

@@ -230,11 +230,11 @@ def prepare(
     """
     out = destination(Path(out).absolute())
     if resume and restart:
-        raise InputError(f"{out}: a run is resumed or restarted, not both")
+        raise InputError(f"{out}: --resume and --restart cannot be combined")
     recipe = recipe or PrepareRecipe()
     given = _sources(sources, tables or {}, recipe)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(f"{out}: exists; choose another place or remove it")
+        raise InputError(f"{out}: exists; choose another name or delete it")
     mmseqs = MMseqs.find() if recipe.clustering.method == "mmseqs" else None
     excluded = SequenceSource(_EXCLUDED, tuple(exclude)) if exclude else None
     with progress("checking the files"):
@@ -295,7 +295,7 @@ def _write_store(
     num_excluded = len(staged.stores[0]) if excluded else 0
 
     def deduplicate() -> tuple[Numbers, dict[str, Any]]:
-        with progress("finding equal sequences") as report:
+        with progress("removing duplicates") as report:
             first = first_of_equals(staged, folder, report)
         own = np.arange(len(first)) >= num_excluded
         same = own & (first != np.arange(len(first)))
@@ -354,18 +354,20 @@ def _sources(
     paths: dict[str, list[Path]] = {}
     for label, path in given:
         if not _LABEL.fullmatch(label):
-            raise InputError(f"{label!r} is no label; write letters and digits, such as rfam=Rfam.fa.gz")
+            raise InputError(f"{label!r} is not a valid label; use letters and digits, such as rfam=Rfam.fa.gz")
         paths.setdefault(label, []).append(Path(path))
     if not paths:
-        raise InputError("there is nothing to prepare; give sources as LABEL=PATH")
+        raise InputError("no sources given; give them as LABEL=PATH")
     for kind, labels in (("the recipe describes", recipe.sources), ("a table is given for", tables)):
         if unknown := [label for label in labels if label not in paths]:
-            raise InputError(f"{kind} the source {unknown[0]!r}, which is not given; the labels are {', '.join(paths)}")
+            raise InputError(
+                f"{kind} the source {unknown[0]!r}, which was not given; the labels are {', '.join(paths)}"
+            )
     sources = []
     for label, files in paths.items():
         how, table = recipe.sources.get(label, SourceRecipe()), tables.get(label)
         if how.table is not None and table is None:
-            raise InputError(f"the recipe wants a table for {label}; give it with --table {label}=FILE")
+            raise InputError(f"the recipe needs a table for {label}; add --table {label}=FILE")
         if table is not None and how.table is None:
             how = how.model_copy(update={"table": TableRecipe()})
         sources.append(SequenceSource(label, tuple(files), how, table))
@@ -389,16 +391,16 @@ def _open(folder: Path, settings: dict[str, Any], out: Path, resume: bool, resta
             file.write(json.dumps(settings).encode())
         return
     if not resume and any(path.match(pattern) for path in folder.iterdir() for pattern in _STEPS):
-        kept_steps = "the finished steps of an interrupted run are kept"
+        kept_steps = "the finished steps of an interrupted run are saved"
         raise InputError(f"{out}: {kept_steps}; continue it with --resume, or discard it with --restart")
     try:
         before, now = flatten(json.loads(kept.read_text(encoding="utf-8"))), flatten(settings)
     except ValueError:
-        raise InputError(f"{out}: what an interrupted run kept is damaged ({kept}); use --restart") from None
+        raise InputError(f"{out}: the saved steps of the interrupted run are damaged ({kept}); use --restart") from None
     if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
         raise InputError(
-            f"{out}: {', '.join(changed[:5])} changed since this run was started; give what was given then, "
-            "or --restart to start over"
+            f"{out}: {', '.join(changed[:5])} changed since this run was started; restore the original, "
+            "or use --restart to start over"
         )
     _clear(folder, (_SETTINGS, *_STEPS, "equals.json", "clusters.json"))
 

@@ -134,11 +134,11 @@ class ClusterSampler:
         split: str = "train",
     ) -> None:
         if max_length < 1:
-            raise InputError(f"max_length is {max_length}; a crop has at least one nucleotide")
+            raise InputError(f"max_length is {max_length}; it must be at least 1")
         self.store, self.seed, self.max_length = store, seed, max_length
         self._clusters = store.cluster_range(split)
         if not self._clusters:
-            raise InputError(f"{store.path}: has no sequence in its {split} split")
+            raise InputError(f"{store.path}: its {split} split is empty")
         self._first = store.sequence_range(split).start
         self._cumulative: NDArray[np.float64] | None = None
         if weights and (weights.cluster_exponent or {*weights.source.values(), *weights.family.values()} - {1}):
@@ -189,7 +189,7 @@ def _cumulative_weights(store: TokenStore, split: str, weights: Weights) -> NDAr
         cumulative[block.start - sequences.start : block.stop - sequences.start] = weight
     np.cumsum(cumulative, out=cumulative)
     if not (np.isfinite(cumulative[-1]) and cumulative[-1] > 0):
-        raise InputError(f"the sampling weights leave nothing to draw from {store.path}")
+        raise InputError(f"the sampling weights exclude every sequence of {store.path}")
     return cumulative
 
 
@@ -202,7 +202,7 @@ def _label_weights(given: Mapping[str, float], labels: Sequence[str], kind: str)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(f"sampling weights: the store has no {kind} {label!r}{hint}")
         if not (np.isfinite(weight) and weight >= 0):
-            raise InputError(f"sampling weights: {kind} {label!r} weighs {weight}; weights are 0 or more")
+            raise InputError(f"sampling weights: {kind} {label!r} has the weight {weight}; weights must be at least 0")
         weights[index[label]] = weight
     return weights
 
@@ -221,7 +221,9 @@ class Masking:
     def __post_init__(self) -> None:
         shares = (self.selected, self.masked, self.replaced)
         if not all(0 <= share <= 1 for share in shares) or self.masked + self.replaced > 1 + 1e-9:
-            raise InputError(f"masking shares {shares}: each is between 0 and 1, and masked + replaced at most 1")
+            raise InputError(
+                f"masking fractions {shares}: each must be between 0 and 1, and masked + replaced at most 1"
+            )
 
 
 class Masked(NamedTuple):

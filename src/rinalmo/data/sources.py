@@ -52,7 +52,7 @@ def _check_pattern(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"no regular expression ({error})") from None
+        raise ValueError(f"not a regular expression ({error})") from None
     return pattern
 
 
@@ -77,12 +77,12 @@ ColumnOrName = Annotated[Column, BeforeValidator(lambda value: {"column": value}
 class TableRecipe(Section):
     """The columns of a source's table, each by name or as `{column: NAME, pattern: REGEX}`.
 
-    id         the first words of the header lines
-    source     the source, of a file that holds several
-    family     the family
-    type       the type of RNA
-    taxon      the taxon
-    cluster    the cluster, for `clustering.method: column`
+    id         column with the sequence ids (first word of the header lines)
+    source     column with the source, if a file has several
+    family     column with the family
+    type       column with the RNA type
+    taxon      column with the taxon
+    cluster    column with the cluster, for `clustering.method: column`
     """
 
     id: str = "id"
@@ -94,12 +94,12 @@ class TableRecipe(Section):
 
 
 class SourceRecipe(Section):
-    """One source.
+    """Settings of one source.
 
-    headers    what the header lines of its FASTA look like
-    table      a table beside the FASTA file
+    headers    format of the FASTA header lines
+    table      a table with metadata, in addition to the FASTA file
     keep       values to keep, by type, taxon, family, source or a column; "" is unknown
-    drop       values to leave out
+    drop       values to drop, in the same form
     """
 
     headers: Literal["auto", "plain", "rnacentral", "rfam", "ensembl", "ncbi"] = "auto"
@@ -109,11 +109,11 @@ class SourceRecipe(Section):
 
 
 class FilterRecipe(Section):
-    """Which sequences are usable.
+    """Which sequences are kept.
 
-    min_length     shorter sequences are left out
-    max_length     longer sequences are left out
-    max_unknown    largest share of N and X
+    min_length     minimum length in nucleotides
+    max_length     maximum length in nucleotides
+    max_unknown    maximum fraction of N and X
     """
 
     min_length: PositiveInt = 16
@@ -122,11 +122,11 @@ class FilterRecipe(Section):
 
 
 class ClusteringRecipe(Section):
-    """How similar sequences are found.
+    """How sequences are clustered by similarity.
 
-    method          mmseqs: `easy-linclust`; column: of the tables; none: each sequence is its own cluster
-    min_identity    of mmseqs: sequence identity within a cluster
-    coverage        of mmseqs: share of both sequences that is aligned
+    method          mmseqs: `easy-linclust`; column: clusters from the tables; none: each sequence is its own cluster
+    min_identity    for mmseqs: minimum sequence identity within a cluster
+    coverage        for mmseqs: minimum fraction of both sequences that is aligned
     """
 
     method: Literal["mmseqs", "column", "none"] = "mmseqs"
@@ -137,8 +137,8 @@ class ClusteringRecipe(Section):
 class SplitRecipe(Section):
     """The validation set.
 
-    validation_fraction    share of clusters
-    seed                   chooses the clusters
+    validation_fraction    fraction of the clusters
+    seed                   random seed for the choice of clusters
     """
 
     validation_fraction: Share = 0.01
@@ -146,9 +146,9 @@ class SplitRecipe(Section):
 
 
 class PrepareRecipe(Section):
-    """Everything but the files that decides what is in a store.
+    """All settings of a store, except its input files.
 
-    sources    settings of single sources, by the name given on the command line
+    sources    settings per source, by the label given on the command line
     """
 
     sources: dict[str, SourceRecipe] = Field(default_factory=dict)
@@ -178,7 +178,7 @@ def reason_to_drop(letters: bytes, recipe: FilterRecipe) -> str | None:
     if len(letters) > recipe.max_length:
         return f"longer than {recipe.max_length} nt"
     if letters.translate(None, _RNA):
-        return "other letters than IUPAC codes"
+        return "characters other than IUPAC codes"
     if letters.count(b"N") + letters.count(b"X") > recipe.max_unknown * len(letters):
         return f"more than {recipe.max_unknown:.0%} N or X"
     return None
@@ -202,7 +202,7 @@ class MetadataTable:
         for _, row in table.rows:
             id = str(row[recipe.id])
             if id in self._rows:
-                raise InputError(f"{path}: the id {id!r} is given twice")
+                raise InputError(f"{path}: the id {id!r} occurs twice")
             self._rows[id] = tuple([column.value(row[column.column]) for column in columns.values()])
 
     def facts(self, id: str) -> Facts | None:
@@ -313,14 +313,14 @@ class SequenceSource:
                 inside = sorted(file for file in path.rglob("*") if file.name.endswith(endings) and file.is_file())
                 if not inside:
                     raise InputError(
-                        f"{path}: holds no FASTA file ({', '.join(_ENDINGS)}; plain, {', '.join(COMPRESSED)})"
+                        f"{path}: contains no FASTA file ({', '.join(_ENDINGS)}; plain, {', '.join(COMPRESSED)})"
                     )
                 files += inside
             elif not path.exists():
                 raise InputError(f"{path} does not exist; check the path")
             elif not path.is_file():
                 raise InputError(
-                    f"{path}: can be read only once, and preparing reads its input again; save it to a file first"
+                    f"{path}: can be read only once, but preparation reads its input twice; save it to a file first"
                 )
             else:
                 files.append(path)

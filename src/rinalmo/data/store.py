@@ -77,7 +77,9 @@ class TokenStore:
             count = manifest["clusters"] + 1 if name == "clusters" else len(self)
             columns[name] = np.memmap(path / f"{name}.bin", dtype=dtype, mode="r")
             if len(columns[name]) != count:
-                raise InputError(f"{path / f'{name}.bin'}: {len(columns[name])} numbers, expected {count}")
+                raise InputError(
+                    f"{path / f'{name}.bin'}: has {len(columns[name])} numbers, expected {count}; copy the store again"
+                )
         self.lengths, self.cluster_starts = columns["lengths"], columns["clusters"]
         self.source_ids, self.family_ids = columns["sources"], columns["families"]
         self._row_groups: dict[int, _RowGroup] = {}
@@ -113,7 +115,9 @@ class TokenStore:
             size = (path / name).stat().st_size if (path / name).is_file() else None
             if size != facts["bytes"]:
                 actual = "is missing" if size is None else f"has {size} bytes"
-                raise InputError(f"{path / name}: {actual}, the manifest says {facts['bytes']}; copy the store again")
+                raise InputError(
+                    f"{path / name}: {actual}, but the manifest says {facts['bytes']}; copy the store again"
+                )
         with _read_errors(path):
             return cls(path, manifest)
 
@@ -146,7 +150,7 @@ class TokenStore:
 
     def _range(self, split: str, kind: str) -> range:
         if split not in SPLITS:
-            raise InputError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
+            raise InputError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
         return range(*self.manifest["splits"][split][kind])
 
     def num_clusters(self, split: str) -> int:
@@ -176,7 +180,7 @@ class TokenStore:
         for name, facts in self.manifest["files"].items():
             if (actual := file_sha256(self.path / name)) != facts["sha256"]:
                 raise InputError(
-                    f"{self.path / name}: damaged: its sha256 is {actual}, the manifest says {facts['sha256']}; "
+                    f"{self.path / name}: damaged: its sha256 is {actual}, but the manifest says {facts['sha256']}; "
                     "copy or prepare the store again"
                 )
 
@@ -210,7 +214,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise InputError(f"{folder}: no token store; make one with: rinalmo data prepare") from None
+        raise InputError(f"{folder}: not a token store; make one with `rinalmo data prepare`") from None
     try:
         manifest = json.loads(text)
     except ValueError:
@@ -219,11 +223,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not the manifest of a token store")
     if manifest.get("version") != VERSION:
         raise InputError(
-            f"{folder}: a token store of version {manifest.get('version')}; this rinalmo reads version {VERSION}, "
+            f"{folder}: a token store of version {manifest.get('version')}, but this rinalmo reads version {VERSION}; "
             "prepare it again or use the rinalmo that wrote it"
         )
     if manifest.get("sha256") != manifest_sum(manifest):
-        raise InputError(f"{path}: damaged or edited (its sum is wrong); copy or prepare the store again")
+        raise InputError(f"{path}: damaged or edited (wrong checksum); copy or prepare the store again")
     return manifest
 
 
@@ -248,7 +252,7 @@ def _read_errors(path: Path) -> Iterator[None]:
         if isinstance(error, InputError):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: damaged, or no token store ({reason})") from None
+        raise InputError(f"{path}: damaged, or not a token store ({reason})") from None
 
 
 class StoreWriter:
@@ -269,7 +273,7 @@ class StoreWriter:
     ) -> None:
         self.path = Path(path)
         if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
-            raise InputError(f"{self.path}: exists; choose another place or remove it")
+            raise InputError(f"{self.path}: exists; choose another name or delete it")
         self.manifest: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,

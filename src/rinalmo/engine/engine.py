@@ -211,15 +211,14 @@ class Engine:
     """A model with its device, precision, number of threads and token budget per batch.
 
     Args:
-        model: A loaded `RiNALMo`, or a catalog name, folder or file. A model that the engine loads has one copy of the
-            encoder's weights in memory: on a CPU the packed one.
-        precision: "fp32"; "bf16"; "fp16" (GPUs); "int8" (weights and activations of matrix products, bf16
-            elsewhere; CPUs with VNNI); "auto": bf16, or fp16 on a GPU without it, where the device multiplies it
-            natively, fp32 elsewhere.
+        model: A loaded `RiNALMo`, or a catalog name, folder or file. If the engine loads the model, only one copy of
+            the encoder's weights is in memory: on a CPU the packed one.
+        precision: "fp32"; "bf16"; "fp16" (GPUs); "int8" (weights and activations of matrix products, bf16 for the rest;
+            CPUs with VNNI); "auto": bf16 if the device supports it natively, fp16 on other GPUs, else fp32.
         adapter: Folder of a LoRA adapter to merge into a model given by name or path.
-        threads: CPU threads while this engine computes; torch's own choice if None.
-        batch_tokens: Tokens computed at once; memory grows with it, results do not depend on it. None: 4,096 on a
-            CPU, by its memory on a GPU. When a GPU's memory is full, the engine halves it and goes on.
+        threads: CPU threads that this engine uses; torch's default if None.
+        batch_tokens: Tokens per batch; memory grows with it, results do not depend on it. None: 4,096 on a CPU,
+            depending on memory on a GPU. If a GPU runs out of memory, the engine halves it and continues.
         device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N", "mps". None: where a loaded model
             is, "auto" for anything else.
 
@@ -261,10 +260,10 @@ class Engine:
             check_positive_int("threads", threads)
         if not isinstance(model, str | Path | RiNALMo):
             raise InputError(
-                f"a {type(model).__name__} is no model here; give a name, a path or what rinalmo.load gives"
+                f"a {type(model).__name__} is not a model; give a name, a path or a model from rinalmo.load"
             )
         if isinstance(model, RiNALMo) and adapter is not None:
-            raise InputError("a loaded model takes no adapter; load it with one, by rinalmo.load(model, adapter=…)")
+            raise InputError("an adapter cannot be added to a loaded model; use rinalmo.load(model, adapter=…)")
         if isinstance(model, RiNALMo) and device is None:
             self.device = model.encoder.embedding.weight.device
         else:
@@ -304,9 +303,9 @@ class Engine:
 
     @property
     def model(self) -> RiNALMo:
-        """The whole model, to embed with, to save, or to make another engine of.
+        """The complete model, for example to save it or to create another engine.
 
-        A model that this engine has loaded and packed is loaded again; its weights are mapped, not copied.
+        A model that this engine has loaded and packed is loaded again; its weights are memory-mapped, not copied.
 
         Raises:
             InputError: The file has been changed since the engine loaded it.
@@ -315,7 +314,7 @@ class Engine:
             return self.head_model
         whole = load(self._source, adapter=self._adapter, device=self.device)
         if fingerprint(whole) != self.fingerprint:
-            raise InputError(f"{self._source}: was changed since it was loaded; make a new Engine")
+            raise InputError(f"{self._source}: has changed since it was loaded; create a new Engine")
         return whole
 
     @property
@@ -427,7 +426,7 @@ class Engine:
         if smaller < self._budget():
             if self._reduced_tokens is None:
                 logger.warning(
-                    "%s is out of memory: going on with batches of %s tokens and fewer (--batch-tokens)",
+                    "%s is out of memory: continuing with batches of at most %s tokens (--batch-tokens)",
                     device_name(self.device),
                     f"{smaller:,}",
                 )
@@ -522,7 +521,7 @@ def as_engine(
     """
     if isinstance(model, Engine):
         if str(device or "auto") != "auto" and choose_device(device) != choose_device(model.device):
-            raise InputError(f"the engine computes on {model.device}; make another Engine for {device}")
+            raise InputError(f"this engine runs on {model.device}; create another Engine for {device}")
         return model
     settings: dict[str, Any] = {"adapter": adapter, "threads": threads, "batch_tokens": batch_tokens, "device": device}
     build = partial(Engine, model, precision, **settings)
@@ -544,7 +543,7 @@ def as_engine(
 
 
 def clear_engine_cache() -> None:
-    """Free the engines that `embed`, `fill_mask`, `score`, `fold`, `predict` and `evaluate` keep for later calls.
+    """Free the engines that `embed`, `fill_mask`, `score`, `fold`, `predict` and `evaluate` cache for later calls.
 
     Examples:
         >>> import rinalmo

@@ -58,7 +58,7 @@ Progress = Callable[[int], Any]
 def opened(engine: EngineLike, to_stdout: bool = False) -> AbstractContextManager[Engine | RayEngine]:
     """The engine for the length of a `with`; one that is an engine already stays open."""
     if to_stdout and isinstance(engine, RayEngine):
-        raise InputError("a RayEngine writes a file; name an output")
+        raise InputError("a RayEngine writes to a file; give an output")
     return nullcontext(engine) if isinstance(engine, Engine | RayEngine) else engine
 
 
@@ -109,7 +109,7 @@ def take_shard(records: Iterable[R], shard: str | None, noun: str = "sequence") 
             is_empty = False
             yield record
         if is_empty:
-            raise InputError(f"no {noun} falls in --shard {shard}; there are fewer than {counted(index, noun)}")
+            raise InputError(f"--shard {shard} is empty; the input has fewer than {counted(index, noun)}")
 
     return taken()
 
@@ -126,7 +126,7 @@ def _shard(shard: str | None) -> tuple[int, int]:
     try:
         index, count = map(int, shard.split("/"))
     except ValueError:
-        raise InputError(f"--shard {shard!r}: write i/n, such as 1/8") from None
+        raise InputError(f"--shard {shard!r}: give I/N, such as 1/8") from None
     if not 1 <= count <= sys.maxsize:
         raise InputError(f"--shard {shard}: the number of shards must be between 1 and {sys.maxsize:,}")
     if not 1 <= index <= count:
@@ -210,7 +210,7 @@ class Job:
                 other settings, or its results are damaged, or the output cannot be written.
         """
         if job.get("resume") and job.get("restart"):
-            raise InputError(f"{self.output}: a run is resumed or restarted, not both")
+            raise InputError(f"{self.output}: --resume and --restart cannot be combined")
         if job.get("resume") and not source.rereadable:
             raise InputError(
                 f"{source.path}: can be read only once, so a run on it cannot be resumed; save it to a file first"
@@ -255,7 +255,7 @@ class Job:
                         self._wait()
                         self._save(self._memory, settings)
                     if isinstance(error, KeyboardInterrupt) and self.count:
-                        text = "%s: stopped, %s kept; continue with --resume"
+                        text = "%s: stopped, %s saved; continue with --resume"
                         logger.info(text, self.output, counted(self.count, self.noun))
                 if not source.rereadable or not any(self.folder.glob("*.npz")):
                     self._remove()
@@ -298,7 +298,7 @@ class Job:
             return
         self.count = self.saved_count()
         if self.count and not job.get("resume"):
-            kept = f"{counted(self.count, self.noun)} of an interrupted run {'is' if self.count == 1 else 'are'} kept"
+            kept = f"{counted(self.count, self.noun)} of an interrupted run {'is' if self.count == 1 else 'are'} saved"
             raise InputError(f"{self.output}: {kept}; continue it with --resume, or discard it with --restart")
         now = json.loads(json.dumps(settings()))
         if changed := sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key)):
@@ -330,7 +330,9 @@ class Job:
             with np.load(path, allow_pickle=False) as data:
                 return {name: data[name] for name in names}
         except FileNotFoundError:  # possible only on a file system without locks
-            raise InputError(f"{self.output}: another process has removed the results; run the command again") from None
+            raise InputError(
+                f"{self.output}: another process deleted the saved results; run the command again"
+            ) from None
         except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
             raise self._damaged(path) from None
 
@@ -339,7 +341,7 @@ class Job:
 
     def _damaged(self, path: Path) -> InputError:
         return InputError(
-            f"{self.output}: the results kept by an interrupted run are damaged ({path}); use --restart to discard them"
+            f"{self.output}: saved results of an interrupted run are damaged ({path}); use --restart to discard them"
         )
 
     def _remove(self) -> None:

@@ -157,9 +157,9 @@ class RayEngine:
             if finished is None:
                 if answer != self._about:
                     raise InputError(
-                        f"{self._settings['model']}: workers disagree on the model, its precision or the device "
+                        f"{self._settings['model']}: workers differ in the model, its precision or the device "
                         f"({self.precision} on {self.device}, {answer.precision} on {answer.device}); give every "
-                        "machine the same files, and name --precision, --device and --batch-tokens"
+                        "machine the same files, and set --precision, --device and --batch-tokens"
                     )
             else:
                 yield finished.number, answer
@@ -167,9 +167,9 @@ class RayEngine:
         if set_aside:
             size, fatal = sum(len(task.item) for task in set_aside), self._fatal_record(job, set_aside[0].item)
             raise ToolError(
-                f"{ATTEMPTS} workers died at the same {size:,} records{fatal}; all others are finished and kept. If "
-                "memory was short, continue with --resume and fewer --workers or --batch-tokens; if not, leave such a "
-                "record out"
+                f"{ATTEMPTS} workers died on the same {size:,} records{fatal}; all others are finished and saved. If "
+                "memory ran out, continue with --resume and fewer --workers or --batch-tokens; otherwise leave out "
+                "such records"
             )
 
     def _fatal_record(self, job: Work[Any, Any], item: Sequence[Any]) -> str:
@@ -184,7 +184,7 @@ class RayEngine:
                 return ""
             name = getattr(record, "id", None) or " ".join(map(str, getattr(record, "cells", ())))
             length = len(getattr(record, "sequence", "") or getattr(record, "wild_type", ""))
-            return f", and one at record {name} ({length:,} nt) by itself"
+            return f", and one on record {name} ({length:,} nt) alone"
         return ""
 
     def _start(self, workers: int | None, gpus_per_worker: float | None) -> None:
@@ -198,9 +198,13 @@ class RayEngine:
             self._settings["device"] = "cpu"
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         if (largest := max(node.get("CPU", 0) for node in nodes)) < self._threads:
-            raise InputError(f"--threads {self._threads}: the largest machine of this Ray has {largest:.0f} CPUs")
+            raise InputError(
+                f"--threads {self._threads}: the largest machine of this Ray cluster has {largest:.0f} CPUs"
+            )
         if (largest := max(node.get("GPU", 0) for node in nodes)) < gpus:
-            raise InputError(f"--gpus-per-worker {gpus:g}: the most that a machine of this Ray has is {largest:.0f}")
+            raise InputError(
+                f"--gpus-per-worker {gpus:g}: no machine of this Ray cluster has more than {largest:.0f} GPUs"
+            )
         room = int(resources["CPU"]) // self._threads
         room = max(1, min(room, int(resources.get("GPU", 0) / gpus)) if gpus else room)
         self._actor = self._ray.remote(num_cpus=self._threads, num_gpus=gpus)(_RayWorker)
@@ -226,7 +230,7 @@ class RayEngine:
             except _LostError as error:
                 lost += 1
                 if lost == ATTEMPTS:
-                    raise ToolError(f"{lost} workers died while they loaded the model ({error})") from None
+                    raise ToolError(f"{lost} workers died while loading the model ({error})") from None
                 new = self._replaced(worker)
                 calls[new.about.remote()] = new
 
@@ -304,7 +308,7 @@ def _connect(ray: Any, address: str | None, cpus: int | None) -> bool:
         # Ray itself would try for two minutes to reach a machine that is not there.
         host, _, port = address.rpartition(":")
         if not host or "/" in host or not port.isdigit():
-            raise InputError(f"--address {address}: write HOST:PORT, such as 10.0.0.1:6379, or auto")
+            raise InputError(f"--address {address}: give HOST:PORT, such as 10.0.0.1:6379, or auto")
         try:
             socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
         except (OSError, OverflowError) as error:
@@ -331,10 +335,10 @@ def _check_gpus(gpus: float | None, device: DeviceLike) -> None:
         raise InputError(f"--gpus-per-worker {gpus:g}: give 0, a fraction of 1 such as 0.5, or a whole number")
     if not gpus and str(device).startswith("cuda"):
         raise InputError(
-            f"--gpus-per-worker 0 leaves workers without a GPU, but --device is {device}; give one or more"
+            f"--gpus-per-worker 0 gives workers no GPU, but --device is {device}; use 1 or more, or --device cpu"
         )
     if gpus and str(device) in ("cpu", "mps"):
-        raise InputError(f"--gpus-per-worker {gpus:g} is for CUDA, but --device is {device}; leave one of them out")
+        raise InputError(f"--gpus-per-worker {gpus:g} needs CUDA, but --device is {device}; leave out one of them")
 
 
 EngineLike = Engine | RayEngine | AbstractContextManager[Engine | RayEngine]

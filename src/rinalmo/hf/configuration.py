@@ -22,17 +22,17 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
 
 
 class RiNALMoConfig(PreTrainedConfig):
-    """Sizes, regularisation and head of a RiNALMo; the defaults are those of giga. Values are checked when set.
+    """Sizes, regularization and head of a RiNALMo; the defaults are those of giga. Values are checked when set.
 
     Args:
-        num_labels: Of the prediction head.
+        num_labels: Number of labels of the prediction head.
         problem_type: "regression", "binary", "multiclass", "multilabel", transformers' names for the latter two
             (single_label_classification, multi_label_classification), or None: inferred from the labels at each call.
         head: Options of the prediction head (num_labels, problem_type, dropout, transform, transform_act, bias, act,
             layer_norm_eps); they take precedence when a config is made.
         token_logits: Tokens with logits in token classification: "all", "nucleotides" (without CLS and EOS, as in
-            multimolecule), or None: those that the labels are for, and all without labels.
-        threshold: Pairing probability above which a structure decoder accepts a pair.
+            multimolecule), or None: the tokens that have labels, or all without labels.
+        threshold: Probability above which a structure decoder accepts a pair.
         loss_region: "upper" (each pair once, as in the paper) or "full".
         pooling: The vector of a whole sequence: "cls", or "mean" over all of its tokens.
 
@@ -98,7 +98,7 @@ class RiNALMoConfig(PreTrainedConfig):
         super().__setattr__(key, value)
 
     def to_dict(self) -> dict[str, Any]:
-        """As the base class, with `num_labels`, which multimolecule reads and the base class leaves to `id2label`."""
+        """As in the base class, plus `num_labels`, which multimolecule reads and the base class omits."""
         values = {**super().to_dict(), "num_labels": self.num_labels}
         if self.head and self.head.get("num_labels") is not None:
             values["head"] = {**self.head, "num_labels": self.num_labels}

@@ -107,7 +107,7 @@ def find_adapter(source: str | Path, adapter_path: str | None, hub: dict[str, An
             base = own
     if not base:
         raise CheckpointError(
-            f"{place}: an adapter without weights of its base, and {ADAPTER_CONFIG} names no base model"
+            f"{place}: an adapter without its base model's weights, and {ADAPTER_CONFIG} does not name a base model"
         )
     return Adapter(place, base, hub)
 
@@ -174,7 +174,7 @@ def read_for(
         new_heads.add(_head(name))
     unused = {_head(name) for name in checkpoint.shapes} - {_head(name) for name in own_names}
     if new_heads:
-        message = "%s from %s: %s is new, with random weights; train it"
+        message = "%s from %s: %s is newly initialized with random weights; train it"
         logger.warning(message, model_class.__name__, source, listed(new_heads))
     if unused:
         logger.info("%s from %s: %s is not used", model_class.__name__, source, listed(unused))
@@ -199,8 +199,8 @@ def local_path(source: str | Path, hub: dict[str, Any], variant: str | None) -> 
             break
     else:
         raise CheckpointError(
-            f"{source}: no such folder, and the hub cannot be reached or its repository has no {names[0]}; "
-            "`rinalmo models` lists what can be fetched by name"
+            f"{source}: no such folder, and the Hub cannot be reached or its repository has no {names[0]}; "
+            "`rinalmo models` lists the models that can be downloaded by name"
         )
     for extra in ("config.json", "vocab.txt"):
         cached_file(str(source), extra, _raise_exceptions_for_missing_entries=False, **hub)
@@ -240,7 +240,7 @@ def alphabet_of(config: RiNALMoConfig) -> Alphabet:
         if len(tokens) == config.vocab_size:
             return Alphabet(tokens)
     known = f"{len(STANDARD_TOKENS)} and {len(CARD_TOKENS)}"
-    raise InputError(f"a vocabulary of {config.vocab_size} tokens is unknown here; known are those of {known}")
+    raise InputError(f"unknown vocabulary of {config.vocab_size} tokens; the known ones have {known}")
 
 
 def write_tokenizer_and_card(folder: Path, config: RiNALMoConfig, class_name: str) -> None:

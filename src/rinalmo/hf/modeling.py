@@ -407,7 +407,7 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
         with_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         with_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if torch.compiler.is_exporting() and with_attentions:
-            raise InputError("attention weights cannot be exported; leave output_attentions out")
+            raise InputError("attention weights cannot be exported; leave out output_attentions")
         grid = self._grid(input_ids, attention_mask, position_ids, inputs_embeds)
         ids = None if input_ids is None else grid.gather(input_ids)
         if ids is not None and grid.layout.position_ids is None and not with_attentions:
@@ -468,7 +468,7 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
                 )
             if not torch.compiler.is_exporting() and bool((attention_mask < 0).any()):
                 raise InputError(
-                    "attention_mask has negative values; give 1 for a token and 0 for padding, not what is added"
+                    "attention_mask has negative values; give 1 for tokens and 0 for padding, not an additive mask"
                 )
             is_token = attention_mask.bool()
         elif input_ids is not None and pad_id is not None:
@@ -544,7 +544,7 @@ class RiNALMoModel(RiNALMoPreTrainedModel):
         Args:
             input_ids: Token ids `(batch, length)`.
             attention_mask: 1 for a token, 0 for padding; without it, pad tokens are padding.
-            position_ids: Rotary positions `(batch, length)`; only differences within a row count. Default: columns.
+            position_ids: Rotary positions `(batch, length)`; only differences within a row matter. Default: columns.
             inputs_embeds: What `get_input_embeddings()` gives, `(batch, length, hidden)`, in place of `input_ids`.
                 Vectors of zeros are masked tokens.
             token_type_ids: None or zeros: there is one type of token.
@@ -556,7 +556,7 @@ class RiNALMoModel(RiNALMoPreTrainedModel):
             `last_hidden_state (batch, length, hidden)`, zeros at padding; `pooler_output (batch, hidden)`.
 
         Raises:
-            InputError: If arguments do not fit each other or the model.
+            InputError: Arguments do not fit each other or the model.
         """
         encoded = self._encode(
             input_ids,
@@ -585,17 +585,17 @@ class RiNALMoModel(RiNALMoPreTrainedModel):
         normalize: bool = False,
         batch_tokens: int | None = None,
     ) -> np.ndarray | list[np.ndarray]:
-        """Embeddings of sequences, as `rinalmo.embed` gives them, with this model's current weights.
+        """Embed sequences like `rinalmo.embed`, with this model's current weights.
 
         Args:
-            sequences: What `rinalmo.embed` takes.
+            sequences: As for `rinalmo.embed`.
             pooling: "mean" over the nucleotides, "cls", or "none" for one vector per nucleotide.
             layer: 0 is the embedding, n the output of block n, -1 the last.
             normalize: Scale vectors to length 1, so that their products are cosines.
-            batch_tokens: Tokens computed at once; results do not depend on it.
+            batch_tokens: Tokens per batch; results do not depend on it.
 
         Returns:
-            `(sequences, hidden)` in fp32; `(hidden,)` for a single text; with pooling "none" a list of
+            `(sequences, hidden)` in fp32; `(hidden,)` for a single string; with pooling "none" a list of
             `(length, hidden)`.
         """
         was_training = self.training
@@ -650,7 +650,7 @@ class RiNALMoHeadModel(RiNALMoPreTrainedModel):
             output_hidden_states,
         )
         if torch.compiler.is_exporting() and labels is not None:
-            raise InputError("losses cannot be exported; leave labels out")
+            raise InputError("losses cannot be exported; leave out labels")
         loss, logits = self.loss_and_logits(encoded, labels)
         return self.output_class(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
@@ -679,7 +679,7 @@ class RiNALMoHeadModel(RiNALMoPreTrainedModel):
 class RiNALMoForMaskedLM(RiNALMoHeadModel):
     """Masked-nucleotide prediction.
 
-    Logits `(batch, length, vocabulary)` in fp32; `labels (batch, length)` count where they are not -100.
+    Logits `(batch, length, vocabulary)` in fp32; `labels (batch, length)` of -100 are ignored.
 
     Examples:
         >>> from rinalmo import RiNALMoForMaskedLM, RnaTokenizer
@@ -804,14 +804,14 @@ class RiNALMoForTokenPrediction(_WithClassifier):
             logits = self.classifier(encoded.states[keep])
             if labels is None:
                 return None, narrow.scatter(logits)
-            labels = _batched(labels, narrow.shape, "config.token_logits='all' takes labels for all tokens")
+            labels = _batched(labels, narrow.shape, "config.token_logits='all' needs labels for all tokens")
             return self._label_loss(logits, narrow.gather(labels)), narrow.scatter(logits)
         logits = self.classifier(encoded.states)
         if labels is None:
             return None, grid.scatter(logits)
         hint = "or labels for the nucleotides only"
         if choice == "all":
-            hint = "config.token_logits='nucleotides' takes labels for the nucleotides only"
+            hint = "config.token_logits='nucleotides' needs labels for the nucleotides only"
         token_labels = grid.gather(_batched(labels, grid.shape, hint))
         keep = keep.to(token_labels.device)
         at_ends = token_labels[~keep]
@@ -859,10 +859,10 @@ class RiNALMoForContactPrediction(RiNALMoHeadModel):
 class RiNALMoForSecondaryStructurePrediction(RiNALMoHeadModel):
     """Base-pairing logits `(batch, length - 2, length - 2, 1)`, each sequence computed on its own length.
 
-    Labels are 0/1 pair matrices of that shape, -100 ignored. The loss is the mean over structures of each one's mean
-    over `config.loss_region`, binary cross-entropy unless `problem_type` is "regression"; it is not inferred from the
-    labels, as the port's class does, which takes float labels for regression. The masked-LM head is kept beside it, as
-    in the published class, so that such a checkpoint can still fill masks.
+    Labels are 0/1 pair matrices of that shape, -100 ignored. The loss is binary cross-entropy unless `problem_type` is
+    "regression", averaged over `config.loss_region` of each structure and then over structures. Unlike in
+    multimolecule's class, float labels do not imply regression. The masked-LM head is kept, as in the published class,
+    so that such a checkpoint can still fill masks.
 
     Examples:
         >>> import torch

@@ -64,8 +64,8 @@ class SecondaryStructurePipeline(Pipeline):
             self.engine = ModelEngine(model, heads=["structure_head"])
         else:
             raise InputError(
-                f"a {type(model).__name__} does not fold; give a folder with a model that does, or a "
-                "RiNALMoForSecondaryStructurePrediction"
+                f"a {type(model).__name__} cannot fold; give a RiNALMoForSecondaryStructurePrediction or the "
+                "folder of a model that folds"
             )
         folding_task(self.engine.spec, model=str(getattr(model, "path", "")))
 

@@ -44,12 +44,13 @@ _PLAIN_OPTIONS = {
 
 
 class RnaTokenizer(PreTrainedTokenizer):
-    """One token per nucleotide, `<cls>` in front and `<eos>` behind; a pair is `<cls> a <eos> b <eos>`.
+    """One token per nucleotide, with `<cls>` before and `<eos>` after; a pair is `<cls> a <eos> b <eos>`.
 
     `alphabet` names a vocabulary of `rinalmo.rna.alphabet.tokens_for` or lists its letters; a saved tokenizer's
-    `vocab.txt` takes its place. The default is `standard`, and `streamline` where tokens have several letters:
-    overlapping words of `nmers` letters, or with `codon` triplets side by side, for which the length must be a
-    multiple of three. `strict` raises `SequenceError` for a character that the vocabulary lacks, instead of `<unk>`.
+    `vocab.txt` takes precedence. The default is `standard`, or `streamline` if tokens have several nucleotides:
+    overlapping k-mers of `nmers` nucleotides, or non-overlapping triplets with `codon`, for which the length must be a
+    multiple of three. With `strict`, a character that is not in the vocabulary raises `SequenceError` instead of
+    becoming `<unk>`.
 
     `tokenizer.alphabet` is the `Alphabet` itself.
 
@@ -86,10 +87,10 @@ class RnaTokenizer(PreTrainedTokenizer):
             self.alphabet = Alphabet.from_vocab_file(vocab_file, **rules)
             if alphabet is not None and self.alphabet.tokens != tokens_for(alphabet, self.nmers, codon):
                 raise InputError(
-                    f"{vocab_file} does not hold the alphabet {alphabet!r}; leave the option out to use the file"
+                    f"{vocab_file} does not contain the alphabet {alphabet!r}; leave out the option to use the file"
                 )
             if not any(len(word) == self.nmers for word in self.alphabet.words):
-                raise InputError(f"{vocab_file} has no token of {self.nmers} letters; leave nmers and codon out")
+                raise InputError(f"{vocab_file} has no token of {self.nmers} nucleotides; leave out nmers and codon")
         if "<null>" in self.alphabet.index and "additional_special_tokens" not in kwargs:
             kwargs.setdefault("extra_special_tokens", ["<null>"])
         options = {name: getattr(self, name) for name in ("nmers", "codon", "replace_T_with_U", "do_upper_case")}
@@ -97,9 +98,9 @@ class RnaTokenizer(PreTrainedTokenizer):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the base class; a name from `rinalmo models` is read from where that model is kept.
+        """As in the base class; a name from `rinalmo models` is also accepted.
 
-        The authors' files come without a vocabulary, and are read with the standard one.
+        The authors' files have no vocabulary; the standard one is used.
         """
         name = str(pretrained_model_name_or_path)
         if "/" not in name and not Path(name).exists() and find(name):
@@ -128,7 +129,7 @@ class RnaTokenizer(PreTrainedTokenizer):
         return self.alphabet.index | self._added_tokens_encoder
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Write `vocab.txt`, one token a line, and return its path."""
+        """Write `vocab.txt`, one token per line, and return its path."""
         path = Path(save_directory, f"{filename_prefix}-vocab.txt" if filename_prefix else "vocab.txt")
         path.write_text("\n".join(self.alphabet.tokens), encoding="utf-8", newline="\n")
         return (str(path),)
@@ -144,7 +145,7 @@ class RnaTokenizer(PreTrainedTokenizer):
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         text = text.translate(self.alphabet.folding)
         if self.codon and len(text) % 3:
-            raise InputError(f"{len(text)} letters in a row are no whole number of codons; give a multiple of three")
+            raise InputError(f"{len(text)} nucleotides are not a whole number of codons; give a multiple of three")
         step = 3 if self.codon else 1
         return [text[i : i + self.nmers] for i in range(0, len(text) - self.nmers + 1, step)]
 

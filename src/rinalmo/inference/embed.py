@@ -81,8 +81,9 @@ def embed(
         model: A name, folder, file or loaded model, computed in fp32; an `Engine` for other precisions.
         pooling: "mean" over the nucleotides (without CLS and EOS), "cls", or "none": one vector per nucleotide.
         layers: 0 is the embedding, n the output of block n, -1 the last, after the final layer norm.
-        window: Sequences longer than this are embedded in overlapping windows of so many nucleotides, each nucleotide
-            from the window whose middle is nearest; None: whole, in time that grows with the square of the length.
+        window: Sequences longer than this are embedded in overlapping windows of this many nucleotides; each
+            nucleotide's embedding comes from the window with the nearest center. None: as a whole, in time that grows
+            with the square of the length.
         device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; None: where a loaded model is.
 
     Returns:
@@ -91,7 +92,7 @@ def embed(
 
     Raises:
         InputError: No sequences, an unknown pooling or a layer that the model does not have.
-        SequenceError: A sequence is empty or has other letters than RNA.
+        SequenceError: A sequence is empty or has a character that is not a nucleotide code.
 
     Examples:
         >>> import rinalmo
@@ -163,7 +164,7 @@ def check_pooling(pooling: Pooling, window: int | None) -> None:
     if window < MIN_WINDOW:
         raise InputError(f"window {window}: use at least {MIN_WINDOW} nucleotides")
     if pooling == "cls":
-        raise InputError("windows have a CLS token each; with a window, use the mean or one vector per nucleotide")
+        raise InputError("with --window there is one CLS token per window; use the mean or one vector per nucleotide")
 
 
 def layer_indices(layers: Sequence[int], num_blocks: int) -> list[int]:
@@ -176,7 +177,9 @@ def layer_indices(layers: Sequence[int], num_blocks: int) -> list[int]:
         raise InputError("no layers given")
     for n, layer in enumerate(chosen):
         if not -num_blocks - 1 <= layer <= num_blocks:
-            raise InputError(f"there is no layer {layer}; this model has 0 (the embedding) to {num_blocks}")
+            raise InputError(
+                f"there is no layer {layer}; this model has layers 0 (the token embedding) to {num_blocks}"
+            )
         chosen[n] = layer % (num_blocks + 1)
     return chosen
 
@@ -357,13 +360,15 @@ def check_output(path: Path, *, per_token: bool = False, num_layers: int = 1) ->
     if Path(uncompressed_name(path)).suffix[1:] in _TEXT:
         check_rows_output(path)
         if num_layers > 1:
-            raise InputError(f"{path}: a table of text holds one layer; use .npz, .parquet or .h5 for more")
+            raise InputError(f"{path}: CSV and TSV hold one layer; use .npz, .parquet or .h5 for several")
         return
     check_path(path, (*_FORMATS, *(f".{text}" for text in _TEXT)))
     if path.suffix == ".npy" and per_token:
-        raise InputError(f"{path}: npy holds one vector per sequence; use .npz, .parquet or .h5 for nucleotides")
+        raise InputError(
+            f"{path}: .npy holds one vector per sequence; use .npz, .parquet or .h5 for one per nucleotide"
+        )
     if path.suffix == ".h5ad" and (per_token or num_layers > 1):
-        raise InputError(f"{path}: h5ad holds one vector per sequence; use .npz, .parquet or .h5 for more")
+        raise InputError(f"{path}: .h5ad holds one vector per sequence; use .npz, .parquet or .h5 for more")
     if path.suffix in (".h5", ".hdf5"):
         import_extra("h5py", "h5", "writing HDF5")
     if path.suffix == ".h5ad":
@@ -592,7 +597,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
     """
     path = Path(path)
     if path.suffix not in _FORMATS and table_format(path) not in _TEXT:
-        raise InputError(f"{path}: is no file of embeddings by its name; use {', '.join(_FORMATS)}, .csv, .tsv")
+        raise InputError(f"{path}: unknown extension for embeddings; use {', '.join(_FORMATS)}, .csv or .tsv")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
@@ -603,7 +608,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: cannot be read as embeddings ({reason})") from None
     if embeddings.values.ndim != 2 or len(embeddings.values) != len(embeddings.ids):
-        raise InputError(f"{path}: holds more than one vector per sequence; embed without --per-token, with one layer")
+        raise InputError(f"{path}: has more than one vector per sequence; embed without --per-token and with one layer")
     return replace(embeddings, values=embeddings.values.astype(np.float32, copy=False))
 
 
@@ -681,13 +686,13 @@ def values_of(field: str, ids: Sequence[str], descriptions: Sequence[str], lengt
         known = read_column(*table)
         values = [known.get(id, "") for id in ids]
         if not any(values):
-            raise InputError(f"{table[0]}: names none of the {len(ids):,} sequences, such as {ids[0]!r}")
+            raise InputError(f"{table[0]}: has none of the {len(ids):,} sequence ids, such as {ids[0]!r}")
         return values
     rows = _header_fields(ids, descriptions)
     values = [row.get(field, "") for row in rows]
     if not any(values):
         others = sorted({name for row in rows for name in row} - own.keys())
-        raise InputError(f"no header has {field!r}; there are {', '.join([*own, *others[:20]])}, and TABLE:COLUMN")
+        raise InputError(f"no header has the field {field!r}; use {', '.join([*own, *others[:20]])} or TABLE:COLUMN")
     return values
 
 
@@ -738,8 +743,8 @@ class MapPlot:
             read_column(*table)
         elif source.suffix == ".npz" and self.colour_by not in ("length", "id"):
             raise InputError(
-                f"{source}: .npz keeps no headers to colour by {self.colour_by!r}; write .parquet or .h5, "
-                "or colour by TABLE:COLUMN"
+                f"{source}: .npz stores no headers to color by {self.colour_by!r}; write .parquet or .h5, "
+                "or use --color-by TABLE:COLUMN"
             )
 
     def draw(self, source: Path) -> None:

@@ -124,10 +124,10 @@ def explain(
     task = task_of(model.spec)
     names = _outputs(task)
     if output is not None and output not in names:
-        raise InputError(f"the model has no output {output!r}; it has {', '.join(names) or 'structures alone'}")
+        raise InputError(f"the model has no output {output!r}; it has {', '.join(names) or 'only structures'}")
     is_multiclass = isinstance(task, Table) and task.kind == "multiclass"
     if output is None and len(names) > 1 and not is_multiclass:
-        raise InputError(f"the model predicts {', '.join(names)}; name one with --output-name")
+        raise InputError(f"the model predicts {', '.join(names)}; choose one with --output-name")
     chosen = None if output is None else names.index(output)
     for record in as_records(sequences):
         seen = Record(record.id, record.description, cropped(record.sequence, task.crop), record.number)
@@ -151,9 +151,9 @@ def _outputs(task: Task) -> list[str]:
     if isinstance(task, SecondaryStructure):
         return []
     if task.per != "sequence":
-        raise InputError(f"{task.name} predicts single nucleotides; only predictions of whole sequences are explained")
+        raise InputError(f"{task.name} predicts values per nucleotide; only predictions per sequence can be explained")
     if task.inputs is not None:
-        raise InputError("the model takes more than one sequence; only predictions of a sequence alone are explained")
+        raise InputError("the model has more than one input; only predictions from a single sequence can be explained")
     if isinstance(task, Table):
         return list(task.classes) or list(task.targets)
     return []
@@ -272,7 +272,7 @@ def explain_file(
             count += 1
             gap = abs(explanation.attributions.sum() - (explanation.prediction - explanation.baseline))
             if gap > _MAX_GAP * np.abs(explanation.attributions).sum():
-                text = "%s: the attributions miss their sum by %.2g; use more --steps"
+                text = "%s: the sum of the attributions is off by %.2g; increase --steps"
                 logger.warning(text, explanation.record.id, gap)
             if plot is not None:
                 _draw(explanation, plot)
@@ -286,7 +286,7 @@ def explain_file(
 
 def _draw(explanation: Explanation, plot: Path) -> None:
     if not explanation.output:
-        raise InputError(f"{plot}: a model of structures has no attributions to draw")
+        raise InputError(f"{plot}: a structure model has no attributions to draw")
     sequence = explanation.record.sequence
     shares = np.full((len(sequence), len(NUCLEOTIDES)), np.nan)
     for n, letter in enumerate(sequence):

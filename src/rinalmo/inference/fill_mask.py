@@ -92,7 +92,7 @@ def fill_mask(
         For each sequence and each of its masks the `top_k` candidates, most probable first.
 
     Raises:
-        SequenceError: A sequence has no mask, or other letters than RNA.
+        SequenceError: A sequence has no mask, or a character that is not a nucleotide code.
         CheckpointError: The model has no masked-LM head.
 
     Examples:

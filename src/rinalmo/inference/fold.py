@@ -140,21 +140,21 @@ def fold(
         sequences: One or more sequences, FASTA records, rows, or the `Path` of a FASTA file or table.
         model: A name, folder, file or loaded model, computed in fp32; an `Engine` for other precisions.
         decoding: How pairs are chosen; the model's own by default.
-        constraints: What is known of the structures (`rinalmo.rna.constraints`): for one RNA a text as long as its
-            sequence; for several one each in order, a mapping of their names, or the `Path` of a file.
-        reactivities: SHAPE or DMS reactivities, normalized; for one RNA a list with a value for each nucleotide, None
-            where there is none; for several as `constraints`. They change ViennaRNA's part of the prediction.
-        window: RNAs longer than this are folded in overlapping windows of so many nucleotides, and a warning says so;
+        constraints: Structure constraints (`rinalmo.rna.constraints`): for one RNA a string as long as its sequence;
+            for several, one per RNA in order, a mapping by name, or the `Path` of a file.
+        reactivities: Normalized SHAPE or DMS reactivities; for one RNA a list with one value per nucleotide, None if
+            missing; for several as for `constraints`. They affect ViennaRNA's part of the prediction.
+        window: RNAs longer than this are folded in overlapping windows of this many nucleotides, and a warning says so;
             None: the model's own.
         device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; None: where a loaded model is.
 
     Returns:
-        One structure for each sequence, with its confidence, its free energy and the probability of each nucleotide to
-        be paired.
+        One structure per sequence, with its confidence, its free energy and each nucleotide's probability of being
+        paired.
 
     Raises:
         InputError: The model was fine-tuned for another task, or the window is smaller than 32 nt.
-        SequenceError: A constraint or reactivities do not fit the sequence, or no structure meets the constraint.
+        SequenceError: A constraint or reactivities do not fit the sequence, or no structure satisfies the constraint.
         CheckpointError: The model was not fine-tuned.
 
     Examples:
@@ -255,7 +255,7 @@ def _without_reactivities(record: Record) -> Record:
     if record.reactivities is None:
         return record
     need_vienna()
-    problem = "reactivities act through ViennaRNA, but its weight is 0; set another with --thermodynamics"
+    problem = "reactivities need ViennaRNA, but its weight is 0; set another with --thermodynamics"
     raise SequenceError(problem, record=record.id)
 
 
@@ -342,11 +342,11 @@ def with_conditions(
         num_values = with_value[field]
         name = source.file if source and source.file else "the input"
         if not num_values:
-            raise InputError(f"{name} has no {field} of any sequence; names have to be the same")
+            raise InputError(f"{name}: has no {field} for any of the sequences; the names must match")
         if num_values < count:
-            note(f"{count - num_values:,} of {count:,} sequences have no {field} in {name}")
+            note(f"{name}: no {field} for {count - num_values:,} of {count:,} sequences")
         if source and (unused := source.unused(count)):
-            note(f"{name}: {len(unused):,} {field} of no sequence, such as {one_line(unused[0])}")
+            note(f"{name}: {len(unused):,} names match no sequence, such as {one_line(unused[0])}")
 
 
 def known_sources(
@@ -386,7 +386,7 @@ class KnownValues:
             return given.get(record.id)
         if number > len(given):
             raise InputError(
-                f"{len(given):,} constraints or reactivities, but more sequences; give each its own, or None"
+                f"{len(given):,} constraints or reactivities, but more sequences; give one per sequence, or None"
             )
         return given[number - 1]
 
@@ -446,7 +446,7 @@ def fold_file(
         check_path(Path(output))
     if probabilities is not None:
         if probabilities.suffix != ".npz":
-            raise InputError(f"{probabilities}: probabilities are written as .npz")
+            raise InputError(f"{probabilities}: probabilities can only be written as .npz")
         check_path(probabilities)
     sources = known_sources(constraints, reactivities) if constraints or reactivities else {}
     file = SequenceFile(source, constraints=constraints is True)

@@ -64,8 +64,8 @@ def predict(
         device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; None: where a loaded model is.
 
     Returns:
-        One row for each sequence, or for each nucleotide if the task predicts those. The columns depend on the task: a
-        `prediction`, a class with the probability of each, or a structure in dot-bracket notation.
+        One row per sequence, or per nucleotide if the task predicts values per nucleotide. The columns depend on the
+        task: a `prediction`, a class and the probability of every class, or a structure in dot-bracket notation.
 
     Raises:
         CheckpointError: The model was not fine-tuned.
@@ -154,7 +154,7 @@ def predict_file(
     check_rows_output(output)
     file = SequenceFile(source)
     if keep_columns and not (file.is_table and file.rereadable):
-        raise InputError(f"{source}: --keep-columns is for sequences in a table (.csv, .tsv, .jsonl, .parquet)")
+        raise InputError(f"{source}: --keep-columns needs a table as input (.csv, .tsv, .jsonl, .parquet)")
     with opened(engine, to_stdout) as engine, ExitStack() as stack:
         folding: dict[str, Any] = {"window": window, "thermodynamics": thermodynamics}
         own = with_options(task_of(engine.spec, task), engine.spec, fill_to=fill_to, **folding, note=note)
@@ -206,6 +206,6 @@ def _with_columns(predictions: Iterator[list[Row]], table: Path, shard: str | No
         predicted = rows[0].keys() - {"id"} if rows else set()
         renamed = {f"{name}_given" if name in predicted else name: value for name, value in cells.items()}
         if len(renamed) < len(cells):
-            raise InputError(f"{table}: a column has the name of another one with _given; rename it")
+            raise InputError(f"{table}: a column has the name of another column plus _given; rename it")
         renamed.pop("id", None)
         yield [{**row, **renamed} for row in rows]

@@ -101,7 +101,7 @@ def parse(wild_type: str, mutant: str, *, where: str | None = None) -> tuple[Cha
     for part in map(str.strip, re.split("[:,]", mutant)):
         match = _SUBSTITUTION.fullmatch(part)
         if not match:
-            problem = f"{part!r} is no substitution; write A12G, several as A12G:C13U"
+            problem = f"{part!r} is not a substitution; write A12G, or several as A12G:C13U"
             raise SequenceError(f"{problem}; give insertions and deletions in HGVS, or as whole sequences", file=where)
         old, new = (match[n].upper().replace("T", "U") for n in (1, 3))
         position = int(match[2])
@@ -133,7 +133,7 @@ def read_variant(wild_type: str, text: str, *, where: str | None = None) -> Vari
             continue
         change = _HGVS_CHANGE.fullmatch(part)
         if change is None:
-            problem = f"{part!r} is no change of nucleotides of the sequence; write such as n.12A>G or n.12_14del"
+            problem = f"{part!r} is not a change of this sequence; write, for example, n.12A>G or n.12_14del"
             raise SequenceError(problem, file=where)
         first, last = int(change["first"]), int(change["last"] or change["first"])
         kind, letters = (change["kind"] or "").lower(), change["letters"] or ""
@@ -148,14 +148,14 @@ def read_variant(wild_type: str, text: str, *, where: str | None = None) -> Vari
             raise SequenceError(f"the sequence has {wild_type[start:stop]} here, not {old} ({part})", file=where)
         if kind == "ins":
             if last != first + 1 or not new:
-                raise SequenceError(f"{part} does not say between which two what is inserted", file=where)
+                raise SequenceError(f"{part} is not a complete insertion; write it as n.12_13insAC", file=where)
             start, stop = first, first
         elif kind == "dup":
             start, stop, new = last, last, wild_type[start:stop]
         elif change["same"]:
             continue
         if set(new) - set(NUCLEOTIDES):
-            raise SequenceError(f"{part} has other letters than A, C, G and U (or T)", file=where)
+            raise SequenceError(f"{part} has characters other than A, C, G and U (or T)", file=where)
         edits.append((start, stop, new))
     sequence, end = wild_type, len(wild_type) + 1
     for start, stop, new in sorted(edits, reverse=True):
@@ -163,7 +163,7 @@ def read_variant(wild_type: str, text: str, *, where: str | None = None) -> Vari
             raise SequenceError(f"two changes in {text!r} overlap", file=where)
         sequence, end = sequence[:start] + new + sequence[stop:], start
     if not sequence:
-        raise SequenceError(f"{text!r} leaves no sequence", file=where)
+        raise SequenceError(f"{text!r} deletes the whole sequence", file=where)
     return compare(wild_type, sequence, file=where)
 
 
@@ -176,7 +176,7 @@ def compare(wild_type: str, sequence: str, *, file: str | None = None, record: s
     if len(sequence) != len(wild_type):
         codes, own_codes = (re.sub(f"[{NUCLEOTIDES}]", "", each) for each in (sequence, wild_type))
         if codes != own_codes:
-            problem = "has other letters than A, C, G, U, not those of the wild type"
+            problem = "has characters other than A, C, G, U where the wild type does not"
             raise SequenceError(problem, file=file, record=record)
         return Variant(wild_type, other=sequence)
     changes = tuple((n, new) for n, (old, new) in enumerate(zip(wild_type, sequence, strict=True)) if old != new)
@@ -221,17 +221,17 @@ def score(
         variants: Each is `A12G`, `A12G:C13U` (positions from 1, T or U), `WT`, HGVS such as `n.12A>G`, or a whole
             sequence; also a column of them, or rows with a column `mutant` or `hgvs_nt`.
         model: A name, folder, file or loaded model, computed in fp32; an `Engine` for other precisions.
-        method: "masked-marginals" masks the changed positions, "wild-type-marginals" takes one pass over the wild type,
-            "pll" compares pseudo-log-likelihoods of the whole sequences, "length-corrected-pll" for the number of
-            nucleotides of the variant: the wild type's is scaled to it.
+        method: "masked-marginals" masks the changed positions; "wild-type-marginals" takes one pass over the wild type;
+            "pll" compares pseudo-log-likelihoods (PLL) of the whole sequences; "length-corrected-pll" does the same
+            after scaling the wild type's PLL to the variant's length.
         device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; None: where a loaded model is.
 
     Returns:
-        Log-likelihood ratios `(variants,)` in nats, fp64: 0 is as likely as the wild type, more is more likely.
+        Log-likelihood ratios `(variants,)` in nats, fp64: 0 means as likely as the wild type, more means more likely.
 
     Raises:
-        SequenceError: A letter is not the wild type's, a position does not exist, or a sequence has another length
-            and the method is neither "pll" nor "length-corrected-pll".
+        SequenceError: A nucleotide differs from the wild type's, a position does not exist, or a sequence has another
+            length and the method is neither "pll" nor "length-corrected-pll".
 
     Source:
         Meier et al. 2021 (10.1101/2021.07.09.450648) for the marginals, Salazar et al. 2020 (arXiv:1910.14659) for the
@@ -326,8 +326,8 @@ def check_method(method: str) -> None:
 def check(variant: Variant, method: Method, *, file: str | None = None, record: str | None = None) -> None:
     """Raise SequenceError for an insertion or deletion, if the method cannot score it."""
     if variant.other is not None and method not in ANY_LENGTH:
-        sizes = f"has {len(variant.other)} nt, the wild type {len(variant.wild_type)}"
-        problem = f"{sizes}; marginals compare nucleotides position by position: use the method pll"
+        sizes = f"has {len(variant.other)} nt, but the wild type has {len(variant.wild_type)}"
+        problem = f"{sizes}; marginals need equal lengths; use --method pll"
         raise SequenceError(problem, file=file, record=record)
 
 
@@ -451,7 +451,7 @@ class VariantSource(InputFile):
         """What was left out, in sentences."""
         yield from self.remarks
         if self.left_out:
-            yield f"{counted(self.left_out, 'position')} with another letter than A, C, G, U left out"
+            yield f"skipped {counted(self.left_out, 'position')} with a character other than A, C, G, U"
 
     def lines(self, scores: Iterable[float], format: str = "csv") -> Iterator[str]:
         """The lines of the output as text; `scores` are those of `read`, in order."""
@@ -515,7 +515,7 @@ def from_fasta(wild_types: Iterable[Record], path: Path) -> VariantSource:
             if wild_type is None or record is None:
                 more, fewer = ("variants", "wild types") if wild_type is None else ("wild types", "variants")
                 raise InputError(
-                    f"{path}: there are more {more} than {fewer}, which end at {number - 1}; "
+                    f"{path}: there are more {more} than {fewer} ({number - 1}); "
                     "give one wild type for all variants, or one for each in the same order"
                 )
             variant = compare(wild_type.sequence, record.sequence, file=str(path), record=record.id)
@@ -533,7 +533,9 @@ def from_table(wild_types: Iterable[Record], path: Path) -> VariantSource:
     records_by_id: dict[str, Record] = {}
     for record in records:
         if record.id in records_by_id:
-            raise InputError(f"two wild types are called {record.id!r}, so a table cannot refer to them; rename one")
+            raise InputError(
+                f"two wild types are called {record.id!r}, so the table's column record is ambiguous; rename one"
+            )
         records_by_id[record.id] = record
 
     def open_checked() -> TableReader:
@@ -560,7 +562,7 @@ def from_table(wild_types: Iterable[Record], path: Path) -> VariantSource:
     missing = sum(is_missing(row[column]) for _, row in table.rows)
     source = VariantSource(records, dict.fromkeys(table.columns, str), read, path)
     if missing:
-        source.remarks.append(f"{path}: {counted(missing, 'row')} without a variant in {column!r} left out")
+        source.remarks.append(f"{path}: skipped {counted(missing, 'row')} without a variant in {column!r}")
     return source
 
 
@@ -612,7 +614,7 @@ def score_file(
     if plot is not None:
         check_plot(plot, [len(record.sequence) for record in source.wild_types])
         if shard is not None:
-            raise InputError("a heat map shows all substitutions; leave --shard out, or --plot")
+            raise InputError("--plot draws all substitutions; leave out --shard or --plot")
     source = source.take_shard(shard)
     count = source.checked(method, shard)
     scores: Iterable[float]

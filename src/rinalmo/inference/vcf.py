@@ -40,13 +40,13 @@ WINDOW = 500
 
 REASONS = {
     "symbolic": "symbolic alleles, breakends or *",
-    "unknown_chromosome": "on chromosomes that the genome does not have",
-    "reference_mismatch": "with a reference allele that is not the genome's",
-    "not_in_exon": "in no exon",
-    "exon_border": "across the border of an exon",
-    "other_letters": "with other letters than A, C, G, T",
+    "unknown_chromosome": "on chromosomes missing from the genome",
+    "reference_mismatch": "with a reference allele that differs from the genome",
+    "not_in_exon": "outside exons",
+    "exon_border": "across an exon boundary",
+    "other_letters": "with characters other than A, C, G, T",
     "longer_than_window": "longer than the window",
-    "changes_length": "insertions and deletions, which need the method length-corrected-pll or pll",
+    "changes_length": "insertions and deletions, which need --method length-corrected-pll or pll",
 }
 """Why an allele, or an allele in a transcript, has no score: as written in INFO, and in words."""
 
@@ -98,12 +98,12 @@ class VcfSource(VariantSource):
     ) -> None:
         check_method(method)
         if window < 1:
-            raise InputError(f"a window of {window} nt has no room for a variant")
+            raise InputError(f"--window {window}: too short for a variant")
         self.vcf = VcfFile(vcf)
         super().__init__((), _COLUMNS, self._read, Path(vcf))
         for name in (FIELD, MINIMUM, REASON):
             if any(line.startswith(f"##INFO=<ID={name},") for line in self.vcf.header):
-                problem = f"has INFO {name} already; remove it, for example with: bcftools annotate -x INFO/{name}"
+                problem = f"already has INFO {name}; remove it, for example with: bcftools annotate -x INFO/{name}"
                 raise InputError(f"{vcf}: {problem}")
         self.genome, self.transcripts = Genome(genome), Transcripts(regions)
         self.window, self.method, self.model_name = window, method, model_name
@@ -168,7 +168,7 @@ class VcfSource(VariantSource):
         for kind, others in (("genome", set(self.genome.lengths)), ("regions", self.transcripts.chromosomes())):
             if names and not names & others:
                 known = f"{min(names)!r} in the VCF file, {min(others)!r} in the {kind}"
-                return f"; no chromosome has one name in both: {known}. bcftools annotate --rename-chrs renames them"
+                return f"; the chromosome names differ: {known}; rename them with bcftools annotate --rename-chrs"
         return ""
 
     def notes(self) -> Iterator[str]:
@@ -178,13 +178,13 @@ class VcfSource(VariantSource):
             yield f"{self.without_score.total():,} of {self.alleles:,} alleles have no score: {reasons}"
         if self.mismatches:
             examples = "; ".join(dict.fromkeys(self.mismatches))
-            yield f"reference alleles that are not the genome's, for example {examples}"
+            yield f"reference alleles that differ from the genome, for example {examples}"
         for reason, number in self.partly.items():
             yield f"{number:,} alleles have scores in some transcripts but not in others: {REASONS[reason]}"
         if self.is_unsorted:
-            yield "the output has no index, since its records are not in the order of their positions"
+            yield "the output has no index because its records are not sorted by position"
         for reason, number in self.transcripts.left_out.items():
-            yield f"{self.transcripts.path}: {number:,} transcripts with {reason} were left out"
+            yield f"{self.transcripts.path}: skipped {number:,} transcripts with {reason}"
 
     def summary(self, count: int) -> str:
         """What was scored, in words."""
@@ -288,7 +288,7 @@ class VcfSource(VariantSource):
         settings = f"rinalmo {__version__}, model {self.model_name}, {self.method}, windows of {self.window} nt"
         fields = (
             (FIELD, ".", "String", f"Scores in transcripts, by {settings}: allele|transcript|change|score in nats"),
-            (MINIMUM, "A", "Float", "The lowest score of the allele in its transcripts; below 0 is less likely"),
+            (MINIMUM, "A", "Float", "The allele's lowest score in its transcripts; below 0 means less likely"),
             (REASON, "A", "String", f"Why an allele has no score: {', '.join(REASONS)}"),
         )
         for name, number, kind, text in fields:

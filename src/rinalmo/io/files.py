@@ -203,14 +203,15 @@ def _change_mode(path: Path, mode: int) -> None:
 
 def check_path(path: Path, endings: Iterable[str] = ()) -> None:
     """Raise InputError for an output with none of these endings, in no folder, or that is a folder itself."""
-    if endings and path.suffix not in endings:
-        raise InputError(f"{path}: cannot write {path.suffix or 'a file without ending'!r}; use {', '.join(endings)}")
+    if endings and path.suffix not in endings and not path.is_dir():
+        kind = repr(path.suffix) if path.suffix else "a file without extension"
+        raise InputError(f"{path}: cannot write {kind}; use {', '.join(endings)}")
     try:
         folder = destination(path).parent
         if path.is_dir():
-            raise InputError(f"{path}: is a folder; give the name of a file")
+            raise InputError(f"{path}: is a folder; give a file name")
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; make it first")
+            raise InputError(f"{folder}: no such folder; create it first")
     except OSError as error:
         raise InputError.from_os_error(error, path, "cannot be written") from None
 
@@ -232,8 +233,8 @@ def sync(path: Path) -> None:
             raise
         _warn_once(
             "fsync",
-            f"{path}: its file system cannot confirm when data is on the disk ({error.strerror}); "
-            "an output may be lost if the power fails now, though not if a process is killed",
+            f"{path}: its file system cannot confirm that data is on the disk ({error.strerror}); "
+            "a power failure may lose an output, but killing the process cannot",
         )
     finally:
         if handle is not None:
@@ -251,14 +252,14 @@ def read_json(path: Path, error: type[RinalmoError] = InputError) -> dict[str, A
     """The object in a small JSON file that may come from anyone; raises `error` for anything else."""
     try:
         if path.stat().st_size > _MAX_JSON:
-            raise error(f"{path}: larger than any settings")
+            raise error(f"{path}: too large for a settings file")
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as problem:
         raise error.from_os_error(problem, path, "not valid JSON") from None
     except OSError as problem:
         raise error.from_os_error(problem, path, "cannot be read") from None
     if not isinstance(values, dict):
-        raise error(f"{path}: holds a {type(values).__name__}, not an object")
+        raise error(f"{path}: contains a {type(values).__name__}, not an object")
     return values
 
 
@@ -303,7 +304,7 @@ def file_lock(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator
         _warn_once(
             "lock",
             f"{path.parent}: its file system has no locks ({reason}); "
-            "nothing keeps a second process from writing the same output",
+            "a second process that writes the same output would not be detected",
         )
     try:
         yield lock.is_locked
@@ -329,7 +330,9 @@ def lock_folder(folder: Path, output: Path, *, temporary: bool = False) -> Itera
                 except FileNotFoundError:
                     continue  # the process that held it has finished, and removed the folder
                 except LockHeldError:
-                    raise InputError(f"{output}: another process is writing it") from None
+                    raise InputError(
+                        f"{output}: another process is writing this output; wait for it, or choose another name"
+                    ) from None
             try:
                 yield is_held
             finally:
@@ -375,8 +378,8 @@ _UNSUPPORTED_MAGIC = {
 }
 _OPEN_FAILURES: dict[type[Exception], str] = {
     FileNotFoundError: "does not exist; check the path",
-    IsADirectoryError: "is a directory; name a file in it",
-    PermissionError: "may not be read; check its permissions",
+    IsADirectoryError: "is a folder; give a file in it",
+    PermissionError: "cannot be read; check its permissions",
 }
 # An empty block ends every file that bgzip wrote (SAM specification, section 4.1.2).
 _BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
@@ -399,11 +402,11 @@ def open_binary(source: str | PathLike[str]) -> Iterator[BinaryIO]:
     name = source_name(source)
     if source == "-":
         if sys.stdin is None:
-            raise InputError(f"{name} is closed; name a file")
+            raise InputError(f"{name} is closed; give a file")
         yield sys.stdin.buffer
         return
     if not str(source):
-        raise InputError("the name of the file is empty")
+        raise InputError("the file name is empty")
     try:
         file = Path(source).open("rb")  # noqa: SIM115  # the error clause must not span the reading
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -487,7 +490,7 @@ def _decompress(blocks: Iterable[bytes], head: bytes) -> Iterator[bytes]:
             block = getattr(stream, "unconsumed_tail", b"") or stream.unused_data
             has_more = len(data) == limit and not stream.eof
     if not stream.eof or (is_bgzf and end != _BGZF_END):
-        raise EOFError("the compressed data is cut off")
+        raise EOFError("the compressed data is truncated")
 
 
 def read_lines(source: str | PathLike[str], *, strict: bool = False) -> Iterator[str]:
@@ -509,7 +512,7 @@ def read_lines(source: str | PathLike[str], *, strict: bool = False) -> Iterator
             try:
                 yield line.decode() if strict else decode(line)
             except UnicodeDecodeError:
-                raise InputError(f"{name}, line {number}: is not text in UTF-8; save the file in UTF-8") from None
+                raise InputError(f"{name}, line {number}: is not UTF-8 text; save the file as UTF-8") from None
 
 
 def decode(text: bytes) -> str:

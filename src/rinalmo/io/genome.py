@@ -101,18 +101,20 @@ class Transcripts(InputFile):
         readers = {".gtf": _gtf, ".gff3": _gff, ".gff": _gff, ".bed": _bed}
         ending = Path(uncompressed_name(path)).suffix
         if ending not in readers:
-            raise InputError(f"{path}: regions are read from {', '.join(readers)} (.gz), not {ending or 'this'!r}")
+            raise InputError(
+                f"{path}: unknown extension {ending or 'none'!r} for regions; use {', '.join(readers)} (or .gz)"
+            )
         for name, chromosome, strands, exons in readers[ending](Path(path)):
             self._add(name, chromosome, strands, sorted(exons))
         if not self.count:
             reasons = "; ".join(f"{count:,} with {reason}" for reason, count in self.left_out.items())
-            raise InputError(f"{path}: no transcript can be used ({reasons or 'there is no exon'})")
+            raise InputError(f"{path}: has no usable transcript ({reasons or 'there is no exon'})")
 
     def _add(self, name: str, chromosome: str, strands: set[str], exons: list[Interval]) -> None:
         merged = exons[:1]
         for start, end in exons[1:]:
             if start < merged[-1][1]:
-                self.left_out["exons that overlap"] += 1
+                self.left_out["overlapping exons"] += 1
                 return
             merged[-1:] = [(merged[-1][0], end)] if start == merged[-1][1] else [merged[-1], (start, end)]
         if len(strands) > 1 or not strands <= {"+", "-"}:
@@ -150,7 +152,7 @@ def _fields(path: Path, minimum: int) -> Iterator[tuple[str, list[str]]]:
             continue
         fields = line.split("\t")
         if len(fields) < minimum:
-            problem = f"has {len(fields)} columns separated by tabs; expected at least {minimum}"
+            problem = f"has {len(fields)} tab-separated columns; expected at least {minimum}"
             raise InputError(f"{path}, line {number}: {problem}")
         yield f"{path}, line {number}", fields
 
@@ -159,9 +161,9 @@ def _interval(place: str, start: str, end: str, offset: int) -> Interval:
     try:
         first, last = int(start) - offset, int(end)
     except ValueError:
-        raise InputError(f"{place}: start {start!r} and end {end!r} should be whole numbers") from None
+        raise InputError(f"{place}: start {start!r} and end {end!r} must be whole numbers") from None
     if not 0 <= first < last:
-        raise InputError(f"{place}: start {start} and end {end} are no interval")
+        raise InputError(f"{place}: start {start} and end {end} are not an interval")
     return first, last
 
 
@@ -196,7 +198,7 @@ def _gff(path: Path) -> _Parsed:
         for place, fields in _fields(path, 9):
             if fields[2] == "exon":
                 if not (match := pattern.search(fields[8])):
-                    raise InputError(f"{place}: this exon has no Parent; GTF files should end in .gtf")
+                    raise InputError(f"{place}: this exon has no Parent; if this is GTF, rename the file to .gtf")
                 for parent in match[1].split(","):
                     yield unquote(parent), unquote(fields[0]), fields[6], _interval(place, fields[3], fields[4], 1)
 
@@ -213,9 +215,9 @@ def _bed(path: Path) -> _Parsed:
                 sizes, starts = ([int(n) for n in fields[k].split(",") if n] for k in (10, 11))
                 exons = [(start + n, start + n + size) for n, size in zip(starts, sizes, strict=True)]
             except ValueError:
-                raise InputError(f"{place}: block sizes and starts should be as many whole numbers") from None
+                raise InputError(f"{place}: block sizes and block starts must be equally many whole numbers") from None
             if not exons or min(exons)[0] != start or max(exons)[1] != end or min(sizes) < 1:
-                raise InputError(f"{place}: the blocks do not reach from start to end")
+                raise InputError(f"{place}: the blocks do not cover start and end")
         yield name, fields[0], {fields[5] if len(fields) > 5 else "."}, exons
 
 
@@ -234,12 +236,12 @@ class Genome(InputFile):
             break
         index = Path(f"{path}.fai")
         if index.exists() and index.stat().st_mtime < path.stat().st_mtime:
-            logger.warning("%s: is older than the genome; delete it if the genome was changed", index)
+            logger.warning("%s: is older than the genome; delete it if the genome has changed", index)
         try:
             self._fasta = pysam.FastaFile(str(path))
         except (OSError, ValueError):
-            problem = f"cannot be read by position, or its index {index.name} is damaged or cannot be made"
-            needs = "gzip must be by bgzip, the lines of a sequence equally long, the folder writable"
+            problem = f"cannot be read by position, or its index {index.name} is damaged or cannot be created"
+            needs = "compress with bgzip (not gzip), use equally long lines per sequence, and make the folder writable"
             raise InputError(f"{path}: {problem}: {needs}") from None
         self.lengths: dict[str, int] = dict(zip(self._fasta.references, self._fasta.lengths, strict=True))
         self.spliced = lru_cache(_CACHED_TRANSCRIPTS)(self._spliced)
@@ -254,8 +256,8 @@ class Genome(InputFile):
         """The sequence of a transcript."""
         length, end = self.lengths[transcript.chromosome], transcript.exons[-1][1]
         if end > length:
-            problem = f"{transcript.id} ends at {transcript.chromosome}:{end:,}, the chromosome at {length:,}"
-            raise InputError(f"{self.path}: {problem}; genome and regions must be of one assembly")
+            problem = f"{transcript.id} ends at {transcript.chromosome}:{end:,}, but the chromosome at {length:,}"
+            raise InputError(f"{self.path}: {problem}; genome and regions must be from the same assembly")
         sequence = "".join(self.fetch(transcript.chromosome, *exon) for exon in transcript.exons)
         return sequence if transcript.strand == "+" else reverse_complement(sequence)
 
@@ -300,10 +302,10 @@ class VcfFile(InputFile):
                 break
             self.header.append(line)
         if not self.header or not self.header[0].startswith("##fileformat=VCF"):
-            raise InputError(f"{path}: is not VCF; its first line should be ##fileformat=VCFv4.…")
+            raise InputError(f"{path}: is not VCF; the first line must be ##fileformat=VCFv4.…")
         self._width = self.header[-1].count("\t") + 1
         if not self.header[-1].startswith("#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"):
-            raise InputError(f"{path}: has no header line #CHROM POS ID REF ALT QUAL FILTER INFO, separated by tabs")
+            raise InputError(f"{path}: has no tab-separated header line #CHROM POS ID REF ALT QUAL FILTER INFO")
 
     def _lines(self) -> Iterator[str]:
         assert self.path is not None
@@ -324,11 +326,11 @@ class VcfFile(InputFile):
                 continue
             place, columns = f"{self.path}, line {number}", line.split("\t")
             if len(columns) != self._width:
-                raise InputError(f"{place}: has {len(columns)} columns separated by tabs, the header {self._width}")
+                raise InputError(f"{place}: has {len(columns)} tab-separated columns, but the header has {self._width}")
             if not columns[1].isdecimal():
-                raise InputError(f"{place}: POS should be a whole number, not {columns[1]!r}")
+                raise InputError(f"{place}: POS is {columns[1]!r}; it must be a whole number")
             if not columns[3].isalpha():
-                raise InputError(f"{place}: REF should be nucleotides, not {columns[3]!r}")
+                raise InputError(f"{place}: REF is {columns[3]!r}; it must be nucleotides")
             yield VcfRecord(place, columns)
 
 

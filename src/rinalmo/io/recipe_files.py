@@ -58,7 +58,7 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError.from_os_error(error, path, "cannot be read") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: holds no sections")
+        raise InputError(f"{path}: contains no sections")
     return values
 
 
@@ -94,7 +94,7 @@ def load(
         key, sign, text = override.partition("=")
         keys = key.strip().split(".")
         if not sign or not keys[-1]:
-            raise InputError(f"--set {override!r}: write section.key=value")
+            raise InputError(f"--set {override!r}: give section.key=value")
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -120,7 +120,7 @@ class _NoDuplicates(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.YAMLError(f"{key} is given twice, line {key_node.start_mark.line + 1}")
+                raise yaml.YAMLError(f"{key} occurs twice, line {key_node.start_mark.line + 1}")
             seen.add(key)
         return super().construct_mapping(node, deep)
 

@@ -86,7 +86,7 @@ def read_fasta(
 
     Args:
         source: A path, or "-" for standard input. gzip, bzip2, xz and zstd are recognized by content.
-        letters: The letters that are accepted, in either case; T wherever U is.
+        letters: The accepted letters, in either case; T wherever U is.
         allow_mask: Accept `<mask>`, in lower case and on one line, within a sequence; it is returned as it is.
         constraints: Lines of a structure constraint follow each sequence, as for `RNAfold -C`.
 
@@ -94,9 +94,9 @@ def read_fasta(
         The records.
 
     Raises:
-        SequenceError: A record has no name, no sequence or another letter.
-        InputError: The file is missing, unreadable, empty, truncated, damaged or not FASTA. This can come after
-            records, since the end of a file is only seen when it is reached.
+        SequenceError: A record has no name, no sequence or an invalid character.
+        InputError: The file is missing, unreadable, empty, truncated, damaged or not FASTA. This can happen after some
+            records, because the end of a file is seen only when it is reached.
 
     Examples:
         >>> import rinalmo, tempfile, pathlib
@@ -155,7 +155,7 @@ def _entries(chunks: Iterator[bytes], name: str) -> Iterator[bytes]:
         if len(start) >= len(BYTE_ORDER_MARK):
             break
     if not start:
-        raise InputError(f"{name} is empty; it should hold at least one FASTA record")
+        raise InputError(f"{name} is empty; it must contain at least one FASTA record")
     if start.startswith(b"@"):
         raise InputError(f"{name} looks like FASTQ; convert it to FASTA, for example with: seqkit fq2fa")
     if not start.startswith(b">"):
@@ -217,8 +217,8 @@ def _letter_problem(written: bytes, start: int, number: int | None, table: bytes
     character = written[start : start + 4].decode("utf-8", "surrogateescape")[0]
     if "\udc80" <= character <= "\udcff":  # a byte that is not UTF-8
         character = written[start : start + 1].decode("latin-1")
-    place = f" (in record number {number} of the file)" if number else ""
-    problem = f"{character!r}{place} is not an RNA letter; "
+    place = f" (record number {number} of the file)" if number else ""
+    problem = f"{character!r} is not a nucleotide code{place}; "
     if is_constraint_line(decode(written[start:])):
         return problem + "if this is a structure constraint, use `rinalmo fold --constraint`"
     if character in "-.~":
@@ -226,13 +226,13 @@ def _letter_problem(written: bytes, start: int, number: int | None, table: bytes
     if character == "\0":
         return problem + "the file is damaged or not text"
     if character in "<>" and allow_mask:
-        return problem + "write a mask as <mask> on one line, and '>' only at the start of a header line"
+        return problem + "write a mask as <mask> on one line, and use '>' only at the start of a header line"
     if character in "<>":
-        return problem + "masks are only for fill-mask, and '>' only starts a header line"
+        return problem + "only fill-mask accepts masks, and '>' only starts a header line"
     if not character.isascii():
-        return problem + "save the sequence in plain ASCII letters"
+        return problem + "write the sequence in plain ASCII letters"
     if set(written.upper()) & set(_PROTEIN_LETTERS):
-        return problem + "this looks like protein; rinalmo reads RNA or DNA"
+        return problem + "this looks like a protein, but rinalmo reads RNA or DNA"
     return problem + f"allowed are T and {bytes(sorted(set(table) - {0})).decode()}"
 
 
@@ -265,7 +265,7 @@ class InputFile:
     def check_unchanged(self) -> None:
         """Raise InputError if the file has been written to since it was opened."""
         if self._current_version() != self._version:
-            raise InputError(f"{self.path}: was changed while it was read; run the command again")
+            raise InputError(f"{self.path}: changed while it was read; run the command again")
 
     def fingerprint(self) -> str:
         """The sha256 of the file."""
@@ -357,11 +357,11 @@ def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Re
     sequences = sequences if isinstance(sequences, str) else plain_rows(sequences)
     if isinstance(sequences, Mapping):
         raise InputError(
-            f"sequences came as a mapping of {', '.join(map(str, list(sequences)[:3]))}; give one of its values "
+            f"sequences is a mapping of {', '.join(map(str, list(sequences)[:3]))}; give one of its values "
             "(such as the train split of a DatasetDict), or a list of sequences or of `rinalmo.io.sequences.Record`s"
         )
     if not isinstance(sequences, Iterable):
-        raise InputError(f"sequences came as {type(sequences).__name__}; give a sequence, a list of them or a Path")
+        raise InputError(f"sequences is a {type(sequences).__name__}; give a sequence, a list of sequences or a Path")
     items = (sequences,) if isinstance(sequences, str) else sequences
     for number, item in enumerate(items, start=1):
         if isinstance(item, Mapping):
@@ -425,7 +425,7 @@ def read_sequences(source: str | Path, *, allow_mask: bool = False, constraints:
 def _with_constraint(file: str, row: tuple[Record, dict[str, Any]]) -> Record:
     record, cells = row
     if "constraint" not in cells:
-        raise InputError(f"{file}: has no column 'constraint'; add it, or name a file of constraints")
+        raise InputError(f"{file}: has no column 'constraint'; add it, or give a file of constraints")
     text = cells["constraint"]
     return record if is_missing(text) else replace(record, constraint=str(text).strip())
 
@@ -455,7 +455,7 @@ def read_table_records(path: Path, *, allow_mask: bool = False) -> Iterator[tupl
         except InputError as error:
             raise InputError(f"{where}: {str(error).removeprefix(f'row {number}: ')}") from None
     if not number:
-        raise InputError(f"{path}: holds no rows")
+        raise InputError(f"{path}: contains no rows")
 
 
 def _record_of_row(row: Mapping[str, Any], number: int, allow_mask: bool) -> Record:
@@ -463,12 +463,12 @@ def _record_of_row(row: Mapping[str, Any], number: int, allow_mask: bool) -> Rec
     column = next((name for name in SEQUENCE if name in columns), None)
     if column is None:
         raise InputError(
-            f"row {number} has the columns {', '.join(map(str, row))}, none of which is called {', '.join(SEQUENCE)}; "
-            'give the column itself, such as dataset["transcript"], or rename it'
+            f"row {number} has the columns {', '.join(map(str, row))}, none of them called {', '.join(SEQUENCE)}; "
+            'rename the sequence column, or in Python pass it alone, such as dataset["transcript"]'
         )
     text = columns[column]
     if is_missing(text):
-        raise InputError(f"row {number}: {column} is empty; leave the row out")
+        raise InputError(f"row {number}: {column} is empty; leave out this row")
     if not isinstance(text, str):
         raise InputError(f"row {number}: {column} is a {type(text).__name__}, not text")
     name = next((str(columns[name]) for name in NAME if not is_missing(columns.get(name))), str(number))
@@ -484,9 +484,9 @@ def _record_of_text(sequence: str, number: int, allow_mask: bool) -> Record:
         except (OSError, ValueError):  # too long for a name, or it holds a NUL
             exists = False
         if exists:
-            raise InputError(f"{sequence!r} is the name of a file; give Path({sequence!r}) to read it") from None
+            raise InputError(f"{sequence!r} is a file; give Path({sequence!r}) to read it") from None
         if _FILE_NAME.fullmatch(sequence):
-            raise InputError(f"{sequence!r} looks like the name of a file, and there is none of this name") from None
+            raise InputError(f"{sequence!r}: no such file") from None
         raise
 
 

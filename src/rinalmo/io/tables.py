@@ -111,7 +111,7 @@ def open_table(path: str | PathLike[str], format: Format | None = None) -> Table
     format = format or table_format(path)
     if format is None:
         raise InputError(
-            f"{name}: is not a table; its name should end in one of {', '.join(_FORMATS)} ({', '.join(COMPRESSED)})"
+            f"{name}: is not a table; use one of the extensions {', '.join(_FORMATS)} ({', '.join(COMPRESSED)})"
         )
     if format == "parquet":
         return _open_parquet(path, name)
@@ -122,7 +122,7 @@ def open_table(path: str | PathLike[str], format: Format | None = None) -> Table
     lines = _csv_lines(path, name, _SEPARATORS[format])
     _, columns = next(lines, (0, []))
     if not columns:
-        raise InputError(f"{name}: is empty; a table starts with the names of its columns")
+        raise InputError(f"{name}: is empty; the first line of a table has the column names")
     if len(columns) == 1 and (other := next((sign for sign in ";\t," if sign in columns[0]), None)):
         raise InputError(f"{name}: its fields are separated by {other!r}; {_ADVICE}")
     if len(set(columns)) < len(columns):

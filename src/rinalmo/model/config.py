@@ -36,14 +36,14 @@ class ModelConfig:
         num_attention_heads: Heads per block; each has an even width.
         intermediate_size: Nominal feed-forward width; 0 means 4 × `hidden_size`.
         vocab_size: Number of tokens.
-        layer_norm_eps: Of all layer norms in the encoder.
-        attention_dropout: Dropout of attention weights in training.
-        hidden_dropout: Dropout of each residual branch in training.
+        layer_norm_eps: Epsilon of all layer norms in the encoder.
+        attention_dropout: Dropout on attention weights in training.
+        hidden_dropout: Dropout on each residual branch in training.
         token_dropout: Whether `<mask>` is embedded as zero and the other tokens are scaled up.
         mask_token_id: Id of `<mask>`.
         cls_token_id: Id of the first token of a sequence.
         eos_token_id: Id of the last token of a sequence.
-        initializer_range: Standard deviation of fresh weights.
+        initializer_range: Standard deviation of new weights.
 
     Raises:
         CheckpointError: A value that no encoder can have.
@@ -128,13 +128,13 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """A configuration from a mapping such as a parsed `config.json`; keys that are no fields are ignored.
+        """A configuration from a mapping such as a parsed `config.json`; keys that are not fields are ignored.
 
         Raises:
-            CheckpointError: A size is missing, or a value has the wrong type or cannot be.
+            CheckpointError: A size is missing, or a value has the wrong type or is impossible.
         """
         if missing := [name for name in ("hidden_size", "num_hidden_layers") if values.get(name) is None]:
-            raise CheckpointError(f"config: no value for {', '.join(missing)}")
+            raise CheckpointError(f"config: {', '.join(missing)} is missing")
         known: dict[str, Any] = {}
         for field in fields(cls):
             kind, value = str(field.type), values.get(field.name)

@@ -4,7 +4,7 @@ It is a bidirectional transformer with rotary positions and SwiGLU. What is unus
 
     - Token dropout: `<mask>` is embedded as zero, and the other tokens of a sequence are scaled up by how many masks
       it has, relative to the expected share in pre-training (0.15 × 0.8).
-    - Not quite pre-norm: the first residual connection of a block starts from the *normalised* input.
+    - Not quite pre-norm: the first residual connection of a block starts from the *normalized* input.
     - The slope of the swish is a parameter, `beta`, one per block.
     - Linear layers of the attention have no bias, those of the feed-forward network have.
 
@@ -127,7 +127,7 @@ def trains_on_cpu(x: Tensor) -> bool:
 class EncoderBlock(nn.Module):
     """Self-attention and feed-forward network, each with a residual connection.
 
-    This is not quite pre-norm. The first residual starts from the *normalised* input, and the
+    This is not quite pre-norm. The first residual starts from the *normalized* input, and the
     published weights were trained that way, so the textbook form would give other outputs.
     """
 

@@ -74,7 +74,7 @@ def label_loss(logits: Tensor, labels: Tensor, problem_type: ProblemType) -> Ten
     keep = labels != IGNORE
     invalid = labels[keep & (labels != 0) & (labels != 1)]
     if invalid.numel():
-        raise InputError(f"{problem_type} labels are 0 or 1 (or {IGNORE}: ignored), not {invalid[0].item()}")
+        raise InputError(f"{problem_type} labels must be 0 or 1 (or {IGNORE} to ignore), not {invalid[0].item()}")
     losses = F.binary_cross_entropy_with_logits(logits, labels.clamp(min=0).float(), reduction="none")
     if problem_type == "binary":
         return _mean(losses[keep])
@@ -111,7 +111,7 @@ def _shape_mismatch(logits: Tensor, labels: Tensor) -> InputError:
     return InputError(f"labels of shape {tuple(labels.shape)} do not fit logits of shape {tuple(logits.shape)}")
 
 
-# --- Masked-language-modelling head and pooling ---
+# --- Masked-language-modeling head and pooling ---
 
 
 class Fp32Linear(nn.Linear):

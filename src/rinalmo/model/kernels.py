@@ -109,12 +109,12 @@ def best_backend(device: torch.device, dtype: torch.dtype, head_size: int, dropo
                 error = float((_KERNELS[name](q, k, v, layout, 0.0).float() - expected).abs().max())
         except (RuntimeError, ImportError, NotImplementedError, TypeError, ValueError) as problem:
             message = (str(problem).strip() or type(problem).__name__).splitlines()[0][:200]
-            warnings.warn(f"attention by {name!r} is left out: {message}", stacklevel=2)
+            warnings.warn(f"attention backend {name!r} is not used: {message}", stacklevel=2)
             continue
         # Half precision rounds probabilities and sums of values of size 1.
         if error <= (1e-3 if dtype == torch.float32 else 5e-2):
             return name
-        warnings.warn(f"attention by {name!r} is left out: it is off by {error:.1g}", stacklevel=2)
+        warnings.warn(f"attention backend {name!r} is not used: its results are off by {error:.1g}", stacklevel=2)
     return "sdpa"
 
 

@@ -47,7 +47,7 @@ def draw_bars(
     check_figure(path, _BARS)
     groups = list(dict.fromkeys(group for series in values.values() for group in series))
     if not groups or len(values) > MAX_SERIES:
-        raise InputError(f"{path}: shows 1 to {MAX_SERIES} series with values, and there are {len(values)}")
+        raise InputError(f"{path}: can show 1 to {MAX_SERIES} series with values, but there are {len(values)}")
     height = 0.8 / len(values)
     size = (6.4, 0.9 + 0.18 * len(values) + len(groups) * (0.1 + 0.15 * len(values)))
     with figure_in(path, _BARS, figsize=size, layout="constrained") as figure:
@@ -103,7 +103,7 @@ def draw_calibration(
     path = Path(path)
     check_figure(path, _CALIBRATION)
     if not 1 <= len(series) <= MAX_SERIES:
-        raise InputError(f"{path}: shows 1 to {MAX_SERIES} series, and there are {len(series)}")
+        raise InputError(f"{path}: can show 1 to {MAX_SERIES} series, but there are {len(series)}")
     errors = {}
     with figure_in(path, _CALIBRATION, figsize=(4.2, 4.8), layout="constrained") as figure:
         from matplotlib.ticker import NullFormatter
@@ -113,10 +113,10 @@ def draw_calibration(
         for number, (name, (probabilities, right)) in enumerate(series.items()):
             if not len(probabilities) or np.shape(probabilities) != np.shape(right):
                 raise InputError(
-                    f"{name}: {len(probabilities):,} probabilities and {len(right):,} outcomes; give as many"
+                    f"{name}: {len(probabilities):,} probabilities but {len(right):,} outcomes; give equally many"
                 )
             if not ((probabilities >= 0) & (probabilities <= 1)).all():
-                raise InputError(f"{name}: probabilities are from 0 to 1")
+                raise InputError(f"{name}: probabilities must be between 0 and 1")
             bin_of = np.minimum((np.asarray(probabilities, dtype=float) * bins).astype(int), bins - 1)
             count = np.bincount(bin_of, minlength=bins)
             is_filled = count > 0
@@ -131,7 +131,7 @@ def draw_calibration(
             text = f"{title_of(name, 30)} (error {errors[name]:.3f})"
             upper.errorbar(mean[is_filled], share[is_filled], yerr=interval, elinewidth=0.8, label=text, **style)
             lower.plot(mean[is_filled], count[is_filled], **style)
-        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel=f"share of {noun} that are right")
+        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel=f"fraction of {noun} that are correct")
         upper.legend(loc="upper left", frameon=False)
         lower.set(yscale="log", xlabel="predicted probability", ylabel=noun)
         lower.yaxis.set_major_formatter(lambda number, _: f"{number:,.0f}")

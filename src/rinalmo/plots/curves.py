@@ -21,7 +21,7 @@ MAX_RUNS = len(COLOURS)
 _PURPOSE = "drawing training curves"
 _WIDTH, _PANEL, _MARGINS, _LEGEND_ROW = 6.4, 2.4, 0.45, 0.18  # inches
 _MARKERS_PER_LINE = 12
-_LABELS = {"loss": "loss (nats)", "lr": "learning rate", "mfu": "share of the peak", "tokens_per_second": "tokens/s"}
+_LABELS = {"loss": "loss (nats)", "lr": "learning rate", "mfu": "fraction of the peak", "tokens_per_second": "tokens/s"}
 
 
 def metrics_of(logs: Mapping[str, Log]) -> list[str]:
@@ -54,7 +54,7 @@ def draw_curves(
     path = Path(path)
     check_figure(path, _PURPOSE)
     if not 1 <= len(logs) <= MAX_RUNS:
-        raise InputError(f"{path}: shows 1 to {MAX_RUNS} runs, and there are {len(logs)}")
+        raise InputError(f"{path}: can show 1 to {MAX_RUNS} runs, but there are {len(logs)}")
     known = metrics_of(logs)
     for name in metrics:
         if name not in known:

@@ -92,7 +92,7 @@ def check_drawing(path: Path, length: int) -> None:
     """Raise InputError or MissingExtraError before computing what could not be drawn."""
     check_path(path, ENDINGS)
     if length > LONGEST:
-        raise InputError(f"{path}: a drawing takes up to {LONGEST:,} nt, and the sequence has {length:,}; draw arcs")
+        raise InputError(f"{path}: drawings are limited to {LONGEST:,} nt, but the sequence has {length:,}; draw arcs")
     if path.suffix != ".svg":
         need_matplotlib(_PURPOSE)
     _need_vienna()
@@ -179,7 +179,7 @@ def structure_svg(
     elif probabilities is not None:
         likeliest = np.nan_to_num(np.maximum(probabilities, probabilities.T)).max(axis=1)
         fills = [(shade(value), f"{value:.2f}") for value in likeliest]
-        legend = [_scale("probability of the likeliest pair, 0 to 1", [shade(n / 10) for n in range(11)])]
+        legend = [_scale("probability of the most probable pair, 0 to 1", [shade(n / 10) for n in range(11)])]
     else:
         fills, legend = _pair_fills(length, lines), []
     for n, (letter, at, (fill, value)) in enumerate(zip(structure.sequence, points, fills, strict=True)):

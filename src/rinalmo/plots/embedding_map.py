@@ -116,10 +116,10 @@ def draw_embedding_map(
 def project(embeddings: np.ndarray, method: Method = "pca") -> Projection:
     """Embeddings `(sequences, hidden)` in two dimensions."""
     if embeddings.ndim != 2:
-        raise InputError(f"a map shows one vector a sequence, and these have the shape {embeddings.shape}")
+        raise InputError(f"a map needs one vector per sequence, but the embeddings have the shape {embeddings.shape}")
     minimum = _MIN_SEQUENCES[method]
     if len(embeddings) < minimum:
-        raise InputError(f"a map by {method} needs {minimum} sequences or more, and there are {len(embeddings)}")
+        raise InputError(f"a {method} map needs at least {minimum} sequences, but there are {len(embeddings)}")
     centred = embeddings.astype(np.float32) - embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
     if method == "umap":
         neighbours = min(_NEIGHBOURS, len(centred) - 1)

@@ -24,7 +24,7 @@ def check_plot(path: Path, lengths: list[int]) -> None:
     """Raise InputError or MissingExtraError before computing what could not be drawn."""
     if len(lengths) != 1:
         check_figure(path, _PURPOSE)
-        raise InputError(f"{path}: shows one sequence, but {len(lengths)} are given; give one at a time")
+        raise InputError(f"{path}: a heat map shows one sequence, but there are {len(lengths)}; give one at a time")
     check_figure(path, _PURPOSE, sum(lengths), LONGEST, "score a part of it")
 
 
@@ -59,7 +59,7 @@ def draw(scores: np.ndarray, sequence: str, title: str, path: Path, label: str =
             for n, letter in enumerate(letters):
                 axes.text(n, -0.75, letter, fontsize=6.5, ha="center", va="bottom", family="monospace")
             axes.spines[:].set_visible(False)
-        axes.set_xlabel("position  (dot: the letter of the sequence, plus: above 0)", fontsize=8)
+        axes.set_xlabel("position  (dot: wild type, plus: above 0)", fontsize=8)
         across, down = figure.get_size_inches()
         height = min(edges["top"] - edges["bottom"], 1.4 / down)
         place = (edges["right"] + 0.2 / across, edges["top"] - height, 0.1 / across, height)

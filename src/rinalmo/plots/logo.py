@@ -67,10 +67,12 @@ def draw_logo(
     if heights not in get_args(Heights):
         raise InputError(f"heights {heights!r} are unknown; use one of {', '.join(get_args(Heights))}")
     if probabilities.shape != (len(sequence), len(NUCLEOTIDES)):
-        raise InputError(f"probabilities of shape {probabilities.shape} do not fit {len(sequence)} nt of four letters")
+        raise InputError(
+            f"probabilities of shape {probabilities.shape} do not fit {len(sequence)} nt and four nucleotides"
+        )
     known = probabilities[~np.isnan(probabilities).any(axis=1)]
     if (known < 0).any() or not np.allclose(known.sum(axis=1), 1, atol=1e-3):
-        raise InputError("the probabilities of each place must be positive and have the sum 1")
+        raise InputError("the probabilities at each position must be positive and sum to 1")
     top, columns = 1.0, probabilities
     if heights == "information":
         top = 2.0

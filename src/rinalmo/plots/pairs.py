@@ -54,12 +54,12 @@ def check_reference(structure: Structure, reference: Structure) -> None:
     """Raise SequenceError unless both are of the same RNA, in either case, T or U."""
     record = record_name(structure.name)
     if len(structure) != len(reference):
-        message = f"has {len(structure):,} nt, and its reference {len(reference):,}; both must be of the same RNA"
+        message = f"has {len(structure):,} nt, but its reference {len(reference):,}; both must be the same RNA"
         raise SequenceError(message, record=record)
     ours, theirs = (each.sequence.upper().replace("T", "U") for each in (structure, reference))
     for n, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         if one != other:
-            message = f"is {one}, and {other} in its reference; both must be of the same RNA"
+            message = f"is {one}, but {other} in its reference; both must be the same RNA"
             raise SequenceError(message, record=record, position=n + 1)
 
 

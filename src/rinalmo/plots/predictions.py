@@ -42,7 +42,7 @@ def draw_confusion(target: np.ndarray, predicted: np.ndarray, classes: Sequence[
         axes.set_xlabel("predicted", fontsize=8)
         axes.set_ylabel("true", fontsize=8)
         axes.set_title(title, fontsize=8)
-        figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.7)
+        figure.colorbar(image, ax=axes, label="fraction of the true class", shrink=0.7)
         figure.tight_layout()
 
 

@@ -54,7 +54,7 @@ class Plot:
         """One for each record. Raises InputError or MissingExtraError for what could not be drawn in the end."""
         kind: Kind = self.kind or ("arcs" if self.reference and not self.values else "drawing")
         if self.values is not None and kind != "drawing":
-            raise InputError(f"{self.values}: colors the nucleotides of a drawing, not of {kind}")
+            raise InputError(f"{self.values}: values can only color a drawing, not {kind}")
         references = _references(self.reference, records)
         tracks = _tracks(self.values, records)
         paths = _paths(self.path, [record.id for record in records])
@@ -82,7 +82,7 @@ class StructureFigure:
         if self.kind == "drawing":
             draw_structure(structure, self.path, square, reference=self.reference, track=self.track)
         elif square is None:
-            raise InputError(f"{self.path}: a map shows pair probabilities; give them, or draw arcs")
+            raise InputError(f"{self.path}: a map needs pair probabilities; give them, or draw arcs")
         else:
             draw_pair_map(structure, square, self.path, self.reference)
 
@@ -96,9 +96,9 @@ def _references(path: Path | None, records: list[Record]) -> list[Structure | No
     if len(structures) == len(records) == 1:
         by_name = {records[0].id: structures[0]}
     elif len(by_name) < len(structures):
-        raise InputError(f"{path}: two structures have the same name; give each reference its own")
+        raise InputError(f"{path}: two structures have the same name; reference names must be unique")
     if missing := [one_line(record.id) for record in records if record.id not in by_name]:
-        raise InputError(f"{path}: has no structure named {missing[0]!r}, which is in the sequences; add it")
+        raise InputError(f"{path}: has no structure for the sequence {missing[0]!r}; add it")
     for record in records:
         try:
             check_reference(Structure(record.id, record.sequence), by_name[record.id])
@@ -132,7 +132,7 @@ def read_probabilities(path: Path, structures: Sequence[Structure]) -> list[np.n
                 keys = archive.files
             arrays = {key: archive[key] for key in keys if key in archive.files}
     except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        problem = "cannot be read as an .npz file of `rinalmo fold --probabilities`"
+        problem = "cannot be read as an .npz file from `rinalmo fold --probabilities`"
         raise InputError.from_os_error(error, path, problem) from None
     matrices = []
     for key, structure in zip(keys, structures, strict=True):
@@ -143,7 +143,7 @@ def read_probabilities(path: Path, structures: Sequence[Structure]) -> list[np.n
         if values.dtype == RECORD and (not len(values) or max(values["i"].max(), values["j"].max()) < length):
             values = PairList.from_records(length, values).matrix()
         if values.shape != (length, length) or values.dtype == RECORD:
-            raise InputError(f"{path}: the probabilities of {name!r} are not those of {length:,} nt")
+            raise InputError(f"{path}: the probabilities of {name!r} do not fit its {length:,} nt")
         matrices.append(values.astype(np.float32))
     return matrices
 
@@ -155,7 +155,9 @@ def _paths(path: Path, names: list[str]) -> list[Path]:
     if _NAME not in path.name:
         if len(names) > 1:
             example = path.with_name(f"{path.stem}-{_NAME}{path.suffix}")
-            raise InputError(f"{path}: shows one sequence, but there are {len(names):,}; use {example}, or a folder")
+            raise InputError(
+                f"{path}: a figure shows one sequence, but there are {len(names):,}; use {example}, or a folder"
+            )
         return [path] * len(names)
     paths, used = [], set[str]()
     for number, name in enumerate(names, 1):

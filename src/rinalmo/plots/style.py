@@ -99,7 +99,7 @@ def check_figure(
     """Raise InputError or MissingExtraError before computing what could not be drawn."""
     check_path(path, ENDINGS)
     if length > maximum:
-        raise InputError(f"{path}: {purpose} takes up to {maximum:,} nt, and the sequence has {length:,}; {remedy}")
+        raise InputError(f"{path}: {purpose} is limited to {maximum:,} nt, but the sequence has {length:,}; {remedy}")
     need_matplotlib(purpose)
 
 

@@ -51,7 +51,7 @@ def tokens_for(alphabet: str | Sequence[str] = "standard", nmers: int = 1, codon
         return OFFICIAL_TOKENS
     if isinstance(alphabet, str) and alphabet not in _LETTERS:
         named = f"{alphabet!r} with words of {length} letters" if length > 1 else repr(alphabet)
-        raise InputError(f"no alphabet {named}; choose one of {', '.join(_LETTERS)}")
+        raise InputError(f"unknown alphabet {named}; choose one of {', '.join(_LETTERS)}")
     letters = _LETTERS[alphabet] if isinstance(alphabet, str) else alphabet
     return SPECIAL_TOKENS + tuple(map("".join, product(letters, repeat=length)))
 
@@ -59,9 +59,9 @@ def tokens_for(alphabet: str | Sequence[str] = "standard", nmers: int = 1, codon
 def word_length(nmers: int, codon: bool) -> int:
     """Letters per token: `nmers`, or three for codons. Raises `InputError` if the two disagree."""
     if nmers < 1:
-        raise InputError(f"nmers is {nmers}; a token has at least one letter")
+        raise InputError(f"nmers is {nmers}; it must be at least 1")
     if codon and nmers not in (1, _CODON):
-        raise InputError(f"nmers is {nmers}, but a codon has {_CODON} letters; leave one of the two options out")
+        raise InputError(f"nmers is {nmers}, but a codon has {_CODON} nucleotides; leave out one of the two options")
     return _CODON if codon else nmers
 
 
@@ -72,7 +72,7 @@ class Alphabet:
     Args:
         tokens: The tokens in the order of their ids.
         do_upper_case: Read lower-case letters as upper-case ones.
-        replace_t_with_u: Read T as U, or U as T, where the vocabulary has only the second.
+        replace_t_with_u: Read T as U, or U as T, if the vocabulary has only the latter.
 
     Attributes:
         index: Token → id.
@@ -153,7 +153,7 @@ class Alphabet:
     def from_vocab_file(
         cls, path: str | Path, *, do_upper_case: bool = True, replace_t_with_u: bool = True
     ) -> "Alphabet":
-        """Read a `vocab.txt`: one token a line, the first has id 0. Raises `InputError` if it is not a vocabulary."""
+        """Read a `vocab.txt`: one token per line, from id 0. Raises `InputError` if it is not a vocabulary."""
         tokens = tuple(Path(path).read_text(encoding="utf-8").rstrip("\n").split("\n"))
         try:
             return cls(tokens, do_upper_case=do_upper_case, replace_t_with_u=replace_t_with_u)
@@ -177,7 +177,7 @@ class Alphabet:
     def table(self) -> Ids:
         """Byte → id, shape (256,). Characters that are no token, and bytes above 127, are `<unk>`."""
         if 1 not in map(len, self.words):
-            raise InputError("the tokens are words of several letters; read them with RnaTokenizer(nmers=...)")
+            raise InputError("the tokens have several nucleotides; read them with RnaTokenizer(nmers=...)")
         return self._table
 
     def encode(self, sequence: str | bytes, *, special: bool = True, strict: bool = False) -> Ids:
@@ -187,7 +187,7 @@ class Alphabet:
             sequence: `<mask>` and the other special tokens are recognized in it, in lower case only. Bytes are read as
                 Latin-1.
             special: Put `<cls>` before and `<eos>` after it.
-            strict: Refuse a character that is no token, which otherwise becomes `<unk>`.
+            strict: Raise an error for a character that is not a token; otherwise it becomes `<unk>`.
 
         Returns:
             The ids, shape `(tokens,)`.
@@ -200,7 +200,7 @@ class Alphabet:
         return self._encode([text], special, strict)[0]
 
     def encode_batch(self, sequences: Sequence[str], *, special: bool = True, strict: bool = False) -> tuple[Ids, Ids]:
-        """The ids of many sequences laid end to end, by the rules of `encode`.
+        """The concatenated ids of many sequences, by the rules of `encode`.
 
         Returns:
             The ids, shape `(tokens,)`, and the number of tokens of each sequence, shape `(n,)`.
@@ -257,7 +257,7 @@ class Alphabet:
         return np.concatenate(places)
 
     def decode(self, ids: ArrayLike) -> str:
-        """The tokens of `ids`, one after the other without spaces. Raises `InputError` for an id out of range."""
+        """The tokens of `ids`, joined without spaces. Raises `InputError` for an id out of range."""
         values = np.asarray(ids, dtype=np.int64).reshape(-1)
         wrong = values[(values < 0) | (values >= self.size)]
         if len(wrong):

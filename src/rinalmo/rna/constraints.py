@@ -110,21 +110,23 @@ class Constraint:
         """Raise SequenceError if a nucleotide cannot be as it should under these rules of `decode`."""
         length, given = len(sequence), self.pairs
         if len(self.text) != length:
-            raise SequenceError(f"the constraint has {len(self.text):,} characters and the sequence {length:,}")
+            raise SequenceError(
+                f"the constraint has {len(self.text):,} characters, but the sequence has {length:,}; they must be equal"
+            )
         furthest = length if max_span is None else max_span - 1
         for i, j in given:
             letters = f"{sequence[i]} and {sequence[j]}"
             if canonical and not can_pair(sequence, np.array([i]), np.array([j]))[0]:
-                problem = f"{letters} (position {j + 1}) are no canonical pair; correct it, or allow it by --all-pairs"
+                problem = f"{letters} (position {j + 1}) are not a canonical pair; correct it, or use --all-pairs"
             elif j - i < min_distance:
-                problem = f"encloses {j - i - 1} nt with its partner at {j + 1}, less than the --min-loop"
+                problem = f"is paired with {j + 1}, which encloses {j - i - 1} nt, less than --min-loop"
             elif j - i > furthest:
-                problem = f"spans {j - i + 1:,} nt with its partner at {j + 1}, more than the --max-bp-span"
+                problem = f"is paired with {j + 1}, which spans {j - i + 1:,} nt, more than --max-bp-span"
             else:
                 continue
             raise SequenceError(problem, position=i + 1)
         if not crossing and (knots := sorted(set(given) - set(Structure("", sequence, given).nested().pairs))):
-            problem = "is in a pseudoknot, which nested structures have none of; use --decoder matching"
+            problem = "is in a pseudoknot, which nested structures cannot have; use --decoder matching"
             raise SequenceError(problem, position=knots[0][0] + 1)
         opens, closes = self.may_open(), self.may_close()
         regions = self.regions() if not crossing else np.zeros(length, np.int64)
@@ -138,7 +140,7 @@ class Constraint:
             if canonical:
                 possible &= can_pair(sequence, np.full(length, r), everywhere)
             if not possible.any():
-                problem = f"{sequence[r]} has to be paired ({self.text[r]!r}), and no nucleotide is left that it may "
+                problem = f"{sequence[r]} must be paired ({self.text[r]!r}), but no nucleotide is left for it to "
                 raise SequenceError(f"{problem}pair with; relax the constraint", position=r + 1)
 
 
@@ -223,7 +225,7 @@ def shape_parameters(method: str) -> tuple[str, dict[str, float]]:
     letter = match[1] if match else ""
     if match is None or not {name for name, _ in given} <= _SHAPE_DEFAULTS[letter].keys():
         raise InputError(
-            f"there is no SHAPE method {method!r}; use deigan or zarringhalam, or as RNAfold Dm1.8b-0.6 or Zb0.89"
+            f"unknown SHAPE method {method!r}; use deigan or zarringhalam, or as in RNAfold Dm1.8b-0.6 or Zb0.89"
         )
     return letter, {**_SHAPE_DEFAULTS[letter], **{name: float(value) for name, value in given}}
 
@@ -256,10 +258,10 @@ class KnownFile:
         self._entries: dict[str, _Entry] = {}
         for entry in entries:
             if entry.name in self._entries:
-                raise self._error(entry, f"there are two {noun} of this name; keep one")
+                raise self._error(entry, "this name occurs twice; keep one")
             self._entries[entry.name] = entry
         if not self._entries:
-            raise InputError(f"{self.file}: holds no {noun}")
+            raise InputError(f"{self.file}: contains no {noun}")
         self.used: set[str] = set()
 
     def _error(self, entry: _Entry, problem: str) -> SequenceError:
@@ -278,13 +280,12 @@ class KnownFile:
             if "" in self._entries:
                 raise self._error(
                     self._entries[""],
-                    f"has no name, so it cannot be told which of the RNAs has these "
-                    f"{self._noun}; write '>name' before them",
+                    f"has no name, so it is unclear which RNA these {self._noun} belong to; write '>name' before them",
                 )
             return None
         self.used.add(entry.name)
         if entry.sequence and _rna(entry.sequence) != _rna(sequence):
-            raise self._error(entry, "its sequence differs from that of the record; it should be the same")
+            raise self._error(entry, "its sequence differs from the record's; they must be equal")
         try:
             return self._read(entry, sequence)
         except SequenceError as error:
@@ -329,7 +330,7 @@ def _constraint_entries(path: Source) -> Iterator[_Entry]:
         elif line.isalpha() and not text:
             start, sequence = start or number, sequence + line
         elif line and not line.startswith("#"):
-            raise SequenceError(f"{line[:30]!r} is no constraint", file=file, line=number, record=record_name(name))
+            raise SequenceError(f"{line[:30]!r} is not a constraint", file=file, line=number, record=record_name(name))
     if start:
         if not text:
             raise SequenceError("has no constraint; add it", file=file, line=start, record=record_name(name))
@@ -418,7 +419,9 @@ def _reactivity_rows(path: Source) -> Iterator[_Entry]:
                 cell = re.split(r"[\s,;]+", re.sub(r"[\[\]]", " ", cell).strip())
             values = [(n, _number(value), "") for n, value in enumerate(cell, 1)]
         except (TypeError, ValueError):
-            problem = "its reactivities are not numbers; give a list of them, or one per row with its position"
+            problem = (
+                "its reactivities are not numbers; give a list of numbers, or one number per row with its position"
+            )
             raise SequenceError(problem, file=table.name, line=line, record=record_name(name)) from None
         yield _Entry(name, line, str(row.get("sequence") or ""), values, len(values))
     yield from by_name.values()
@@ -428,7 +431,7 @@ def _profile(entry: _Entry, sequence: str) -> tuple[float | None, ...]:
     """The values of a record, one for each nucleotide."""
     length = len(sequence)
     if entry.length not in (None, length):
-        raise SequenceError(f"has {entry.length:,} reactivities and {length:,} nt; write NA where there is none")
+        raise SequenceError(f"has {entry.length:,} reactivities for {length:,} nt; write NA for missing values")
     profile: dict[int, float | None] = {}
     for position, value, letter in entry.values:
         if not 1 <= position <= length:
@@ -436,7 +439,7 @@ def _profile(entry: _Entry, sequence: str) -> tuple[float | None, ...]:
         if position in profile:
             raise SequenceError("has two reactivities; keep one", position=position)
         if letter and _rna(letter) != _rna(sequence[position - 1]):
-            problem = f"is {letter} in the file and {sequence[position - 1]} in the sequence; check the numbering"
+            problem = f"is {letter} in the file but {sequence[position - 1]} in the sequence; check the numbering"
             raise SequenceError(problem, position=position)
         profile[position] = value
     return tuple(profile.get(position) for position in range(1, length + 1))

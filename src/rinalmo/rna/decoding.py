@@ -93,7 +93,7 @@ def decode(
         [(0, 9)]
     """
     if method not in METHODS:
-        raise InputError(f"there is no decoding method {method!r}; use {', '.join(METHODS)}")
+        raise InputError(f"unknown decoding method {method!r}; use {', '.join(METHODS)}")
     if threshold is None:
         choose = partial(decode, canonical=canonical, min_distance=min_distance, max_span=max_span)
         structures = []
@@ -148,7 +148,7 @@ def decode(
     if missing and method == "greedy":
         return decode(probabilities, sequence, "matching", threshold=threshold, constraint=constraint, **rules)
     if missing:
-        problem = "cannot be paired at the same time as the other nucleotides that the constraint pairs; relax it"
+        problem = "cannot be paired together with the other nucleotides that the constraint pairs; relax the constraint"
         raise SequenceError(problem, position=min(missing) + 1)
     return sorted([*constraint.pairs, *chosen])
 
@@ -319,7 +319,7 @@ class Decoder:
                     answer = future.result()
                 except (OSError, EOFError, ValueError, pickle.UnpicklingError):
                     if self.processes:
-                        message = "decoding goes on in this process: the others do not start, or have died"
+                        message = "decoding continues in this process: the worker processes did not start or died"
                         warnings.warn(message, stacklevel=3)
                     self.processes = 0
             yield item, answer

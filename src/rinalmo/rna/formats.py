@@ -96,10 +96,10 @@ class _DbnRecord:
     def add(self, line: int, text: str) -> None:
         self.line = self.line or line
         if not self.sequence.text and text.startswith(_BRACKETS):
-            problem = "this structure has no sequence before it; give each structure its own sequence line"
+            problem = "there is no sequence before this structure; give each structure its own sequence line"
             raise self.error(problem, line)
         if "&" in text:
-            raise self.error("'&' joins two RNAs; give the sequence and structure of each by itself", line)
+            raise self.error("'&' joins two RNAs; give each sequence and structure separately", line)
         if not self.sequence.text and (ranged := _RANGED_SEQUENCE.fullmatch(text)):
             text, self.name = ranged[1], re.sub(r"\s*\[\d+\]$", "", self.name)
         if not self.sequence.text or (not self.structure.text and text.isalpha()):
@@ -113,7 +113,7 @@ class _DbnRecord:
 
     def finish(self) -> Structure:
         if not self.sequence.text:
-            problem = "has a header and no sequence; remove it, or copy the file again if it is cut off"
+            problem = "has a header but no sequence; remove it, or copy the file again if it is truncated"
             raise self.error(problem, self.line)
         if not self.structure.text:
             raise self.error("has no structure line; add one", self.line)
@@ -180,9 +180,9 @@ class _PartnerRows:
         words = text.split()
         expected = len(self.rows) + 1
         if len(words) <= column or not (_is_number(words[0]) and _is_number(words[column])):
-            problem = f"{text.strip()[:30]!r} is not a row of position, letter and partner"
+            problem = f"{text.strip()[:30]!r} is not a row of position, nucleotide and partner"
         elif int(words[0]) != expected:
-            problem = f"this row has the position {words[0]}; the file lacks rows or has them twice"
+            problem = f"this row has the position {words[0]}; rows are missing or duplicated"
         elif len(words[1]) != 1:
             problem = f"{words[1][:20]!r} is not one letter"
         else:
@@ -199,7 +199,7 @@ class _PartnerRows:
             if partner == position:
                 raise self.error("is paired with itself; write 0 for no partner", line, position)
             if partner and (back := self.rows[partner - 1][2]) != position:
-                problem = f"has the partner {partner}, whose own is {back}; make both rows agree"
+                problem = f"has the partner {partner}, whose partner is {back}; make both rows agree"
                 raise self.error(problem, line, position)
             if partner > position:
                 pairs.append((position - 1, partner - 1))
@@ -309,7 +309,7 @@ def _st_structure(name: str, start: int, texts: list[_Text], file: str, number: 
     for text, content in zip(texts[2:], _ST_LINES[2:], strict=False):
         lengths = len(text.text), len(texts[0].text)
         if lengths[0] != lengths[1]:
-            problem = f"the line of {content} has {lengths[0]:,} characters and the sequence {lengths[1]:,}"
+            problem = f"the {content} line has {lengths[0]:,} characters, but the sequence has {lengths[1]:,}"
             raise SequenceError(f"{problem}; they must be equal", file=file, line=text.line(None), record=record)
     return _structure(name, texts[0], texts[1], file, record)
 
@@ -382,7 +382,7 @@ def read_stockholm(lines: Iterable[str], file: str) -> Iterator[Structure]:
                 raise SequenceError(problem, file=file, line=number)
             rows.setdefault(words[0], _Text()).add(number, words[1])
     if rows or consensus.text:
-        problem = "the alignment does not end with //; copy the file again if it is cut off"
+        problem = "the alignment does not end with //; copy the file again if it is truncated"
         raise SequenceError(problem, file=file, line=start)
 
 
@@ -395,7 +395,7 @@ def _projected(
     for name, row in rows.items():
         text = consensus if consensus.text else own[name]
         if len(row.text) != len(text.text):
-            problem = f"has {len(row.text):,} columns, and the structure {len(text.text):,}; they must be equal"
+            problem = f"has {len(row.text):,} columns, but the structure has {len(text.text):,}; they must be equal"
             raise SequenceError(problem, file=file, line=row.line(None), record=record_name(name))
         try:
             pairs = pairs_of(text.text)
@@ -440,12 +440,14 @@ def format_of(path: Source, format: str | None = None, *, reading: bool = False)
     kind = format or uncompressed_name(path).rpartition(".")[2]
     kind = _ENDINGS.get(kind, kind)
     if kind == "sto" and not reading:
-        raise InputError(f"{source_name(path)}: Stockholm is only read; use one of {', '.join(FORMATS)}")
+        raise InputError(
+            f"{source_name(path)}: Stockholm can only be read, not written; use one of {', '.join(FORMATS)}"
+        )
     if kind not in FORMATS and kind != "sto":
-        problem = f"there is no structure format {format!r}" if format else "its ending is that of no structure format"
+        problem = f"unknown structure format {format!r}" if format else "unknown extension for structures"
         raise InputError(f"{source_name(path)}: {problem}; use one of {', '.join(FORMATS)}")
     if kind == "parquet" and str(path).endswith(COMPRESSED):
-        raise InputError(f"{source_name(path)}: Parquet is compressed inside; use the ending .parquet")
+        raise InputError(f"{source_name(path)}: Parquet is compressed internally; use the extension .parquet")
     return kind
 
 
@@ -486,7 +488,7 @@ def read_rows(
 def _require_nonempty(rows: Iterator[T], file: str) -> Iterator[T]:
     first = next(rows, None)
     if first is None:
-        raise InputError(f"{file} holds no structure; it should hold at least one")
+        raise InputError(f"{file} contains no structure; it must contain at least one")
     yield first
     yield from rows
 

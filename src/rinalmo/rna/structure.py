@@ -127,13 +127,13 @@ class Structure:
     def __post_init__(self) -> None:
         name, sequence, length = self.name, self.sequence, len(self.sequence)
         if name != name.strip() or set("\r\n\0") & set(name):
-            raise SequenceError(f"the name {name!r} is not one line without blanks around it; rename it")
+            raise SequenceError(f"the name {name!r} must be one line without leading or trailing spaces; rename it")
         record = record_name(name)
         if not sequence:
-            raise SequenceError("has no sequence; remove it, or copy the file again if it is cut off", record=record)
+            raise SequenceError("has no sequence; remove it, or copy the file again if it is truncated", record=record)
         if not (sequence.isascii() and sequence.isalpha()):
             place = next(n for n, letter in enumerate(sequence) if not (letter.isascii() and letter.isalpha()))
-            problem = f"{sequence[place]!r} is not a letter; remove gaps and blanks, with their column of the structure"
+            problem = f"{sequence[place]!r} is not a letter; remove gaps and spaces, and their columns of the structure"
             raise _problem(problem, place, record)
         pairs = tuple(sorted((int(i), int(j)) for i, j in self.pairs))
         paired: set[int] = set()
@@ -160,7 +160,7 @@ class Structure:
         """
         if len(text) != len(sequence):
             raise SequenceError(
-                f"the structure has {len(text):,} characters and the sequence {len(sequence):,}; they must be equal",
+                f"the structure has {len(text):,} characters, the sequence {len(sequence):,}; make them equal",
                 record=record_name(name),
             )
         return cls(name, sequence, pairs_of(text))
@@ -286,7 +286,7 @@ def _largest_nested(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     positions = np.unique(np.array(pairs, dtype=np.int64))
     span = int((np.searchsorted(positions, columns) - np.searchsorted(positions, rows)).max())
     if len(positions) * span > _MAX_ENTRIES:
-        raise SequenceError(f"{len(pairs):,} pairs cross others, too many for brackets; write CT or BPSEQ")
+        raise SequenceError(f"{len(pairs):,} pairs cross others, which is too many for dot-bracket; write CT or BPSEQ")
     return heaviest_nested(rows, columns, np.ones(len(pairs)))
 
 

@@ -102,7 +102,7 @@ def ensemble(sequence: str, conditions: Conditions | None = None) -> Ensemble:
     compound = _compound(sequence, conditions)
     structure, mfe = compound.mfe()
     if mfe > _MAX_ENERGY:
-        raise SequenceError("no structure without pseudoknots meets the constraint; relax it")
+        raise SequenceError("no structure without pseudoknots satisfies the constraint; relax it")
     compound.exp_params_rescale(mfe)  # or numbers overflow where RNAs are long
     _, energy = compound.pf()
     pairs = list(map(attrgetter("i", "j", "p"), compound.plist_from_probs(MIN_PROBABILITY)))

@@ -1,1 +1,1 @@
-"""What can be learned from labelled RNA: each task is a small object with examples, head, loss and figures."""
+"""What can be learned from labeled RNA: each task is a small object with examples, head, loss and figures."""

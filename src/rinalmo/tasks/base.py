@@ -66,7 +66,7 @@ class Crop:
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.at not in ("start", "middle", "end"):
-            raise ValueError(f"there is no crop to {self.length} at the {self.at}")
+            raise ValueError(f"cannot crop to {self.length} nucleotides at the {self.at}")
 
     def start(self, length: int) -> int:
         """Where the crop of a sequence of this length begins."""

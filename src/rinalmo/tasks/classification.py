@@ -71,10 +71,10 @@ class NcrnaFamily(Table):
     @classmethod
     def read(cls, path: Path, columns: Columns) -> list[Example]:
         examples = read_single_target(path, columns, ("label", "family", "class", "rna_type", "target"), cls.name)
-        hint = "drop the row, or give the class another name"
+        hint = "delete the row, or rename the class"
         for example in examples:
             value = example.target
-            require(class_name(value) != "", example, "has no class; drop the row or name its class")
+            require(class_name(value) != "", example, "has no class; delete the row or add its class")
             missing = f"the class is {value!r}, which stands for a missing value; {hint}"
             require(not is_missing(value), example, missing)
         return [replace(example, target=class_name(example.target)) for example in examples]

@@ -1,4 +1,4 @@
-"""Evaluation: outputs of a fine-tuned model, and metrics on labelled examples with bootstrap intervals."""
+"""Evaluation: outputs of a fine-tuned model, and metrics on labeled examples with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a model on labelled examples.
+    """Metrics of a model on labeled examples.
 
     Attributes:
         task: Name of the task.
@@ -99,20 +99,19 @@ def evaluate(
     seed: int = 0,
     device: DeviceLike = None,
 ) -> Evaluation:
-    """Evaluate a fine-tuned model on labelled examples.
+    """Evaluate a fine-tuned model on labeled examples.
 
     Args:
-        data: A file, or rows or a data frame with the columns that a table would have.
+        data: A file, or rows or a data frame with the same columns as a table.
         model: Name, path or loaded model.
         columns: Names of the columns, if they are not the usual ones or those of the training data.
         features: For a model that takes vectors: the .npz file of those that the cells of a column name, by column.
         task: Name of the task, which must be the model's; for a model that a transformers Trainer saved without its
             `problem_type`, the kind of its labels: regression, binary, multiclass or multilabel.
-        fill_to: For ribosome load: the length in tokens that shorter sequences are padded to; 0: no padding; None: as
-            the model was trained.
+        fill_to: For ribosome load: pad sequences to this many tokens; 0: no padding; None: as in training.
         window: For secondary structure: longer RNAs are folded in windows of this many nucleotides; None: the model's.
-        thermodynamics: For secondary structure: the weight of ViennaRNA's probabilities beside the model's, from 0 to
-            1; None: the default of `rinalmo fold`.
+        thermodynamics: For secondary structure: the weight of ViennaRNA's probabilities in the average with the
+            model's, from 0 to 1; None: the default of `rinalmo fold`.
         seed: Random seed of the bootstrap.
         device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; None: where a loaded model is.
 
@@ -149,13 +148,13 @@ def evaluate(
         name, given = "data", read_data(data, own.read, columns)
     examples = own.encode_targets(given)
     if not examples:
-        raise InputError(f"{name}: holds no examples with a value" if given else f"{name}: holds no examples")
+        raise InputError(f"{name}: contains no examples with a value" if given else f"{name}: contains no examples")
     evaluation = evaluate_examples(examples, engine, own, seed)
     if not evaluation.metrics:
         raise InputError(f"{name}: {', '.join(columns.target)} is empty in all rows; there is nothing to score")
     notes += evaluation.notes
     if len(examples) < len(given):
-        notes.append(f"{len(given) - len(examples):,} of {len(given):,} examples have no value and are left out")
+        notes.append(f"skipped {len(given) - len(examples):,} of {len(given):,} examples without a value")
     return replace(evaluation, notes=notes)
 
 

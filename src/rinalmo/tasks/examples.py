@@ -114,7 +114,7 @@ def number_format(
     loose = [text for text in fractions if not _GROUPED_BY_POINT.fullmatch(text)]
     if comma and (point or fractions):
         other = (point or fractions)[0]
-        raise InputError(f"{column}: {comma[0]!r} has a decimal comma and {other!r} may have a decimal point{hint}")
+        raise InputError(f"{column}: {comma[0]!r} has a decimal comma, but {other!r} may have a decimal point{hint}")
     if comma:
         return NumberFormat("comma", unit)
     small = [text for text in without if text.lstrip("+-").isdigit() and len(text.lstrip("+-")) <= 3]
@@ -124,7 +124,7 @@ def number_format(
         return NumberFormat(usual.decimal, unit)
     text = with_comma[0]
     readings = text.replace(",", "."), text.replace(",", "")
-    raise InputError(f"{column}: {text!r} may be {readings[0]} or {readings[1]}, and no other row says which{hint}")
+    raise InputError(f"{column}: {text!r} may mean {readings[0]} or {readings[1]}, and no other row settles it{hint}")
 
 
 def _normalized(text: str) -> str:
@@ -158,12 +158,12 @@ def number(value: Any, where: str, column: str, written: NumberFormat = PLAIN, *
     if missing and is_missing(value):
         return math.nan
     parsed = written.parse(value)
-    hint = "leave the cell empty if it was not measured" if missing else "drop the row if it was not measured"
+    hint = "leave the cell empty if it was not measured" if missing else "delete the row if it was not measured"
     if parsed is None or not math.isfinite(parsed):
-        unit = f" with {written.unit!r}, as others have it" if written.unit else ""
+        unit = f" with {written.unit!r} like the others" if written.unit else ""
         raise InputError(f"{where}: {column} is {value!r}, not a number{unit}; {hint}")
     if abs(parsed) > LARGEST:
-        raise InputError(f"{where}: {column} is {value!r}, too large to learn; give it in a larger unit, or {hint}")
+        raise InputError(f"{where}: {column} is {value!r}, which is too large; use a larger unit, or {hint}")
     return parsed
 
 
@@ -276,7 +276,7 @@ def read_table(path: Path, columns: Columns, target: Sequence[str] | None) -> li
         example = Example(label, texts[0], cells, family, where, features=features or None)
         examples.append(replace(example, second=texts[1]) if columns.second else example)
     if not examples:
-        raise InputError(f"{path}: holds no rows")
+        raise InputError(f"{path}: contains no rows")
     return examples
 
 
@@ -322,8 +322,10 @@ def _find_column(
                 return column
     if not required:
         return ""
-    names, hint = ", ".join(map(repr, table.columns)), f"say --set data.columns.{required}=NAME"
-    raise InputError(f"{table.name}: which column holds the {required}? There are {names}; {hint}")
+    names, hint = ", ".join(map(repr, table.columns)), f"rename it, or use --set data.columns.{required}=NAME"
+    if required == "target":
+        hint = "choose one with --target NAME"
+    raise InputError(f"{table.name}: it is unclear which column is the {required}; there are {names}; {hint}")
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[bytes]:

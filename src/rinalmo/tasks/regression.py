@@ -50,7 +50,7 @@ class Regression(Task):
     def from_examples(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
         task = cls()
         if len(examples) > 1 and len({example.target for example in examples}) == 1:
-            task.notes = ["the target is the same in all training examples; there is nothing to learn from it"]
+            task.notes = ["the target is the same in all training examples, so there is nothing to learn"]
         return task
 
     def heads(self) -> dict[str, dict[str, Any]]:

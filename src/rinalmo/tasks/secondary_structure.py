@@ -56,8 +56,8 @@ DEFAULT_THRESHOLD = 0.15
 THERMODYNAMICS_THRESHOLD = 0.22
 """The threshold of the mean of both probabilities, for every weight. Chosen on bpRNA VL0 for `nano-fold`."""
 WITHOUT_VIENNA = (
-    "ViennaRNA is not installed, so the model folds alone, which costs accuracy, most of all on RNAs of families that "
-    "it does not know (F1 0.50 instead of 0.62 on bpRNA-new); pip install 'rinalmo[fold]'"
+    "ViennaRNA is not installed, so the model folds alone; this costs accuracy, above all on families unseen in "
+    "training (F1 0.50 instead of 0.62 on bpRNA-new); install it with: pip install 'rinalmo[fold]'"
 )
 
 _USUAL_TARGETS = ("structure", "dot_bracket", "secondary_structure", "dbn")
@@ -101,7 +101,7 @@ class SecondaryStructure(Task):
     ) -> None:
         """The head "pairs" is the paper's, "partners" ours; width and depth have a default for each."""
         if head not in _HEADS:
-            raise InputError(f"there is no head {head!r} for {self.name}; use {' or '.join(_HEADS)}")
+            raise InputError(f"unknown head {head!r} for {self.name}; use {' or '.join(_HEADS)}")
         self.head, self.module, self.decoder = head, _HEADS[head].module, _HEADS[head].decoder
         self.shape = dict(_HEADS[head].shape)
         if channels is not None:
@@ -133,12 +133,12 @@ class SecondaryStructure(Task):
     def read(cls, path: Path, columns: Columns) -> list[Example]:
         if table_format(path) is None:
             if columns.group is not None:
-                raise InputError(f"{path}: only a table has a column {columns.group!r} of groups; leave it out")
+                raise InputError(f"{path}: only tables have columns such as {columns.group!r}; leave out --group")
             structures = read_structures(path)
             return [Example(s.name, s.sequence, s.pairs, where=f"{path}, record {s.name}") for s in structures]
         examples = []
         for e in read_single_target(path, columns, _USUAL_TARGETS, cls.name):
-            require(e.target not in (None, ""), e, "has no structure; drop the row")
+            require(e.target not in (None, ""), e, "has no structure; delete the row")
             try:
                 pairs = Structure.from_dot_bracket(e.name, e.sequence, str(e.target)).pairs
             except InputError as error:
@@ -362,9 +362,9 @@ def resolve_thermodynamics(spec: ModelSpec, given: Weight | None, note: Callable
         return default
     if given == LEARNED:
         if "combiner" not in spec.heads:
-            raise CheckpointError("this model has no combiner of thermodynamics; give a weight from 0 to 1")
+            raise CheckpointError("this model has no combiner for thermodynamics; give a weight between 0 and 1")
     elif isinstance(given, str) or not 0 <= given <= 1:
-        raise InputError(f"the weight of thermodynamics is from 0 to 1, not {given}")
+        raise InputError(f"the weight of thermodynamics is {given}; it must be between 0 and 1")
     if given:
         need_vienna()
     return given

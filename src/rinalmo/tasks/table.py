@@ -52,10 +52,10 @@ _SHORT = 8  # a list of so few values for each of longer sequences is hardly one
 _DESCRIBED = 6  # columns and classes that are described one by one
 _OUTLYING = 100.0  # times the spread of the middle half of the values
 _EMPTY_LISTS: tuple[Any, ...] = ([], (), "[]")
-_DECIMAL_HINT = "; say --set options.decimal=comma or --set options.decimal=point"
+_DECIMAL_HINT = "; use --set options.decimal=comma or --set options.decimal=point"
 _PER_HINT = (
-    "if they are values of the first nucleotides, say --set options.per=nucleotide; "
-    "if it is the name of a class, --set options.per=sequence"
+    "if they are values of the first nucleotides, use --set options.per=nucleotide; "
+    "if it is a class name, --set options.per=sequence"
 )
 _USUAL_TARGETS = ("label", "target", "value", "y", "class", "score")
 _PREDICTED = {"id", "position", "nucleotide", "probability"}  # columns that `predict` writes
@@ -182,7 +182,7 @@ class Table(Task):
     def from_examples(cls, examples: Sequence[Example], options: Mapping[str, Any]) -> Self:
         targets, together = list(examples[0].target), ", ".join(examples[0].target)
         for name in sorted({*targets} & _PREDICTED):
-            raise InputError(f"`predict` has a column {name!r} of its own; give the column to predict another name")
+            raise InputError(f"`predict` writes a column {name!r} itself; rename the column to predict")
         per: Per = options.get("per") or infer_per(examples, targets)
         columns, formats = dict[str, ColumnValues](), dict.fromkeys(targets, PLAIN)
         if options.get("kind") != "multiclass":
@@ -191,7 +191,7 @@ class Table(Task):
             formats = number_formats(columns, options.get("decimal"))
         kind: ProblemType = options.get("kind") or infer_kind(columns, formats, per, len(examples))
         if kind in ("binary", "multiclass") and len(targets) > 1:
-            raise InputError(f"a {kind} table has one column to predict, not {len(targets)}; several are multilabel")
+            raise InputError(f"a {kind} table has one target column, not {len(targets)}; use multilabel for several")
         if per == "nucleotide" and "pooling" in options:
             raise InputError("options.pooling is for one prediction per sequence; this table has one per nucleotide")
         classes: list[str] = []
@@ -220,7 +220,7 @@ class Table(Task):
         if kind in ("regression", "binary"):
             encoded = task.encode_targets(examples)
             if not encoded:
-                raise InputError(f"{together}: no row has a value; there is nothing to learn")
+                raise InputError(f"{together}: no row has a value to learn from")
             values = np.concatenate([example.target.reshape(-1, len(targets)) for example in encoded])
             if kind == "binary":
                 require_several({*map(str, values[values != IGNORE].tolist())}, targets[0])
@@ -232,8 +232,8 @@ class Table(Task):
                 std = np.where(std <= 1e-12 * np.abs(mean), 1.0, std)
                 task = cls(kind, per, targets, classes, mean.tolist(), std.tolist(), **arguments)
         numeric = classes and all(name.lstrip("-").isdigit() for name in classes)
-        hint = "; say --set options.kind=regression if the numbers are amounts" if numeric else ""
-        task.notes = [f"{together}: {kind}, for each {per}{hint}"]
+        hint = "; use --set options.kind=regression if the numbers are quantities" if numeric else ""
+        task.notes = [f"{together}: {kind}, one value per {per}{hint}"]
         for name, column in list(columns.items())[:_DESCRIBED]:
             task.notes += _description(name, column, len(examples), kind, per, formats[name])
         if len(columns) > _DESCRIBED:
@@ -248,9 +248,9 @@ class Table(Task):
         for name in self.targets:
             for example in examples:
                 if name not in example.target:
-                    hint = "rename the column, or leave --target out"
+                    hint = "rename the column, or leave out --target"
                     raise InputError(
-                        f"{example.where}: the model predicts {name!r}, which is not among the columns named; {hint}"
+                        f"{example.where}: the model predicts {name!r}, which is not among the given columns; {hint}"
                     )
             if self.kind != "multiclass":
                 columns[name] = read_column(examples, name, self.per)
@@ -296,7 +296,7 @@ class Table(Task):
         text = str("" if value is None or value == [] else value).strip()
         problem = f"is {text!r}, which stands for a missing value" if text else "is empty"
         or_class = ", or =class if it names one" if text and self.kind == "multiclass" else ""
-        hint = f"drop the row, or say --set options.missing=drop to leave out such rows{or_class}"
+        hint = f"delete the row, or use --set options.missing=drop to skip such rows{or_class}"
         raise InputError(f"{example.where}: {name} {problem}; {hint}")
 
     def heads(self) -> dict[str, dict[str, Any]]:
@@ -468,7 +468,7 @@ def read_column(
             if per == "nucleotide" and is_missing(item):
                 continue
             if per and isinstance(item, dict | list):
-                raise InputError(f"{example.where}: {str(item)[:30]} is neither a number nor a name")
+                raise InputError(f"{example.where}: {str(item)[:30]} is neither a number nor a class name")
             column.examples.append(example)
             column.values.append(item)
     return ColumnValues(column.examples + words.examples, column.values + words.values)
@@ -484,11 +484,11 @@ def infer_per(examples: Sequence[Example], targets: Sequence[str]) -> Per:
             first, per = name, own
         elif own and own != per:
             raise InputError(
-                f"{first} has one value for each {per} and {name} for each {own}; train a model for "
-                "each, or say --set options.per=sequence to take lists as names"
+                f"{first} has one value per {per}, but {name} one per {own}; train a model for "
+                "each, or use --set options.per=sequence to treat lists as class names"
             )
     if per is None:
-        raise InputError(f"{', '.join(targets)}: no row has a value; there is nothing to learn")
+        raise InputError(f"{', '.join(targets)}: no row has a value to learn from")
     return per
 
 
@@ -498,7 +498,7 @@ def _per_of_column(name: str, column: ColumnValues) -> Per:
     listed = styles.count("brackets")
     if listed and listed < len(values):
         index = next(index for index, style in enumerate(styles) if style != "brackets")
-        problem = f"is {_short(values[index])}, where {listed:,} of {len(values):,} rows have lists"
+        problem = f"is {_short(values[index])}, but {listed:,} of {len(values):,} rows have lists"
         raise InputError(f"{examples[index].where}: {name} {problem}; {_PER_HINT}")
     if not any(styles):
         return "sequence"
@@ -507,7 +507,9 @@ def _per_of_column(name: str, column: ColumnValues) -> Per:
     items = [item for row in rows for item in row if not is_missing(item)]
     for example, row in zip(examples, rows, strict=True):
         for item in row if listed else ():
-            require(not isinstance(item, dict | list), example, f"{str(item)[:30]} is neither a number nor a name")
+            require(
+                not isinstance(item, dict | list), example, f"{str(item)[:30]} is neither a number nor a class name"
+            )
     full = sum(len(row) == length for row, length in zip(rows, lengths, strict=True))
     if not listed and full < len(values) and _is_one_number_each(values):
         return "sequence"
@@ -517,11 +519,11 @@ def _per_of_column(name: str, column: ColumnValues) -> Per:
         count, shortest = len(rows[0]), min(lengths)
         equal = len(values) > 1 and {*map(len, rows)} == {count}
         if equal and (listed or full < len(values)) and 1 < count < _SHORT and 2 * count < shortest:
-            problem = f"has {count} values in every row, for sequences of {shortest:,} nucleotides and more"
+            problem = f"has {count} values in every row, but the sequences have {shortest:,} nucleotides or more"
     elif full == 0:
         return "sequence"
     elif 2 * full < len(values) or any(len(row) > length for row, length in zip(rows, lengths, strict=True)):
-        problem = f"is a list as long as the sequence in {full:,} of {len(values):,} rows only"
+        problem = f"is a list as long as the sequence in only {full:,} of {len(values):,} rows"
     if problem:
         raise InputError(f"{examples[0].where}: {name} {problem}; {_PER_HINT}")
     return "nucleotide"
@@ -564,8 +566,8 @@ def infer_kind(
             if len(parsed) <= _FEW and len(column.values) >= _OFTEN * len(parsed) and len(columns) == 1:
                 return "multiclass"
             raise InputError(
-                f"{name}: every cell is a number with {written.unit!r}; say --set options.kind=regression to learn the "
-                "numbers, or --set options.kind=multiclass if they are names"
+                f"{name}: every cell is a number with {written.unit!r}; use --set options.kind=regression to learn the "
+                "numbers, or --set options.kind=multiclass if they are class names"
             )
         numbers.update(parsed.values())  # type: ignore[arg-type]  # none is None
     if numbers <= {0.0, 1.0}:
@@ -582,14 +584,14 @@ def _check_names(name: str, column: ColumnValues, parsed: Mapping[Any, float | N
     has_amounts = any(number is not None and not number.is_integer() for number in parsed.values())
     if len(texts) < len(parsed) and (2 * len(texts) < len(parsed) or has_amounts):
         index = next(index for index, value in enumerate(values) if value in texts)
-        hint = "leave it out, or say --set options.kind=multiclass if the numbers are names"
+        hint = "delete it, or use --set options.kind=multiclass if the numbers are class names"
         raise InputError(f"{examples[index].where}: {values[index]!r} is among numbers in {name}; {hint}")
     if per == "sequence" and len(values) > _FEW and len({*map(class_name, values)}) == len(values):
         letters = all(len(str(v)) == len(example.sequence) for example, v in zip(examples, values, strict=True))
         hint = ", or --set options.per=nucleotide if each letter is the class of a nucleotide" if letters else ""
         raise InputError(
-            f"{name}: every row has a different text, such as {_short(values[0])}; name the column of values by "
-            f"--target, or say --set options.kind=multiclass if they are classes{hint}"
+            f"{name}: every row has a different text, such as {_short(values[0])}; choose another column with "
+            f"--target, or use --set options.kind=multiclass if they are classes{hint}"
         )
 
 
@@ -621,15 +623,15 @@ def _description(
     spread = f"{numbers.min():.10g} to {numbers.max():.10g}{style}"
     lines = [f"{name}: {count}{several}, {spread}, such as {', '.join(three)}{missing}"]
     if len(numbers) > 1 and numbers.min() == numbers.max():
-        lines.append(f"{name} is the same in all training examples; there is nothing to learn from it")
+        lines.append(f"{name} is the same in all training examples, so there is nothing to learn from it")
     low, middle, high = np.percentile(numbers, [25, 50, 75])
     # The numbers may be as large as numbers are; their difference is not.
     far = np.abs(numbers / 2 - middle / 2) > _OUTLYING * (high / 2 - low / 2)
     if high > low and far.any():
         index = int(far.argmax())
         lines.append(
-            f"{name}: {far.sum():,} of {len(numbers):,} numbers far from all others, such as {values[index]} "
-            f"({examples[index].where.rpartition(', ')[2]}); leave cells without a value empty"
+            f"{name}: {far.sum():,} of {len(numbers):,} numbers are far from all others, such as {values[index]} "
+            f"({examples[index].where.rpartition(', ')[2]}); if they mean a missing value, leave those cells empty"
         )
     return lines
 

@@ -87,7 +87,7 @@ def _task_of(spec: ModelSpec, kind: Any) -> Task:
             task.crop = None if crop is None else Crop(int(crop), str(at))
             return task
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"config: the task {dict(spec.task)!r} cannot be understood ({error})") from None
+            raise CheckpointError(f"config: cannot interpret the task {dict(spec.task)!r} ({error})") from None
     heads = spec.heads
     if "structure_head" in heads:
         return SecondaryStructure()
@@ -106,7 +106,7 @@ def _task_of(spec: ModelSpec, kind: Any) -> Task:
             continue
         if (kind := spec.problem_type or kind) is None:
             raise CheckpointError(
-                "the model's config has no problem_type; say what its labels are: "
+                "the model's config has no problem_type; give the kind of its labels: "
                 f"--task {', '.join(get_args(ProblemType)[:-1])} or {get_args(ProblemType)[-1]}"
             )
         return Table.from_labels(kind, per, spec.labels, heads[head]["num_labels"], spec.pooling)
@@ -132,15 +132,15 @@ def with_options(
     """
     if fill_to is not None:
         if not isinstance(task, RibosomeLoad):
-            raise InputError(f"only ribosome-load pads sequences, not {task.name}; leave --fill-to out")
+            raise InputError(f"--fill-to is only for ribosome-load, not for {task.name}; leave it out")
         task = copy(task)
         task.pad_to = fill_to
     if isinstance(task, SecondaryStructure):
         weight = resolve_thermodynamics(spec, thermodynamics, note)
         return task.with_options(window=window, thermodynamics=weight)
     if window is not None or thermodynamics is not None:
-        option, name = ("--window", "windows") if window is not None else ("--thermodynamics", "thermodynamics")
-        raise InputError(f"only secondary-structure has {name}, not {task.name}; leave {option} out")
+        option = "--window" if window is not None else "--thermodynamics"
+        raise InputError(f"{option} is only for secondary-structure, not for {task.name}; leave it out")
     return task
 
 

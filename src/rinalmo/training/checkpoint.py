@@ -87,7 +87,7 @@ class Checkpoints:
                 problem = damage(path)
                 if problem is None:
                     return path, notes
-                notes.append(f"{path} is damaged ({problem}) and not used")
+                notes.append(f"{path} is damaged ({problem}) and is not used")
                 _set_aside(path)
             if notes:
                 raise CheckpointError(f"{self.folder}: no checkpoint is intact: {'; '.join(notes)}")

@@ -148,7 +148,7 @@ def start_name(store: dist.Store, rank: int, world: int, deadline: float) -> str
             store.set(f"rinalmo/welcome/{hello}", own)
         missing = {other for other in missing if not store.check([f"rinalmo/heard/{own}/{other}"])}
         if missing and time.monotonic() > end:
-            raise dist.DistStoreError(f"processes {sorted(missing)} have not come")
+            raise dist.DistStoreError(f"processes {sorted(missing)} did not join")
         time.sleep(0.01)
     return own
 
@@ -163,7 +163,7 @@ def peer_failures() -> Iterator[None]:
         if isinstance(error, RinalmoError) or not exchange:
             raise
         reason = str(error).strip().splitlines()[0][:160]
-        raise TrainingError(f"another process of this run is gone or late ({reason}); continue with --resume") from None
+        raise TrainingError(f"another process of this run died or is late ({reason}); continue with --resume") from None
 
 
 class ParallelModel:
@@ -181,7 +181,9 @@ class ParallelModel:
         self.sharded = ranks.world > 1 and recipe.sharding == "fsdp"
         self.half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.precision)
         if self.sharded and self.half == torch.float16:
-            raise InputError("train.precision fp16 scales the loss, which train.sharding fsdp cannot; use ddp or fp32")
+            raise InputError(
+                "train.precision=fp16 needs loss scaling, which train.sharding=fsdp does not support; use ddp or fp32"
+            )
         model.encoder.gradient_checkpointing = recipe.activation_checkpointing
         self.module: nn.Module = module.to(ranks.device)
         if self.sharded:

@@ -1,4 +1,4 @@
-"""Fine-tuning: labelled examples, a task's head on a backbone, and the runs of a cross-validation.
+"""Fine-tuning: labeled examples, a task's head on a backbone, and the runs of a cross-validation.
 
     files or rows ─► training, validation and test examples ─► backbone and head ─► training loop ─► metrics on the test
                                                                                                      examples ─► card
@@ -76,7 +76,7 @@ def with_fingerprints(data: ExamplesRecipe) -> ExamplesRecipe:
     vectors = {name: path and path.absolute() for name, path in columns_of(data).features.items()}
     features = [name if path is None else f"{name}={path}" for name, path in vectors.items()]
     if "train" not in paths:
-        raise InputError("data.train is missing: name the file of examples")
+        raise InputError("data.train is missing: give the file of examples")
     try:
         sums = {name: file_sha256(path) for name, path in paths.items()}
         sums |= {f"features.{name}": file_sha256(path) for name, path in vectors.items() if path}
@@ -86,7 +86,7 @@ def with_fingerprints(data: ExamplesRecipe) -> ExamplesRecipe:
         raise InputError.from_os_error(error, error.filename, "cannot be read") from None
     for name, known in data.fingerprints.items():
         if sums.get(name) != known:
-            raise InputError(f"{paths.get(name, name)}: is not the file that this run was started with")
+            raise InputError(f"{paths.get(name, name)}: differs from the file that this run was started with")
     columns = data.columns.model_copy(update={"features": features})
     update = {**{name: str(path) for name, path in paths.items()}, "fingerprints": sums, "columns": columns}
     return data.model_copy(update=update)
@@ -104,7 +104,7 @@ def read_examples(data: ExamplesRecipe, task: type[Task]) -> tuple[Sets, list[st
             longest = data.max_length
             examples = [e for e in examples if all(len(sequence) <= longest for sequence in sequences_of(e, crop))]
         if len(examples) < total:
-            notes.append(f"{path}: {total - len(examples):,} examples longer than {data.max_length} nt are left out")
+            notes.append(f"{path}: skipped {total - len(examples):,} examples longer than {data.max_length} nt")
         read.append(examples)
     return Sets(*read), notes
 
@@ -120,7 +120,7 @@ def read_sets(data: ExamplesRecipe, task: type[Task], seed: int) -> tuple[Sets, 
     for name, examples in (("validation", sets.validation), ("test", sets.test)):
         if shared := sum(tuple(sequences_of(example, crop)) in known for example in examples):
             noun = "pairs of sequences" if data.columns.second else "sequences"
-            notes.append(f"{shared:,} of {len(examples):,} {name} {noun} are in the training set too")
+            notes.append(f"{shared:,} of {len(examples):,} {name} {noun} are also in the training set")
     return sets, notes
 
 
@@ -132,7 +132,7 @@ def split(sets: Sets, data: ExamplesRecipe, seed: int) -> Sets:
     train, folds, fold = sets.train, data.folds, data.fold or 0
     if folds is None:
         if data.fold is not None:
-            raise InputError(f"data.fold is {data.fold}; of how many? Say --folds, or data.folds")
+            raise InputError(f"data.fold is {data.fold}, but the number of folds is missing; set --folds or data.folds")
         if sets.validation or not data.validation_fraction:
             return sets
         units = _shuffled(_units(train, data), seed)
@@ -140,13 +140,13 @@ def split(sets: Sets, data: ExamplesRecipe, seed: int) -> Sets:
         drawn = int(np.searchsorted(np.cumsum(list(map(len, units))), size)) + 1
         return Sets([*chain(*units[drawn:])], [*chain(*units[:drawn])], sets.test)
     if data.validation is not None or data.test is not None:
-        raise InputError("folds are validation and test sets themselves; leave the files of such examples out")
+        raise InputError("--folds makes its own validation and test sets; leave out --validation and --test")
     if fold >= folds:
-        raise InputError(f"data.fold is {fold}; with {folds} folds it goes from 0 to {folds - 1}")
+        raise InputError(f"data.fold is {fold}; with {folds} folds it must be between 0 and {folds - 1}")
     units = _shuffled(_units(train, data), seed)
     if len(units) < folds:
         noun = "groups" if data.columns.group else "examples"
-        raise InputError(f"{data.train}: {len(units)} {noun} cannot be cut into {folds} folds")
+        raise InputError(f"{data.train}: {len(units)} {noun} are too few for {folds} folds")
     parts = [[*chain(*units[number::folds])] for number in range(folds)]
     held_out = (fold, (fold - 1) % folds)
     training = [example for number, part in enumerate(parts) if number not in held_out for example in part]
@@ -194,14 +194,16 @@ def make_task(recipe: FinetuneRecipe, sets: Sets) -> tuple[Task, Sets]:
     options = recipe.options.model_dump(exclude_none=True)
     if foreign := sorted(options.keys() - set(kind.options)):
         own = f"its options are {', '.join(kind.options)}" if kind.options else "it has no options"
-        raise InputError(f"options.{foreign[0]} is not for {kind.name}; {own}")
+        raise InputError(f"options.{foreign[0]} is not an option of {kind.name}; {own}")
     given = recipe.data.columns
     if (given.second or given.features) and kind is not Table:
-        raise InputError(f"a second sequence and features are for the task table, not for {kind.name}")
+        raise InputError(f"a second sequence and features need the task table, not {kind.name}")
     task = kind.from_examples(sets.train, options | ({"second": given.second} if given.second else {}))
     task.crop = crop_of(recipe.data)
     if task.crop and task.per == "nucleotide":
-        raise InputError("data.crop is for tasks with one answer a sequence; leave long ones out by data.max_length")
+        raise InputError(
+            "data.crop needs a task with one prediction per sequence; use data.max_length to leave out long sequences"
+        )
     return task, Sets(*(task.encode_targets(examples) for examples in sets))
 
 
@@ -234,7 +236,7 @@ def build_model(recipe: FinetuneRecipe, task: Task, examples: Sequence[Example])
     if same_task and isinstance(before, Table) and isinstance(task, Table):
         before.rescale(model, task.mean, task.std)
         model.spec = spec
-    return model, [f"{recipe.init} was trained for this task; its head is trained further"] if same_task else []
+    return model, [f"{recipe.init} was already trained for this task; its head is trained further"] if same_task else []
 
 
 def unscaled(task: Task) -> dict[str, Any]:
@@ -387,7 +389,7 @@ class MicroBatch:
 
 
 class SupervisedTask(TrainingTask[MicroBatch]):
-    """A labelled task on examples."""
+    """A labeled task on examples."""
 
     def __init__(
         self,
@@ -483,7 +485,7 @@ def _train(
         task, sets = make_task(recipe, read)
         for name, before, after in zip(Sets._fields, map(len, read), map(len, sets), strict=True):
             if after < before:
-                notes.append(f"{before - after:,} of {before:,} {name} examples have no value and are left out")
+                notes.append(f"skipped {before - after:,} of {before:,} {name} examples without a value")
         ranks.on_rank_zero(lambda: stack.enter_context(folder.locked()))
         ranks.on_rank_zero(lambda: folder.check(*kept))
         model, fresh = build_model(recipe, task, sets.train)  # first, as `init` may be the run that is discarded
@@ -492,7 +494,7 @@ def _train(
         changed = ranks.on_rank_zero(lambda: folder.begin(recipe, *kept))
         notes = [*changed, *task.notes, *notes, *fresh]
         if recipe.backbone.mode == "auto" and type(task) is Table:
-            notes.append(f"backbone.mode auto: {' and '.join(filter(None, ['linear' if fits else '', mode]))}")
+            notes.append(f"backbone.mode=auto chooses {' and '.join(filter(None, ['linear' if fits else '', mode]))}")
         linear: RiNALMo | None = None
         linear_values: dict[str, float] = {}
         if fits and isinstance(task, Table) and ranks.rank == 0:
@@ -527,7 +529,7 @@ def _train(
                 better = linear_values[metric] >= trained_best
                 listener.note(
                     f"{metric.replace('/', ' ')}: linear {linear_values[metric]:.4f}, {mode} {trained_best:.4f}; "
-                    f"the model is the {'linear' if better else mode} one"
+                    f"the {'linear' if better else mode} model is kept"
                 )
                 if better:
                     return linear
@@ -643,7 +645,7 @@ def finetune_from_recipe(
                 and path.name not in (EVALUATION, EXAMPLES, LOCK)
                 and not is_temporary(path)
             ):
-                raise InputError(f"{output}: holds {path.name} and is no cross-validation; choose another folder")
+                raise InputError(f"{output}: contains {path.name} and is not a cross-validation; choose another folder")
         destination(output).mkdir(parents=True, exist_ok=True)
         if restart and os.environ.get("RANK", "0") == "0":
             for run in runs:
@@ -728,34 +730,34 @@ def finetune(
     listener: Listener = NULL_LISTENER,
     device: DeviceLike = None,
 ) -> Evaluation | None:
-    """Train a model for a task on labelled examples, into `output/model`, as `rinalmo finetune` does.
+    """Train a model for a task on labeled examples, like `rinalmo finetune`; the result is in `output/model`.
 
     A class label of a `datasets.Dataset` becomes its name.
 
     Args:
         task: secondary-structure, ribosome-load, translation-efficiency, expression-level, splice-site, ncrna-family
             or table.
-        data: A file, or rows: mappings with the columns of a table, as a `datasets.Dataset` gives them, or a pandas or
-            polars DataFrame or a pyarrow Table.
+        data: A file, or rows: mappings with the columns of a table (such as a `datasets.Dataset`), a pandas or polars
+            DataFrame or a pyarrow Table.
         output: Folder of the run.
         model: The model to start from; nano if None.
         validation: Held-out examples; None: a tenth of `data`.
         test: Examples to evaluate the trained model on.
-        target: The column or columns to predict, if they do not have a usual name.
-        second: For `table`: the column of second sequences, such as the targets of microRNAs.
-        features: For `table`: other columns that the model takes: numbers, names, or vectors; "NAME=FILE.npz" if the
-            cells name vectors of a file.
+        target: The column or columns to predict, if they have no usual name.
+        second: For `table`: the column with second sequences, such as targets of microRNAs.
+        features: For `table`: other input columns: numbers, names, or vectors; "NAME=FILE.npz" if the cells name
+            vectors in a file.
         folds: Cross-validation in this many runs, in `output/fold-0`, …
         fold: Only this one of `folds`, counted from 0.
-        recipe: Another recipe than `finetune-TASK`, by name or file.
-        overrides: Changes of the recipe, such as "train.epochs=5".
+        recipe: A recipe other than `finetune-TASK`, by name or file.
+        overrides: Changes to the recipe, such as "train.epochs=5".
         resume: Continue an interrupted run from its last checkpoint.
-        restart: Discard the run in the folder. Without either a folder that holds one is refused.
+        restart: Discard the run in the folder. Without either, a folder that contains a run is an error.
         listener: Callbacks for log lines, notes and the end of each run.
         device: "auto" (None; CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps".
 
     Returns:
-        The metrics on the test examples (for `folds` their means); None without any.
+        The metrics on the test examples (with `folds` their means); None without test examples.
 
     Raises:
         InputError: The examples, the recipe or the folder cannot be used.
@@ -781,9 +783,9 @@ def finetune(
             files[name] = Path(rows)
             continue
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InputError(f"the {name} examples came as rows; several processes need them in a file")
+            raise InputError(f"the {name} examples are rows; with several processes, give them as a file")
         if isinstance(rows, Mapping):
-            raise InputError(f"the {name} examples came as a mapping; give one of {', '.join(map(str, rows))}")
+            raise InputError(f"the {name} examples are a mapping; give one of {', '.join(map(str, rows))}")
         folder = RunFolder(output, FinetuneRecipe)
         with folder.locked():
             folder.check(resume, restart)
@@ -792,7 +794,7 @@ def finetune(
             text = b"".join(json_lines(rows, name))
             if not restart and (output / RECIPE).exists() and files[name].exists() and files[name].read_bytes() != text:
                 raise InputError(
-                    f"{output}: cannot be resumed: the {name} examples are not those that it was started with"
+                    f"{output}: cannot be resumed: the {name} examples differ from those it was started with"
                 )
             with atomic_write(files[name]) as file:
                 file.write(text)

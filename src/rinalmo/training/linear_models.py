@@ -44,9 +44,11 @@ def choose_modes(recipe: FinetuneRecipe, task: Task, parameters: int, rows: int)
     mode = recipe.backbone.mode
     for_sequences = type(task) is Table and task.per == "sequence"
     if mode == "linear" and not for_sequences:
-        raise InputError("backbone.mode linear is for a table with one value for each sequence; use another one")
+        raise InputError("backbone.mode=linear needs a table with one value per sequence; use another mode")
     if mode == "linear" and recipe.options.pooling:
-        raise InputError("options.pooling is not for backbone.mode linear, whose head takes means; leave it out")
+        raise InputError(
+            "options.pooling cannot be used with backbone.mode=linear, whose head uses means; leave it out"
+        )
     if mode == "linear":
         return True, None
     if mode != "auto":

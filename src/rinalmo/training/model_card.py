@@ -125,13 +125,13 @@ def write_card(
     """
     folder = RunFolder(source) if (Path(source) / RECIPE).is_file() else None
     if folder and not folder.model.is_dir():
-        raise InputError(f"{source}: the run is not finished, it has no model yet; continue with --resume")
+        raise InputError(f"{source}: the run is not finished and has no model yet; continue it with --resume")
     home = folder.model if folder else Path(source)
     if output is None and not home.is_dir():
-        raise InputError(f"{source}: is no folder to write a card into; say where with --output")
+        raise InputError(f"{source}: is not a folder; give the card's file with --output")
     target = output or home / "README.md"
     if target.exists() and not overwrite:
-        raise InputError(f"{target} exists; choose another name or ask to overwrite it")
+        raise InputError(f"{target} exists; choose another name or use --overwrite")
     plot = folder.path / PLOT if folder and (folder.path / PLOT).is_file() else None
     run = RunRecord.read(folder) if folder else None
     text = card(load(home if folder else source), name or Path(source).name, run, license_id, with_plot=bool(plot))

@@ -1,4 +1,4 @@
-"""Masked language modelling: the model, its batches, its loss and its validation metrics.
+"""Masked language modeling: the model, its batches, its loss and its validation metrics.
 
     token store ─► MaskedBatches ─► encoder ─► LM head at the masked positions only ─► cross-entropy, fp32
 
@@ -63,7 +63,7 @@ class MaskedLM(nn.Module):
 
 
 class MaskedLMTask(TrainingTask[Batch]):
-    """Masked language modelling on a token store."""
+    """Masked language modeling on a token store."""
 
     def __init__(self, recipe: Recipe, store: TokenStore, model: RiNALMo, ranks: Ranks) -> None:
         self.store, self.model, self.ranks = store, model, ranks
@@ -149,14 +149,14 @@ def build_model(recipe: Recipe) -> tuple[RiNALMo, list[str]]:
         for name in _SIZES:
             if (want := getattr(wanted, name)) != (have := getattr(given.config, name)):
                 raise InputError(
-                    f"init {recipe.init} has {name} {have}, the recipe {want}; take a recipe of its size, or leave the "
-                    "sizes to it with --set model.preset=null"
+                    f"init {recipe.init} has {name} {have}, but the recipe has {want}; use a recipe of that size, or "
+                    "take the sizes from init with --set model.preset=null"
                 )
     dropouts = {name: value for name, value in recipe.model.changes().items() if name in _DROPOUTS}
     model = create(ModelSpec(replace(given.config, **dropouts), given.alphabet, heads), recipe.train.seed)
     known = model.state_dict().keys()
     model.load_state_dict({k: v for k, v in given.state_dict().items() if k in known}, strict=False)
-    fresh = [] if "lm_head" in given.spec.heads else [f"{recipe.init} has no masked-LM head; a fresh one is trained"]
+    fresh = [] if "lm_head" in given.spec.heads else [f"{recipe.init} has no masked-LM head; a new one is trained"]
     return model, fresh
 
 
@@ -208,13 +208,13 @@ def _pretrain(recipe: Recipe, folder: RunFolder, ranks: Ranks, kept: tuple[bool,
         recipe = with_precision(recipe, ranks.device)
         data = recipe.data
         if data.store is None:
-            raise InputError("data.store is missing: --set data.store=FOLDER, such as `rinalmo data prepare` makes")
+            raise InputError(
+                "data.store is missing: use --set data.store=FOLDER with a store from `rinalmo data prepare`"
+            )
         store = TokenStore.open(data.store)
         fingerprint = store.fingerprint
         if data.fingerprint not in (None, fingerprint):
-            raise InputError(
-                f"{data.store}: is not the store of this recipe, whose data.fingerprint is {data.fingerprint}"
-            )
+            raise InputError(f"{data.store}: is not the store of this recipe (data.fingerprint {data.fingerprint})")
         data = data.model_copy(update={"store": str(Path(data.store).absolute()), "fingerprint": fingerprint})
         recipe = recipe.model_copy(update={"data": data})
         ranks.on_rank_zero(lambda: stack.enter_context(folder.locked()))

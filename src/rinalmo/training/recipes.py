@@ -21,7 +21,7 @@ PRETRAIN_PREFIX, FINETUNE_PREFIX = "pretrain-", "finetune-"
 
 
 class ModelRecipe(Section):
-    """Sizes of the model. With `init` only the dropouts are used.
+    """Sizes of the model. With `init`, only the dropout rates are used.
 
     preset                 a published size (`nano`, `micro`, `mega`, `giga`), changed by the other keys
     hidden_size            width of the encoder
@@ -29,10 +29,10 @@ class ModelRecipe(Section):
     num_attention_heads    attention heads of each block
     intermediate_size      width of the feed-forward network
     layer_norm_eps         epsilon of the layer norms
-    attention_dropout      dropout of attention weights
-    hidden_dropout         dropout of the residual branches
+    attention_dropout      dropout on attention weights
+    hidden_dropout         dropout on the residual branches
     token_dropout          embed the mask as zero and scale the other tokens up, as ESM does
-    initializer_range      standard deviation of fresh weights
+    initializer_range      standard deviation of new weights
     """
 
     preset: str | None = None
@@ -58,9 +58,9 @@ class ModelRecipe(Section):
 class WeightsRecipe(Section):
     """Sampling weights of clusters; see `rinalmo.data.sampling.Weights`.
 
-    source              factor for each source named here
-    family              factor for each family named here
-    cluster_exponent    a cluster of n sequences weighs n to this power; 0: all clusters alike
+    source              weight of each source, 1 by default
+    family              weight of each family, 1 by default
+    cluster_exponent    a cluster of n sequences has the weight n to this power; 0: all clusters have the same weight
     """
 
     source: dict[str, float] = Field(default_factory=dict)
@@ -69,11 +69,11 @@ class WeightsRecipe(Section):
 
 
 class MaskingRecipe(Section):
-    """Masked language modelling; see `rinalmo.data.sampling.Masking`.
+    """Masked language modeling; see `rinalmo.data.sampling.Masking`.
 
-    selected    share of the nucleotides to be predicted
-    masked      share of those replaced by the mask token
-    replaced    share of those replaced by a random nucleotide; the rest is kept
+    selected    fraction of the nucleotides to predict
+    masked      fraction of the selected nucleotides that are replaced by the mask token
+    replaced    fraction of the selected nucleotides that are replaced by another one; the rest is kept
     """
 
     selected: float = 0.15
@@ -84,13 +84,13 @@ class MaskingRecipe(Section):
 class DataRecipe(Section):
     """The token store and its batches; see `rinalmo.data.batches.BatchOptions`.
 
-    store                  folder made by `rinalmo data prepare`
-    fingerprint            of that store; filled in when a run starts, and another store is then refused
-    sequences_per_batch    sequences of an optimizer step, over all processes
-    tokens_per_batch       tokens of an optimizer step instead
-    micro_tokens           tokens of one forward and backward pass; set it by the memory of the device
-    fixed_tokens           crop sequences so that every pass has exactly `micro_tokens`
-    max_length             longer sequences are cropped to so many nucleotides, at a random place each time
+    store                  token store, from `rinalmo data prepare`
+    fingerprint            fingerprint of the store, recorded when a run starts; any other store is then refused
+    sequences_per_batch    sequences per optimizer step, over all processes
+    tokens_per_batch       tokens per optimizer step, instead of `sequences_per_batch`
+    micro_tokens           maximum tokens per forward and backward pass; set it according to the device's memory
+    fixed_tokens           crop sequences so that every pass has exactly `micro_tokens` tokens
+    max_length             longer sequences are cropped to this many nucleotides, at a new random position each time
     workers                threads that prepare batches in advance
     """
 
@@ -107,19 +107,19 @@ class DataRecipe(Section):
 
 
 class TrainRecipe(Section):
-    """The run itself.
+    """Length, precision and parallelism of a run.
 
-    seed                   of fresh weights, of the data's order and masks, of dropout
-    max_steps              optimizer steps; without it, `epochs` decides
+    seed                   random seed of new weights, data order, masks and dropout
+    max_steps              number of optimizer steps; by default set by `epochs`
     epochs                 passes over the data
-    checkpoint_every       steps between checkpoints; None: one after each epoch
-    clip                   maximum norm of the gradient
-    precision              bf16: autocast with fp32 weights (under fsdp, bf16 copies of them); fp16: the same with a
-                           scaled loss, for GPUs without bf16; fp32; auto: bf16, or fp16 on such a GPU, where the
-                           device has it natively; the run folder's recipe has the choice
+    checkpoint_every       steps between checkpoints; none: one after each epoch
+    clip                   maximum gradient norm
+    precision              bf16: autocast with fp32 weights (with fsdp, bf16 copies of them); fp16: the same with
+                           loss scaling, for GPUs without bf16; auto: bf16 if the device supports it natively, fp16
+                           on other GPUs, else fp32; the recipe in the run folder records the choice
     sharding               ddp: every process holds the model; fsdp: each holds a shard
-    activation_checkpointing   recompute each block in the backward pass instead of keeping its activations
-    deadline               seconds after which a process that waits for another one gives up
+    activation_checkpointing   recompute each block in the backward pass instead of storing its activations
+    deadline               seconds that a process waits for another one before it gives up
     """
 
     seed: int = 0
@@ -139,7 +139,7 @@ class OptimizerRecipe(Section):
     lr              peak learning rate
     betas           decay rates of the two moments
     eps             added to the denominator
-    weight_decay    decoupled weight decay of matrices
+    weight_decay    decoupled weight decay, of matrices only
     """
 
     lr: PositiveFloat
@@ -151,11 +151,11 @@ class OptimizerRecipe(Section):
 class ScheduleRecipe(Section):
     """Linear warm-up, then decay.
 
-    shape           cosine, linear, or constant: no decay
-    warmup_steps    steps of the warm-up
+    shape           shape of the decay; constant: no decay
+    warmup_steps    number of warm-up steps
     start_lr        learning rate at the first step
     min_lr          learning rate at the end
-    decay_steps     steps of the decay; by default the rest of the run
+    decay_steps     number of decay steps; by default the rest of the run
     """
 
     shape: Literal["cosine", "linear", "constant"] = "cosine"
@@ -166,10 +166,10 @@ class ScheduleRecipe(Section):
 
 
 class ValidationRecipe(Section):
-    """Validation, also at the end of the run.
+    """Validation during the run; it is always done at the end.
 
-    every         steps between validations; without it, after each epoch
-    per_source    at most so many sequences of each source
+    every         steps between validations; by default after each epoch
+    per_source    maximum number of sequences per source
     """
 
     every: PositiveInt | None = 1000
@@ -179,8 +179,8 @@ class ValidationRecipe(Section):
 class CheckpointRecipe(Section):
     """Which checkpoints are kept.
 
-    keep_last    the last so many
-    keep_best    the one with the best validation metric, too
+    keep_last    number of most recent checkpoints to keep
+    keep_best    also keep the checkpoint with the best validation metric
     """
 
     keep_last: PositiveInt = 2
@@ -188,14 +188,14 @@ class CheckpointRecipe(Section):
 
 
 class LoggingRecipe(Section):
-    """What is logged beside `log.jsonl`.
+    """Logging, in addition to `log.jsonl`.
 
     every          steps between lines of the log
-    tensorboard    write TensorBoard files (the extra `tensorboard`)
-    tracker        also send the lines to Weights & Biases or trackio (the extra of that name)
-    project        the project there
-    plots          draw the loss (the extra `plots`)
-    peak_flops     peak FLOP/s of all processes, to which the MFU is relative; by default measured at the start
+    tensorboard    write TensorBoard files (extra `tensorboard`)
+    tracker        also log to Weights & Biases or trackio (extra of that name)
+    project        project name in the tracker
+    plots          plot the loss (extra `plots`)
+    peak_flops     peak FLOP/s of all processes, the reference for MFU; by default measured at the start
     """
 
     every: PositiveInt = 10
@@ -224,7 +224,7 @@ class RunRecipe(Section):
 class Recipe(RunRecipe):
     """A pre-training run.
 
-    init    the model to start from: a name, folder or file; fresh weights without it
+    init    the model to start from: a name, folder or file; by default new random weights
     """
 
     init: str | None = None
@@ -243,12 +243,12 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 class ColumnsRecipe(Section):
     """Columns of a table of examples, by default recognized by their usual names.
 
-    name        names of the examples
-    sequence    sequences
-    target      values to predict; a list for several targets
-    group       examples of one group stay in one set, and metrics are also given for each group
-    second      second sequences, for a `table` of pairs
-    features    other inputs of a `table`: numbers, names, or vectors; NAME=FILE.npz where cells name vectors of a file
+    name        column with the names of the examples
+    sequence    column with the sequences
+    target      column with the values to predict; a list for several targets
+    group       column with groups: a group stays in one set, and metrics are also reported per group
+    second      column with second sequences, for a `table` of pairs
+    features    other input columns of a `table`: numbers, names, or vectors; NAME=FILE.npz if cells name vectors of it
     """
 
     name: str | None = None
@@ -262,16 +262,20 @@ class ColumnsRecipe(Section):
 class ExamplesRecipe(Section):
     """The files of examples, and their batches.
 
-    train, validation, test   files; without `validation` a share of `train` is held out, drawn with the run's seed
-    fingerprints              of these files; filled in when a run starts, and other contents are then refused
+    train                     file of training examples
+    validation                file of validation examples; by default a random part of `train` is held out
+    test                      file of test examples, evaluated at the end
+    fingerprints              fingerprints of these files, recorded when a run starts; changed files are then refused
     columns                   see below
-    validation_fraction       share of `train` that is held out
-    folds, fold               cross-validation: of so many folds, this one (from 0 on; None: each in turn) is the test
-                              set and the one before it the validation set
-    sequences_per_batch       per optimizer step
+    validation_fraction       fraction of `train` that is held out
+    folds                     number of folds for cross-validation
+    fold                      index of the fold to train, from 0: it is the test set, and the one before it the
+                              validation set; by default all folds are trained
+    sequences_per_batch       sequences per optimizer step
     micro_tokens              tokens computed at once; results do not depend on it
-    crop, crop_at             use at most this many nucleotides, from this part of the sequence; part of the model
-    max_length                longer examples are left out, and counted
+    crop                      maximum number of nucleotides to use of each sequence; stored in the model
+    crop_at                   the part of the sequence to use: its start, middle or end; stored in the model
+    max_length                longer examples are skipped and counted
     """
 
     train: str | None = None
@@ -290,18 +294,19 @@ class ExamplesRecipe(Section):
 
 
 class OptionsRecipe(Section):
-    """Options of single tasks.
+    """Options of particular tasks.
 
-    kind, per              of a `table`: the kind of its values, where its cells leave that open; see
-                           `rinalmo.tasks.table`
-    decimal                of a `table`: numbers with a decimal `point` (1,234.5) or `comma` (1.234,5)
-    missing                of a `table`: `drop` leaves rows without a value out, `class` takes words such as NA and
-                           None as class names
-    pooling                of the head of `splice-site`, `ncrna-family` or a `table` of whole sequences: `cls`, as in
-                           the paper, or the `mean` of all tokens
-    head                   of `secondary-structure`: `pairs`, the paper's, or `partners`, for small models
-    channels, num_blocks   width and depth of that head
-    window                 longer RNAs are folded in windows of this many nucleotides
+    kind                   for `table`: the kind of its values, if its cells are ambiguous
+    per                    for `table`: one value per sequence or per nucleotide, if its cells are ambiguous
+    decimal                for `table`: numbers have a decimal `point` (1,234.5) or `comma` (1.234,5)
+    missing                for `table`: `drop` skips rows without a value, `class` treats words such as NA and None as
+                           class names
+    pooling                for `splice-site`, `ncrna-family` and `table` with one value per sequence: the head uses
+                           `cls`, as in the paper, or the `mean` of all tokens
+    head                   for `secondary-structure`: `pairs`, as in the paper, or `partners`, for small models
+    channels               for `secondary-structure`: width of the head
+    num_blocks             for `secondary-structure`: depth of the head
+    window                 for `secondary-structure`: longer RNAs are folded in windows of this many nucleotides
     """
 
     kind: Literal["regression", "binary", "multiclass", "multilabel"] | None = None
@@ -323,25 +328,27 @@ class StageRecipe(Section):
 
 
 class BackboneRecipe(Section):
-    """The trained part of the encoder.
+    """Which part of the encoder is trained.
 
-    mode      auto, for a `table`: with one value per sequence a linear head, and from 400 rows on also full (or lora
-              above 100 M parameters), of which the better on the validation examples is kept; else the latter alone;
-              linear: a linear head on pooled states of three layers and on k-mers, its penalties chosen by
-              cross-validation; for a `table` with one value per sequence;
-              full: all of it, from the start;
-              gradual: the head alone, then blocks from the top by `stages`, at `scale` times the head's rate; the
-              final norm with the first of them, the embedding never;
-              frozen: none; its states are computed once and cached in the run folder;
-              lora: a low-rank adapter (the extra `lora`); RUN/adapter holds it alone, RUN/model merged
-    stages    of gradual: a list of `{epoch: E, blocks: B}`; from epoch E on, B more blocks from the top are trained
-    scale     of gradual: learning rate of the backbone, relative to the head's
-    rank      of lora: rank of the adapter's matrices
-    alpha     of lora: the adapter's change is scaled by alpha / rank
-    dropout   of lora: dropout of the adapter's input
-    target_modules   of lora: the matrices that it changes: qkv and output of attention, gate_up and down of the
+    mode      auto, for `table`: with one value per sequence a linear head and, from 400 rows on, also full (lora
+              above 100 M parameters), keeping the one that is better on the validation examples; for values per
+              nucleotide only full or lora;
+              linear, for `table` with one value per sequence: a linear head on the pooled states of three layers and on
+              k-mers, with the penalties chosen by cross-validation;
+              full: everything, from the start;
+              gradual: first the head, then blocks from the top according to `stages`, at `scale` times the head's
+              learning rate; the final norm together with the first blocks, the embedding never;
+              frozen: only the head; hidden states are computed once and cached in the run folder;
+              lora: a low-rank adapter (extra `lora`); RUN/adapter has it alone, RUN/model merged
+    stages    for gradual: a list of `{epoch: E, blocks: B}`; from epoch E on, B more blocks from the top are trained
+    scale     for gradual: learning rate of the backbone, relative to the head's
+    rank      for lora: rank of the adapter's matrices
+    alpha     for lora: the adapter's update is scaled by alpha / rank
+    dropout   for lora: dropout on the adapter's input
+    target_modules   for lora: the matrices that it updates: qkv and output of attention, gate_up and down of the
                      feed-forward network
-    attention_dropout, hidden_dropout   dropouts of the backbone, instead of the model's own
+    attention_dropout   dropout on the backbone's attention weights; by default the model's own
+    hidden_dropout      dropout on the backbone's residual branches; by default the model's own
     """
 
     mode: Literal["auto", "linear", "full", "gradual", "frozen", "lora"] = "full"
@@ -358,9 +365,9 @@ class BackboneRecipe(Section):
 
 
 class FinetuneValidation(ValidationRecipe):
-    """Validation, also at the end of the run.
+    """Validation during the run; it is always done at the end.
 
-    every         steps between validations; without it, after each epoch
+    every         steps between validations; by default after each epoch
     per_source    not used
     """
 

@@ -123,9 +123,9 @@ def logs_of(runs: Iterable[Path]) -> dict[str, list[dict[str, Any]]]:
     logs = [read_log(folder) for folder in folders]
     for folder, lines in zip(folders, logs, strict=True):
         if not lines:
-            raise InputError(f"{folder}: no run, or none that has written a line to {LOG} yet")
+            raise InputError(f"{folder}: not a run, or its {LOG} is still empty")
         if folders.count(folder) > 1:
-            raise InputError(f"{folder}: is named twice")
+            raise InputError(f"{folder}: is given twice")
     parts = 1
     while len(set(names := [Path(*folder.parts[-parts:]).as_posix() for folder in folders])) < len(folders):
         parts += 1
@@ -185,15 +185,17 @@ class RunFolder:
     def check(self, resume: bool, restart: bool = False) -> None:
         """Raise InputError if the folder, which must exist, holds something that a run must not touch."""
         if resume and restart:
-            raise InputError(f"{self.path}: a run is resumed or restarted, not both")
+            raise InputError(f"{self.path}: --resume and --restart cannot be combined")
         if (self.path / RECIPE).exists():
             if not (resume or restart or _started_again()):
-                raise InputError(f"{self.path}: holds a run; continue it with --resume, or discard it with --restart")
+                raise InputError(
+                    f"{self.path}: contains a run; continue it with --resume, or discard it with --restart"
+                )
             return
         allowed = (LOCK, EXAMPLES)  # written before the recipe is
         names = [path.name for path in self.path.iterdir() if path.name not in allowed and not is_temporary(path)]
         if names:
-            raise InputError(f"{self.path}: holds {min(names)} and is no run; choose another folder")
+            raise InputError(f"{self.path}: contains {min(names)} and is not a run; choose another folder")
 
     def discard(self) -> None:
         """Remove the run in this folder, if there is one."""
@@ -219,10 +221,10 @@ class RunFolder:
                 continue
             if key.startswith("data.fingerprints.") and key in before and key in now:
                 file = now[key.replace(".fingerprints", "")]
-                raise InputError(f"{self.path}: cannot be resumed: {file} is not the file that it was started with")
+                raise InputError(f"{self.path}: cannot be resumed: {file} differs from the file it was started with")
             raise InputError(
-                f"{self.path}: cannot be resumed: {key} was {before.get(key)!r} and is {now.get(key)!r} now; "
-                "resume with the recipe it was started with, or start another run"
+                f"{self.path}: cannot be resumed: {key} was {before.get(key)!r} and is now {now.get(key)!r}; "
+                "resume with the original recipe, or start another run"
             )
         return [f"{key} was {before.get(key)!r} and is {now.get(key)!r} from now on" for key in changed]
 
@@ -249,5 +251,5 @@ class RunFolder:
     def recipe(self) -> RunRecipe:
         """The recipe in the folder; InputError if this is no run."""
         if not (self.path / RECIPE).is_file():
-            raise InputError(f"{self.path}: no {RECIPE} in this folder, so it is no run")
+            raise InputError(f"{self.path}: not a run folder (it has no {RECIPE})")
         return parse(self.kind, read(self.path / RECIPE), str(self.path / RECIPE))

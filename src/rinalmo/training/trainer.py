@@ -344,7 +344,7 @@ class Trainer:
         # An overflow of fp16 gradients is the scaler's to handle.
         if not (math.isfinite(mean_loss) and (self.scaler.is_enabled() or math.isfinite(self.norm))):
             raise TrainingError(
-                f"step {progress.step + 1}: the loss is {mean_loss:g} and the gradient's norm {self.norm:g}; lower "
+                f"step {progress.step + 1}: the loss is {mean_loss:g} and the gradient norm {self.norm:g}; lower "
                 "optimizer.lr or lengthen schedule.warmup_steps, and start from an earlier checkpoint"
             )
         rate = self.rate(progress.step)
@@ -427,7 +427,7 @@ def _memory_errors(device: torch.device) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise TrainingError(
-            f"{device} is out of memory; halve data.micro_tokens (--set data.micro_tokens=N, which changes no result), "
+            f"{device} is out of memory; halve data.micro_tokens (--set data.micro_tokens=N; results stay the same), "
             "or --set train.activation_checkpointing=true, and continue with --resume"
         ) from None
 
@@ -495,7 +495,7 @@ def with_precision(recipe: R, device: torch.device) -> R:
     if native == "fp16" and recipe.train.sharding == "fsdp":
         native = "fp32"  # fp16 scales the loss, which FSDP cannot
     if recipe.train.precision == "bf16" != native:
-        raise InputError("train.precision is bf16, which this device does not have; --set train.precision=auto")
+        raise InputError("train.precision is bf16, which this device does not support; use --set train.precision=auto")
     precision = native if recipe.train.precision == "auto" else recipe.train.precision
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": precision})})
 

@@ -81,7 +81,7 @@ Answer = dict[str, Any]
 _EXAMPLES = ASSETS / "examples"
 _TRNA = "GCGGAUUUAGCUCAGUUGGGAGAGCGCCAGACUGAAGAUCUGGAGGUCCUGUGUUCGAUCCACAGAAUUCGCACCA"
 _ERROR_SECONDS = 20
-_WEIGHT_INFO = "Leave it empty for the default, which is best. 0: the model alone; 1: ViennaRNA alone"
+_WEIGHT_INFO = "Leave empty for the default, which is best. 0: only the model; 1: only ViennaRNA"
 _IMAGE_TYPES = {"svg": "svg+xml", "png": "png"}
 # Of the bars, in pixels.
 _ROW, _HEADING, _START, _BAR_WIDTH, _WIDTH = 22, 34, 70, 300, 460
@@ -160,8 +160,8 @@ def web_app(service: Service, model: str, fold_model: str) -> gr.Blocks:
     """The whole app, with its queue and API; the names of the models are written in it."""
     with gr.Blocks(title="RiNALMo", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         gr.Markdown(
-            "# RiNALMo\nFold, embed and score RNAs with a language model. What you enter goes to this server and "
-            f"nowhere else.\n\n{_about(model)}"
+            "# RiNALMo\nFold, embed and score RNAs with a language model. Your sequences stay on this server.\n\n"
+            f"{_about(model)}"
         )
         _api(service)  # first: a button's function of the same name would take the name
         if service.predicts is not None:
@@ -196,8 +196,8 @@ def _about(model: str) -> str:
     if model != "nano":
         return f"{about}."
     return (
-        f"{about}, the small model of the package. It knows common RNA families; of families that it has not seen it "
-        f"knows little more than which nucleotides are frequent. For research start the app with "
+        f"{about}, the small bundled model. It knows common RNA families; on unseen families it is little better than "
+        f"guessing by nucleotide frequency. For research, start the app with "
         f"{_code('rinalmo web --model giga')}."
     )
 
@@ -247,9 +247,9 @@ def _connect(
 
 def _fill_mask_tab(service: Service) -> None:
     gr.Markdown(
-        f"Predict masked nucleotides: one RNA or DNA, up to {FILL_MASK:,} nt with {MASKS} masks; "
-        f"the logo, for which each position is masked in turn, up to {LOGO} nt. A mask is `<mask>`, `[MASK]` or `_`; "
-        "in a sequence without one, each `N` is a mask."
+        f"Predict masked nucleotides in one RNA or DNA of up to {FILL_MASK:,} nt with up to {MASKS} masks. The logo "
+        f"masks one position at a time (up to {LOGO} nt). A mask is `<mask>`, `[MASK]` or `_`; in a sequence without "
+        "these, each `N` is a mask."
     )
     box = _box("RNA with <mask>", "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU")
     examples = _examples(box, "model_card_masks.fa", "HIV-1", "microRNA-21")
@@ -280,14 +280,14 @@ def _fill_mask_tab(service: Service) -> None:
 
 def _fold_tab(service: Service, fold_model: str) -> None:
     gr.Markdown(
-        f"Predict the secondary structure: one RNA or DNA, up to {FOLD} nt, folded by {_code(fold_model)} with the "
-        "defaults of `rinalmo fold`; pseudoknots are drawn dashed. Point at a nucleotide for its pairing probability."
+        f"Predict the secondary structure of one RNA or DNA of up to {FOLD} nt with {_code(fold_model)} and the "
+        "defaults of `rinalmo fold`. Pseudoknots are drawn dashed. Hover over a nucleotide for its pairing probability."
     )
     box = _box("RNA", _TRNA)
     examples = _examples(box, "well_known_rnas.fa", "tRNA-Phe", "add_riboswitch")
-    choices = [("nested: no pseudoknots", "nested"), ("greedy, as the paper", "greedy")]
+    choices = [("nested: no pseudoknots", "nested"), ("greedy, as in the paper", "greedy")]
     with gr.Accordion("Options", open=False):
-        decoder = gr.Radio(choices, value=service.decoder, label="Choice of pairs")
+        decoder = gr.Radio(choices, value=service.decoder, label="Decoder")
         weight = gr.Number(None, minimum=0, maximum=1, label="Weight of thermodynamics (ViennaRNA)", info=_WEIGHT_INFO)
     run = gr.Button("Fold", variant="primary")
 
@@ -353,8 +353,8 @@ def write_fold(folded: FoldedRna, folder: Path, visit: Visit) -> tuple[list[Path
 
 def _embed_tab(service: Service) -> None:
     gr.Markdown(
-        f"A vector for each sequence. FASTA, or one sequence a line: up to {SEQUENCES:,} sequences of up to "
-        f"{EMBED:,} nt, {EMBED_TOGETHER:,} nt together. A file may be compressed."
+        f"Compute one vector per sequence. Enter FASTA, or one sequence per line: up to {SEQUENCES:,} sequences of "
+        f"up to {EMBED:,} nt, {EMBED_TOGETHER:,} nt in total. Files may be compressed."
     )
     box, upload, example = _many_box("FASTA")
     run = gr.Button("Embed", variant="primary")
@@ -401,8 +401,8 @@ def _embed_tab(service: Service) -> None:
 
 def _predict_tab(service: Service, model: str) -> None:
     gr.Markdown(
-        f"Predictions of {_code(model)}, a model for {service.predicts}. FASTA, or one sequence a line: up to "
-        f"{SEQUENCES:,} sequences of up to {EMBED:,} nt, {EMBED_TOGETHER:,} nt together. A file may be compressed."
+        f"Predict with {_code(model)}, a model for {service.predicts}. Enter FASTA, or one sequence per line: up to "
+        f"{SEQUENCES:,} sequences of up to {EMBED:,} nt, {EMBED_TOGETHER:,} nt in total. Files may be compressed."
     )
     box, upload, example = _many_box("FASTA")
     run = gr.Button("Predict", variant="primary")
@@ -447,7 +447,7 @@ def _write_embeddings(records: list[Record], vectors: np.ndarray, folder: Path) 
 def _draw_map(visit: Visit, folder: Path | None, field: str | None) -> tuple[list[str], str]:
     """The fields that may colour the map of an answer, and its image by one, or the first; "" for one point."""
     if folder is None or not (folder / "embeddings.parquet").exists():
-        raise InputError("these embeddings are no longer here; embed them again")
+        raise InputError("these embeddings have expired; embed the sequences again")
     embeddings, path = read_embeddings(folder / "embeddings.parquet"), folder / "map.svg"
     fields = colour_fields(embeddings)
     if len(embeddings.ids) < 2:
@@ -460,8 +460,8 @@ def _draw_map(visit: Visit, folder: Path | None, field: str | None) -> tuple[lis
 
 def _variants_tab(service: Service) -> None:
     gr.Markdown(
-        "Score single-nucleotide substitutions against the RNA as it is: 0 is as likely, red less, blue more. "
-        f"Up to {VARIANTS} nt with each position masked in turn, {ONE_PASS:,} nt in one pass."
+        "Score all single-nucleotide substitutions: 0 means as likely as the wild type, red less likely, blue more "
+        f"likely. Up to {VARIANTS} nt when masking one position at a time, {ONE_PASS:,} nt in one pass."
     )
     box = _box("RNA", _TRNA)
     examples = _examples(box, "well_known_rnas.fa", "tRNA-Phe", "HIV-1_TAR")
@@ -572,7 +572,7 @@ def _api(service: Service) -> None:
 def _text(value: Any) -> str:
     """The API accepts any JSON."""
     if not isinstance(value, str):
-        raise gr.Error(f"a {type(value).__name__} came where a text is expected", print_exception=False)
+        raise gr.Error(f"expected a text, not a {type(value).__name__}", print_exception=False)
     return value
 
 
@@ -596,7 +596,7 @@ def _visit(service: Service, request: gr.Request, *, is_api: bool = False) -> It
         raise
     except Exception:
         traceback.print_exc()
-        raise gr.Error("something went wrong here, and the server's log says what", print_exception=False) from None
+        raise gr.Error("something went wrong; see the server's log", print_exception=False) from None
 
 
 def _bar(progress: gr.Progress) -> Progress:

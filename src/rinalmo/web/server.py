@@ -78,7 +78,7 @@ def serve(
         listening = socket.create_server((host, port), family=family, backlog=256)
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"{host}:{port} cannot be served from ({reason}); choose another --port or --host") from None
+        raise InputError(f"cannot serve on {host}:{port} ({reason}); choose another --port or --host") from None
     with listening, tempfile.TemporaryDirectory(prefix="rinalmo-web-") as folder, _gradio_environment(folder):
         application, stop, description = _application(model, fold_model, threads, device, Path(folder))
         ready(f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}", description)

@@ -82,7 +82,7 @@ def one_record(text: str, longest: int, command: str, *, allow_mask: bool = Fals
         records = list(_parse(text, allow_mask))
         if len(records) > 1:
             raise InputError(
-                f"the {_PASTED} has {len(records):,} sequences, and this takes one; use `rinalmo {command}`"
+                f"the {_PASTED} has {len(records):,} sequences, but only one is allowed here; use `rinalmo {command}`"
             )
         record = records[0]
     else:
@@ -97,7 +97,7 @@ def many_records(text: str, upload: Path | None) -> list[Record]:
     Raises InputError for anything else, or more than the web app takes.
     """
     if upload is not None and text.strip():
-        raise InputError("there are a pasted text and an uploaded file; remove one of them")
+        raise InputError("there is both pasted text and an uploaded file; remove one of them")
     if upload is not None:
         source: Iterable[Record] = parse_fasta(_upload_chunks(upload), upload.name)
     else:
@@ -115,7 +115,7 @@ def many_records(text: str, upload: Path | None) -> list[Record]:
         total += len(record.sequence)
         if len(records) > SEQUENCES or total > EMBED_TOGETHER:
             limit = f"{SEQUENCES:,} sequences and {EMBED_TOGETHER:,} nt together"
-            raise InputError(f"the web app embeds up to {limit}, and here are more; use `rinalmo embed`")
+            raise InputError(f"the web app embeds up to {limit}, and these are more; use `rinalmo embed`")
     return records
 
 
@@ -133,7 +133,7 @@ def text_of_file(path: Path) -> str:
     try:
         return b"".join(_upload_chunks(path)).decode()
     except UnicodeDecodeError:
-        raise InputError(f"{path.name} is no text in UTF-8; give a FASTA file") from None
+        raise InputError(f"{path.name} is not UTF-8 text; give a FASTA file") from None
 
 
 def with_question_marks(record: Record) -> str:
@@ -161,7 +161,7 @@ def _check_text(text: str) -> None:
         raise InputError("there is no sequence yet; paste an RNA")
     if len(text) > MAX_TEXT:
         raise InputError(
-            f"the text has {len(text):,} characters, and the web app takes up to {MAX_TEXT:,}; use the commands"
+            f"the text has {len(text):,} characters, but the web app is limited to {MAX_TEXT:,}; use the command line"
         )
 
 
@@ -171,8 +171,8 @@ def _parse(text: str, allow_mask: bool = False) -> Iterator[Record]:
 
 def _check_length(record: Record, longest: int, command: str) -> None:
     if (length := len(with_question_marks(record))) > longest:
-        remedy = f"this takes up to {longest:,}; give a part of it, or use `rinalmo {command}`"
-        raise SequenceError(f"has {length:,} nt, and {remedy}", record=record.id[:60])
+        remedy = f"but the limit is {longest:,}; shorten it, or use `rinalmo {command}`"
+        raise SequenceError(f"has {length:,} nt, {remedy}", record=record.id[:60])
 
 
 def _upload_chunks(path: Path) -> Iterator[bytes]:
@@ -183,7 +183,7 @@ def _upload_chunks(path: Path) -> Iterator[bytes]:
             total += len(chunk)
             if total > MAX_TEXT:
                 raise InputError(
-                    f"{path.name} holds more than {MAX_TEXT:,} bytes, and the web app takes no more; use the commands"
+                    f"{path.name} has more than {MAX_TEXT:,} bytes, the limit of the web app; use the command line"
                 )
             yield chunk
     except InputError as error:  # without the server's folders
@@ -244,7 +244,7 @@ class Visit:
 
     def _compute(self, compute: Callable[[], T]) -> T:
         if self.turns.is_stopping:
-            raise GoneError("the server is being stopped; ask again when it is back")
+            raise GoneError("the server is shutting down; try again when it is back")
         if self.has_left:
             raise GoneError("the web app was closed")
         return compute()
@@ -265,7 +265,7 @@ class FoldedRna:
         if structure.mfe is not None:
             parts.append(f"minimum free energy (RNAfold) {structure.mfe:.1f} kcal/mol")
         if structure.confidence is not None:
-            parts.append(f"expected share of right pairs {structure.confidence:.0%}")
+            parts.append(f"expected fraction of correct pairs {structure.confidence:.0%}")
         return "; ".join(parts) + "." if parts else "No pairs are predicted."
 
     def text(self, format: str) -> str:
@@ -295,7 +295,7 @@ class Service:
         """The candidates at each mask, best first."""
         record = one_record(text, FILL_MASK, "fill-mask", allow_mask=True)
         if (masks := record.sequence.count("<mask>")) > MASKS:
-            raise InputError(f"there are {masks:,} masks, and the web app takes up to {MASKS}; use the commands")
+            raise InputError(f"there are {masks:,} masks, but the web app is limited to {MASKS}; use the command line")
         (answer,) = visit.each(fill_mask_records([record], self.engine, top_k=top_k))
         return answer
 
@@ -344,7 +344,7 @@ class Service:
         NaN where the nucleotide is none of A, C, G and U.
         """
         if method not in METHODS:
-            raise InputError(f"method {method!r} is unknown here; use one of {', '.join(METHODS)}")
+            raise InputError(f"method {method!r} is not available here; use one of {', '.join(METHODS)}")
         if method == "masked-marginals":
             record = one_record(text, VARIANTS, "score")
             log_probabilities = self._log_probabilities(visit, record.sequence, progress)

@@ -162,7 +162,9 @@ def check_fits(adapter: LoraAdapter, shapes: Mapping[str, tuple[int, ...]]) -> N
     """Raise CheckpointError unless the base with these tensors has all those that the adapter changes."""
     wrong = [name for name, change in adapter.low_rank.items() if shapes.get(name) != change.shape]
     if wrong:
-        raise CheckpointError(f"the adapter {adapter.path} is for another model; of other shape here: {listed(wrong)}")
+        raise CheckpointError(
+            f"the adapter {adapter.path} does not fit this model; tensors of another shape: {listed(wrong)}"
+        )
 
 
 def write_adapter(

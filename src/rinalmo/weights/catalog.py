@@ -202,14 +202,16 @@ def _ncrna_family(noise: int) -> CatalogEntry:
 CATALOG: dict[str, CatalogEntry] = {
     entry.name: entry
     for entry in (
-        _bundled("nano", "6 layers × 320, trained by this project on a CPU; for trying things and small tasks", 7.5),
+        _bundled(
+            "nano", "6 layers × 320, trained by this project on a CPU; for trying things out and small tasks", 7.5
+        ),
         _bundled(
             "nano-fold",
             "nano, trained further to fold, on bpRNA TR0",
             7.9,
             task="secondary-structure",
             trained_on="bpRNA TR0",
-            not_for="TR0, VL0 and what is similar, such as 812 RNAs of ArchiveII",
+            not_for="TR0, VL0 and similar RNAs, such as 812 of ArchiveII",
             score="see docs/results",
         ),
         _published(
@@ -231,7 +233,7 @@ CATALOG: dict[str, CatalogEntry] = {
             "rinalmo_giga_ss_bprna_ft.pt",
             "secondary-structure",
             trained_on="bpRNA TR0, threshold chosen on VL0",
-            not_for="TR0, VL0 and what is similar, such as 812 RNAs of ArchiveII",
+            not_for="TR0, VL0 and similar RNAs, such as 812 of ArchiveII",
             score="F1 0.747 on TS0 (±1)",
             sha256="44e377cb0c92f7b9cff8db8a38e33e5c0363d2f9a19831c6342346bb788a5e55",
         ),
@@ -267,8 +269,8 @@ def models() -> list[CatalogEntry]:
     """The published models, smallest first.
 
     Returns:
-        One entry for each: name, license, addresses and checksums of its files, number of parameters; of fine-tuned
-        ones the task, what they are trained on and must not be tested on, and the published score.
+        One entry per model: name, license, addresses and checksums of its files, and number of parameters; for
+        fine-tuned models also the task, the training data, data they must not be tested on, and the published score.
 
     Examples:
         >>> import rinalmo
@@ -291,7 +293,7 @@ def resolve(name_or_path: str | Path) -> Path:
 
     Args:
         name_or_path: A path, a model's name or alias, or `owner/model` or `owner/model@revision` on the Hugging Face
-            Hub. An existing path wins over a model of the same name.
+            Hub. An existing path takes precedence over a model of the same name.
 
     Returns:
         An existing path.
@@ -310,7 +312,7 @@ def resolve(name_or_path: str | Path) -> Path:
         if path.exists():
             return path
     except (OSError, ValueError) as error:  # too long for a name, or holding a NUL
-        raise CheckpointError(f"{str(name_or_path)[:60]!r}… is no name of a model or file: {error}") from None
+        raise CheckpointError(f"{str(name_or_path)[:60]!r}… is not the name of a model or file: {error}") from None
     name = str(name_or_path)
     entry = find(name)
     if entry is None:
@@ -358,12 +360,12 @@ def _from_hub(name: str) -> Path:
             local_files_only=offline_switch() is not None,
         )
     except (RepositoryNotFoundError, RevisionNotFoundError):
-        problem = "is neither an existing file or folder, nor a public model on the Hugging Face Hub"
+        problem = "is neither a file or folder nor a public model on the Hugging Face Hub"
         raise CheckpointError(f"{name!r} {problem}; check the name, or log in with `hf auth login`") from None
     except (LocalEntryNotFoundError, OSError) as error:
         switch = offline_switch()
-        why = f"{switch} forbids to ask the Hugging Face Hub" if switch else "the Hugging Face Hub does not answer"
-        problem = f"is no existing file or folder, and {why}"
+        why = f"{switch} forbids asking the Hugging Face Hub" if switch else "the Hugging Face Hub does not answer"
+        problem = f"is not a file or folder, and {why}"
         raise DownloadError(f"{name!r} {problem} ({str(error).splitlines()[0][:100]})") from None
     return Path(folder)
 
@@ -388,7 +390,7 @@ def _with_record(file: RemoteFile, folder: Path) -> RemoteFile:
         problem = str(error)
     recorded = file.as_recorded(folder)
     if recorded.md5 is None and file.sha256 is None:
-        print(f"note: size and sum of {file.filename} are not checked: {problem}", file=sys.stderr)
+        print(f"note: size and checksum of {file.filename} are not verified: {problem}", file=sys.stderr)
     return recorded
 
 
@@ -398,11 +400,11 @@ def _download(entry: CatalogEntry, folder: Path) -> Path:
     # Four bytes a parameter: the published files are fp32.
     megabytes = first.size / 1e6 if first.size is not None else entry.parameters * 4
     by_hand = (
-        f"on a machine with a connection download {first.url} (about {megabytes:,.0f} MB) and put it at "
-        f"{folder / first.filename}, then the same command works"
+        f"download {first.url} (about {megabytes:,.0f} MB) on another machine and put it at "
+        f"{folder / first.filename}; then the same command works"
     )
     if switch := offline_switch():
-        raise DownloadError(f"{entry.name}: not on this machine, and {switch} forbids fetching; {by_hand}")
+        raise DownloadError(f"{entry.name}: not on this machine, and {switch} forbids downloads; {by_hand}")
     reasons: list[str] = []
     for source in entry.sources:
         if reasons:
@@ -418,4 +420,4 @@ def _download(entry: CatalogEntry, folder: Path) -> Path:
             return source.path(folder)
         except SourceUnavailable as error:
             reasons.append(str(error))
-    raise DownloadError(f"{entry.name}: cannot be fetched ({'; '.join(reasons)}); {by_hand}")
+    raise DownloadError(f"{entry.name}: cannot be downloaded ({'; '.join(reasons)}); {by_hand}")

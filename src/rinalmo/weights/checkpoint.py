@@ -98,7 +98,7 @@ def _unwrapped(files: ModelFiles) -> ModelFiles:
     them."""
     names = {re.sub(r"(^|\.)(?:(?:module|_orig_mod)\.)+", r"\1", name): name for name in files.shapes}
     if len(names) < len(files.shapes):
-        raise CheckpointError(f"{files.path}: holds tensors of two models, one of them under module. or _orig_mod.")
+        raise CheckpointError(f"{files.path}: contains tensors of two models, one of them under module. or _orig_mod.")
     while not names.keys() & embedding_names():
         attribute = next(iter(names), "").partition(".")[0] + "."
         if not names or not all(name.startswith(attribute) for name in names):
@@ -166,7 +166,7 @@ def _open_pickle(path: Path) -> ModelFiles:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not named tensors")
+        raise CheckpointError(f"{path}: contains a {type(content).__name__}, not named tensors")
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, float] = {}
     foreign: list[str] = []
@@ -178,7 +178,7 @@ def _open_pickle(path: Path) -> ModelFiles:
         else:
             foreign.append(str(name))
     if foreign or not tensors:
-        raise CheckpointError(f"{path}: not a RiNALMo checkpoint: {', '.join(foreign[:5]) or 'it holds no tensors'}")
+        raise CheckpointError(f"{path}: not a RiNALMo checkpoint: {', '.join(foreign[:5]) or 'it contains no tensors'}")
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     metadata = getattr(content, "_metadata", None)
     metadata = metadata.get(_METADATA_KEY) if isinstance(metadata, dict) else None
@@ -228,7 +228,7 @@ def _one_line_errors(path: Path) -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error).strip()
-    return text.splitlines()[0][:160] if text else type(error).__name__
+    return text.splitlines()[0][:160] if re.search("[a-z]", text) else type(error).__name__
 
 
 def write_pickle(
@@ -273,7 +273,7 @@ def require_replaceable(target: Path) -> None:
     if target.is_dir():
         foreign = sorted(path.name for path in target.iterdir() if path.name not in _MODEL_FILES)
         if foreign:
-            raise CheckpointError(f"{target}: holds {foreign[0]}, which is not a model file; it is not overwritten")
+            raise CheckpointError(f"{target}: contains {foreign[0]}, which is not a model file; it is not overwritten")
     elif target.exists() and not (target.is_file() and target.suffix in PICKLES):
         raise CheckpointError(f"{target}: is not a model; it is not overwritten")
 
@@ -358,7 +358,7 @@ class Checkpoint:
             )
         # A sum is finite when all its terms are, short of overflow, and needs no copy of the tensor.
         if not (torch.isfinite(tensor.sum(dtype=torch.float32)) or torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{self.files.path}: tensor {name} holds NaN or infinite values")
+            raise CheckpointError(f"{self.files.path}: tensor {name} contains NaN or infinite values")
         return tensor
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -393,8 +393,10 @@ def _base_of(adapter: LoraAdapter) -> Path:
     for name in names:
         if Path(name).exists() or find(name):
             return resolve(name)
-    named = f"its base model {names[-1]!r} is not here" if names else "it names no base model"
-    raise CheckpointError(f"{adapter.path}: an adapter, and {named}; give the base as the model, this as its adapter")
+    named = f"its base model {names[-1]!r} was not found" if names else "it names no base model"
+    raise CheckpointError(
+        f"{adapter.path}: this is an adapter, and {named}; give its base as the model and this folder as the adapter"
+    )
 
 
 def _checked(files: ModelFiles, adapter: LoraAdapter | None, num_attention_heads: int | None) -> Checkpoint:
@@ -429,12 +431,12 @@ def _checked(files: ModelFiles, adapter: LoraAdapter | None, num_attention_heads
             if name in shapes:
                 shapes[name] = (alphabet.size, *shapes[name][1:])
     if blocks != set(range(len(blocks))) or not blocks:
-        raise CheckpointError(f"the file's blocks are not numbered from 0 on: {listed(map(str, blocks))}")
+        raise CheckpointError(f"the file's blocks are not numbered from 0: {listed(map(str, blocks))}")
     values: dict[str, Any] = {**files.metadata, **files.config, "vocab_size": alphabet.size}
     values.update(mask_token_id=alphabet.mask_id, cls_token_id=alphabet.cls_id, eos_token_id=alphabet.eos_id)
     for name, size in (("hidden_size", embedding[1]), ("num_hidden_layers", len(blocks))):
         if values.setdefault(name, size) != size:
-            raise CheckpointError(f"config.json says {name} {values[name]}, the tensors say {size}")
+            raise CheckpointError(f"{name} is {values[name]} in config.json but {size} in the tensors")
     if num_attention_heads is not None or "num_attention_heads" not in values:
         values["num_attention_heads"] = num_attention_heads or _attention_heads(
             files, layout, embedding[1], len(blocks)
@@ -499,16 +501,16 @@ def _alphabet(files: ModelFiles, layout: LayoutName, rows: int) -> tuple[Alphabe
     """The vocabulary, and a note on rows that are new; official rows are moved to the standard vocabulary."""
     if layout == "official":
         if rows != OFFICIAL.size:
-            raise CheckpointError(f"{rows} token rows; the official vocabulary has {OFFICIAL.size}")
+            raise CheckpointError(f"the file has {rows} token rows, but the official vocabulary has {OFFICIAL.size}")
         return STANDARD, (
             f"the official vocabulary has no {added_tokens(OFFICIAL, STANDARD)}: their rows are random (fixed seed); "
             "X is the mean of A C G U",
         )
     tokens = files.vocabulary or _VOCABULARIES.get(rows)
     if tokens is None:
-        raise CheckpointError(f"{rows} token rows fit no known vocabulary; put vocab.txt beside the file")
+        raise CheckpointError(f"{rows} token rows fit no known vocabulary; put vocab.txt next to the file")
     if len(tokens) != rows:
-        raise CheckpointError(f"{rows} token rows, but vocab.txt has {len(tokens)} tokens")
+        raise CheckpointError(f"the file has {rows} token rows, but vocab.txt has {len(tokens)} tokens")
     try:
         return Alphabet(tuple(tokens)), ()
     except InputError as error:
@@ -524,7 +526,7 @@ def _attention_heads(files: ModelFiles, layout: LayoutName, hidden_size: int, bl
     if layout == "official" or (hidden_size, blocks) in published:
         return _OFFICIAL_ATTENTION_HEADS
     raise CheckpointError(
-        f"no config.json beside it, and {blocks} blocks of width {hidden_size} are no published size "
+        f"there is no config.json, and {blocks} blocks of width {hidden_size} are not a published size "
         f"({', '.join(PRESETS)}); give the number of attention heads "
         "(num_attention_heads, or --heads of rinalmo convert)"
     )
@@ -562,13 +564,13 @@ def load(
 
     Args:
         source: A name from `rinalmo models`, a folder or a file, in our layout, the authors' or multimolecule's; or the
-            folder of a LoRA adapter, which names its base model.
+            folder of a LoRA adapter that names its base model.
         adapter: Folder of a LoRA adapter, by PEFT or `rinalmo finetune`, to merge into this model.
         dtype: Converts each tensor; None converts fp16 to fp32 and nothing else.
-        device: Where the model goes.
+        device: Device of the model.
         num_attention_heads: Needed only for a file of unpublished size without `config.json`.
-        consume: Called with each block, in order, as soon as it has its weights, and may take them: blocks are read
-            one at a time, and the memory of one that keeps nothing of the file is free before the next is read.
+        consume: Called with each block, in order, as soon as its weights are loaded. It may take the weights: blocks
+            are read one at a time, and the memory of a block that keeps none of them is freed before the next is read.
 
     Returns:
         The model. Its `forward` takes packed tokens.
@@ -616,14 +618,14 @@ def save(model: RiNALMo, target: str | Path, layout: LayoutName = "rinalmo", *, 
     Args:
         model: The model.
         target: The folder or file.
-        layout: Names of tensors and format.
+        layout: Checkpoint format.
         overwrite: Replace an existing model, once the new one is complete.
 
     Returns:
         The absolute path.
 
     Raises:
-        CheckpointError: The target exists or cannot be written, or the layout has no place for this model.
+        CheckpointError: The target exists or cannot be written, or the layout cannot store this model.
 
     Examples:
         >>> import rinalmo, tempfile
@@ -646,15 +648,15 @@ def convert(
     """Write a model in another layout.
 
     Args:
-        source: As `load` takes.
+        source: As for `load`.
         target: The folder (`rinalmo`, `multimolecule`) or `.pt` file (`official`).
-        layout: That of the target.
-        num_attention_heads: As `load` takes.
+        layout: Layout of the target.
+        num_attention_heads: As for `load`.
         half: Write matrices in fp16.
         overwrite: Replace an existing model.
 
     Returns:
-        The source as it was read; its `notes` say what could not be carried over.
+        The source as it was read; its `notes` say what could not be converted.
 
     Raises:
         CheckpointError: The source cannot be read, or the target cannot be written.
@@ -669,12 +671,12 @@ def convert(
     state = {name: tensor.half() if half and tensor.dim() > 1 else tensor for name, tensor in checkpoint.tensors()}
     _write(spec, state, Path(target), layout, checkpoint.files, overwrite)
     if layout == "multimolecule" and spec.pooling != "cls":
-        notes.append("multimolecule's own pooler would look at CLS; this model's looks at the mean of all tokens")
+        notes.append("multimolecule's own pooler would use CLS; this model's uses the mean of all tokens")
     if layout == "official":
         missing = added_tokens(OFFICIAL, spec.alphabet)
-        notes.append(f"the official vocabulary has no {missing} X: their rows are left out")
+        notes.append(f"the official vocabulary has no {missing} X: their rows are dropped")
     if layout == "official" and "pooler" in spec.heads:
-        notes.append("the official layout has no pooler: it is left out")
+        notes.append("the official layout has no pooler: it is dropped")
     return replace(checkpoint, notes=tuple(notes))
 
 
@@ -727,7 +729,7 @@ def _write(
 ) -> Path:
     target = target.absolute()
     if target.exists() and not overwrite:
-        raise CheckpointError(f"{target} exists; choose another name or ask to overwrite it")
+        raise CheckpointError(f"{target} exists; choose another name or use --overwrite")
     require_replaceable(target)
     if layout == "official":
         _write_official(spec, state, target)
@@ -742,11 +744,11 @@ def _write(
 
 def _write_official(spec: ModelSpec, state: Mapping[str, Tensor], target: Path) -> None:
     if target.suffix not in PICKLES:
-        raise CheckpointError(f"{target}: the official layout is one file; give a name that ends in .pt")
+        raise CheckpointError(f"{target}: the official layout is one file; use the extension .pt")
     if "lm_head" not in spec.heads:
         raise CheckpointError("the official layout needs a masked-LM head, which this model does not have")
     if spec.pooling != "cls":
-        raise CheckpointError("the authors' heads look at CLS; this model's looks at the mean of all tokens")
+        raise CheckpointError("the authors' heads use CLS, but this model's head uses the mean of all tokens")
     left_out = {"pooler"}  # the authors have none
     mean, std = (state.get(f"ribosome_load_head.target_{name}") for name in ("mean", "std"))
     if mean is not None and std is not None and float(mean) == 0 and float(std) == 1:
@@ -764,11 +766,11 @@ def _write_official(spec: ModelSpec, state: Mapping[str, Tensor], target: Path) 
 
 
 def info(model: str | Path | ModelConfig | None = None, *, tokens: int = PUBLISHED_TOKENS) -> list[Specification]:
-    """Sizes and costs of models. A published model is not downloaded: its preset has all that is needed.
+    """Sizes and costs of models. Published models are not downloaded: their presets suffice.
 
     Args:
         model: A preset, a model's name, folder or file, or a config; None for all presets.
-        tokens: Length of the sequence that `flops` and `macs` are for.
+        tokens: Sequence length for `flops` and `macs`.
 
     Returns:
         One specification per model.

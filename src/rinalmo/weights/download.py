@@ -91,7 +91,7 @@ def fetch(
         DownloadError: It delivers something else than the published file, or the target cannot be written.
     """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise DownloadError(f"{url}: only http and https addresses are fetched")
+        raise DownloadError(f"{url}: only http and https addresses can be downloaded")
     if not target.is_file():
         with _one_line_errors(target):
             place = destination(target)
@@ -121,7 +121,9 @@ def verify(path: Path, *, size: int | None = None, sha256: str | None = None, md
     """Raise `DownloadError` unless the file has this size and sum; a sum is computed once per version of the file."""
     stat = path.stat()
     if size is not None and stat.st_size != size:
-        raise DownloadError(f"{path}: {stat.st_size} bytes, but the published file has {size}; delete it and run again")
+        raise DownloadError(
+            f"{path}: has {stat.st_size} bytes, but the published file has {size}; delete it and run the command again"
+        )
     kind, expected = ("md5", md5) if sha256 is None else ("sha256", sha256)
     verified = {kind: expected, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     if expected is None or _read_json(_beside(path, ".verified")) == verified:
@@ -129,7 +131,9 @@ def verify(path: Path, *, size: int | None = None, sha256: str | None = None, md
     with _one_line_errors(path):
         actual = file_sha256(path) if kind == "sha256" else file_md5(path)
     if actual != expected:
-        raise DownloadError(f"{path}: {kind} is {actual}, the published file's is {expected}; delete it and run again")
+        raise DownloadError(
+            f"{path}: {kind} is {actual}, but the published file's is {expected}; delete it and run the command again"
+        )
     _record_verified(path, kind, expected)
 
 
@@ -224,7 +228,7 @@ class _Part:
             free = shutil.disk_usage(self.path.parent).free
         if self.total is not None and self.total - offset > free:
             raise DownloadError(
-                f"{self.path.parent}: {self.total - offset} bytes are still to come, but only {free} are free; "
+                f"{self.path.parent}: {self.total - offset} bytes remain to be downloaded, but only {free} are free; "
                 "free some space or choose another folder"
             )
         with _one_line_errors(self.path), self.path.open("ab") as file:
@@ -250,8 +254,8 @@ class _Part:
             if actual != self.sha256:
                 self.discard()
                 raise DownloadError(
-                    f"{self.url}: the file received has sha256 {actual}, the published one {self.sha256}; "
-                    "it was removed, run again to download it anew"
+                    f"{self.url}: the downloaded file has sha256 {actual}, but the published one {self.sha256}; "
+                    "it was deleted; run the command again"
                 )
             sync(self.path)
             self.path.replace(self.target)
@@ -280,14 +284,14 @@ def _transfer(part: _Part, progress: Progress, attempts: int, backoff: float, ti
                     part.start(response)
                 elif not part.is_continued(response):
                     part.discard()
-                    raise _Interrupted("the file changed on the server while it was fetched")
+                    raise _Interrupted("the file changed on the server during the download")
                 part.append(response, progress)
             return
         except _Interrupted as stop:
             failures = 1 if part.offset > furthest else failures + 1
             furthest = max(furthest, part.offset)
             if failures >= attempts or (stop.no_route and furthest == start):
-                kept = "; what has arrived is kept, run again to continue" if part.offset else ""
+                kept = "; the part already downloaded is kept; run the command again to continue" if part.offset else ""
                 raise SourceUnavailable(f"{part.url}: {stop}{kept}") from stop
             time.sleep(min(max(stop.wait, backoff * 2 ** (failures - 1)), _MAX_WAIT))
 
@@ -340,7 +344,7 @@ def _request(part: _Part, timeout: float) -> http.client.HTTPResponse:
         raise SourceUnavailable(f"{part.url}: HTTP {response.status} {response.reason}", status=response.status)
     if response.headers.get_content_type() == "text/html":
         response.close()
-        raise SourceUnavailable(f"{part.url}: answers with a web page (a login or proxy page?), not the file")
+        raise SourceUnavailable(f"{part.url}: the server sent a web page (a login or proxy page?) instead of the file")
     return response
 
 

@@ -224,12 +224,12 @@ def plan_reading(layout: LayoutName, shapes: Shapes) -> dict[str, tuple[str, ...
         elif name != "lm_head.decoder.bias" or "lm_head.bias" not in shapes:
             unmatched.append(name)
     if unmatched:
-        raise CheckpointError(f"tensors that no RiNALMo in {layout} layout has: {listed(unmatched)}")
+        raise CheckpointError(f"unknown tensors in {layout} layout: {listed(unmatched)}")
     complete: dict[str, tuple[str, ...]] = {}
     for ours, parts in plan.items():
         if "" in parts:
             partners = listed(filter(None, parts))
-            raise CheckpointError(f"tensors whose partners (query/key/value, gate/up) are missing: {partners}")
+            raise CheckpointError(f"tensors without their counterparts (query/key/value, gate/up): {partners}")
         complete[ours] = tuple(parts)
     return complete
 
@@ -240,7 +240,7 @@ def plan_writing(layout: LayoutName, keys: Iterable[str]) -> dict[str, tuple[str
     if layout == "rinalmo":
         return {name: (name,) for name in names}
     if layout not in get_args(LayoutName):
-        raise CheckpointError(f"no layout {layout!r}; there are {', '.join(get_args(LayoutName))}")
+        raise CheckpointError(f"unknown layout {layout!r}; use {', '.join(get_args(LayoutName))}")
     modules = {name.split(".")[0] for name in names}
     if layout == "multimolecule":
         key_map = _PORT
@@ -248,7 +248,7 @@ def plan_writing(layout: LayoutName, keys: Iterable[str]) -> dict[str, tuple[str
     else:
         heads = [head for head in _OFFICIAL_HEADS if head in modules]
         if len(heads) > 1:
-            raise CheckpointError(f"the official layout holds one task head, not {', '.join(heads)}")
+            raise CheckpointError(f"the official layout holds only one task head, not {', '.join(heads)}")
         key_map = _official(heads[0] if heads else None, _OFFICIAL_ATTENTION)
         prefix = key_map.prefixes[0]
     rules = {rule.ours: rule for rule in key_map.rules}
