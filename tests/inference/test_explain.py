@@ -31,6 +31,10 @@ MODELS = {
     "binary": lambda: fine_tuned(table("binary", "a")),
     "multiclass": lambda: fine_tuned(table("multiclass", "a", classes=["x", "y", "z"]), 3),
     "ribosome-load": lambda: fine_tuned({"name": "ribosome-load", "filled_to": 30}, ribosome_load_head={}),
+    "linear": lambda: fine_tuned(
+        table("multiclass", "a", classes=["x", "y", "z"], features={"layers": [1, 2], "kmers": 3}),
+        linear_head={"num_labels": 3, "layers": 2, "others": 84},
+    ),
     "splice-site": lambda: fine_tuned({"name": "splice-site"}, splice_site_head={}),
 }
 
@@ -45,7 +49,7 @@ def test_attributions_add_up_to_the_prediction(kind):
         assert abs(difference) > 1e-3
         assert explanation.attributions.sum() == pytest.approx(difference, rel=1e-4, abs=5e-4)
         value = explanation.prediction
-        if kind == "multiclass":
+        if kind in ("multiclass", "linear"):
             assert explanation.output == row["a"]
         else:
             logistic = 1 / (1 + np.exp(-value))

@@ -1,8 +1,9 @@
 """What a fine-tuned model looks at: the share of each nucleotide in a prediction, and contacts from attention.
 
 Attributions are integrated gradients from a baseline in which each nucleotide's embedding is the mean of those of A, C,
-G and U; CLS, EOS and padding stay. They add up to the prediction minus that of the baseline. Zeros, the usual baseline,
-tell nothing here: the first layer normalizes the embedding, and so removes its scale.
+G and U; CLS, EOS and padding stay. They add up to the prediction minus that of the baseline, in which all words of
+nucleotides that a linear head counts are equally frequent. Zeros, the usual baseline, tell nothing here: the first
+layer normalizes the embedding, and so removes its scale.
 
 Contacts are the attention of all heads between nucleotides, each map made symmetric and corrected by the average
 product of its rows and columns, averaged over heads and layers. They show where the model looks, not base pairs.
@@ -26,6 +27,7 @@ from torch import Tensor
 from rinalmo.engine.devices import DeviceLike, choose_device
 from rinalmo.errors import InputError
 from rinalmo.inference.contacts import corrected
+from rinalmo.io.files import counted
 from rinalmo.io.sequences import Record, SequenceFile, Sequences, as_records, check_positive_int, encode
 from rinalmo.io.tables import Row, check_rows_output, write_rows
 from rinalmo.model.packing import Layout, pack, pack_padded
@@ -33,6 +35,7 @@ from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.plots.heat_map import check_plot, draw
 from rinalmo.rna.alphabet import NUCLEOTIDES
 from rinalmo.tasks.base import Task
+from rinalmo.tasks.linear import kmer_count, kmers
 from rinalmo.tasks.regression import Regression
 from rinalmo.tasks.secondary_structure import SecondaryStructure
 from rinalmo.tasks.table import Table
@@ -189,7 +192,11 @@ def _attribute(
         return copies, layout, baseline, embedded
 
     def values(copies: Tensor, layout: Layout, embedded: Tensor) -> Tensor:
-        states = encoder(copies, layout, inputs_embeds=lambda: embedded.flatten(0, 1)).last_hidden_state
+        several = task.layers is not None
+        out = encoder(copies, layout, inputs_embeds=lambda: embedded.flatten(0, 1), output_hidden_states=several)
+        states = out.last_hidden_state
+        if task.layers and out.hidden_states:
+            states = torch.cat([out.hidden_states[layer] for layer in task.layers], dim=-1)
         return torch.stack([value.flatten() for value in task.forward(model, copies, states, layout)]).float()
 
     with torch.no_grad():
@@ -209,6 +216,10 @@ def _attribute(
             value = (values(copies, layout, place)[:, column] * its_weights).sum()
         (gradient,) = torch.autograd.grad(value, place)
         total += (gradient * step).sum(dim=(0, 2))[: len(ids)].double().cpu()
+    if isinstance(task, Table) and task.features:
+        of_words = _shares_of_words(model, task, ids.numpy(), column)
+        total += torch.from_numpy(of_words)
+        before[column] -= of_words.sum()
     return replace(
         explanation,
         output=names[column],
@@ -216,6 +227,24 @@ def _attribute(
         baseline=factor * before[column] + added,
         attributions=factor * total[nucleotides].numpy(),
     )
+
+
+def _shares_of_words(model: RiNALMo, task: Table, ids: np.ndarray, column: int) -> np.ndarray:
+    """What the words of nucleotides that a linear head counts add to its output, `(tokens,)`.
+
+    Their features change in steps, so that there is no gradient. The head is linear in them: each word gives its weight
+    minus the mean of all words of its length, to each of its nucleotides alike.
+    """
+    assert task.features is not None
+    shares, longest = np.zeros(len(ids)), int(task.features["kmers"])
+    weights = model.head("linear_head").decoder.weight[column].detach().double().cpu().numpy()  # type: ignore[union-attr]
+    weights = weights[len(weights) - kmer_count(longest) :]
+    for size in range(1, longest + 1):
+        own, weights = weights[: 4**size] - weights[: 4**size].mean(), weights[4**size :]
+        starts, words = kmers(ids, model.alphabet, size)
+        for place in range(size):
+            np.add.at(shares, starts + place, own[words] / (size * len(words)) if len(words) else 0.0)
+    return shares
 
 
 def _contacts(record: Record, model: RiNALMo) -> np.ndarray:
@@ -280,7 +309,7 @@ def explain_file(
 
     write_rows(output, rows())
     if str(output) != "-":
-        logger.info("%s: %s sequences", output, f"{count:,}")
+        logger.info("%s: %s", output, counted(count, "sequence"))
     return count
 
 

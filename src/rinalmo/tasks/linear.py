@@ -52,18 +52,23 @@ def kmer_frequencies(ids: np.ndarray, alphabet: Alphabet, longest: int) -> np.nd
     Returns:
         fp32 `(4 + 16 + … + 4 ** longest,)`; words with another letter than A, C, G and U are left out.
     """
+    parts = []
+    for size in range(1, longest + 1):
+        _, words = kmers(ids, alphabet, size)
+        parts.append(np.bincount(words, minlength=4**size) / max(1, len(words)))
+    return np.concatenate(parts).astype(np.float32)
+
+
+def kmers(ids: np.ndarray, alphabet: Alphabet, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the words of `size` nucleotides A, C, G and U begin among token ids, and the number of each word."""
     codes = np.full(alphabet.size, -1)
     for code, letter in enumerate("ACGU"):
         codes[alphabet.encode(letter, strict=True)[1]] = code
-    letters, parts = codes[ids], list[np.ndarray]()
-    for size in range(1, longest + 1):
-        counts = np.zeros(4**size, np.float32)
-        if len(letters) >= size:
-            words = np.lib.stride_tricks.sliding_window_view(letters, size)
-            known = words[(words >= 0).all(axis=1)] @ 4 ** np.arange(size - 1, -1, -1)
-            counts += np.bincount(known, minlength=4**size)
-        parts.append(counts / max(1.0, float(counts.sum())))
-    return np.concatenate(parts).astype(np.float32)
+    if len(ids) < size:
+        return np.empty(0, int), np.empty(0, int)
+    words = np.lib.stride_tricks.sliding_window_view(codes[ids], size)
+    starts = np.flatnonzero((words >= 0).all(axis=1))
+    return starts, words[starts] @ 4 ** np.arange(size - 1, -1, -1)
 
 
 def kmer_count(longest: int) -> int:
