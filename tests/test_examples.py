@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import rinalmo
 from rinalmo.cli import main
 from rinalmo.engine.engine import Engine
-from rinalmo.inference.embed import embed_file
+from rinalmo.inference.embed import embed_file, read_embeddings
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -26,6 +27,24 @@ def test_nearest_neighbours(nano, tmp_path, monkeypatch, capsys):
     assert len(neighbours) == 19
     assert neighbours["tRNA-Phe"].startswith("tRNA")
     assert neighbours["tRNA-Asp"].startswith("tRNA")
+
+
+@pytest.mark.slow
+def test_an_array_of_jobs_embeds_every_sequence(tmp_path):
+    fasta = rinalmo.resolve("nano").parent / "examples" / "well_known_rnas.fa"
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for job in "12":
+        of_slurm = {"SLURM_ARRAY_TASK_ID": job, "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_CPUS_PER_TASK": "1"}
+        command = ["bash", EXAMPLES / "embed.sbatch", fasta]
+        subprocess.run(command, cwd=tmp_path, env=environment | of_slurm, check=True)
+    merge = [sys.executable, EXAMPLES / "merge_embeddings.py", folder, tmp_path / "all.parquet"]
+    said = subprocess.run(merge, check=True, capture_output=True, text=True).stdout
+    assert said.endswith("all.parquet: 19 sequences of 2 parts\n")
+    assert sorted(read_embeddings(tmp_path / "all.parquet").ids) == sorted(
+        record.id for record in rinalmo.read_fasta(fasta)
+    )
 
 
 @pytest.mark.slow

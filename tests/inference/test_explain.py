@@ -150,7 +150,7 @@ def test_the_command_writes_a_table_and_a_figure(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("sys.argv", ["rinalmo", *map(str, arguments)])
     main()
     err = capfd.readouterr().err
-    assert err.splitlines()[-2:] == [f"{tmp_path / 'x.csv'}: 1 sequences", f"{tmp_path / 'x.svg'}: drawn"]
+    assert err.splitlines()[-2:] == [f"{tmp_path / 'x.csv'}: 1 sequence", f"{tmp_path / 'x.svg'}: drawn"]
     with (tmp_path / "x.csv").open() as file:
         rows = list(csv.DictReader(file))
     (explanation,) = explain(SEQUENCES[0], model)
