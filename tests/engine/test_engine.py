@@ -3,6 +3,9 @@
 import copy
 import pickle
 import random
+import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -191,6 +194,18 @@ def test_a_named_model_is_kept_once(nano):
     given = Engine(nano, "fp32")
     assert engine.fingerprint == given.fingerprint
     assert np.array_equal(rinalmo.embed(["GGUCUCUCUGG"], engine), rinalmo.embed(["GGUCUCUCUGG"], given))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_file_does_not_stay_in_memory(nano, tmp_path, precision):
+    """A view of one weight of a block would keep all pages of the file that were read."""
+    file = rinalmo.save(nano, tmp_path / "model") / "model.safetensors"
+    engine = Engine(file.parent, precision)
+    assert engine.precision == precision
+    mappings = Path("/proc/self/smaps").read_text().split(str(file))[1:]
+    resident = sum(int(re.search(r"Rss: +(\d+) kB", mapping)[1]) for mapping in mappings)
+    assert 1024 * resident < 0.1 * file.stat().st_size
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda engine: pickle.loads(pickle.dumps(engine))])

@@ -324,9 +324,9 @@ class LinearInt8:
     def __init__(self, weight: Float[Tensor, "out into"], bias: Float[Tensor, " out"] | None = None) -> None:
         weight = weight.float()
         self.scale = weight.abs().amax(1).clamp(min=1e-12) / 127
-        self.weight = torch.ops.onednn.qlinear_prepack((weight / self.scale[:, None]).round().to(torch.int8), None)
+        self.weight = torch.ops.onednn.qlinear_prepack((weight / self.scale[:, None]).round_().to(torch.int8), None)
         self.zero = torch.zeros(len(weight), dtype=torch.int32)
-        self.bias = bias
+        self.bias = None if bias is None else bias.to(torch.float32, copy=True)  # a view would keep the file mapped
 
     def __call__(self, x: Quantised, activation: str = "none") -> Float[Tensor, "tokens out"]:
         return self._product(x.values, x.scale.item(), self.bias, activation)

@@ -349,7 +349,9 @@ class Engine:
         """The job on numbered items, in this process. A `RayEngine` does the same in many, and in any order."""
         compute = job(self, advance)
         for number, item in items:
-            yield number, compute(item)
+            result = compute(item)
+            _trim_heap()  # between kernels that oneDNN keeps lie gaps as large as they
+            yield number, result
 
     @torch.inference_mode()
     def hidden_states(self, ids: Tensor, layout: Layout, layers: Sequence[int]) -> list[Tensor]:
@@ -476,7 +478,7 @@ def _pack_and_free(block: EncoderBlock, *, blocks: list[FastBlock], precision: P
 
 
 def _trim_heap() -> None:
-    """Return freed memory to the system. glibc keeps the gaps between packed weights, a third of their size in fp32."""
+    """Return freed memory to the system; glibc keeps the gaps between what is in use, such as packed weights."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 
