@@ -46,7 +46,7 @@ def test_calibration_of_odd_numbers(tmp_path):
     for probabilities, right, words in (
         (ends, ends[:1], "3 probabilities but 1 outcomes"),
         (ends[:0], ends[:0], "0 probabilities"),
-        (ends * 2, ends == 1, "from 0 to 1"),
+        (ends * 2, ends == 1, "between 0 and 1"),
     ):
         with pytest.raises(InputError, match=words):
             draw_calibration({"odd": (probabilities, right)}, tmp_path / "y.png")

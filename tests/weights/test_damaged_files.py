@@ -143,7 +143,7 @@ def test_missing_partner_of_a_stacked_tensor(golden, tmp_path):
     tensors = load_file(tmp_path / "copy" / "model.safetensors")
     del tensors["encoder.layer.1.attention.self.key.weight"]
     save_file(tensors, tmp_path / "copy" / "model.safetensors")
-    refused(tmp_path / "copy", "partners")
+    refused(tmp_path / "copy", "counterparts")
 
 
 @pytest.mark.parametrize(
