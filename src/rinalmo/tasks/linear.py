@@ -25,7 +25,7 @@ _PENALTIES = [10 ** (step / 2) for step in range(5, -9, -1)]  # per example, str
 _DEFAULT_PENALTY, _FEWEST = 0.1, 10  # for fewer examples than can be cross-validated
 _MAX_EXAMPLES = 10_000  # in the search for scale and penalty
 _PATIENCE = 2  # penalties without gain that end the search
-_STEPS, _HISTORY, _TOLERANCE = 200, 10, 1e-7  # of L-BFGS
+_STEPS, _TOLERANCE = 200, 3e-5  # of L-BFGS
 _CHUNK = 4096  # examples standardized at once
 
 
@@ -201,7 +201,7 @@ def _logistic_search(components: _Components, targets: Tensor, seed: int) -> tup
         held_out[number::count] = True
         train, others = order[~held_out], order[held_out]
         folds.append((components._replace(examples=components.examples[train]), train, others))
-    weights = [torch.zeros(0)] * count
+    weights: list[Tensor | None] = [None] * count
     best, chosen, waited = math.inf, _DEFAULT_PENALTY, 0
     for penalty in _PENALTIES:
         loss = 0.0
@@ -220,8 +220,8 @@ def _logistic_search(components: _Components, targets: Tensor, seed: int) -> tup
 def _logistic(components: _Components, targets: Tensor, penalty: float, start: Tensor | None = None) -> Tensor:
     """Weights and, in the last column, biases of logistic regression, `(outputs, rank + 1)`.
 
-    The mean cross entropy plus half the penalty times the squared weights is minimal. L-BFGS (Nocedal & Wright 2006,
-    algorithm 7.4), preconditioned by the diagonal of the second derivatives at equal probabilities.
+    The mean cross entropy plus half the penalty times the squared weights is minimal. L-BFGS searches for the weights
+    divided by a scale with which the diagonal of the second derivatives, at equal probabilities, is 1.
 
     Args:
         components: The examples.
@@ -234,44 +234,29 @@ def _logistic(components: _Components, targets: Tensor, penalty: float, start: T
     curvature = (1 - 1 / classes) / classes
     penalties = torch.full((len(variances) + 1,), penalty)
     penalties[-1] = 0
-    inverse = 1 / (curvature * torch.cat([variances, torch.ones(1)]) + penalties)
+    scale = (curvature * torch.cat([variances, torch.ones(1)]) + penalties).rsqrt()
+    scaled = torch.zeros(targets.shape[1], len(penalties)) if start is None else start / scale
+    scaled.requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [scaled],
+        max_iter=_STEPS,
+        history_size=10,
+        tolerance_grad=_TOLERANCE,
+        tolerance_change=1e-8,
+        line_search_fn="strong_wolfe",
+    )
 
-    def loss_and_gradient(weights: Tensor) -> tuple[float, Tensor]:
-        outputs = examples @ weights[:, :-1].T + weights[:, -1]
-        error = (outputs.softmax(dim=1) if targets.shape[1] > 1 else outputs.sigmoid()) - targets
-        slope = torch.cat([error.T @ examples, error.sum(dim=0)[:, None]], dim=1) / len(targets)
-        loss = _cross_entropy(outputs, targets) + (penalties * weights.square()).sum() / 2
-        return float(loss), slope + penalties * weights
+    def loss_with_gradient() -> Tensor:
+        optimizer.zero_grad()
+        weights = scaled * scale
+        loss = _cross_entropy(examples @ weights[:, :-1].T + weights[:, -1], targets)
+        loss = loss + (penalties * weights.square()).sum() / 2
+        loss.backward()
+        return loss
 
-    weights = start if start is not None and len(start) else torch.zeros(targets.shape[1], len(penalties))
-    loss, gradient = loss_and_gradient(weights)
-    history: list[tuple[Tensor, Tensor, float]] = []  # changes of weights and of gradients, and their product
-    for _ in range(_STEPS):
-        if float((gradient * inverse * gradient).sum()) < _TOLERANCE:  # twice the loss still to gain, about
-            break
-        direction, products = gradient.clone(), []
-        for change, turn, product in reversed(history):
-            products.append(float((change * direction).sum()) / product)
-            direction -= products[-1] * turn
-        direction *= inverse
-        if history:
-            direction *= history[-1][2] / float((history[-1][1] * inverse * history[-1][1]).sum())
-        for (change, turn, product), along in zip(history, reversed(products), strict=True):
-            direction += (along - float((turn * direction).sum()) / product) * change
-        descent, step = float((gradient * direction).sum()), 1.0
-        while True:
-            moved = weights - step * direction
-            new_loss, new_gradient = loss_and_gradient(moved)
-            if new_loss <= loss - 1e-4 * step * descent or step < 1e-3:
-                break
-            step /= 2
-        if new_loss >= loss:
-            break
-        change, turn = moved - weights, new_gradient - gradient
-        if (product := float((change * turn).sum())) > 0:
-            history = [*history[1 - _HISTORY :], (change, turn, product)]
-        weights, loss, gradient = moved, new_loss, new_gradient
-    return weights
+    with torch.enable_grad():
+        optimizer.step(loss_with_gradient)  # type: ignore[arg-type]
+    return (scaled * scale).detach()
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
