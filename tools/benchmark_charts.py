@@ -18,14 +18,11 @@ from rinalmo.plots import draw_bars
 ROOT = Path(__file__).parents[1]
 SUMMARY = ROOT / "benchmarks" / "results" / "summary.csv"
 IMAGES = ROOT / "docs" / "images"
-CHARTS = {
-    "folding": ("F1, ±1", "Secondary structures"),
-    "tasks": ("metric, higher is better", "A head on the frozen nano, and models without a language model"),
-    "tables": (
-        "metric, higher is better",
-        "Tables of 800 rows: linear models",
-    ),
-    "speed": ("times as fast as multimolecule", "Embedding ncRNA of real lengths, two CPU cores"),
+CHARTS = {  # label, title, digits
+    "folding": ("F1, ±1", "Secondary structures", 3),
+    "tasks": ("metric, higher is better", "A head on the frozen nano, k-mers and a CNN", 3),
+    "speed": ("times as fast as multimolecule", "Embedding ncRNA of real lengths, two CPU cores", 2),
+    "tables": ("metric, higher is better", "Tables of 800 rows: linear models", 3),
 }
 
 
@@ -41,9 +38,9 @@ def main() -> None:
         value, *bounds = (float(row[name]) if row[name] else math.nan for name in ("value", "low", "high"))
         low, high = (value if math.isnan(bound) else bound for bound in bounds)
         charts[row["chart"]][row["series"]][row["group"]] = (value, low, high)
-    for name, (label, title) in CHARTS.items():
+    for name, (label, title, digits) in CHARTS.items():
         path = IMAGES / f"benchmark_{name}.svg"
-        draw_bars(charts[name], path, label=label, title=title)
+        draw_bars(charts[name], path, label=label, title=title, digits=digits)
         print(path)
 
 

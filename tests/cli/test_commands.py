@@ -51,6 +51,20 @@ def test_version(rinalmo_command):
     assert rinalmo_command("--version").out == f"rinalmo, version {rinalmo.__version__}\n"
 
 
+def test_examples_are_copied_and_never_replace_a_file(rinalmo_command, tmp_path):
+    names = ["known_structures.csv", "model_card_masks.fa", "tRNA-Phe.fa", "well_known_rnas.fa"]
+    folder = tmp_path / "new"
+    for _ in range(2):
+        assert rinalmo_command("examples", folder).out.split() == [str(folder / name) for name in names]
+    assert (folder / "well_known_rnas.fa").read_bytes() == KNOWN.read_bytes()
+    (folder / "well_known_rnas.fa").write_text(">mine\nACGU\n")
+    (folder / "tRNA-Phe.fa").unlink()
+    result = rinalmo_command("examples", folder)
+    assert (result.code, result.out) == (2, "")
+    assert "well_known_rnas.fa exists and is no copy of the example" in result.err
+    assert not (folder / "tRNA-Phe.fa").exists()
+
+
 @pytest.mark.parametrize("arguments", [("nothing",), ("embed",), ("embed", KNOWN), ("fill-mask", "ACGU", "--top-k", 0)])
 def test_usage_errors(rinalmo_command, arguments):
     result = rinalmo_command(*arguments)

@@ -49,7 +49,7 @@ def test_png_of_one_letter(tmp_path):
 
 
 def test_width_of_a_line():
-    assert [line_width(n) for n in (1, 80, 81, 600, 601)] == [1, 80, 60, 60, 100]
+    assert [line_width(n) for n in (1, 50, 51, 76, 600, 601, 1000)] == [1, 50, 30, 40, 50, 90, 100]
 
 
 def test_what_cannot_be_drawn(tmp_path):

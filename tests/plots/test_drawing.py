@@ -98,7 +98,8 @@ def test_probabilities_are_colours_with_a_legend():
     assert [n for n, fill in enumerate(fills) if fill == "#0072b2"] == [0, 71]
     assert fills.count("#ffffff") == 74
     assert "probability of the most probable pair" in svg
-    assert "G1, 1.00" in svg
+    assert "<title>G1, pairs with C72; probability 1.00</title>" in svg
+    assert "<title>A9, unpaired; most probable pair 0.00</title>" in svg
 
 
 @pytest.mark.parametrize("text", [".", "..", "()", "(())", "(.)", "((.))", "." * 30, "()()()", "(((((....)))))"])

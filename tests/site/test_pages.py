@@ -58,16 +58,61 @@ def test_the_page_of_recipe_keys_describes_every_key(monkeypatch):
     assert re.findall(r"^\| `.*\|  \|$", page, re.MULTILINE) == [], "describe the key in the docstring of its class"
 
 
-def test_pages_quote_the_newest_results(monkeypatch):
+# What quotes results: overviews quote the newest, of benchmarks/results/summary.csv; other pages any that was recorded.
+OVERVIEWS = ["README.md", "docs/index.md", "docs/results/index.md"]
+MEASURED = re.compile(
+    r"(?<![\w.,])(?:0\.\d{3,}|\d[\d,]*(?:\.\d+)?(?=(?:(?:;| and) \d[\d,.]*)* (?:×|times|%|tokens/s|sequences/s)))"
+    r"(?![\d.]*\d)"
+)
+SCORES = re.compile("F1|accuracy|R²|AUC|Spearman|correlation|share of")
+
+
+def prose(page):
+    """A page without its code, on which the tests of commands and of Python examples look."""
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^ {4}.*$", "", text, flags=re.MULTILINE)
+
+
+def summary_rows(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
     import benchmark_charts
 
-    for row in benchmark_charts.rows():
-        record = (ROOT / "benchmarks" / "results" / f"{row['record']}.md").exists() or row["record"] == "../nano"
-        assert record, row
-        value = f"{float(row['value']):.{row['digits']}f}"
+    return benchmark_charts.rows()
+
+
+def test_pages_quote_the_newest_results(monkeypatch):
+    for row in summary_rows(monkeypatch):
+        record = row["record"].removeprefix("../")
+        assert (DOCS if record != row["record"] else ROOT / "benchmarks" / "results").joinpath(f"{record}.md").exists()
+        value = f"{float(row['value']):,.{row['digits']}f}"
         for page in row["pages"].split():
             assert value in (ROOT / page).read_text(), f"{page}: {row['series']} on {row['group']} is {value} now"
+
+
+@pytest.mark.parametrize("page", OVERVIEWS)
+def test_what_an_overview_quotes_is_in_the_file_of_results(monkeypatch, page):
+    values = [row["value"] for row in summary_rows(monkeypatch) if page in row["pages"].split()]
+    quoted = MEASURED.findall(" ".join(prose(ROOT / page).split()))
+    assert [number for number in quoted if not is_rounded_from(number, values)] == []
+    assert quoted or page == "docs/index.md"
+
+
+def test_scores_on_pages_are_in_a_record_of_a_measurement():
+    """So no page has a score that nobody measured, nor one that was measured anew and is in no record any more."""
+    sources = [*(ROOT / "benchmarks" / "results").iterdir(), *(ROOT / "src" / "rinalmo" / "assets").glob("*/README.md")]
+    recorded = {number for path in sources for number in re.findall(r"(?<![\d.])\d+\.\d+", path.read_text())}
+    measured_there = ("log", "variants", "benchmarks_of_others", "scaling", "known_rnas")
+    pages = [page for page in DOCS.glob("*.md") if page.stem not in measured_there]
+    for page in [*pages, *DOCS.glob("tutorials/*.md"), DOCS / "results" / "index.md"]:
+        for block in filter(SCORES.search, prose(page).split("\n\n")):
+            for number in re.findall(r"(?<![\d.,])(?:0\.\d{3,}|\d+\.\d+(?= %))(?!\d)", block):
+                assert is_rounded_from(number, recorded), f"{page.name} has {number}, and no record has it: {block}"
+
+
+def is_rounded_from(number, values):
+    digits = len(number.partition(".")[2])
+    exact = [value for value in values if len(value.partition(".")[2]) >= digits]
+    return any(f"{float(value):,.{digits}f}" == number for value in exact)
 
 
 @pytest.mark.parametrize("model", ["nano", "nano-fold"])
@@ -177,15 +222,53 @@ def test_every_page_is_in_the_navigation():
     assert results == {page.name for page in (DOCS / "results").glob("2*.md")}, "docs/results/NAME.md includes each"
 
 
-def test_the_site_builds_without_warning_and_fetches_nothing():
+@pytest.fixture(scope="module")
+def site():
+    """The folder of the site, built strictly."""
     command = [Path(sys.executable).parent / "zensical", "build", "--strict", "--clean"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    built = [page.read_text() for page in (ROOT / "site").rglob("*.html")]
-    assert len(built) > len(nav())
-    assert [
-        found for page in built for found in re.findall(r"<(?:script|img|link)[^>]+(?:src|href)=.?https?:[^>]+>", page)
-    ] == []
+    return ROOT / "site"
+
+
+def test_the_site_has_no_broken_link_nor_image_without_text_and_fetches_nothing(site, monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import check_site
+
+    assert len(list(site.rglob("*.html"))) > len(nav())
+    assert list(check_site.check_files(site)) == []
+
+
+def test_what_is_wrong_on_a_page_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import check_site
+
+    (tmp_path / "b.html").write_text('<h2 id="there">b</h2>')
+    (tmp_path / "heavy.svg").write_bytes(b" " * (check_site.MAX_PAGE_BYTES + 1))
+    (tmp_path / "a.html").write_text(
+        '<a href="b.html#there">fine</a> <a href="https://example.org/">fine</a> <a href="b.html#gone">x</a>'
+        '<a href="c.html">x</a> <img src="heavy.svg"> <script src="https://example.org/x.js"></script>'
+    )
+    assert [line.removeprefix("a.html: ") for line in check_site.check_files(tmp_path)] == [
+        "b.html#gone has no such anchor",
+        "c.html is not there",
+        "loads https://example.org/x.js",
+        "heavy.svg has no alternative text",
+        "1.5 MB with what it loads, more than 1.5",
+    ]
+
+
+@pytest.mark.slow
+def test_pages_read_well_in_a_browser(site, monkeypatch):
+    """Contrast and other points of WCAG AA by axe-core, console errors and width; light and dark, desktop and phone."""
+    pytest.importorskip("playwright.sync_api", reason="no browser: Playwright is not installed")
+    pytest.importorskip("axe_playwright_python", reason="axe-core is not installed")
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import check_site
+
+    if check_site.CHROMIUM is None:
+        pytest.skip("no browser: there is no Chromium on the PATH")
+    assert list(check_site.check_in_browser(site)) == []
 
 
 def test_every_public_name_is_on_the_api_page():

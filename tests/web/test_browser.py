@@ -1,9 +1,11 @@
 """The web app in Chromium, as a visitor uses it; skipped without Playwright (group `browser`) or a Chromium."""
 
 import io
+import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 from base64 import b64decode
+from pathlib import Path
 from urllib.parse import urlparse
 
 import numpy as np
@@ -110,9 +112,11 @@ def test_fold(page):
     assert panel.locator("#dot-bracket textarea").input_value() == dbn
     for name in ("pair-map", "arcs"):
         picture(panel, name)
-    assert "A35, " in panel.locator("#drawing title").nth(34).text_content()
+    hovered = panel.locator("#drawing title").all_text_contents()
+    assert re.fullmatch(r"G1, pairs with C72; probability (0\.\d\d|1\.00)", hovered[0])
+    assert re.fullmatch(r"A35, unpaired; most probable pair 0\.\d\d", hovered[34])
     files = downloads(page, panel, "fold-files")
-    drawn = ["arcs.svg", "drawing.png", "drawing.svg", "map.png"]
+    drawn = ["arcs.png", "arcs.svg", "drawing.png", "drawing.svg", "map.png", "map.svg"]
     assert sorted(files) == [*drawn, "structure.csv", "structure.ct", "structure.dbn"]
     assert files["structure.dbn"].decode() == dbn
     assert files["structure.ct"].split()[0] == b"76"
@@ -156,7 +160,7 @@ def test_embed_an_uploaded_file(page, tmp_path):
     assert {row[2] for row in rows} <= {"a", "b", "c"}
     assert [row[4] for row in rows] == ["kind=x", "kind=x", "kind=y"]
     files = downloads(page, panel, "embed-files")
-    assert sorted(files) == ["embeddings.csv", "embeddings.npz", "embeddings.parquet", "map.svg"]
+    assert sorted(files) == ["embeddings.csv", "embeddings.npz", "embeddings.parquet", "map.png", "map.svg"]
     with np.load(io.BytesIO(files["embeddings.npz"])) as found:
         expected = rinalmo.embed(["ACGUGGG", "GGGAAACCC", "AUAUAUAU"])
         assert found["embeddings"] == pytest.approx(expected, abs=1e-5)
@@ -218,6 +222,18 @@ def test_names_are_shown_and_do_not_run(page):
             panel.locator("#table").get_by_role("gridcell").filter(has_text=EVIL).first.wait_for()
     assert page.locator("[onerror], [onload]").count() == 0
     assert page.locator("body script", has_text="alert").count() == 0
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
+def test_tabs_read_well(browser, served, monkeypatch, scheme, width):
+    """Contrast and other points of WCAG AA by axe-core, console errors, and nothing wider than the screen."""
+    pytest.importorskip("axe_playwright_python", reason="axe-core is not installed")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+    import check_site
+
+    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    assert list(check_site.check_tabs(context, f"{served.address}/?__theme={scheme}", scheme)) == []
+    context.close()
 
 
 def test_two_visitors_have_their_own_answers(browser, served):

@@ -172,11 +172,14 @@ def test_a_structure_without_a_layout_is_shown_all_the_same(tmp_path, monkeypatc
     with service.turns.visit("a") as visit:
         folded = service.fold(visit, "GGGGGAAAACCCCC")
         paths, html = write_fold(folded, tmp_path, visit)
-        assert ("<svg" in html, len(paths)) == (True, 7)
+        assert ("<svg" in html, len(paths)) == (True, 9)
         monkeypatch.setattr(drawing, "_LAYOUT_SECONDS", 0)
         paths, html = write_fold(folded, tmp_path, visit)
     assert html == "<p>Not drawn: no layout without overlaps was found for these 14 nt; draw arcs or a map.</p>"
-    assert [path.name for path in paths] == ["structure.dbn", "structure.ct", "structure.csv", "arcs.svg", "map.png"]
+    assert [path.name for path in paths] == [
+        *("structure.dbn", "structure.ct", "structure.csv"),
+        *("map.svg", "map.png", "arcs.svg", "arcs.png"),
+    ]
 
 
 def drawn(tmp_path):

@@ -37,6 +37,7 @@ COMMANDS = {
     "data": ("data", "Prepare token stores from sequence databases."),
     "embed": ("inference", "Embed the sequences of a FASTA file or table."),
     "evaluate": ("inference", "Evaluate a fine-tuned model on labeled examples."),
+    "examples": ("data", "Copy the example files of the documentation."),
     "explain": ("inference", "Show what a fine-tuned model looks at."),
     "fold": ("inference", "Predict secondary structures."),
     "fill-mask": ("inference", "Predict masked nucleotides."),

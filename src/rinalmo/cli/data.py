@@ -1,4 +1,4 @@
-"""`rinalmo data`: prepare, check, card, download."""
+"""`rinalmo data` (prepare, check, card, download) and `rinalmo examples`."""
 
 from __future__ import annotations
 
@@ -152,6 +152,32 @@ def download_command(database: str, folder: Path, mirror: str | None) -> None:
     with progress(f"downloading {database}", "files") as report:
         files = download(database, folder, mirror=mirror, report=report)
     print_line(f"{folder}: {len(files):,} files of {database}")
+
+
+@click.command("examples")
+@click.argument("folder", type=click.Path(path_type=Path), default=Path())
+def examples_command(folder: Path) -> None:
+    """Copy the example files of the documentation into FOLDER, by default the current one.
+
+    Files that are already there are left alone. If one differs from its example, nothing is copied.
+
+    \b
+    rinalmo examples
+    rinalmo examples rna
+    """
+    from rinalmo.io.files import atomic_write
+    from rinalmo.weights.catalog import ASSETS
+
+    sources = {folder / path.name: path.read_bytes() for path in sorted((ASSETS / "examples").iterdir())}
+    for path, content in sources.items():
+        if path.exists() and path.read_bytes() != content:
+            raise InputError(f"{path} exists and is no copy of the example; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, content in sources.items():
+        if not path.exists():
+            with atomic_write(path) as file:
+                file.write(content)
+        print(path)
 
 
 @contextmanager

@@ -451,7 +451,8 @@ def _description(event: Event, pace: _Pace) -> str:
 def print_evaluation(evaluation: Evaluation, title: str) -> None:
     """All metrics with their intervals, then the main ones of each group."""
     threshold = "" if evaluation.threshold is None else f", threshold {evaluation.threshold:.2f}"
-    print(f"{title}: {evaluation.count:,} examples, {evaluation.task}{threshold}; {evaluation.interval}")
+    count = f"{evaluation.count:,} example{'' if evaluation.count == 1 else 's'}"
+    print(f"{title}: {count}, {evaluation.task}{threshold}; {evaluation.interval}")
     rows = []
     for name, metric in evaluation.metrics.items():
         cells = [f"{metric.value:.4f}", f"{metric.low:.4f} – {metric.high:.4f}"]

@@ -15,7 +15,8 @@ from rinalmo.data.store import ROWS, SPLITS, TokenStore
 from rinalmo.errors import MissingExtraError
 from rinalmo.io.cards import render_card
 from rinalmo.io.files import atomic_write
-from rinalmo.plots.style import BLUE, figure_in, need_matplotlib, title_of
+from rinalmo.plots.charts import draw_bars
+from rinalmo.plots.style import need_matplotlib
 from rinalmo.rna.alphabet import NUCLEOTIDES
 
 CARD, PLOTS = "card.md", "plots"
@@ -30,7 +31,6 @@ _TITLES = {
 }
 _LOGARITHMIC = ("clusters", "families", "sources")
 _LISTED = 25  # rows of a table, bars of a chart
-_LONGEST_LABEL = 40
 _PURPOSE = "drawing the plots of a data card"
 _LENGTHS = (16, 32, 64, 128, 256, 512, 1023, 2048, 4096)
 _SIZES = (1, 2, 3, 5, 9, 17, 33, 65, 129, 257, 513, 1025, 4097, 16385)
@@ -47,7 +47,8 @@ def write_card(folder: Path, report: Callable[[int], Any] = lambda count: None, 
         for kind, title in _TITLES.items():
             if bars := counts[kind][:_LISTED]:
                 plots[kind] = f"{PLOTS}/{kind}.svg"
-                _draw_bars(title, bars, folder / plots[kind], kind in _LOGARITHMIC)
+                logarithmic = kind in _LOGARITHMIC
+                draw_bars({"": dict(bars)}, folder / plots[kind], title=title, digits=0, logarithmic=logarithmic)
     except MissingExtraError as error:
         note = f"Without plots: {error}."
     provenance = store.manifest["provenance"]
@@ -122,24 +123,3 @@ def _steps(report: dict[str, Any]) -> Iterator[tuple[str, int, int, str]]:
     for name, counts in (steps | {name: report[name] for name in ("equals", "clusters")}).items():
         dropped = "; ".join(f"{reason}: {number:,}" for reason, number in counts["dropped"].items())
         yield name, counts["records" if name in steps else "sequences"], counts["kept"], dropped or "none"
-
-
-def _draw_bars(title: str, pairs: Counts, path: Path, logarithmic: bool) -> None:
-    from matplotlib.ticker import NullFormatter
-
-    size = (7, 0.9 + 0.24 * len(pairs))
-    with figure_in(path, _PURPOSE, figsize=size, layout="constrained") as figure:
-        axes = figure.subplots()
-        numbers = [number for _, number in pairs]
-        bars = axes.barh(range(len(pairs)), numbers, color=BLUE)
-        axes.set_yticks(range(len(pairs)), [title_of(label, _LONGEST_LABEL) for label, _ in pairs])
-        axes.bar_label(bars, [f"{number:,}" for number in numbers], padding=2)
-        axes.invert_yaxis()
-        axes.set_title(title, loc="left")
-        if logarithmic:
-            # From below 1, so that a bar of 1 is visible; room on the right for the numbers.
-            axes.set(xscale="log", xlim=(0.7, max(numbers) * 2))
-            axes.xaxis.set_minor_formatter(NullFormatter())
-        else:
-            axes.margins(x=0.1)
-        axes.xaxis.set_major_formatter(lambda number, _: f"{number:,.0f}")

@@ -22,7 +22,13 @@ Value = float | tuple[float, float, float]
 
 
 def draw_bars(
-    values: Mapping[str, Mapping[str, Value]], path: str | Path, *, label: str = "", title: str = "", digits: int = 2
+    values: Mapping[str, Mapping[str, Value]],
+    path: str | Path,
+    *,
+    label: str = "",
+    title: str = "",
+    digits: int = 2,
+    logarithmic: bool = False,
 ) -> None:
     """Draw a bar for each group and series, such as the F1 of several programs on several RNAs.
 
@@ -32,6 +38,7 @@ def draw_bars(
         label: What the values are, with their unit.
         title: Of the chart.
         digits: After the decimal point.
+        logarithmic: On a scale of powers of ten, for positive counts.
 
     Raises:
         InputError: Another ending, no value, or more than eight series.
@@ -51,6 +58,8 @@ def draw_bars(
     height = 0.8 / len(values)
     size = (6.4, 0.9 + 0.18 * len(values) + len(groups) * (0.1 + 0.15 * len(values)))
     with figure_in(path, _BARS, figsize=size, layout="constrained") as figure:
+        from matplotlib.ticker import NullFormatter
+
         axes = figure.subplots()
         for number, (name, series) in enumerate(values.items()):
             known = [np.broadcast_to(series.get(group, np.nan), 3) for group in groups]
@@ -68,6 +77,11 @@ def draw_bars(
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.margins(x=0.08, y=0.01)
+        if logarithmic:  # from below 1, so that a bar of 1 is visible; with room on the right for the numbers
+            axes.set(xscale="log", xlim=(0.7, 2 * axes.dataLim.xmax))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        if not digits:
+            axes.xaxis.set_major_formatter(lambda number, _: f"{number:,.0f}")
         axes.set_xlabel(label)
         axes.set_title(title_of(title), loc="left")
         if len(values) > 1:

@@ -156,6 +156,7 @@ def structure_svg(
     if reference is not None:
         check_reference(structure, reference)
     points, lines = _layout(structure, reference)
+    partners = structure.partners()
     scale = max(1.0, float(np.ptp(points, axis=0).max()) / _LARGE)
     labels = placed_labels(points, structure.pairs, scale)
     body = []
@@ -177,13 +178,18 @@ def structure_svg(
     if track is not None:
         fills, legend = _track_fills(*track)
     elif probabilities is not None:
-        likeliest = np.nan_to_num(np.maximum(probabilities, probabilities.T)).max(axis=1)
-        fills = [(shade(value), f"{value:.2f}") for value in likeliest]
+        symmetric = np.nan_to_num(np.maximum(probabilities, probabilities.T))
+        fills = [
+            (shade(row.max()), f"probability {row[n]:.2f}" if n >= 0 else f"most probable pair {row.max():.2f}")
+            for row, n in zip(symmetric, partners, strict=True)
+        ]
         legend = [_scale("probability of the most probable pair, 0 to 1", [shade(n / 10) for n in range(11)])]
     else:
         fills, legend = _pair_fills(length, lines), []
     for n, (letter, at, (fill, value)) in enumerate(zip(structure.sequence, points, fills, strict=True)):
-        tooltip = f"{letter}{n + 1}, {value}" if value else f"{letter}{n + 1}"
+        partner = partners[n]
+        paired = f"pairs with {structure.sequence[partner]}{partner + 1}" if partner >= 0 else "unpaired"
+        tooltip = f"{letter}{n + 1}, {paired}" + (f"; {value}" if value else "")
         nucleotide = svg.element("title", tooltip) + svg.circle(at, _RADIUS, fill=fill, stroke=BLACK, stroke_width=0.8)
         nucleotide += svg.text(letter, at, fill=ink_on(fill), font_size=_LETTER)
         body.append(svg.element("g", nucleotide, class_="nucleotide", data_position=n + 1))

@@ -5,6 +5,7 @@ The same scores give the same bytes of SVG.
 
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -72,5 +73,6 @@ def draw(scores: np.ndarray, sequence: str, title: str, path: Path, label: str =
 
 
 def line_width(length: int) -> int:
-    """Positions in a row: all of a short RNA, 60 of a longer one, 100 of one that would fill pages."""
-    return length if length <= 80 else 60 if length <= 600 else 100
+    """Positions in a row: about equal rows of up to 50, as wide as a page; 100 where these would fill pages."""
+    rows = ceil(length / (50 if length <= 600 else 100))
+    return length if rows == 1 else 10 * ceil(length / rows / 10)

@@ -62,7 +62,7 @@ WAITING = 60
 
 STYLE = """
 .picture { background: white; border-radius: 4px; overflow: hidden; }
-.picture .canvas { overflow-x: auto; transform-origin: center; touch-action: pan-x pan-y; }
+.picture .canvas { overflow-x: auto; transform-origin: center; touch-action: manipulation; }
 .picture :is(img, svg) { max-width: 100%; height: auto; margin: auto; display: block; }
 .picture .zoom { text-align: right; padding: 4px; position: relative; z-index: 1; background: white; }
 .picture .zoom button { width: 2em; height: 2em; border: 1px solid #999; border-radius: 4px; }
@@ -70,6 +70,8 @@ STYLE = """
 .picture .nucleotide:hover circle { stroke-width: 3; }
 #heat img { max-width: max(100%, 900px); }
 .message .problem { border-left: 4px solid #c0392b; padding: 0.4em 0.8em; overflow-wrap: anywhere; }
+.dark { --color-accent: var(--primary-400); }
+.message [data-testid="status-tracker"] svg { display: none; }
 textarea { font-family: 'DejaVu Sans Mono', Menlo, Consolas, monospace !important; }
 footer .divider { display: none; }
 """
@@ -203,9 +205,16 @@ def _about(model: str) -> str:
 
 
 def theme() -> gr.themes.Base:
-    """Fonts of the visitor's machine: none is downloaded."""
+    """Fonts of the visitor's machine, none is downloaded; colors with the contrast of 4.5:1 that WCAG asks."""
     fonts = {"font": ["system-ui", "Arial", "sans-serif"], "font_mono": ["DejaVu Sans Mono", "monospace"]}
-    return gr.themes.Default(**fonts)  # type: ignore[arg-type]
+    button = {f"button_primary_background_fill{state}": "*primary_700" for state in ("", "_dark")}
+    button |= {f"button_primary_background_fill_hover{state}": "*primary_800" for state in ("", "_dark")}
+    return gr.themes.Default(primary_hue="blue", **fonts).set(  # type: ignore[arg-type]
+        color_accent="*primary_700",
+        body_text_color_subdued="*neutral_600",
+        link_text_color_dark="*secondary_400",
+        **button,
+    )
 
 
 Handler = Callable[..., Iterator[tuple[Any, ...]]]
@@ -225,7 +234,7 @@ def _connect(
     Errors are a line below the input, and the answers of before are cleared. There is one progress bar.
     """
     with gr.Row():
-        message = gr.HTML(elem_classes="message", min_height=40)
+        message = gr.HTML(elem_classes="message", min_height=64)
         cancel = gr.Button("Cancel", **_SMALL)
 
     @wraps(handler)
@@ -337,18 +346,21 @@ def write_fold(folded: FoldedRna, folder: Path, visit: Visit) -> tuple[list[Path
     paths = [folder / f"structure.{ending}" for ending in ("dbn", "ct", "csv")]
     for path in paths:
         write_structures(path, [structure])
-    drawings, arcs, pair_map = [folder / "drawing.svg", folder / "drawing.png"], folder / "arcs.svg", folder / "map.png"
+    draw: dict[str, Callable[[Path], Any]] = {}
     try:
         text = structure_svg(structure, probabilities)
     except InputError as error:  # no layout; arcs and map show the structure
-        html, drawings = f"<p>Not drawn: {escape(str(error))}.</p>", []
+        html = f"<p>Not drawn: {escape(str(error))}.</p>"
     else:
         html = _picture(text)
-    for path in drawings:  # matplotlib draws one figure at a time
-        visit.turn(partial(svg.save, text, path, "drawing a structure"))
-    visit.turn(lambda: draw_arcs(structure, arcs))
-    visit.turn(lambda: draw_pair_map(structure, probabilities, pair_map))
-    return [*paths, *drawings, arcs, pair_map], html
+        draw["drawing"] = lambda path: svg.save(text, path, "drawing a structure")
+    draw["map"] = lambda path: draw_pair_map(structure, probabilities, path)
+    draw["arcs"] = lambda path: draw_arcs(structure, path)
+    for name, function in draw.items():  # matplotlib draws one figure at a time
+        for path in (folder / f"{name}.svg", folder / f"{name}.png"):
+            visit.turn(partial(function, path))
+            paths.append(path)
+    return paths, html
 
 
 def _embed_tab(service: Service) -> None:
@@ -383,7 +395,7 @@ def _embed_tab(service: Service) -> None:
             written = _write_embeddings(records, vectors, folder)
             choices, map_image = _draw_map(visit, folder, None)
             if map_image:
-                written.append(folder / "map.svg")
+                written += [folder / "map.svg", folder / "map.png"]
             fields = gr.Dropdown(choices, value=choices[0], visible=bool(map_image))
             yield fields, map_image, gr.Dataframe(rows, visible=True), _given(written), folder
 
@@ -448,14 +460,15 @@ def _draw_map(visit: Visit, folder: Path | None, field: str | None) -> tuple[lis
     """The fields that may colour the map of an answer, and its image by one, or the first; "" for one point."""
     if folder is None or not (folder / "embeddings.parquet").exists():
         raise InputError("these embeddings have expired; embed the sequences again")
-    embeddings, path = read_embeddings(folder / "embeddings.parquet"), folder / "map.svg"
+    embeddings, paths = read_embeddings(folder / "embeddings.parquet"), [folder / "map.svg", folder / "map.png"]
     fields = colour_fields(embeddings)
     if len(embeddings.ids) < 2:
         return list(fields), ""
     field = field or next(iter(fields))
     labels = None if field == NO_FIELD else fields[field]
-    visit.turn(lambda: draw_embedding_map(embeddings.values, path, labels, label_name=field))
-    return list(fields), image(path.read_bytes(), f"Map of {len(embeddings.ids)} sequences")
+    for path in paths:
+        visit.turn(partial(draw_embedding_map, embeddings.values, path, labels, label_name=field))
+    return list(fields), image(paths[0].read_bytes(), f"Map of {len(embeddings.ids)} sequences")
 
 
 def _variants_tab(service: Service) -> None:

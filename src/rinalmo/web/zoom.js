@@ -6,6 +6,7 @@
     Object.assign(canvas.dataset, { scale, x, y });
     canvas.style.transform = `translate(${x}px, ${y}px) scale(${scale})`;
     canvas.style.cursor = scale > 1 ? "grab" : "";
+    canvas.style.touchAction = scale > 1 ? "none" : ""; // a finger drags the figure, not the page
   };
   const state = (canvas) => ["scale", "x", "y"].map((key, n) => Number(canvas.dataset[key] ?? (n ? 0 : 1)));
   const zoom = (canvas, factor) => {
@@ -31,6 +32,7 @@
     const [scale, x, y] = state(canvas), { clientX, clientY } = event;
     const move = (next) => apply(canvas, scale, x + next.clientX - clientX, y + next.clientY - clientY);
     document.addEventListener("pointermove", move);
-    document.addEventListener("pointerup", () => document.removeEventListener("pointermove", move), { once: true });
+    const end = () => document.removeEventListener("pointermove", move);
+    for (const last of ["pointerup", "pointercancel"]) document.addEventListener(last, end, { once: true });
   });
 })();
