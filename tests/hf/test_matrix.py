@@ -290,7 +290,7 @@ def test_the_matrix_names_every_class():
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ({"labels": torch.zeros(2, 10, dtype=torch.long)}, "losses cannot be exported"),
+        ({"labels": torch.zeros(2, 10, dtype=torch.long)}, "losses cannot be exported or vmapped"),
         ({"output_attentions": True}, "attention weights cannot be exported"),
         ({"head_mask": torch.ones(2, 4)}, "no token_type_ids and no head_mask"),
     ],

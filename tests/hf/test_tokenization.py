@@ -394,6 +394,12 @@ def test_language_modeling_collator_never_masks_special_tokens(tokenizer: RnaTok
     assert batch["labels"].tolist() == [[-100, 6, 7, 8, 9, -100], [-100, 6, -100, -100, -100, -100]]
 
 
+def test_offsets_are_refused(tokenizer: RnaTokenizer) -> None:
+    """transformers leaves them out in silence where a tokenizer is not a fast one."""
+    with pytest.raises(InputError, match="after CLS, token i is character i"):
+        tokenizer("ACGU", return_offsets_mapping=True)
+
+
 def test_pickle(tokenizer: RnaTokenizer) -> None:
     tokenizer("ACGU")
     assert pickle.loads(pickle.dumps(tokenizer))(["ACGU"])["input_ids"] == [[1, 6, 7, 8, 9, 2]]

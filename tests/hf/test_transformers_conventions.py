@@ -12,9 +12,10 @@ from transformers import (
     DataCollatorForTokenClassification,
     pipeline,
 )
+from transformers.trainer_pt_utils import LabelSmoother
 
 import rinalmo
-from rinalmo.errors import InputError
+from rinalmo.errors import CheckpointError, InputError
 from rinalmo.model import heads
 
 HEADS = ["MaskedLM", "SequencePrediction", "TokenPrediction", "ContactPrediction", "SecondaryStructurePrediction"]
@@ -157,6 +158,51 @@ def test_peft_trains_and_saves_the_fresh_head(name, batch, tmp_path, auto, task,
         torch.testing.assert_close(load_again().eval()(**batch).logits, expected, atol=1e-3, rtol=1e-3)
 
 
+def bert(**options):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    return BertForSequenceClassification(BertConfig(vocab_size=28, **sizes, **options))
+
+
+def test_peft_knows_targets_and_wants_the_number_of_labels_as_for_bert(name, tmp_path):
+    """PEFT's guides name no `target_modules`; its `AutoPeftModel…` make a base with two labels."""
+    peft = pytest.importorskip("peft")
+    bert().bert.save_pretrained(tmp_path / "bert")
+    for kind, base in (("bert", tmp_path / "bert"), ("rinalmo", name)):
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+        tuned = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=2))
+        adapted = {key.split(".lora_")[0].split(".")[-1] for key, _ in tuned.named_parameters() if ".lora_" in key}
+        assert adapted == ({"query", "value"} if kind == "bert" else {"qkv"})
+        folder = tmp_path / f"{kind}-adapter"
+        tuned.save_pretrained(folder)
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            peft.AutoPeftModelForSequenceClassification.from_pretrained(folder)
+        again = peft.AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=3)
+        assert again.config.num_labels == 3
+
+
+def test_freezing_the_base_model_leaves_the_head(name, batch):
+    model = load(name, "RiNALMoForSequencePrediction", num_labels=2)
+    for each in (bert(), model):
+        for parameter in each.base_model.parameters():
+            parameter.requires_grad = False
+        trained = {key.split(".")[0] for key, parameter in each.named_parameters() if parameter.requires_grad}
+        assert trained == {"classifier"}
+    states = model(**batch, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(model.base_model(**batch).last_hidden_state, states, atol=1e-5, rtol=0)
+    base = load(name, "RiNALMoModel")
+    assert base.base_model is base
+
+
+def test_a_fresh_head_never_takes_the_place_of_a_trained_one(tmp_path):
+    """A head that the class does not have; one for something else may be new, as after pre-training."""
+    with pytest.raises(CheckpointError, match="predicts by its partner_head, which RiNALMoForSecondaryStructurePred"):
+        rinalmo.RiNALMoForSecondaryStructurePrediction.from_pretrained("nano-fold")
+    new = rinalmo.RiNALMoForSecondaryStructurePrediction.from_pretrained("nano-fold", ignore_mismatched_sizes=True)
+    assert new.structure_head
+    assert AutoModelForSequenceClassification.from_pretrained(rinalmo.resolve("nano-fold")).sequence_head
+
+
 def test_a_folder_with_an_adapter_is_never_its_base(name, batch, tmp_path):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["qkv"], init_lora_weights=False)
@@ -190,6 +236,16 @@ def test_predictions_of_tokens_line_up_with_their_labels(name, tokenizer):
     port.config.token_logits = "all"
     with pytest.raises(InputError, match=r"shape \(2, 4\); the logits need \(2, 6\)"):
         port(**batch, labels=inner)
+
+
+def test_label_smoothing_of_tokens(name, tokenizer):
+    model = load(name, "RiNALMoForTokenPrediction", num_labels=4)
+    rows = [dict(tokenizer(text)) | {"labels": [-100, *range(len(text)), -100]} for text in ("ACGU", "AC")]
+    batch = DataCollatorForTokenClassification(tokenizer)(rows)
+    labels, logits = batch["labels"], model(**{key: each for key, each in batch.items() if key != "labels"}).logits
+    found = LabelSmoother(epsilon=0.1)({"logits": logits}, labels)
+    pairs = torch.cat([logits[0, 1:5], logits[1, 1:3]]), torch.tensor([0, 1, 2, 3, 0, 1])
+    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(*pairs, label_smoothing=0.1))
 
 
 def test_token_classification_pipeline(name, tokenizer, tmp_path):
@@ -298,6 +354,29 @@ def test_double_backward_with_eager(name, batch):
     (second,) = torch.autograd.grad(first.square().sum(), weight)
     assert second.isfinite().all()
     assert second.any()
+
+
+@pytest.mark.parametrize("kind", ["MaskedLM", "TokenPrediction", "SecondaryStructurePrediction"])
+def test_gradients_of_each_row_by_torch_func(name, tokenizer, kind):
+    """`vmap` of `grad`, as for differential privacy, gives each row's gradients alone; eager or not."""
+    model = load(name, f"RiNALMoFor{kind}", attn_implementation="sdpa" if kind == "MaskedLM" else "eager")
+    batch = tokenizer(["ACGUACGU", "AC<mask>U"], padding=True, return_tensors="pt")
+    weights = {key: parameter.detach() for key, parameter in model.named_parameters()}
+
+    def output(weights, ids):
+        return torch.func.functional_call(model, weights, (ids[None],))[0].square().sum()
+
+    found = torch.func.vmap(torch.func.grad(output), (None, 0))(weights, batch["input_ids"])
+    for row, ids in enumerate(batch["input_ids"]):
+        model.zero_grad()
+        model(ids[None])[0].square().sum().backward()
+        for key, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                scale = 1e-4 * parameter.grad.abs().max() + 1e-6
+                assert (found[key][row] - parameter.grad).abs().max() <= scale, key
+    if kind == "MaskedLM":
+        with pytest.raises(InputError, match="or vmapped; leave out labels"):
+            torch.func.vmap(lambda ids: model(ids[None], labels=ids[None]).loss)(batch["input_ids"])
 
 
 def test_neftune(name, batch):

@@ -16,7 +16,7 @@ from torch.nn.modules import module as global_hooks
 
 from rinalmo.engine.cpu_encoder import FastEncoder, PackedPrecision
 from rinalmo.engine.devices import packs_weights
-from rinalmo.model.encoder import Attention, Embedding, Encoder, EncoderBlock, SwiGLU
+from rinalmo.model.encoder import Attention, Embedding, Encoder, EncoderBlock, SwiGLU, functorch_transforms
 
 _OURS = {Encoder, Embedding, EncoderBlock, Attention, SwiGLU, nn.ModuleList, nn.LayerNorm, nn.Linear, nn.Dropout}
 _PRECISIONS: dict[torch.dtype, PackedPrecision] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -53,7 +53,7 @@ class FastPath:
 def _precision(encoder: Encoder) -> PackedPrecision | None:
     """The precision of the fast encoder, or None where the plain one has to compute."""
     parameters = list(encoder.parameters())
-    if encoder.training or torch.compiler.is_compiling():
+    if encoder.training or torch.compiler.is_compiling() or functorch_transforms():
         return None
     if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
         return None

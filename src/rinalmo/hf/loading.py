@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# Heads for the same thing: a fresh one is never made in silence beside a trained one.
+_ALIKE = (
+    {"sequence_head", "linear_head", "ribosome_load_head", "splice_site_head", "ncrna_family_head"},
+    {"structure_head", "partner_head"},
+)
 _LAST_LAYER = re.compile(r"_head\.decoder\.(base_layer\.)?weight$")
 
 
@@ -173,6 +178,12 @@ def read_for(
             raise CheckpointError(f"{path}: {name} is {problem}; the model needs {needed}")
         new_heads.add(_head(name))
     unused = {_head(name) for name in checkpoint.shapes} - {_head(name) for name in own_names}
+    other = [head for alike in _ALIKE if new_heads & alike for head in sorted(unused & alike)]
+    if other and not ignore_mismatched_sizes:
+        raise CheckpointError(
+            f"{path}: predicts by its {other[0]}, which {model_class.__name__} does not have; use rinalmo.predict, or "
+            "rinalmo.fold; or give ignore_mismatched_sizes=True to train a new head"
+        )
     if new_heads:
         message = "%s from %s: %s is newly initialized with random weights; train it"
         logger.warning(message, model_class.__name__, source, listed(new_heads))

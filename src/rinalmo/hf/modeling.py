@@ -6,6 +6,7 @@ and converts between the two.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +43,7 @@ from rinalmo.hf.loading import (
 from rinalmo.inference.embed import Pooling, embed_records
 from rinalmo.io.sequences import Sequences, as_records, require_nonempty
 from rinalmo.model.config import ModelConfig
-from rinalmo.model.encoder import Embedding, Encoder, SwiGLU
+from rinalmo.model.encoder import Embedding, Encoder, SwiGLU, functorch_transforms
 from rinalmo.model.heads import (
     IGNORE,
     ContactHead,
@@ -406,8 +407,8 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
             raise InputError("head_mask is not all 1: RiNALMo's attention heads cannot be masked; leave it out")
         with_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         with_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        if torch.compiler.is_exporting() and with_attentions:
-            raise InputError("attention weights cannot be exported; leave out output_attentions")
+        if _has_fixed_shapes() and with_attentions:
+            raise InputError("attention weights cannot be exported or vmapped; leave out output_attentions")
         grid = self._grid(input_ids, attention_mask, position_ids, inputs_embeds)
         ids = None if input_ids is None else grid.gather(input_ids)
         if ids is not None and grid.layout.position_ids is None and not with_attentions:
@@ -466,7 +467,7 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
                 raise InputError(
                     f"attention_mask has shape {tuple(attention_mask.shape)}, {name} has {shape}; they must agree"
                 )
-            if not torch.compiler.is_exporting() and bool((attention_mask < 0).any()):
+            if not _has_fixed_shapes() and bool((attention_mask < 0).any()):
                 raise InputError(
                     "attention_mask has negative values; give 1 for tokens and 0 for padding, not an additive mask"
                 )
@@ -481,7 +482,7 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
             raise InputError(
                 f"position_ids have shape {tuple(position_ids.shape)}; expected whole numbers of shape {shape}"
             )
-        if torch.compiler.is_exporting():
+        if _has_fixed_shapes():
             positions = None if position_ids is None else position_ids.expand(shape).flatten()
             return ExportedGrid(PaddedLayout(is_token, positions))
         rows, columns = is_token.to(device).nonzero(as_tuple=True)
@@ -502,9 +503,7 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
 
     def _fast_states(self, ids: Tensor, layout: Layout, all_layers: bool) -> list[Tensor] | None:
         """States of all layers or the last one by the engine's encoder; None where the plain one has to compute."""
-        fast = (
-            self._fast_path.of(self.encoder) if self._backend == "auto" and not torch.compiler.is_exporting() else None
-        )
+        fast = self._fast_path.of(self.encoder) if self._backend == "auto" and not _has_fixed_shapes() else None
         if fast is None:
             return None
         last = len(fast.blocks)
@@ -621,6 +620,16 @@ class RiNALMoHeadModel(RiNALMoPreTrainedModel):
 
     output_class: type[ModelOutput]
 
+    @property
+    def base_model(self) -> nn.Module:
+        """The encoder as a `RiNALMoModel`, whose weights are this model's: for freezing them, or for their states."""
+        config = copy.copy(self.config)
+        config.num_hidden_layers = 1  # soon built; this model's encoder takes its place
+        with torch.device("meta"):
+            model = RiNALMoModel(config, add_pooling_layer=False)
+        model.config, model.encoder, model.training = self.config, self.encoder, self.training
+        return model
+
     @can_return_tuple
     def forward(
         self,
@@ -649,8 +658,8 @@ class RiNALMoHeadModel(RiNALMoPreTrainedModel):
             output_attentions,
             output_hidden_states,
         )
-        if torch.compiler.is_exporting() and labels is not None:
-            raise InputError("losses cannot be exported; leave out labels")
+        if _has_fixed_shapes() and labels is not None:
+            raise InputError("losses cannot be exported or vmapped; leave out labels, and use the logits")
         loss, logits = self.loss_and_logits(encoded, labels)
         return self.output_class(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
@@ -900,6 +909,11 @@ class RiNALMoForSecondaryStructurePrediction(RiNALMoHeadModel):
             channels = zip(logits.unbind(-1), targets.unbind(-1), strict=True)
             losses.append(torch.stack([structure_loss(*channel, region, kind) for channel in channels]).mean())
         return torch.stack(losses).mean(), grid.scatter_pairs(maps)
+
+
+def _has_fixed_shapes() -> bool:
+    """Whether no shape may depend on values: in an exported program, and under `torch.func.vmap`."""
+    return torch.compiler.is_exporting() or "Vmap" in functorch_transforms()
 
 
 def _fits(labels: Tensor, shape: tuple[int, ...]) -> bool:

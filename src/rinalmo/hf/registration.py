@@ -1,6 +1,6 @@
-"""Registers RiNALMo with the Hugging Face Auto classes and pipelines, without importing transformers.
+"""Registers RiNALMo with the Hugging Face Auto classes, pipelines and PEFT, without importing transformers or peft.
 
-Importing `rinalmo` calls `install`. If transformers' modules are loaded already, our classes are registered at once;
+Importing `rinalmo` calls `install`. If their modules are loaded already, our classes are registered at once;
 otherwise an import hook registers them when each has been loaded. So importing rinalmo costs nothing, and the
 order of imports does not matter.
 
@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from types import ModuleType
 
 _PIPELINES = "transformers.pipelines"
-_MODULES = {_PIPELINES} | {
+_PEFT_DEFAULTS = "peft.utils.constants"
+_MODULES = {_PIPELINES, _PEFT_DEFAULTS} | {
     f"transformers.models.auto.{kind}_auto" for kind in ("configuration", "tokenization", "modeling")
 }
 
 
 def install() -> None:
-    """Register with transformers now or as soon as it is imported; harmless to call again."""
+    """Register with transformers and peft now or as soon as they are imported; harmless to call again."""
     for name in _MODULES & sys.modules.keys():
         _register(sys.modules[name])
     if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
@@ -30,7 +31,12 @@ def install() -> None:
 
 
 def _register(auto: ModuleType) -> None:
-    """Register our classes in one of transformers' modules."""
+    """Register our classes in one of transformers' modules, or the default target modules of adapters in PEFT's."""
+    if auto.__name__ == _PEFT_DEFAULTS:
+        for targets in vars(auto).values():
+            if isinstance(targets, dict) and targets.get("bert") == ["query", "value"]:  # one matrix with the keys here
+                targets.setdefault("rinalmo", ["qkv"])
+        return
     if auto.__name__ == _PIPELINES:
         from rinalmo.hf import pipelines
 
@@ -60,7 +66,7 @@ def _register(auto: ModuleType) -> None:
 
 
 class _AfterImport:
-    """Finds transformers' modules as usual, and registers our classes once one has been executed.
+    """Finds their modules as usual, and registers our classes once one has been executed.
 
     No subclass of `importlib.abc.MetaPathFinder`: importing that takes as long as the rest of `import rinalmo`.
     """

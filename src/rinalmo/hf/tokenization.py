@@ -164,6 +164,10 @@ class RnaTokenizer(PreTrainedTokenizer):
     ) -> BatchEncoding:
         if isinstance(text, (list, tuple)) and not text:
             raise InputError("the list of sequences is empty; give at least one sequence")
+        if options.get("return_offsets_mapping"):
+            raise InputError(
+                "RnaTokenizer has no offsets, as no tokenizer in Python: after CLS, token i is character i"
+            )
         if text_pair is None and self._reads_bytes(text, options):
             encoded = self._encode_plain(text, **options)
             if encoded is not None:

@@ -121,7 +121,14 @@ class SwiGLU(nn.Module):
 
 def trains_on_cpu(x: Tensor) -> bool:
     """Whether the kernels for training on a CPU apply: gradients are recorded, eagerly."""
-    return x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if x.device.type != "cpu" or not x.requires_grad or not torch.is_grad_enabled():
+        return False
+    return not torch.compiler.is_compiling() and not functorch_transforms()
+
+
+def functorch_transforms() -> list[str]:
+    """The transforms of `torch.func` within which this is called, such as "Grad" and "Vmap"."""
+    return [level.key().name for level in torch._C._functorch.get_interpreter_stack() or ()]
 
 
 class EncoderBlock(nn.Module):
