@@ -11,6 +11,7 @@ from pyarrow import parquet
 
 import rinalmo
 from rinalmo.errors import InputError
+from rinalmo.inference.embed import embed_file
 from rinalmo.io.sequences import Record, as_records
 from rinalmo.tasks.evaluate import evaluate
 from rinalmo.training.trainer import Listener
@@ -134,3 +135,52 @@ def test_frames_train_and_are_evaluated(backbone, tmp_path):
     assert again.metrics["mae"].value == pytest.approx(tested.metrics["mae"].value, rel=1e-5)
     with pytest.raises(InputError, match="data, line 2: y is 'high', not a number"):
         evaluate([{"sequence": "ACGU", "y": 1.5}, {"sequence": "ACGU", "y": "high"}], tmp_path / "run" / "model")
+
+
+def test_embeddings_keep_the_columns_of_their_table(tmp_path):
+    """In order, with their types, also of a shard; never under a name of ours."""
+    rows = [{**row, "length": number, "species": "Homo"} for number, row in enumerate(ROWS)]
+    table = pa.Table.from_pylist(rows)
+    parquet.write_table(table, tmp_path / "rnas.parquet")
+    engine = rinalmo.Engine("nano", "fp32", device="cpu")
+    plain = embed_file(tmp_path / "rnas.parquet", tmp_path / "plain.csv", engine)
+    options = {"keep_columns": True}
+    assert embed_file(tmp_path / "rnas.parquet", tmp_path / "out.parquet", engine, **options) == plain == 3
+    found = parquet.read_table(tmp_path / "out.parquet")
+    assert found.column_names == [
+        "id",
+        "description",
+        "length",
+        "sequence",
+        "y",
+        "length_given",
+        "species",
+        "embedding",
+    ]
+    assert found["y"].to_pylist() == COLUMNS["y"]
+    assert found["length_given"].to_pylist() == [0, 1, 2]
+    assert found["length"].to_pylist() == [4, 4, 5]
+    embed_file(tmp_path / "rnas.parquet", tmp_path / "two.csv", engine, shard="2/2", **options)
+    second = pd.read_csv(tmp_path / "two.csv")
+    assert second.columns[:7].tolist() == found.column_names[:-1]
+    assert second[["id", "sequence", "length_given"]].to_numpy().tolist() == [["b", "ggtt", 1]]
+    embed_file(tmp_path / "rnas.parquet", tmp_path / "each.tsv", engine, pooling="none", **options)
+    assert pd.read_csv(tmp_path / "each.tsv", sep="\t")["length_given"].tolist() == [0] * 4 + [1] * 4 + [2] * 5
+    (tmp_path / "clash.csv").write_text("sequence,length,length_given\nACGU,1,2\n")
+    (tmp_path / "rnas.fa").write_text(">a\nACGU\n")
+    for source, output, words in (
+        ("clash.csv", "no.csv", "has the name of another one with _given"),
+        ("rnas.fa", "no.csv", "--keep-columns needs a table as input"),
+        ("rnas.parquet", "no.npz", r"no place for other columns; use \.parquet"),
+    ):
+        with pytest.raises(InputError, match=words):
+            embed_file(tmp_path / source, tmp_path / output, engine, **options)
+        assert not (tmp_path / output).exists()
+
+
+def test_annotated_data_keeps_the_columns_of_its_table(tmp_path):
+    anndata = pytest.importorskip("anndata")
+    (tmp_path / "rnas.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    embed_file(tmp_path / "rnas.jsonl", tmp_path / "out.h5ad", rinalmo.Engine("nano"), keep_columns=True)
+    obs = anndata.read_h5ad(tmp_path / "out.h5ad").obs
+    assert obs["sequence"].tolist() == COLUMNS["sequence"]

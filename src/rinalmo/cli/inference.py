@@ -129,6 +129,7 @@ def fill_mask_command(source: str, top_k: int, style: str, **engine_settings: An
     show_default=True,
     help="Data type of the numbers in the file.",
 )
+@click.option("--keep-columns", is_flag=True, help="Copy a table's other columns: into .parquet, .h5ad, .csv, .tsv.")
 @click.option("--dry-run", is_flag=True, help="Estimate time, memory and file size without writing anything.")
 @shard_option
 @job_options
@@ -151,6 +152,7 @@ def embed_command(
     layers: str,
     window: int | None,
     dtype: Any,
+    keep_columns: bool,
     dry_run: bool,
     plot: Path | None,
     plot_method: Any,
@@ -209,6 +211,7 @@ def embed_command(
             output,
             open_engine(**settings),
             **options,
+            keep_columns=keep_columns,
             progress=report,
             **job,
             model_name=settings["model"],

@@ -26,6 +26,7 @@ from functools import partial
 from importlib import import_module
 from operator import index
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Literal, NamedTuple, Unpack, get_args
 
 import numpy as np
@@ -47,6 +48,7 @@ from rinalmo.io.sequences import (
     check_positive_int,
     encode,
     name_source_in_errors,
+    read_table_records,
     require_nonempty,
 )
 from rinalmo.io.tables import Row, check_rows_output, open_table, table_format, write_rows
@@ -201,6 +203,7 @@ def embed_file(
     layers: Sequence[int] = (-1,),
     window: int | None = None,
     dtype: DType = "fp32",
+    keep_columns: bool = False,
     shard: str | None = None,
     model_name: str = "",
     **job: Unpack[JobOptions],
@@ -215,6 +218,8 @@ def embed_file(
         layers: See `embed`.
         window: See `embed`.
         dtype: Of the numbers in the file; text always has six digits.
+        keep_columns: Copy the other columns of a table, into .parquet, .h5ad, .csv or .tsv. A column with the name of
+            one of ours becomes `NAME_given`.
         shard: "i/n" takes every n-th sequence, from the i-th on; no result depends on it.
         model_name: The name of the model in an .h5ad file.
         job: See `JobOptions`.
@@ -229,6 +234,10 @@ def embed_file(
     check_pooling(pooling, window)
     check_output(output, per_token=per_token, num_layers=len(layers))
     file = SequenceFile(source)
+    if keep_columns:
+        check_keeps_columns(file, source)
+        if output.suffix in _FORMATS and output.suffix not in _WITH_COLUMNS:
+            raise InputError(f"{output}: has no place for other columns; use {', '.join(_WITH_COLUMNS)}, .csv or .tsv")
     records = take_shard(file, shard)
     with opened(engine) as engine:
         chosen = layer_indices(layers, engine.spec.config.num_hidden_layers)
@@ -242,7 +251,8 @@ def embed_file(
         with record_job(output, engine, file, records, stream, pack, options, scale=scale, **job) as done:
             about: dict[str, Any] = {"model": model_name, "fingerprint": engine.fingerprint}
             about |= {"precision": engine.precision, "pooling": pooling, "layer": chosen[0], "rinalmo": __version__}
-            write_embeddings(output, done.results, done.folder, per_token=per_token, about=about)
+            columns = _other_columns(Path(source), shard) if keep_columns else {}
+            write_embeddings(output, done.results, done.folder, per_token=per_token, about=about, columns=columns)
         logger.info("%s: %s, %s dimensions", output, counted(done.count, "sequence"), engine.spec.config.hidden_size)
     return done.count
 
@@ -253,6 +263,7 @@ Chunks = Callable[..., Iterator[Arrays]]
 `values` has one row per record, or with per-nucleotide embeddings one row per nucleotide.
 """
 About = Mapping[str, Any]
+Columns = Mapping[str, Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -375,19 +386,47 @@ def check_output(path: Path, *, per_token: bool = False, num_layers: int = 1) ->
         import_extra("anndata", "h5ad", "writing h5ad")
 
 
+def check_keeps_columns(file: SequenceFile, source: str | Path) -> None:
+    """Raise InputError for input that has no other columns, or that cannot be read twice."""
+    if not (file.is_table and file.rereadable):
+        raise InputError(f"{source}: --keep-columns needs a table as input (.csv, .tsv, .jsonl, .parquet)")
+
+
+def _other_columns(table: Path, shard: str | None) -> dict[str, list[Any]]:
+    """The cells of a table by column, those with a name of ours as `NAME_given`."""
+    rows = [cells for _, cells in take_shard(read_table_records(table), shard)]
+    columns: dict[str, list[Any]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row if name != "id"):
+        kept = f"{name}_given" if name in _OWN or re.fullmatch(r"dim_\d+", name) else name
+        if kept in columns or (kept != name and any(kept in row for row in rows)):
+            raise InputError(f"{table}: a column has the name of another one with _given; rename it")
+        columns[kept] = [row.get(name) for row in rows]
+    return columns
+
+
+_OWN = ("description", "length", "embedding", "position")  # columns of our tables beside the id and dimensions
+
+
 def write_embeddings(
-    path: Path, chunks: Chunks, scratch: Path, *, per_token: bool = False, about: About | None = None
+    path: Path,
+    chunks: Chunks,
+    scratch: Path,
+    *,
+    per_token: bool = False,
+    about: About | None = None,
+    columns: Columns | None = None,
 ) -> None:
     """Write all chunks to `path`, in the format of its ending.
 
     The file grows in the folder `scratch`, on the same disk, and is moved to its name when it is complete. `about`
-    describes the model in an .h5ad file, under `uns`.
+    describes the model in an .h5ad file, under `uns`. `columns` are written beside the embeddings.
     """
     if table_format(path) in _TEXT:
-        write_rows(path, _text_rows(chunks, per_token))
+        write_rows(path, _text_rows(chunks, per_token, columns or {}))
         return
+    write = _FORMATS[path.suffix].write
     with atomic_write_path(path, scratch) as partial_path:
-        _FORMATS[path.suffix].write(partial_path, chunks, per_token, about or {})
+        (partial(write, columns=columns) if columns else write)(partial_path, chunks, per_token, about or {})
 
 
 _LONG_ID = 256  # letters
@@ -438,14 +477,16 @@ def _write_array(file: IO[bytes], index: _Index, chunks: Chunks) -> None:
         file.write(np.ascontiguousarray(chunk["values"]).tobytes())
 
 
-def _text_rows(chunks: Chunks, per_token: bool) -> Iterator[Row]:
+def _text_rows(chunks: Chunks, per_token: bool, columns: Columns) -> Iterator[Row]:
     """One row per sequence, or per nucleotide with its position, counted from 1."""
+    cells = zip(*columns.values(), strict=True)
     for chunk in chunks("names", "lengths", "values"):
         values = iter(chunk["values"].tolist())
         for (id, description), length in zip(json.loads(str(chunk["names"])), chunk["lengths"].tolist(), strict=True):
+            kept = dict(zip(columns, next(cells, ()), strict=True))
             for position in range(1, length + 1) if per_token else (None,):
                 about = {"id": id, "position": position} if per_token else {"id": id, "description": description}
-                about |= {} if per_token else {"length": length}
+                about |= kept if per_token else {"length": length, **kept}
                 yield about | {f"dim_{n}": value for n, value in enumerate(next(values))}
 
 
@@ -462,10 +503,19 @@ def _write_ids(archive: zipfile.ZipFile, ids: list[str]) -> None:
             file.write(np.array(ids[start : start + step], dtype=f"<U{longest}").tobytes())
 
 
-def _write_parquet(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
+def _write_parquet(
+    path: Path, chunks: Chunks, per_token: bool, about: About, columns: Columns = MappingProxyType({})
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    def column_of(cells: Sequence[Any]) -> Any:
+        try:
+            return pa.array(cells)
+        except pa.ArrowException:  # of several types
+            return pa.array([None if cell is None else str(cell) for cell in cells])
+
+    others, start = {name: column_of(cells) for name, cells in columns.items()}, 0
     with ExitStack() as stack:
         file: Any = None
         for chunk in chunks("names", "lengths", "values"):
@@ -477,13 +527,13 @@ def _write_parquet(path: Path, chunks: Chunks, per_token: bool, about: About) ->
             if per_token:
                 offsets = np.concatenate([[0], np.cumsum(chunk["lengths"])]).astype(np.int32)
                 values = pa.ListArray.from_arrays(pa.array(offsets), values)
-            columns = {
+            own = {
                 "id": pa.array(ids, pa.string()),
                 "description": pa.array(descriptions, pa.string()),
                 "length": pa.array(chunk["lengths"]),
-                "embedding": values,
             }
-            table = pa.table(columns)
+            kept = {name: cells.slice(start, len(ids)) for name, cells in others.items()}
+            table, start = pa.table({**own, **kept, "embedding": values}), start + len(ids)
             file = file or stack.enter_context(pq.ParquetWriter(path, table.schema))
             file.write_table(table)
 
@@ -500,7 +550,9 @@ def _write_h5(path: Path, chunks: Chunks, per_token: bool, about: About) -> None
         _write_matrix(file, "embeddings", index, chunks)
 
 
-def _write_h5ad(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
+def _write_h5ad(
+    path: Path, chunks: Chunks, per_token: bool, about: About, columns: Columns = MappingProxyType({})
+) -> None:
     import pandas as pd
 
     anndata = import_extra("anndata", "h5ad", "writing h5ad")
@@ -513,6 +565,7 @@ def _write_h5ad(path: Path, chunks: Chunks, per_token: bool, about: About) -> No
             "description": index.descriptions,
             "length": index.lengths,
             **{name: pd.Categorical([value or None for value in values]) for name, values in fields.items()},
+            **{name: _obs_column(pd, cells) for name, cells in columns.items()},
         },
         index=pd.Index(_unique(index.ids), dtype="object"),
     )
@@ -524,6 +577,13 @@ def _write_h5ad(path: Path, chunks: Chunks, per_token: bool, about: About) -> No
         # The matrix is written chunk by chunk, marked as anndata marks a dense array.
         dataset = _write_matrix(file, "X", index, chunks)
         dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+
+
+def _obs_column(pandas: Any, cells: Sequence[Any]) -> Any:
+    """Numbers as they are, where all are; anything else as categories, which is what anndata can write."""
+    if all(isinstance(cell, int | float) for cell in cells):
+        return list(cells)
+    return pandas.Categorical([None if cell is None or cell == "" else str(cell) for cell in cells])
 
 
 def _write_matrix(file: Any, name: str, index: _Index, chunks: Chunks) -> Any:
@@ -659,7 +719,7 @@ def _read_h5ad(path: Path) -> Embeddings:
 
 
 class _Format(NamedTuple):
-    write: Callable[[Path, Chunks, bool, About], None]
+    write: Callable[..., None]
     read: Callable[[Path], Embeddings]
 
 
@@ -672,6 +732,7 @@ _FORMATS = {
     ".h5ad": _Format(_write_h5ad, _read_h5ad),
 }
 
+_WITH_COLUMNS = (".parquet", ".h5ad")
 _TEXT = ("csv", "tsv")  # one column for each dimension
 
 _KEY = re.compile(r"""(?:^|[\s;|])([A-Za-z_][\w.-]*)[=:]("[^"]*"|[^\s;|]+)""")

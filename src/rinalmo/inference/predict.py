@@ -19,6 +19,7 @@ from rinalmo.engine.engine import Engine, as_engine
 from rinalmo.engine.jobs import Arrays, JobOptions, opened, record_job, take_shard
 from rinalmo.engine.ray import EngineLike
 from rinalmo.errors import InputError
+from rinalmo.inference.embed import check_keeps_columns
 from rinalmo.inference.fold import CHUNK_PAIRS, GPU_SCALE
 from rinalmo.io.files import counted, file_sha256
 from rinalmo.io.sequences import (
@@ -153,8 +154,8 @@ def predict_file(
     to_stdout = str(output) == "-"
     check_rows_output(output)
     file = SequenceFile(source)
-    if keep_columns and not (file.is_table and file.rereadable):
-        raise InputError(f"{source}: --keep-columns needs a table as input (.csv, .tsv, .jsonl, .parquet)")
+    if keep_columns:
+        check_keeps_columns(file, source)
     with opened(engine, to_stdout) as engine, ExitStack() as stack:
         folding: dict[str, Any] = {"window": window, "thermodynamics": thermodynamics}
         own = with_options(task_of(engine.spec, task), engine.spec, fill_to=fill_to, **folding, note=note)
