@@ -318,5 +318,47 @@ def test_exported_programs_take_any_mask():
     torch.testing.assert_close(program(**batch).logits, model(**batch).logits, atol=1e-5, rtol=1e-4)
 
 
+LAUNCHED = """
+import sys
+import torch
+from transformers import Trainer, TrainingArguments
+import rinalmo
+
+sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+config = rinalmo.RiNALMoConfig(**sizes, num_labels=2, hidden_dropout=0.0, attention_dropout=0.0)
+torch.manual_seed(0)
+model = rinalmo.RiNALMoForSequencePrediction(config)
+model.save_pretrained("before")
+rows = [{"input_ids": [1, *[6 + n % 4] * 8, 2], "labels": n % 2} for n in range(16)]
+options = {"max_steps": 3, "learning_rate": 0.1, "optim": "sgd", "use_cpu": True, "report_to": []}
+options |= {"save_strategy": "no", "disable_tqdm": True, "per_device_train_batch_size": int(sys.argv[2])}
+arguments = TrainingArguments(sys.argv[1], **options)
+trainer = Trainer(model, arguments, train_dataset=rows)
+trainer.train()
+assert arguments.world_size == int(sys.argv[3])
+trainer.save_model(sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_accelerate_launch_trains_as_one_process_does(tmp_path):
+    """Two processes with half of the batch each. On a CPU accelerate 1.15 takes DDP, even if told to take FSDP."""
+    pytest.importorskip("accelerate")
+    (tmp_path / "train.py").write_text(LAUNCHED)
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_machines=1"]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no"]
+    for count in (1, 2):
+        command = [*launch, f"--num_processes={count}", "train.py", str(count), str(4 // count), str(count)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+    before, one, two = (
+        rinalmo.RiNALMoForSequencePrediction.from_pretrained(tmp_path / name).state_dict()
+        for name in ("before", "1", "2")
+    )
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-6, rtol=1e-5)
+    assert not torch.equal(one["encoder.embedding.weight"], before["encoder.embedding.weight"])
+
+
 if __name__ == "__main__":
     main()

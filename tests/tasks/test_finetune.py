@@ -1,6 +1,7 @@
 """Whole fine-tuning runs: they learn, are interrupted and resumed, and their models predict what they predicted."""
 
 import json
+import re
 import signal
 
 import numpy as np
@@ -115,6 +116,23 @@ def test_interrupted_and_resumed_equals_uninterrupted(backbone_mode, make_recipe
     # With cached states the model's products are not computed, and their share of the peak would mean nothing.
     told = any("mfu" in line for line in read_log(tmp_path / "whole"))
     assert told == (backbone_mode["backbone__mode"] != "frozen")
+
+
+def test_computing_frozen_states_tells_how_far_it_is(make_recipe, make_table, sequences, tmp_path, monkeypatch):
+    monkeypatch.setattr("rinalmo.training.finetune.NOTE_SECONDS", -1.0)
+    recipe = make_recipe(
+        "ribosome-load",
+        make_table(sequence=sequences, mrl=[gc(s) for s in sequences]),
+        backbone__mode="frozen",
+        train__max_steps=1,
+        data__micro_tokens=128,
+    )
+    notes = []
+    finetune_from_recipe(recipe, tmp_path / "run", listener=Listener(note=notes.append))
+    told = [note for note in notes if note.startswith("frozen states: ")]
+    assert len(told) > 1
+    assert re.fullmatch(r"frozen states: [\d,]+ of [\d,]+ tokens \(\d+ %\), \d+ s left", told[0])
+    assert "(100 %), 0 s left" in told[-1]
 
 
 def test_gradual_thawing_leaves_what_is_frozen(make_recipe, make_table, sequences, backbone, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rinalmo.cli.options import set_quiet
 from rinalmo.errors import DownloadError
+from rinalmo.weights import download
 from rinalmo.weights.download import SourceUnavailable, fetch
 
 BODY = bytes(range(256)) * 1200  # 307,200 bytes: more than one chunk
@@ -323,9 +326,23 @@ def test_without_a_terminal_progress_is_a_few_plain_lines(
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
     assert captured.out == ""
-    assert lines[0] == "downloading model.pt: 0.0 of 0.3 MB"
-    assert lines[-1] == "downloading model.pt: 0.3 of 0.3 MB"
-    assert len(lines) <= 11
+    assert lines[0] == "downloading model.pt: 0.0 of 0.3 MB (0 %)"
+    assert lines[-1] == "downloading model.pt: 0.3 of 0.3 MB (100 %)"
+    assert len(lines) == 2
+
+
+def test_progress_tells_the_time_left_and_is_quiet_if_asked(
+    server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_SECONDS", 0.0)
+    fetch(server.url, tmp_path / "a.pt")
+    assert re.search(r"of 0\.3 MB \(\d+ %\), 0 s left\n", capsys.readouterr().err)
+    set_quiet(None, None, True)
+    try:
+        fetch(server.url, tmp_path / "b.pt")
+    finally:
+        set_quiet(None, None, False)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.posix_only

@@ -332,6 +332,8 @@ class _Pace:
 
     def text(self, count: int, noun: str) -> str:
         """Such as `1,200 of 10,000 sequences (12 %), 3 min left`; without a total `1,200 sequences`."""
+        from rinalmo.io.files import duration
+
         self._first = self._first or (time.monotonic(), count)
         if not self.total:
             return f"{count:,} {noun}"
@@ -339,17 +341,6 @@ class _Pace:
         seconds, done = time.monotonic() - self._first[0], count - self._first[1]
         left = f", {duration(seconds * (total - count) / done)} left" if done and count < total else ""
         return f"{count:,} of {self.about}{total:,} {noun} ({100 * count // total} %){left}"
-
-
-def duration(seconds: float) -> str:
-    """Such as 40 s, 5 min, 2 h 10 min or 3 d 4 h."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
 
 
 @contextmanager

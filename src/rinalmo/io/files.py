@@ -571,3 +571,14 @@ def atomic_write_compressed(path: Path) -> Iterator[IO[bytes]]:
             stream = lzma.LZMAFile(file, "wb")  # noqa: SIM115
         with stream as writer:
             yield writer
+
+
+def duration(seconds: float) -> str:
+    """Such as 40 s, 5 min, 2 h 10 min or 3 d 4 h."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import copy
@@ -30,7 +31,7 @@ from rinalmo.data import sampling
 from rinalmo.engine.devices import DeviceLike, device_name
 from rinalmo.engine.engine import Engine, to_host
 from rinalmo.errors import CheckpointError, InputError, MissingExtraError
-from rinalmo.io.files import LOCK, atomic_write, atomic_write_path, destination, file_sha256, is_temporary
+from rinalmo.io.files import LOCK, atomic_write, atomic_write_path, destination, duration, file_sha256, is_temporary
 from rinalmo.model.packing import Layout, pack, token_batches
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
 from rinalmo.tasks.base import Columns, Crop, Example, Task
@@ -304,9 +305,18 @@ def parameter_groups(
     return find
 
 
-def cached_states(engine: Engine, ids: Sequence[Sequence[np.ndarray]], folder: Path, ranks: Ranks) -> list[np.ndarray]:
+NOTE_SECONDS = 30.0  # between notes of how far a long computation is
+
+
+def cached_states(
+    engine: Engine,
+    ids: Sequence[Sequence[np.ndarray]],
+    folder: Path,
+    ranks: Ranks,
+    note: Callable[[str], None] = lambda _: None,
+) -> list[np.ndarray]:
     """The last states of the sequences of each example, memory-mapped from a file that process 0 writes if it is not
-    there."""
+    there; it notes how far it is every half minute."""
     digest = hashlib.sha256(f"{engine.fingerprint} {engine.precision}".encode())
     for sequence in chain.from_iterable(ids):
         digest.update(sequence.tobytes() + b"|")
@@ -323,10 +333,14 @@ def cached_states(engine: Engine, ids: Sequence[Sequence[np.ndarray]], folder: P
         shape = (sum(map(len, chain.from_iterable(ids))), engine.config.hidden_size)
         with atomic_write_path(path) as partial:
             file = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
-            start = 0
+            start, total, began = 0, shape[0], time.monotonic()
+            noted = began
             for states in engine.map(compute, chain.from_iterable(ids)):
                 file[start : start + len(states)] = states
                 start += len(states)
+                if (now := time.monotonic()) - noted >= NOTE_SECONDS:
+                    noted, left = now, duration((now - began) * (total - start) / start)
+                    note(f"frozen states: {start:,} of {total:,} tokens ({100 * start // total} %), {left} left")
             file.flush()
             del file  # Windows renames no file that is open
 
@@ -515,7 +529,7 @@ def _train(
             micro_tokens = recipe.data.micro_tokens
             engine = Engine(model, recipe.train.precision, batch_tokens=micro_tokens, device=ranks.device)
             sequences = [ids for part in encoded for ids in part.sequences]
-            states = iter(cached_states(engine, sequences, folder.path, ranks))
+            states = iter(cached_states(engine, sequences, folder.path, ranks, listener.note))
             encoded = [replace(part, states=[next(states) for _ in part.sequences]) for part in encoded]
         lora = add_lora(model, recipe.backbone, recipe.train.seed) if mode == "lora" else None
 

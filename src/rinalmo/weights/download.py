@@ -17,6 +17,7 @@ import contextlib
 import errno
 import http.client
 import json
+import logging
 import os
 import shutil
 import socket
@@ -32,13 +33,14 @@ from urllib.parse import urlsplit
 
 from rinalmo import __version__
 from rinalmo.errors import DownloadError
-from rinalmo.io.files import destination, file_lock, file_md5, file_sha256, sync
+from rinalmo.io.files import destination, duration, file_lock, file_md5, file_sha256, sync
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes so far and their total, if known."""
 
 _CHUNK = 1 << 18
 _MAX_WAIT = 60.0
+_SECONDS = 30.0  # between lines of progress where there is no terminal
 _NO_ROUTE = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ECONNREFUSED}
 
 
@@ -350,7 +352,10 @@ def _request(part: _Part, timeout: float) -> http.client.HTTPResponse:
 
 @contextlib.contextmanager
 def _default_progress(name: str) -> Iterator[Progress]:
-    """A bar on a terminal; elsewhere a line every tenth of the way."""
+    """A bar on a terminal; elsewhere a line every half minute. Nothing where only errors are to be logged (--quiet)."""
+    if logging.getLogger("rinalmo").getEffectiveLevel() > logging.WARNING:
+        yield lambda done, total: None
+        return
     if sys.stderr.isatty():
         from rich import progress
         from rich.console import Console
@@ -361,14 +366,19 @@ def _default_progress(name: str) -> Iterator[Progress]:
             task = bar.add_task(name, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
-    last = -1
+    began, last = (time.monotonic(), 0), -_SECONDS
 
     def print_line(done: int, total: int | None) -> None:
-        nonlocal last
-        step = done * 10 // total if total else done // 100_000_000
-        if step > last:
-            last = step
-            of = f" of {total / 1e6:.1f} MB" if total else " MB"
-            print(f"downloading {name}: {done / 1e6:.1f}{of}", file=sys.stderr, flush=True)
+        nonlocal began, last
+        now = time.monotonic()
+        began = (now, done) if last < 0 else began
+        if now - last < _SECONDS and done != total:
+            return
+        last, line = now, f"downloading {name}: {done / 1e6:.1f}"
+        if total:
+            seconds = (now - began[0]) * (total - done) / max(1, done - began[1])
+            left = f", {duration(seconds)} left" if began[1] < done < total else ""
+            line += f" of {total / 1e6:.1f} MB ({100 * done // total} %){left}"
+        print(line if total else f"{line} MB", file=sys.stderr, flush=True)
 
     yield print_line
