@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch.distributed as dist
 
@@ -131,3 +134,19 @@ def test_two_runs_in_one_folder_end_all_processes_of_the_second(make_recipe, tmp
     processes = start_ranks(2, run)
     assert [process.wait() for process in processes] == [1, 1]
     assert all("contains a run; continue it with --resume" in process.error for process in processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["table", "ribosome-load"])
+def test_heads_compute_in_fp32_where_blocks_are_sharded_in_bf16(tmp_path, task):
+    table = tmp_path / "table.csv"
+    rows = [f"{'ACGU' * 5}{'ACGU'[n % 4] * 4},{n / 10}" for n in range(24)]
+    table.write_text("\n".join(["sequence,y", *rows, ""]))
+    settings = ["train.sharding=fsdp", "train.precision=bf16", "train.epochs=1", "backbone.mode=full"]
+    command = ["finetune", task, table, "--target", "y", "--output", tmp_path / "run"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "rinalmo"]
+    subprocess.run([sys.executable, *launcher, *command, *options], check=True)
+    losses = [line["validation/loss"] for line in read_log(tmp_path / "run") if "validation/loss" in line]
+    assert losses
+    assert np.isfinite(losses).all()

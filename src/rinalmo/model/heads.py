@@ -353,7 +353,7 @@ class SequenceBlock(nn.Module):
 class RibosomeLoadHead(nn.Module):
     """One number per sequence, for ribosome load, translation efficiency and expression.
 
-    The network predicts the standardised target; `forward` scales it back with the stored mean and deviation.
+    The network predicts the standardized target, which the stored mean and deviation scale back.
     """
 
     target_mean: Tensor
@@ -368,8 +368,10 @@ class RibosomeLoadHead(nn.Module):
         self.register_buffer("target_mean", torch.zeros(()))
         self.register_buffer("target_std", torch.ones(()))
 
-    def standardised(self, x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, " sequences"]:
-        """The prediction in units of the training targets' standard deviation, on which the loss is computed.
+    def forward(
+        self, x: Float[Tensor, "tokens hidden"], layout: Layout, *, standardized: bool = False
+    ) -> Float[Tensor, " sequences"]:
+        """The prediction in the targets' own units, or standardized, as the loss takes it.
 
         The mean is over each sequence's valid tokens, CLS and EOS included. The published model was trained on
         sequences padded to 102 tokens, and its instance norms include the padding: `pack_padded` reproduces that.
@@ -380,11 +382,8 @@ class RibosomeLoadHead(nn.Module):
             for block in self.blocks:
                 y = block(y)
             predictions.append(self.prediction(self.dropout(y[0, :, :valid].mean(dim=1)))[0])
-        return torch.stack(predictions)
-
-    def forward(self, x: Float[Tensor, "tokens hidden"], layout: Layout) -> Float[Tensor, " sequences"]:
-        """The prediction in the targets' own units."""
-        return self.standardised(x, layout) * self.target_std + self.target_mean
+        prediction = torch.stack(predictions)
+        return prediction if standardized else prediction * self.target_std + self.target_mean
 
 
 class ClassificationHead(nn.Module):

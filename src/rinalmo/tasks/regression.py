@@ -57,7 +57,7 @@ class Regression(Task):
         return {"ribosome_load_head": {}}
 
     def forward(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
-        return list(_head(model).standardised(states, layout))
+        return list(_head(model)(states, layout, standardized=True))
 
     def loss(self, model: RiNALMo, outputs: Sequence[Tensor], examples: Sequence[Example]) -> Tensor:
         predicted = torch.stack(list(outputs)).float()

@@ -187,12 +187,12 @@ class ParallelModel:
         model.encoder.gradient_checkpointing = recipe.activation_checkpointing
         self.module: nn.Module = module.to(ranks.device)
         if self.sharded:
-            # Inputs are not cast: rotary angles and the masked-LM head stay in fp32.
+            # Inputs of blocks are not cast, since rotary angles stay in fp32; heads compute in fp32, from cast states.
             policy = MixedPrecisionPolicy(self.half, reduce_dtype=torch.float32, cast_forward_inputs=False)
             for block in model.encoder.blocks:
                 fully_shard(block, mp_policy=policy)
             for name in model.spec.heads:
-                fully_shard(model.head(name), mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+                fully_shard(model.head(name), mp_policy=MixedPrecisionPolicy(torch.float32))
             fully_shard(module, mp_policy=policy)
         elif ranks.world > 1:
             devices = [ranks.device] if ranks.device.type == "cuda" else None
