@@ -19,6 +19,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -237,7 +238,8 @@ def _shares_of_words(model: RiNALMo, task: Table, ids: np.ndarray, column: int) 
     """
     assert task.features is not None
     shares, longest = np.zeros(len(ids)), int(task.features["kmers"])
-    weights = model.head("linear_head").decoder.weight[column].detach().double().cpu().numpy()  # type: ignore[union-attr]
+    decoder: Any = model.head("linear_head").decoder
+    weights = decoder.weight[column].detach().double().cpu().numpy()
     weights = weights[len(weights) - kmer_count(longest) :]
     for size in range(1, longest + 1):
         own, weights = weights[: 4**size] - weights[: 4**size].mean(), weights[4**size :]
