@@ -340,15 +340,27 @@ trainer.save_model(sys.argv[1])
 """
 
 
+FSDP = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+use_cpu: true
+num_machines: 1
+num_processes: 2
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_transformer_layer_cls_to_wrap: EncoderBlock
+"""
+
+
 @pytest.mark.slow
 def test_accelerate_launch_trains_as_one_process_does(tmp_path):
     """Two processes with half of the batch each. On a CPU accelerate 1.15 takes DDP, even if told to take FSDP."""
     pytest.importorskip("accelerate")
     (tmp_path / "train.py").write_text(LAUNCHED)
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_machines=1"]
-    launch += ["--mixed_precision=no", "--dynamo_backend=no"]
-    for count in (1, 2):
-        command = [*launch, f"--num_processes={count}", "train.py", str(count), str(4 // count), str(count)]
+    (tmp_path / "fsdp.yaml").write_text(FSDP)
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file=fsdp.yaml"]
+    for command in ([sys.executable, "train.py", "1", "4", "1"], [*launch, "train.py", "2", "2", "2"]):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
     before, one, two = (
