@@ -214,7 +214,7 @@ def test_a_folder_with_an_adapter_is_never_its_base(name, batch, tmp_path):
         found = loader.from_pretrained(tmp_path / "adapter")
         torch.testing.assert_close(found(**batch).logits, expected, atol=1e-5, rtol=1e-5)
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": null}')
-    with pytest.raises(ValueError, match="names no base model"):
+    with pytest.raises(ValueError, match="does not name a base model"):
         rinalmo.RiNALMoForMaskedLM.from_pretrained(tmp_path / "adapter")
 
 
