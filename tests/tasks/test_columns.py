@@ -194,7 +194,7 @@ def test_other_tasks_read_numbers_alike(tmp_path):
 def test_what_is_described(read, make_table):
     numbers = Table.from_examples(read([f"{n},5" for n in range(30)] + ["-9999,0"]), {})
     assert numbers.notes == [
-        "y: regression, one value per sequence",
+        "y: regression, for each sequence",
         "y: 31 numbers, -9999 to 29.5 with decimal commas, such as '0,5' = 0.5, '1,5' = 1.5, '2,5' = 2.5",
         "y: 1 of 31 numbers are far from all others, such as -9999,0 (line 32); if they mean a missing value, leave "
         "those cells empty",

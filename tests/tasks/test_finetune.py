@@ -71,7 +71,7 @@ def test_it_learns_and_its_model_says_the_same_later(make_recipe, make_table, se
     assert finetune_from_recipe(
         make_recipe("table", data, train__epochs=12), tmp_path / "run", listener=listener
     ).finished
-    assert "label: regression, one value per sequence" in notes
+    assert "label: regression, for each sequence" in notes
     lines = [line for line in read_log(tmp_path / "run") if "validation/r2" in line]
     assert lines[-1]["validation/loss"] < lines[0]["validation/loss"]
     assert max(line["validation/r2"] for line in lines) > 0.5

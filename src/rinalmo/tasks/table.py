@@ -233,7 +233,7 @@ class Table(Task):
                 task = cls(kind, per, targets, classes, mean.tolist(), std.tolist(), **arguments)
         numeric = classes and all(name.lstrip("-").isdigit() for name in classes)
         hint = "; use --set options.kind=regression if the numbers are quantities" if numeric else ""
-        task.notes = [f"{together}: {kind}, one value per {per}{hint}"]
+        task.notes = [f"{together}: {kind}, for each {per}{hint}"]
         for name, column in list(columns.items())[:_DESCRIBED]:
             task.notes += _description(name, column, len(examples), kind, per, formats[name])
         if len(columns) > _DESCRIBED:
