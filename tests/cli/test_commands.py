@@ -285,7 +285,7 @@ def test_embed_of_faulty_files(rinalmo_command, tmp_path, name):
         (("missing.fa", "-o", "{tmp}/out.npz"), "missing.fa does not exist"),
         (("{tmp}", "-o", "{tmp}/out.npz"), "is a folder"),
         ((KNOWN, "-o", "{tmp}/out.xlsx"), "cannot write '.xlsx'; use .npz, .npy, .parquet"),
-        ((KNOWN, "-o", "{tmp}"), "cannot write"),
+        ((KNOWN, "-o", "{tmp}"), "is a folder; give a file name"),
         ((KNOWN, "-o", "{tmp}/no/out.npz"), "no such folder"),
         ((KNOWN, "-o", "{tmp}/out.npz", "--layers", "7"), "there is no layer 7"),
         ((KNOWN, "-o", "{tmp}/out.npz", "--layers", "x"), "whole numbers"),

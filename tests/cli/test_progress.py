@@ -8,6 +8,7 @@ import pytest
 import rinalmo
 from rinalmo.cli import options
 from rinalmo.engine.jobs import shard_size
+from rinalmo.io.files import duration
 from rinalmo.io.sequences import count_records, is_sequence, read_sequences
 from rinalmo.training.trainer import Event
 
@@ -58,7 +59,7 @@ def test_a_line_every_half_minute(clock, capsys, total, lines):
     ],
 )
 def test_durations(seconds, text):
-    assert options.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_the_end_of_a_training_run_is_foreseen(clock, capsys):

@@ -59,7 +59,7 @@ def test_a_model_in_memory_folds_with_its_current_weights():
 def test_what_does_not_fold_is_refused(folding):
     with pytest.raises(CheckpointError, match=r"nano: the model is not fine-tuned"):
         pipeline(TASK, model=str(rinalmo.resolve("nano")))
-    with pytest.raises(InputError, match="a RiNALMoForMaskedLM does not fold"):
+    with pytest.raises(InputError, match="a RiNALMoForMaskedLM cannot fold"):
         pipeline(TASK, model=rinalmo.RiNALMoForMaskedLM.from_pretrained("nano"))
     with pytest.raises(InputError, match="no sequences given"):
         folding([])
