@@ -15,7 +15,7 @@ from rinalmo.errors import InputError
 from rinalmo.plots.style import COLOURS, GREY, MARKERS, WHITE, check_figure, figure_in, title_of
 
 MAX_SERIES = len(COLOURS)
-_HATCHES = ("", "////", "", "", "....", "xxxx", "\\\\\\\\", "++++")  # where a neighbour is as dark
+_HATCHES = ("", "////", "", "", "||||", "xxxx", "\\\\\\\\", "++++")  # where a neighbour is as dark
 _BARS, _CALIBRATION = "drawing bars", "drawing calibration"
 _Z = 1.96  # of 95 % intervals
 Value = float | tuple[float, float, float]
