@@ -279,9 +279,9 @@ def test_what_cannot_be_scored_is_counted_and_named(small, engine, tmp_path):
     assert notes[0] == f"{counts.total()} of {counts.total() + 1} alleles have no score: {text}"
     assert notes[1].endswith("for example one:5 C (genome: G); one:39 TTTT (genome: TT)")
     assert [note.split(": ")[1] for note in notes[2:]] == [
-        "skipped 1 transcripts with no strand",
-        "skipped 1 transcripts with exons on both strands",
-        "skipped 1 transcripts with overlapping exons",
+        "skipped 1 transcript with no strand",
+        "skipped 1 transcript with exons on both strands",
+        "skipped 1 transcript with overlapping exons",
     ]
 
 

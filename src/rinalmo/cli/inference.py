@@ -222,10 +222,12 @@ def embed_command(
 
 
 def _print_estimate(estimate: Estimate, output: Path) -> None:
+    from rinalmo.io.files import counted
+
     hours, minutes = divmod(round(estimate.seconds / 60), 60)
     lasts = f"{hours:,} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{estimate.seconds:.0f} s"
     mean = estimate.nucleotides / estimate.sequences
-    print(f"input    {estimate.sequences:,} sequences, {estimate.nucleotides:,} nt", end="")
+    print(f"input    {counted(estimate.sequences, 'sequence')}, {estimate.nucleotides:,} nt", end="")
     print(f" (mean {mean:,.0f}, longest {estimate.longest:,})")
     print(f"time     {lasts}, measured on {estimate.sample:,} of the sequences")
     if estimate.memory is not None:

@@ -22,6 +22,7 @@ from rinalmo import __version__
 from rinalmo.engine.jobs import take_shard
 from rinalmo.errors import InputError
 from rinalmo.inference.variants import ANY_LENGTH, Method, Variant, VariantSource, check_method
+from rinalmo.io.files import counted
 from rinalmo.io.genome import (
     Genome,
     Interval,
@@ -180,16 +181,16 @@ class VcfSource(VariantSource):
             examples = "; ".join(dict.fromkeys(self.mismatches))
             yield f"reference alleles that differ from the genome, for example {examples}"
         for reason, number in self.partly.items():
-            yield f"{number:,} alleles have scores in some transcripts but not in others: {REASONS[reason]}"
+            yield f"{counted(number, 'allele')} scored in some transcripts but not in others: {REASONS[reason]}"
         if self.is_unsorted:
             yield "the output has no index because its records are not sorted by position"
         for reason, number in self.transcripts.left_out.items():
-            yield f"{self.transcripts.path}: skipped {number:,} transcripts with {reason}"
+            yield f"{self.transcripts.path}: skipped {counted(number, 'transcript')} with {reason}"
 
     def summary(self, count: int) -> str:
         """What was scored, in words."""
         scored = self.alleles - self.without_score.total()
-        return f"{count:,} scores of {scored:,} alleles"
+        return f"{counted(count, 'score')} of {counted(scored, 'allele')}"
 
     def _records(self) -> Iterator[VcfRecord]:
         return take_shard(self.vcf, self._shard)
