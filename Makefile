@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	@$(BIN)/rinalmo embed $(EXAMPLES)/well_known_rnas.fa -o $(VENV)/well_known_rnas.npz
 	@$(BIN)/python examples/nearest_neighbours.py $(VENV)/well_known_rnas.npz
 
-# What a newcomer runs: lint, types and every fast test, in under three minutes on two cores. Side by side: the type checker
+# What a newcomer runs: lint, types and every fast test, in about five minutes on two cores. Side by side: the type checker
 # has one core, so the tests need not wait for it.
 test: $(VENV)/installed-dev
 	@$(MAKE) --no-print-directory -j2 lint types fast
