@@ -260,7 +260,7 @@ def test_workers_share_the_gpus_of_a_cluster(folder, one, tmp_path):
         "0 2 Ray workers on cpu, fp32 60",
         f"0.5 2 Ray workers on {kind}, fp32 60",
         f"None 1 Ray worker on {kind}, fp32 60",
-        "--gpus-per-worker 2: no machine of this Ray cluster has more than 1",
+        "--gpus-per-worker 2: no machine of this Ray cluster has more than 1 GPU",
     ], done.stderr
     assert len({(tmp_path / f"{gpus}.npz").read_bytes() for gpus in (0, 0.5, None)}) == 1 or kind != "cpu"
 

@@ -104,7 +104,7 @@ def test_bad_input(served, client, bad):
         ("/fill_mask", ("A<mask>", True), "top_k is a bool; give a whole number"),
         ("/fold", (">a\nACGU\n>b\nACGU",), "has 2 sequences, but only one is allowed"),
         ("/fold", ("ACGU", "best"), "best"),
-        ("/fold", ("ACGU", None, 2), "the weight of thermodynamics is 2.0; it must be between 0 and 1"),
+        ("/fold", ("ACGU", None, 2), "the weight of thermodynamics is 2; it must be between 0 and 1"),
         ("/fold", ("ACGU", None, "half"), "thermodynamics is a str; give a number"),
         ("/variants", ("ACGU", "pll"), "method 'pll' is not available here"),
         ("/embed", ("A\n" * 501,), "up to 500 sequences"),

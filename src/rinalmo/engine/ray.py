@@ -27,6 +27,7 @@ import torch
 from rinalmo.engine.devices import DeviceLike, Precision
 from rinalmo.engine.engine import Advance, Engine, Work
 from rinalmo.errors import InputError, MissingExtraError, RinalmoError, ToolError
+from rinalmo.io.files import counted
 from rinalmo.model.rinalmo import ModelSpec
 
 _CONNECT_SECONDS = 5
@@ -203,7 +204,8 @@ class RayEngine:
             )
         if (largest := max(node.get("GPU", 0) for node in nodes)) < gpus:
             raise InputError(
-                f"--gpus-per-worker {gpus:g}: no machine of this Ray cluster has more than {largest:.0f} GPUs"
+                f"--gpus-per-worker {gpus:g}: no machine of this Ray cluster has more than "
+                f"{counted(int(largest), 'GPU')}"
             )
         room = int(resources["CPU"]) // self._threads
         room = max(1, min(room, int(resources.get("GPU", 0) / gpus)) if gpus else room)
