@@ -41,10 +41,10 @@ from torch import Tensor, nn
 
 import sides
 from held_out import codes
-from rinalmo.tasks.base import Example, Task
+from rinalmo.tasks.base import Example, Task, sequences_of
 from rinalmo.tasks.regression import Regression
 from rinalmo.tasks.table import Table
-from rinalmo.tasks.trained import TASKS, cropped
+from rinalmo.tasks.trained import TASKS
 from rinalmo.training.finetune import Sets, columns_of, crop_of, read_sets
 from rinalmo.training.recipes import ExamplesRecipe
 
@@ -292,7 +292,7 @@ def unseen(tests: dict[str, list[Example]], known: set[str]) -> dict[str, list[E
 def usable(problem: Problem, examples: Sequence[Example]) -> list[Example]:
     """Examples that are cropped, have encoded targets, and contain only letters that `codes` supports."""
     found = problem.task.encode_targets(examples)
-    return [replace(e, sequence=cropped(e.sequence, problem.task.crop).upper().replace("T", "U")) for e in found]
+    return [replace(e, sequence=sequences_of(e, problem.task.crop)[0].upper().replace("T", "U")) for e in found]
 
 
 def main() -> None:

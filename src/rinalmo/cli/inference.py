@@ -38,6 +38,7 @@ from rinalmo.cli.options import (
     vectors_option,
 )
 from rinalmo.errors import InputError
+from rinalmo.io.files import counted
 
 if TYPE_CHECKING:
     from rinalmo.inference.embed import Estimate
@@ -222,8 +223,6 @@ def embed_command(
 
 
 def _print_estimate(estimate: Estimate, output: Path) -> None:
-    from rinalmo.io.files import counted
-
     hours, minutes = divmod(round(estimate.seconds / 60), 60)
     lasts = f"{hours:,} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{estimate.seconds:.0f} s"
     mean = estimate.nucleotides / estimate.sequences

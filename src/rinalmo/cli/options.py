@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rinalmo.io.files import Pace, counted, escape_controls
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -313,34 +315,12 @@ def make_engine(**settings: Any) -> Engine:
 def print_line(line: str) -> None:
     """A line on standard error, unless --quiet is given; a progress bar makes room for it."""
     if not _quiet:
-        from rinalmo.io.files import escape_controls
-
         print(escape_controls(line), file=sys.stderr, flush=True)
 
 
 def print_note(text: str) -> None:
     """A note on standard error."""
     print_line(f"note: {text}")
-
-
-class _Pace:
-    """What part of a task is done, and how long the rest will take at the pace since the first report."""
-
-    def __init__(self, total: int | None = None, about: str = "") -> None:
-        self.total, self.about = total, about
-        self._first: tuple[float, int] | None = None
-
-    def text(self, count: int, noun: str) -> str:
-        """Such as `1,200 of 10,000 sequences (12 %), 3 min left`; without a total `1,200 sequences`."""
-        from rinalmo.io.files import duration
-
-        self._first = self._first or (time.monotonic(), count)
-        if not self.total:
-            return f"{count:,} {noun}"
-        total = max(self.total, count)
-        seconds, done = time.monotonic() - self._first[0], count - self._first[1]
-        left = f", {duration(seconds * (total - count) / done)} left" if done and count < total else ""
-        return f"{count:,} of {self.about}{total:,} {noun} ({100 * count // total} %){left}"
 
 
 @contextmanager
@@ -351,13 +331,13 @@ def progress(
 
     `total` gives how many there are, and whether that is exact; it is called when it is needed first.
     """
-    pace: _Pace | None = None
+    pace: Pace | None = None
 
     def text(count: int) -> str:
         nonlocal pace
         if pace is None:
             known = total()
-            pace = _Pace(known[0], "" if known[1] else "about ") if known else _Pace()
+            pace = Pace(known[0], "" if known[1] else "about ") if known else Pace()
         return pace.text(count, noun)
 
     if _quiet:
@@ -399,7 +379,7 @@ def training_progress() -> Iterator[tuple[Callable[[Event], None], Callable[[str
     if _quiet:
         yield lambda event: None, lambda text: None
         return
-    pace = _Pace()
+    pace = Pace()
     if not sys.stderr.isatty():
         last = -_SECONDS
 
@@ -425,7 +405,7 @@ def training_progress() -> Iterator[tuple[Callable[[Event], None], Callable[[str
         yield update, print_note
 
 
-def _description(event: Event, pace: _Pace) -> str:
+def _description(event: Event, pace: Pace) -> str:
     """One line: `1,200 of 75,900 steps (1 %), 5 h 3 min left  loss 1.2345  lr 5.0e-05  12,345 tokens/s  MFU 41 %`."""
     values: dict[str, Any] = dict(event.values)
     pace.total = event.steps
@@ -442,8 +422,7 @@ def _description(event: Event, pace: _Pace) -> str:
 def print_evaluation(evaluation: Evaluation, title: str) -> None:
     """All metrics with their intervals, then the main ones of each group."""
     threshold = "" if evaluation.threshold is None else f", threshold {evaluation.threshold:.2f}"
-    count = f"{evaluation.count:,} example{'' if evaluation.count == 1 else 's'}"
-    print(f"{title}: {count}, {evaluation.task}{threshold}; {evaluation.interval}")
+    print(f"{title}: {counted(evaluation.count, 'example')}, {evaluation.task}{threshold}; {evaluation.interval}")
     rows = []
     for name, metric in evaluation.metrics.items():
         cells = [f"{metric.value:.4f}", f"{metric.low:.4f} – {metric.high:.4f}"]

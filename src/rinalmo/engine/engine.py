@@ -102,7 +102,7 @@ def map_packed(
         return
     for window in windows:
         results: list[R | None] = [None] * len(window)
-        for batch in token_batches(window, batch_tokens()):
+        for batch in token_batches(list(map(len, window)), batch_tokens()):
             for i, result in zip(batch, run([window[i] for i in batch]), strict=True):
                 results[i] = result
         yield from results  # type: ignore[misc]  # none of them is None now
@@ -139,7 +139,7 @@ def _overlapping(
                 except Exception as error:  # of the input: results for what came before it are yielded first
                     failure, window = error, None
                 started: list[_Started[R]] = []
-                for batch in token_batches(window or [], batch_tokens()):
+                for batch in token_batches(list(map(len, window or [])), batch_tokens()):
                     ids = [window[i] for i in batch]  # type: ignore[index]
                     started.append((batch, ids, pool.submit(run, ids)))
                 results: dict[int, R] = {}

@@ -245,8 +245,7 @@ class Job:
                         self._writing = writer.submit(self._save, self._memory, settings)
                         self._saved |= self._memory.keys()
                         self._memory, last_save, num_bytes = {}, time.monotonic(), 0
-                if self._writing is not None:
-                    self._wait()
+                self._wait()
                 source.check_unchanged()
                 yield
             except BaseException as error:

@@ -40,7 +40,7 @@ from rinalmo.tasks.linear import kmer_count, kmers
 from rinalmo.tasks.regression import Regression
 from rinalmo.tasks.secondary_structure import SecondaryStructure
 from rinalmo.tasks.table import Table
-from rinalmo.tasks.trained import cropped, task_of
+from rinalmo.tasks.trained import task_of
 from rinalmo.weights.checkpoint import load
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,8 @@ def explain(
         raise InputError(f"the model predicts {', '.join(names)}; choose one with --output-name")
     chosen = None if output is None else names.index(output)
     for record in as_records(sequences):
-        seen = Record(record.id, record.description, cropped(record.sequence, task.crop), record.number)
+        sequence = task.crop.of(record.sequence) if task.crop else record.sequence
+        seen = Record(record.id, record.description, sequence, record.number)
         start = task.crop.start(len(record.sequence)) if task.crop else 0
         nothing = np.full(len(seen.sequence), np.nan)
         was_training = model.training

@@ -25,6 +25,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -582,3 +583,32 @@ def duration(seconds: float) -> str:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
+
+
+class Pace:
+    """How much of a task is done, and how long the rest will take at the pace so far.
+
+    Args:
+        total: How much there is; None if that is not known.
+        about: Stands before the total in texts, such as "about ".
+        done: How much is done now; None: what the first call says.
+    """
+
+    def __init__(self, total: int | None = None, about: str = "", done: int | None = None) -> None:
+        self.total, self.about = total, about
+        self._first = None if done is None else (time.monotonic(), done)
+
+    def text(self, count: int, noun: str) -> str:
+        """Such as `1,200 of 10,000 sequences (12 %), 3 min left`; without a total `1,200 sequences`."""
+        left = self.left(count)
+        if not self.total:
+            return f"{count:,} {noun}"
+        total = max(self.total, count)
+        left = left if count < total else ""
+        return f"{count:,} of {self.about}{total:,} {noun} ({100 * count // total} %){left}"
+
+    def left(self, count: int) -> str:
+        """Such as `, 3 min left`; empty where that is not known."""
+        self._first = self._first or (time.monotonic(), count)
+        seconds, done = time.monotonic() - self._first[0], count - self._first[1]
+        return f", {duration(seconds * max(0, self.total - count) / done)} left" if self.total and done > 0 else ""

@@ -9,7 +9,7 @@ depend on values that only the device has. `Layout.select` is the exception.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby
@@ -175,24 +175,21 @@ def pack(sequences: Iterable[Sequence[int] | Tensor], device: torch.device | str
     return to_device(ids, layout.device), layout
 
 
-def token_batches(
-    sequences: Sequence[Sized], batch_tokens: int, order: Sequence[int] | None = None
-) -> Iterator[list[int]]:
-    """Indices of the sequences in groups of at most `batch_tokens` tokens; a longer sequence is a group of its own.
+def token_batches(lengths: Sequence[int], batch_tokens: int, order: Sequence[int] | None = None) -> Iterator[list[int]]:
+    """Indices of sequences in groups of at most `batch_tokens` tokens; a longer sequence is a group of its own.
 
     Groups are consecutive in `order`, which is by length unless given.
     """
     if order is None:
-        lengths = list(map(len, sequences))
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
     batch: list[int] = []
     total = 0
     for i in order:
-        if batch and total + len(sequences[i]) > batch_tokens:
+        if batch and total + lengths[i] > batch_tokens:
             yield batch
             batch, total = [], 0
         batch.append(i)
-        total += len(sequences[i])
+        total += lengths[i]
     if batch:
         yield batch
 

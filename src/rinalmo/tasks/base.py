@@ -79,6 +79,12 @@ class Crop:
         return sequence[start : start + self.length]
 
 
+def sequences_of(example: Example, crop: Crop | None) -> list[str]:
+    """The sequences that a model sees of an example: one, or those of a pair."""
+    given = [example.sequence, example.second] if example.second else [example.sequence]
+    return [crop.of(sequence) if crop else sequence for sequence in given]
+
+
 class Task(ABC):
     """One kind of prediction.
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from rinalmo.errors import InputError
 from rinalmo.io.tables import is_missing
 from rinalmo.rna.alphabet import Alphabet
-from rinalmo.tasks.base import Columns, Crop, Example, require
+from rinalmo.tasks.base import Columns, Crop, Example, require, sequences_of
 from rinalmo.tasks.examples import PLAIN, Decimal, NumberFormat, class_name, list_items, list_style, number
 from rinalmo.tasks.examples import number_format as format_of
 
@@ -99,8 +99,7 @@ class Inputs:
         Raises:
             InputError: A cell is empty or unlike the others, or every row has another name.
         """
-        features = {name: asdict(_feature(examples, name, decimal)) for name in examples[0].features or ()}
-        return cls(second, {n: {key: v for key, v in of.items() if v} for n, of in features.items()})
+        return cls(second, {name: asdict(_feature(examples, name, decimal)) for name in examples[0].features or ()})
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -183,14 +182,8 @@ def join_pairs(vectors: Tensor) -> Tensor:
     return torch.cat([u, v, (u - v).abs(), u * v], dim=-1)
 
 
-def sequences_of(example: Example, crop: Crop | None) -> list[str]:
-    """The sequences that a model sees of an example: one, or those of a pair."""
-    given = [example.sequence, example.second] if example.second else [example.sequence]
-    return [crop.of(sequence) if crop else sequence for sequence in given]
-
-
 def encode_sequences(example: Example, crop: Crop | None, alphabet: Alphabet) -> list[np.ndarray]:
-    """The token ids of each of them, with CLS and EOS."""
+    """The token ids of each sequence that a model sees of an example, with CLS and EOS."""
     return [alphabet.encode(sequence, strict=True) for sequence in sequences_of(example, crop)]
 
 

@@ -61,11 +61,10 @@ def kmer_frequencies(ids: np.ndarray, alphabet: Alphabet, longest: int) -> np.nd
 
 def kmers(ids: np.ndarray, alphabet: Alphabet, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Where the words of `size` nucleotides A, C, G and U begin among token ids, and the number of each word."""
-    codes = np.full(alphabet.size, -1)
-    for code, letter in enumerate("ACGU"):
-        codes[alphabet.encode(letter, strict=True)[1]] = code
     if len(ids) < size:
         return np.empty(0, int), np.empty(0, int)
+    codes = np.full(alphabet.size, -1)
+    codes[list(alphabet.nucleotide_ids)] = range(4)
     words = np.lib.stride_tricks.sliding_window_view(codes[ids], size)
     starts = np.flatnonzero((words >= 0).all(axis=1))
     return starts, words[starts] @ 4 ** np.arange(size - 1, -1, -1)

@@ -133,7 +133,10 @@ class SecondaryStructure(Task):
     def read(cls, path: Path, columns: Columns) -> list[Example]:
         if table_format(path) is None:
             if columns.group is not None:
-                raise InputError(f"{path}: only tables have columns such as {columns.group!r}; leave out --group")
+                raise InputError(
+                    f"{path}: only tables have columns such as {columns.group!r}; leave out --group, or in a recipe "
+                    "data.columns.group"
+                )
             structures = read_structures(path)
             return [Example(s.name, s.sequence, s.pairs, where=f"{path}, record {s.name}") for s in structures]
         examples = []

@@ -19,9 +19,8 @@ from rinalmo.io.sequences import Record, encode
 from rinalmo.model.heads import ProblemType
 from rinalmo.model.packing import Layout, pack_padded
 from rinalmo.model.rinalmo import ModelSpec
-from rinalmo.tasks.base import Crop, Example, Per, Task
+from rinalmo.tasks.base import Crop, Example, Per, Task, sequences_of
 from rinalmo.tasks.classification import NcrnaFamily, SpliceSite
-from rinalmo.tasks.inputs import sequences_of
 from rinalmo.tasks.regression import PUBLISHED_PADDING, ExpressionLevel, RibosomeLoad, TranslationEfficiency
 from rinalmo.tasks.secondary_structure import (
     SecondaryStructure,
@@ -150,11 +149,6 @@ def note_windows(records: Iterable[Record], task: Task, note: Note) -> Iterator[
         if task.window and len(record.sequence) > task.window:
             note(window_note(record.id, len(record.sequence), task.window))
         yield record
-
-
-def cropped(sequence: str, crop: Crop | None) -> str:
-    """The part of a sequence that a model sees."""
-    return crop.of(sequence) if crop else sequence
 
 
 def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator[tuple[Example, Any]]:

@@ -31,13 +31,13 @@ from rinalmo.data import sampling
 from rinalmo.engine.devices import DeviceLike, device_name
 from rinalmo.engine.engine import Engine, to_host
 from rinalmo.errors import CheckpointError, InputError, MissingExtraError
-from rinalmo.io.files import LOCK, atomic_write, atomic_write_path, destination, duration, file_sha256, is_temporary
+from rinalmo.io.files import LOCK, Pace, atomic_write, atomic_write_path, destination, file_sha256, is_temporary
 from rinalmo.model.packing import Layout, pack, token_batches
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
-from rinalmo.tasks.base import Columns, Crop, Example, Task
+from rinalmo.tasks.base import Columns, Crop, Example, Task, sequences_of
 from rinalmo.tasks.evaluate import Evaluation, Metric, evaluate_examples
 from rinalmo.tasks.examples import json_lines
-from rinalmo.tasks.inputs import encode_sequences, sequences_of
+from rinalmo.tasks.inputs import encode_sequences
 from rinalmo.tasks.table import Table
 from rinalmo.tasks.trained import outputs, task_class, task_of
 from rinalmo.training.distributed import Ranks, init_distributed
@@ -160,8 +160,8 @@ def columns_of(data: ExamplesRecipe) -> Columns:
     target = (given.target,) if isinstance(given.target, str) else tuple(given.target or ())
     features: dict[str, Path | None] = {}
     for text in given.features:
-        name, sign, file = text.partition("=")
-        features[name if sign and file.endswith(".npz") else text] = Path(file) if file.endswith(".npz") else None
+        name, _, file = text.partition("=")
+        features |= {name: Path(file)} if file.endswith(".npz") else {text: None}
     return Columns(given.name, given.sequence, target, given.group, given.second, features)
 
 
@@ -333,14 +333,15 @@ def cached_states(
         shape = (sum(map(len, chain.from_iterable(ids))), engine.config.hidden_size)
         with atomic_write_path(path) as partial:
             file = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
-            start, total, began = 0, shape[0], time.monotonic()
-            noted = began
+            start, total, noted = 0, shape[0], time.monotonic()
+            pace = Pace(total, done=0)
             for states in engine.map(compute, chain.from_iterable(ids)):
                 file[start : start + len(states)] = states
                 start += len(states)
                 if (now := time.monotonic()) - noted >= NOTE_SECONDS:
-                    noted, left = now, duration((now - began) * (total - start) / start)
-                    note(f"frozen states: {start:,} of {total:,} tokens ({100 * start // total} %), {left} left")
+                    noted = now
+                    share = f"{start:,} of {total:,} tokens ({100 * start // total} %)"
+                    note(f"frozen states: {share}{pace.left(start)}")
             file.flush()
             del file  # Windows renames no file that is open
 
@@ -382,9 +383,9 @@ class EncodedExamples:
     states: Sequence[np.ndarray] | None = None
 
     @cached_property
-    def ids(self) -> list[np.ndarray]:
-        """The token ids of each example, end to end."""
-        return list(map(np.concatenate, self.sequences))
+    def lengths(self) -> list[int]:
+        """Number of tokens of each example."""
+        return [sum(map(len, sequences)) for sequences in self.sequences]
 
 
 @dataclass(frozen=True)
@@ -417,7 +418,7 @@ class SupervisedTask(TrainingTask[MicroBatch]):
         self.recipe, self.task, self.model, self.ranks = recipe, task, model, ranks
         self.train, self.validation = sets
         self.module = Predictor(model, task, frozen=recipe.backbone.mode == "frozen")
-        self.steps_per_epoch = max(1, -(-len(self.train.ids) // recipe.data.sequences_per_batch))
+        self.steps_per_epoch = max(1, -(-len(self.train.examples) // recipe.data.sequences_per_batch))
         self.steps = recipe.train.max_steps or recipe.train.epochs * self.steps_per_epoch
         self.step = 0
         self._find_parameters = parameter_groups(model, task.heads(), recipe.backbone)
@@ -427,7 +428,7 @@ class SupervisedTask(TrainingTask[MicroBatch]):
 
     def batches(self) -> Sequence[MicroBatch]:
         epoch, number = divmod(self.step, self.steps_per_epoch)
-        size, count = self.recipe.data.sequences_per_batch, len(self.train.ids)
+        size, count = self.recipe.data.sequences_per_batch, len(self.train.examples)
         places = np.arange(number * size, min(count, (number + 1) * size))
         key = sampling.random_key(self.recipe.train.seed, _ORDER, epoch)
         self.step += 1
@@ -436,8 +437,8 @@ class SupervisedTask(TrainingTask[MicroBatch]):
         return batches[self.ranks.rank :: self.ranks.world]
 
     def _micro_batches(self, encoded: EncodedExamples, places: Iterable[int]) -> Iterator[MicroBatch]:
-        order = sorted(places, key=lambda i: len(encoded.ids[i]))
-        for part in token_batches(encoded.ids, self.recipe.data.micro_tokens, order):
+        order = sorted(places, key=encoded.lengths.__getitem__)
+        for part in token_batches(encoded.lengths, self.recipe.data.micro_tokens, order):
             sequences = (torch.from_numpy(ids) for i in part for ids in encoded.sequences[i])
             ids, layout = pack(sequences, self.ranks.device)
             states = None
@@ -457,7 +458,7 @@ class SupervisedTask(TrainingTask[MicroBatch]):
 
     def evaluate(self, module: nn.Module, ranks: Ranks) -> Iterator[tuple[str, float]]:
         """Loss and metrics over the validation examples; nothing if there are none."""
-        task, model, count = self.task, self.model, len(self.validation.ids)
+        task, model, count = self.task, self.model, len(self.validation.examples)
         if not count:
             return
         own: dict[int, tuple[float, int, Any]] = {}  # loss, its terms and the scores of each example
@@ -526,8 +527,7 @@ def _train(
             for part in (sets.train, sets.validation)
         ]
         if mode == "frozen":
-            micro_tokens = recipe.data.micro_tokens
-            engine = Engine(model, recipe.train.precision, batch_tokens=micro_tokens, device=ranks.device)
+            engine = engine_for(model, recipe, ranks.device)
             sequences = [ids for part in encoded for ids in part.sequences]
             states = iter(cached_states(engine, sequences, folder.path, ranks, listener.note))
             encoded = [replace(part, states=[next(states) for _ in part.sequences]) for part in encoded]

@@ -115,7 +115,6 @@ def open_trackers(
         settings: The run's recipe, flattened.
         cut: The lines of the log after that step.
     """
-    check_trackers(logging)
     trackers: list[Tracker] = [TensorBoard(folder, step)] if logging.tensorboard else []
     sent = cut if (folder / TRACKER_ID).exists() else ()
     if logging.tracker == "wandb":

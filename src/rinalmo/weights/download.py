@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 
 from rinalmo import __version__
 from rinalmo.errors import DownloadError
-from rinalmo.io.files import destination, duration, file_lock, file_md5, file_sha256, sync
+from rinalmo.io.files import Pace, destination, file_lock, file_md5, file_sha256, sync
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes so far and their total, if known."""
@@ -366,19 +366,17 @@ def _default_progress(name: str) -> Iterator[Progress]:
             task = bar.add_task(name, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
         return
-    began, last = (time.monotonic(), 0), -_SECONDS
+    pace, last = Pace(), -_SECONDS
 
     def print_line(done: int, total: int | None) -> None:
-        nonlocal began, last
-        now = time.monotonic()
-        began = (now, done) if last < 0 else began
+        nonlocal last
+        now, pace.total = time.monotonic(), total
+        left = pace.left(done)
         if now - last < _SECONDS and done != total:
             return
         last, line = now, f"downloading {name}: {done / 1e6:.1f}"
         if total:
-            seconds = (now - began[0]) * (total - done) / max(1, done - began[1])
-            left = f", {duration(seconds)} left" if began[1] < done < total else ""
-            line += f" of {total / 1e6:.1f} MB ({100 * done // total} %){left}"
+            line += f" of {total / 1e6:.1f} MB ({100 * done // total} %){left if done < total else ''}"
         print(line if total else f"{line} MB", file=sys.stderr, flush=True)
 
     yield print_line
