@@ -33,9 +33,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rinalmo.engine.devices import has_onednn
-from rinalmo.model.encoder import Encoder, EncoderBlock, drop_tokens
 from rinalmo.model.kernels import Rotation, channels_first, rotate_channels_first, rotation
 from rinalmo.model.packing import EqualLengthGroup, Layout, gather_heads, scatter_heads
+from rinalmo.model.rinalmo import Encoder, EncoderBlock, drop_tokens
 
 LOG2_E = 1.4426950408889634
 SAFE_SUMS = (2.0**-100, 2.0**100)

@@ -44,9 +44,8 @@ from rinalmo.engine.gpu_encoder import GpuEncoder
 from rinalmo.errors import InputError
 from rinalmo.io.sequences import check_positive_int
 from rinalmo.model.config import ModelConfig
-from rinalmo.model.encoder import EncoderBlock
 from rinalmo.model.packing import Layout, pack, token_batches
-from rinalmo.model.rinalmo import ModelSpec, RiNALMo
+from rinalmo.model.rinalmo import EncoderBlock, ModelSpec, RiNALMo
 from rinalmo.rna.alphabet import Alphabet
 from rinalmo.weights.catalog import resolve
 from rinalmo.weights.checkpoint import load

@@ -1,4 +1,4 @@
-"""The encoder for inference on a GPU: the network of `rinalmo.model.encoder`, its matrices cast once.
+"""The encoder for inference on a GPU: the network of `rinalmo.model.rinalmo`, its matrices cast once.
 
 Matrix products and attention run in bf16 or fp16. What accuracy depends on stays in fp32: the embedding, layer norms,
 the residual stream, rotary angles, the slope of the swish, the softmax within attention. These types are those of
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from rinalmo.errors import InputError
 from rinalmo.model import kernels
-from rinalmo.model.encoder import Encoder
 from rinalmo.model.kernels import Backend
 from rinalmo.model.packing import Layout
+from rinalmo.model.rinalmo import Encoder
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

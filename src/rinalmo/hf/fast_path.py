@@ -16,7 +16,7 @@ from torch.nn.modules import module as global_hooks
 
 from rinalmo.engine.cpu_encoder import FastEncoder, PackedPrecision
 from rinalmo.engine.devices import packs_weights
-from rinalmo.model.encoder import Attention, Embedding, Encoder, EncoderBlock, SwiGLU, functorch_transforms
+from rinalmo.model.rinalmo import Attention, Embedding, Encoder, EncoderBlock, SwiGLU, functorch_transforms
 
 _OURS = {Encoder, Embedding, EncoderBlock, Attention, SwiGLU, nn.ModuleList, nn.LayerNorm, nn.Linear, nn.Dropout}
 _PRECISIONS: dict[torch.dtype, PackedPrecision] = {torch.float32: "fp32", torch.bfloat16: "bf16"}

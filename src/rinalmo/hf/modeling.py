@@ -43,7 +43,6 @@ from rinalmo.hf.loading import (
 from rinalmo.inference.embed import Pooling, embed_records
 from rinalmo.io.sequences import Sequences, as_records, require_nonempty
 from rinalmo.model.config import ModelConfig
-from rinalmo.model.encoder import Embedding, Encoder, SwiGLU, functorch_transforms
 from rinalmo.model.heads import (
     IGNORE,
     ContactHead,
@@ -60,7 +59,7 @@ from rinalmo.model.heads import (
 )
 from rinalmo.model.kernels import Backend
 from rinalmo.model.packing import Layout, PaddedLayout
-from rinalmo.model.rinalmo import ModelSpec, RiNALMo
+from rinalmo.model.rinalmo import Embedding, Encoder, ModelSpec, RiNALMo, SwiGLU, functorch_transforms
 from rinalmo.weights.adapters import CLASSIFIER_PARTS
 from rinalmo.weights.checkpoint import translate
 from rinalmo.weights.layouts import detect, plan_reading

@@ -27,8 +27,7 @@ from torch import Tensor, nn
 
 from rinalmo.errors import InputError
 from rinalmo.model.config import ModelConfig
-from rinalmo.model.encoder import is_hooked
-from rinalmo.model.kernels import sum_dtype
+from rinalmo.model.kernels import is_hooked, sum_dtype
 from rinalmo.model.packing import Layout
 
 # --- Losses ---

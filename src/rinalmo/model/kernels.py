@@ -18,8 +18,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules import module as global_hooks
 
 from rinalmo.errors import InputError
 from rinalmo.model.packing import Layout, PaddedLayout, gather_heads, scatter_heads
@@ -294,6 +295,23 @@ def compiled_region(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args)
 
     return call
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a module or a submodule has forward or backward hooks, or a replaced `forward` (as accelerate does).
+
+    Code that reads a layer's weight instead of calling the layer asks here first.
+    """
+    if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
+        return True
+    return any(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        or "forward" in vars(part)
+        for part in module.modules()
+    )
 
 
 # --- Training on a CPU: attention and swish with backward passes of their own ---

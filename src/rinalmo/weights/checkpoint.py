@@ -28,9 +28,8 @@ from torch import Tensor, nn
 from rinalmo.errors import CheckpointError, InputError
 from rinalmo.io.files import atomic_write_folder, atomic_write_path, read_json
 from rinalmo.model.config import PRESETS, PUBLISHED_TOKENS, ModelConfig, Specification, specification
-from rinalmo.model.encoder import EncoderBlock
 from rinalmo.model.heads import POOLINGS, PROBLEM_TYPES, HeadConfig
-from rinalmo.model.rinalmo import ModelSpec, RiNALMo
+from rinalmo.model.rinalmo import EncoderBlock, ModelSpec, RiNALMo
 from rinalmo.rna.alphabet import CARD_TOKENS, OFFICIAL_TOKENS, STANDARD_TOKENS, Alphabet
 from rinalmo.weights.adapters import ADAPTER_CONFIG, LoraAdapter, check_fits, read_adapter
 from rinalmo.weights.catalog import find, resolve
