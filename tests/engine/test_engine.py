@@ -21,6 +21,7 @@ from rinalmo.errors import InputError
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import Layout, pack, pack_padded
 from rinalmo.model.rinalmo import ModelSpec, create
+from rinalmo.weights.adapters import LowRank, with_adapter
 
 pytestmark = pytest.mark.skipif(not packs_weights("fp32"), reason="RINALMO_CPU=plain")
 
@@ -103,6 +104,48 @@ def test_any_slope_of_the_swish(beta):
     torch.testing.assert_close(
         fast(model, "fp32", sequences, [2])[0], plain(model, sequences, [2])[0], atol=1e-4, rtol=1e-4
     )
+
+
+def adapter_of(model, names, rank, seed):
+    """Changes of these matrices in every block, about as large as those of training."""
+    draw, changes = torch.Generator().manual_seed(seed), []
+    for block in model.encoder.blocks:
+        own = {}
+        for name in names:
+            out, into = block.get_submodule(name).weight.shape
+            a, b = (torch.randn(shape, generator=draw) for shape in ((rank, into), (out, rank)))
+            own[f"{name}.weight"] = LowRank(a / 20, b / 20, 2.0)
+        changes.append(own)
+    return changes
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_adapters_over_one_copy_of_the_weights(nano, precision):
+    """Each gives the states of its merged model, in any order, and the base's stay as they are."""
+    model, sequences, layers = copy.deepcopy(nano), batch((30, 5, 5, 200, 1, 77)), [0, 3, 6]
+    for block in model.encoder.blocks:
+        block.ffn.beta.data.fill_(0.7)
+    matrices = ("attention.qkv", "attention.output", "ffn.gate_up", "ffn.down")
+    adapters = [adapter_of(model, matrices, 4, 0), adapter_of(model, matrices[:1], 3, 1)]
+    base, ids_layout = FastEncoder(model.encoder, precision), pack(sequences)
+    before = base(*ids_layout, layers)
+    found = [base.with_adapter(adapter)(*ids_layout, layers) for adapter in adapters]
+    for adapter, states in zip(adapters, found, strict=True):
+        merged = copy.deepcopy(model)
+        for block, own in zip(merged.encoder.blocks, adapter, strict=True):
+            for name, change in own.items():
+                weight = block.get_parameter(name)
+                weight.data = change.merged(weight)
+        for ours, expected in zip(states, plain(merged, sequences, layers), strict=True):
+            assert distance(ours, expected) < TOLERANCE[precision]
+        beside = with_adapter(model.encoder, adapter)  # as on a GPU, or without packed weights
+        states = beside(*ids_layout, output_hidden_states=True).hidden_states
+        assert distance(states[6], plain(merged, sequences, [6])[0]) < 1e-5
+        assert all(map(torch.equal, beside.state_dict().values(), model.encoder.state_dict().values()))
+        assert distance(plain(model, sequences, [6])[0], plain(merged, sequences, [6])[0]) > 0.1
+    again = [base.with_adapter(adapter)(*ids_layout, layers) for adapter in reversed(adapters)]
+    for first, second in zip([before, *found], [base(*ids_layout, layers), *reversed(again)], strict=True):
+        assert all(map(torch.equal, first, second))
 
 
 @pytest.mark.parametrize("precision", ["fp32", BF16])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 import rinalmo
 from rinalmo.cli.inference import evaluate_command, predict_command
-from rinalmo.engine.engine import Engine
+from rinalmo.engine.engine import Engine, as_engine
 from rinalmo.errors import CheckpointError, InputError
 from rinalmo.inference.predict import predict
 from rinalmo.tasks.evaluate import evaluate
@@ -146,6 +147,46 @@ def test_several_adapters_in_one_process(runs, backbone, sequences, tmp_path, ca
     ):
         with pytest.raises(InputError, match=words):
             predict_command.main([str(backbone), str(table), *arguments, *plain], standalone_mode=False)
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_engines_with_adapters_share_the_weights(runs, backbone, sequences, plain, tmp_path, monkeypatch):
+    if plain:
+        monkeypatch.setenv("RINALMO_CPU", "plain")
+    base = Engine(backbone, "fp32", device="cpu")
+    before = rinalmo.embed(sequences, base)
+    norms = {"r": 2, "init_lora_weights": False, "target_modules": ["qkv"], "modules_to_save": ["ffn_norm"]}
+    whole = peft.get_peft_model(rinalmo.RiNALMoForMaskedLM.from_pretrained(backbone), peft.LoraConfig(**norms))
+    whole.base_model.model.encoder.blocks[0].ffn_norm.modules_to_save.default.weight.data.mul_(1.5)
+    whole.save_pretrained(tmp_path / "whole")
+    embedding = base.head_model.encoder.embedding.weight
+    for folder in (runs / "amount" / "adapter", runs / "kind" / "adapter", tmp_path / "whole"):
+        engine, merged = base.with_adapter(folder), load(backbone, adapter=folder)
+        shared = engine.head_model.encoder.embedding.weight
+        assert (shared.data_ptr() == embedding.data_ptr()) == (folder.name != "whole")
+        np.testing.assert_allclose(rinalmo.embed(sequences, engine), rinalmo.embed(sequences, merged), atol=1e-4)
+        assert engine.spec == merged.spec
+        assert engine.fingerprint == Engine(backbone, "fp32", adapter=folder, device="cpu").fingerprint
+        for found, expected in zip(engine.model.parameters(), merged.parameters(), strict=True):
+            assert torch.equal(found, expected)
+        again = pickle.loads(pickle.dumps(engine))
+        assert np.array_equal(rinalmo.embed(sequences[0], again), rinalmo.embed(sequences[0], engine))
+        with pytest.raises(InputError, match=r"this engine has the adapter .*; add .* to one without"):
+            engine.with_adapter(folder)
+    assert np.array_equal(rinalmo.embed(sequences, base), before)
+    cached = [as_engine(backbone, adapter=runs / run / "adapter") for run in ("amount", "kind")]
+    assert len({engine.head_model.encoder.embedding.weight.data_ptr() for engine in cached}) == 1
+
+
+def test_a_folder_that_is_no_adapter(runs, backbone, sequences, tmp_path):
+    for folder, words in (
+        (tmp_path / "gone", "gone: no such folder; an adapter is the folder that"),
+        (tmp_path, r": is not an adapter \(no adapter_config.json\); give the folder that"),
+        (backbone, "is a model, not an adapter .*; give it as the model, without --adapter"),
+        (runs / "amount", "amount: is not an adapter, but contains one: .*amount/adapter"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            predict_command.main([str(backbone), "ACGU", "--adapter", str(folder)], standalone_mode=False)
 
 
 def test_wrong_adapters_are_refused(runs, sequences, tmp_path):

@@ -201,14 +201,14 @@ def each_adapter(
 ) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """Name, settings of the engine and output files for each adapter; once, and unchanged, without any.
 
-    All adapters are checked before the first is used. Their models are in memory one after the other.
+    All adapters are checked before the first is used. Those of one base act over one copy of it in memory.
     """
     if not adapters:
         yield "", settings, outputs
         return
-    from rinalmo.engine.engine import clear_engine_cache
     from rinalmo.errors import InputError
-    from rinalmo.weights.checkpoint import read
+    from rinalmo.weights.adapters import read_adapter
+    from rinalmo.weights.checkpoint import base_of, read
 
     folders: dict[str, Path] = {}
     for given in adapters:
@@ -225,14 +225,12 @@ def each_adapter(
             raise InputError(
                 f"--{option} {output}: with several adapters, put {{adapter}} into the name, such as '{example}'"
             )
-    for folder in folders.values():
-        model = _base_given(settings)
-        read(folder if model is None else model, adapter=None if model is None else folder)
+    given_base = _base_given(settings)
+    bases = {name: given_base or base_of(read_adapter(folder)) for name, folder in folders.items()}
     for name, folder in folders.items():
-        if len(folders) > 1:
-            clear_engine_cache()
-        model = _base_given(settings)
-        changed = settings | ({"model": folder} if model is None else {"model": model, "adapter": folder})
+        read(bases[name], adapter=folder)
+    for name, folder in folders.items():
+        changed = settings | {"model": bases[name], "adapter": None if bases[name] == folder else folder}
         files = {
             option: type(output)(str(output).replace("{adapter}", name)) if output is not None else None
             for option, output in outputs.items()

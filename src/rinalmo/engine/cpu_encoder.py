@@ -22,7 +22,7 @@ summed by a column of ones beside the values, and the usual maximum is not subtr
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from rinalmo.engine.devices import has_onednn
 from rinalmo.model.kernels import Rotation, channels_first, rotate_channels_first, rotation
 from rinalmo.model.packing import EqualLengthGroup, Layout, gather_heads, scatter_heads
 from rinalmo.model.rinalmo import Encoder, EncoderBlock, drop_tokens
+from rinalmo.weights.adapters import LowRank
 
 LOG2_E = 1.4426950408889634
 SAFE_SUMS = (2.0**-100, 2.0**100)
@@ -302,8 +303,12 @@ class Linear:
         y = F.linear(x, self.weight, self.bias)
         return F.silu(y, inplace=True) if activation == "swish" else y
 
-    def add_to(self, x: Float[Tensor, "tokens into"], y: Float[Tensor, "tokens out"]) -> Float[Tensor, "tokens out"]:
+    def add_to(
+        self, x: Float[Tensor, "tokens into"], y: Float[Tensor, "rows columns"]
+    ) -> Float[Tensor, "rows columns"]:
         """`y` plus the product, in place. The bias is added first: oneDNN takes 3 ms more to add both at once."""
+        if self.channels_first:
+            return y.addmm_(self.weight, x.t())
         y = y if self.bias is None else y.add_(self.bias)
         if self.onednn:
             return torch.ops.mkldnn._linear_pointwise(x, y, self.weight, None, "add")
@@ -312,10 +317,14 @@ class Linear:
 
 @dataclass(frozen=True)
 class Quantised:
-    """Activations as unsigned bytes around 128; `scale` is one number or a column with one per token."""
+    """Activations as unsigned bytes around 128; `scale` is one number or a column with one per token.
+
+    `exact` are those that were rounded.
+    """
 
     values: Tensor
     scale: Tensor
+    exact: Tensor
 
 
 class LinearInt8:
@@ -346,7 +355,38 @@ def quantise(x: Float[Tensor, "tokens hidden"], *, per_token: bool) -> Quantised
     largest = x.abs().amax(1, keepdim=True) if per_token else torch.stack(x.aminmax()).abs().amax()
     scale = largest.clamp(min=1e-12) / 126  # not 127: the scale is itself rounded to bf16, and 128 would wrap round
     # By way of int8: torch's conversion of bf16 to uint8 is five times as slow.
-    return Quantised((x / scale).round_().to(torch.int8).view(torch.uint8).add_(128), scale)
+    return Quantised((x / scale).round_().to(torch.int8).view(torch.uint8).add_(128), scale, x)
+
+
+class LowRankLinear:
+    """A packed layer, and beside it the change of its weight by an adapter, B A, which 8 bits do not round.
+
+    In 8 bits the layer may take activations without the weight and bias of the `norm` before it, as A does then.
+    """
+
+    def __init__(
+        self,
+        layer: Linear | LinearInt8 | LowRankLinear,
+        a: Float[Tensor, "rank into"],
+        b: Float[Tensor, "out rank"],
+        dtype: torch.dtype,
+        norm: partial[Tensor] | None = None,
+    ) -> None:
+        self.layer, self.channels_first = layer, getattr(layer, "channels_first", False)
+        weight, bias = (a.float(), None) if norm is None else _fold(norm, a.float())
+        self.a = Linear(weight, bias, dtype)
+        self.b = Linear(b, None, dtype, self.channels_first)
+
+    def __call__(self, x: Any, activation: str = "none") -> Float[Tensor, "rows columns"]:
+        y = self._change(x, self.layer(x))
+        return F.silu(y, inplace=True) if activation == "swish" else y
+
+    def add_to(self, x: Any, y: Float[Tensor, "tokens out"]) -> Float[Tensor, "tokens out"]:
+        """`y` plus the product, in place."""
+        return self._change(x, self.layer.add_to(x, y))
+
+    def _change(self, x: Any, y: Tensor) -> Tensor:
+        return self.b.add_to(self.a(x.exact if isinstance(x, Quantised) else x), y)
 
 
 class FastBlock:
@@ -365,16 +405,39 @@ class FastBlock:
         gate_up, bias = ffn.gate_up.weight.detach().float(), ffn.gate_up.bias.detach().float()
         linear: Any = LinearInt8 if self.int8 else partial(Linear, dtype=self.dtype)
         if self.int8:
-            gate_up, bias = _fold(block.ffn_norm, gate_up, bias)
-            self.qkv: Any = LinearInt8(*_fold(block.attention_norm, qkv))
+            gate_up, bias = _fold(self.ffn_norm, gate_up, bias)
+            self.qkv: Any = LinearInt8(*_fold(self.attention_norm, qkv))
         else:
             self.qkv = Linear(qkv, None, self.dtype, self.attention.is_channels_first)
         # x·σ(βx)·u is silu(βx)·u/β; a β of 0 gives x/2·u, and so does a very small one.
-        beta = ffn.beta.detach().float() if ffn.beta.abs() > 1e-4 else torch.full((1,), 1e-4)
+        self.beta = beta = ffn.beta.detach().float().clone() if ffn.beta.abs() > 1e-4 else torch.full((1,), 1e-4)
         (gate, up), (gate_bias, up_bias) = gate_up.chunk(2), bias.chunk(2)
-        self.gate, self.up = linear(gate * beta, gate_bias * beta), linear(up / beta, up_bias / beta)
-        self.output = linear(block.attention.output.weight.detach(), None)
-        self.down = linear(ffn.down.weight.detach(), ffn.down.bias.detach())
+        self.gate: Any = linear(gate * beta, gate_bias * beta)
+        self.up: Any = linear(up / beta, up_bias / beta)
+        self.output: Any = linear(block.attention.output.weight.detach(), None)
+        self.down: Any = linear(ffn.down.weight.detach(), ffn.down.bias.detach())
+
+    def with_adapter(self, changes: Mapping[str, LowRank]) -> FastBlock:
+        """The block with changes beside its packed weights, which the two share."""
+        block = copy.copy(self)
+        for name, change in changes.items():
+            a, b = change.a, change.b.float() * change.scale
+            low_rank = partial(LowRankLinear, a=a, dtype=self.dtype)
+            norms = (self.attention_norm, self.ffn_norm) if self.int8 else (None, None)
+            match name:
+                case "attention.qkv.weight":
+                    block.qkv = low_rank(self.qkv, b=self.attention.arrange(b), norm=norms[0])
+                case "attention.output.weight":
+                    block.output = low_rank(self.output, b=b)
+                case "ffn.gate_up.weight":
+                    gate, up = b.chunk(2)
+                    block.gate = low_rank(self.gate, b=gate * self.beta, norm=norms[1])
+                    block.up = low_rank(self.up, b=up / self.beta, norm=norms[1])
+                case "ffn.down.weight":
+                    block.down = low_rank(self.down, b=b)
+                case _:
+                    raise ValueError(f"no matrix {name}")
+        return block
 
     def __call__(self, x: Float[Tensor, "padded hidden"], plan: Plan) -> Float[Tensor, "padded hidden"]:
         normed = self.attention_norm(x)
@@ -389,16 +452,16 @@ class FastBlock:
         return self.down.add_to(quantise(self.gate(z, "swish").mul_(self.up(z)), per_token=True), x)
 
 
-def _layer_norm(norm: torch.nn.LayerNorm) -> Callable[[Tensor], Tensor]:
+def _layer_norm(norm: torch.nn.LayerNorm) -> partial[Tensor]:
     """The norm with copies of its weights in fp32, which keep nothing of the mapped file alive."""
     weight, bias = (parameter.detach().to(torch.float32, copy=True) for parameter in (norm.weight, norm.bias))
     return partial(F.layer_norm, normalized_shape=norm.normalized_shape, weight=weight, bias=bias, eps=norm.eps)
 
 
-def _fold(norm: torch.nn.LayerNorm, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _fold(norm: partial[Tensor], weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Weight and bias of the linear layer after `norm`, for an input without the norm's own weight and bias."""
-    shift = weight @ norm.bias.detach().float()
-    return weight * norm.weight.detach().float(), shift if bias is None else shift + bias
+    shift = weight @ norm.keywords["bias"]
+    return weight * norm.keywords["weight"], shift if bias is None else shift + bias
 
 
 class FastEncoder:
@@ -413,6 +476,12 @@ class FastEncoder:
         self.config = encoder.config
         self.embedding, self.final_norm = copy.deepcopy(encoder.embedding).float(), _layer_norm(encoder.final_norm)
         self.blocks = blocks or [FastBlock(block, precision) for block in encoder.blocks]  # type: ignore[arg-type]
+
+    def with_adapter(self, changes: Sequence[Mapping[str, LowRank]]) -> FastEncoder:
+        """The encoder with changes of each block's matrices beside the packed weights, which the two share."""
+        encoder = copy.copy(self)
+        encoder.blocks = [block.with_adapter(own) for block, own in zip(self.blocks, changes, strict=True)]
+        return encoder
 
     @torch.no_grad()
     def __call__(self, ids: Int[Tensor, " tokens"], layout: Layout, layers: Sequence[int]) -> list[Tensor]:

@@ -10,6 +10,7 @@ other keeps the GPU busy. The next window is then started before the results of 
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import hashlib
 import logging
@@ -47,8 +48,9 @@ from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import Layout, pack, token_batches
 from rinalmo.model.rinalmo import EncoderBlock, ModelSpec, RiNALMo
 from rinalmo.rna.alphabet import Alphabet
+from rinalmo.weights.adapters import read_adapter, with_adapter
 from rinalmo.weights.catalog import resolve
-from rinalmo.weights.checkpoint import load
+from rinalmo.weights.checkpoint import load, with_heads_of
 
 logger = logging.getLogger(__name__)
 
@@ -195,12 +197,12 @@ def to_host(*tensors: Tensor) -> tuple[Tensor, ...]:
     if not any(tensor.is_cuda for tensor in tensors):
         return tuple(tensor.cpu() for tensor in tensors)
     pinned = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
-    for copy, tensor in zip(pinned, tensors, strict=True):
-        copy.copy_(tensor, non_blocking=True)
+    for buffer, tensor in zip(pinned, tensors, strict=True):
+        buffer.copy_(tensor, non_blocking=True)
     done = torch.cuda.Event()
     done.record()
     done.synchronize()
-    return tuple(copy.clone() for copy in pinned)  # results may be kept for long, and pinned memory is scarce
+    return tuple(buffer.clone() for buffer in pinned)  # results may be kept for long, and pinned memory is scarce
 
 
 # --- The engine ---
@@ -214,7 +216,7 @@ class Engine:
             the encoder's weights is in memory: on a CPU the packed one.
         precision: "fp32"; "bf16"; "fp16" (GPUs); "int8" (weights and activations of matrix products, bf16 for the rest;
             CPUs with VNNI); "auto": bf16 if the device supports it natively, fp16 on other GPUs, else fp32.
-        adapter: Folder of a LoRA adapter to merge into a model given by name or path.
+        adapter: Folder of a LoRA adapter of this model, given by name or path; see `with_adapter`.
         threads: CPU threads that this engine uses; torch's default if None.
         batch_tokens: Tokens per batch; memory grows with it, results do not depend on it. None: 4,096 on a CPU,
             depending on memory on a GPU. If a GPU runs out of memory, the engine halves it and continues.
@@ -261,19 +263,20 @@ class Engine:
             raise InputError(
                 f"a {type(model).__name__} is not a model; give a name, a path or a model from rinalmo.load"
             )
-        if isinstance(model, RiNALMo) and adapter is not None:
-            raise InputError("an adapter cannot be added to a loaded model; use rinalmo.load(model, adapter=…)")
         if isinstance(model, RiNALMo) and device is None:
             self.device = model.encoder.embedding.weight.device
         else:
             self.device = choose_device(device)
-        self._source, self._adapter, self._threads = model, adapter, threads
+        self._source, self._threads = model, threads
+        self._adapter: str | Path | None = None
         self.precision: Precision = choose_precision(precision, self.device)
         self.batch_tokens = default_batch_tokens(self.device) if batch_tokens is None else batch_tokens
         self.head_model: RiNALMo
         self._encoder: GpuEncoder | FastEncoder | None
         try:
             self.head_model, self._encoder = self._load(model)
+            if adapter is not None:
+                self._add(adapter)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -281,7 +284,9 @@ class Engine:
                 f"the model does not fit into the memory of {device_name(self.device)}; use --device cpu"
             ) from None
 
-    def _load(self, model: str | Path | RiNALMo) -> tuple[RiNALMo, GpuEncoder | FastEncoder | None]:
+    def _load(
+        self, model: str | Path | RiNALMo, merged: str | Path | None = None
+    ) -> tuple[RiNALMo, GpuEncoder | FastEncoder | None]:
         """The model, and its encoder prepared for the device; None where the plain one computes."""
         precision: Any = self.precision
         if self.device.type == "cpu":
@@ -290,15 +295,55 @@ class Engine:
                 head_model = model.to(self.device)
             else:
                 pack_block = partial(_pack_and_free, blocks=blocks, precision=precision)
-                head_model = load(model, adapter=self._adapter, consume=pack_block if packs else None)
+                head_model = load(model, adapter=merged, consume=pack_block if packs else None)
             return head_model, FastEncoder(head_model.encoder, precision, blocks) if packs else None
         if isinstance(model, RiNALMo):
             head_model = model.to(self.device)
         else:
-            head_model = load(model, adapter=self._adapter)  # weights stay mapped; only the cast ones take memory
+            head_model = load(model, adapter=merged)  # weights stay mapped; only the cast ones take memory
             for name in head_model.spec.heads:
                 head_model.head(name).to(self.device)
         return head_model, GpuEncoder(head_model.encoder, precision, device=self.device)
+
+    def with_adapter(self, adapter: str | Path) -> Engine:
+        """An engine for this model with a LoRA adapter, beside the weights in memory, which the two share.
+
+        So each further adapter takes only its own few megabytes. Results are those of the merged model up to rounding.
+        An adapter that replaces tensors of the encoder is merged as the model is loaded once more.
+
+        Args:
+            adapter: Its folder, by PEFT or `rinalmo finetune`.
+
+        Raises:
+            CheckpointError: The folder has no adapter, or that of another model.
+            InputError: This engine has an adapter, or was made from a model in memory.
+        """
+        engine = Engine.__new__(type(self))
+        vars(engine).update(vars(self))
+        engine._add(adapter)
+        return engine
+
+    def _add(self, folder: str | Path) -> None:
+        if isinstance(self._source, RiNALMo):
+            raise InputError("an adapter cannot be added to a loaded model; use rinalmo.load(model, adapter=…)")
+        if self._adapter is not None:
+            raise InputError(f"this engine has the adapter {self._adapter}; add {folder} to one without")
+        adapter = read_adapter(folder)
+        self._adapter = folder
+        if any(name.startswith("encoder.") for name in adapter.whole):
+            self.head_model, self._encoder = self._load(self._source, folder)
+            return
+        self.head_model = with_heads_of(self.head_model, adapter)
+        for name in self.head_model.spec.heads:
+            self.head_model.head(name).to(self.device)
+        changes = adapter.by_block(self.config.num_hidden_layers)
+        if isinstance(self._encoder, FastEncoder):
+            self._encoder = self._encoder.with_adapter(changes)
+        elif isinstance(self._encoder, GpuEncoder):
+            self._encoder = copy.copy(self._encoder)
+            self._encoder.encoder = with_adapter(self._encoder.encoder, changes)
+        else:
+            self.head_model.encoder = with_adapter(self.head_model.encoder, changes)
 
     @property
     def model(self) -> RiNALMo:
@@ -309,7 +354,7 @@ class Engine:
         Raises:
             InputError: The file has been changed since the engine loaded it.
         """
-        if isinstance(self._source, RiNALMo) or self._encoder is None:
+        if isinstance(self._source, RiNALMo) or (self._encoder is None and self._adapter is None):
             return self.head_model
         whole = load(self._source, adapter=self._adapter, device=self.device)
         if fingerprint(whole) != self.fingerprint:
@@ -515,7 +560,8 @@ def as_engine(
     """An `Engine` for a model; an `Engine` is returned as it is, whatever the other settings.
 
     The last two engines of models given by name or path are cached, so that a second call with the same settings
-    neither loads nor packs the model again. A changed file is loaded anew. `clear_engine_cache` empties the cache.
+    neither loads nor packs the model again, with this adapter or another. A changed file is loaded anew.
+    `clear_engine_cache` empties the cache.
 
     Raises:
         InputError: An `Engine` together with a device other than its own; for other models, as `Engine`.
@@ -524,15 +570,16 @@ def as_engine(
         if str(device or "auto") != "auto" and choose_device(device) != choose_device(model.device):
             raise InputError(f"this engine runs on {model.device}; create another Engine for {device}")
         return model
-    settings: dict[str, Any] = {"adapter": adapter, "threads": threads, "batch_tokens": batch_tokens, "device": device}
+    settings: dict[str, Any] = {"threads": threads, "batch_tokens": batch_tokens, "device": device}
+    if adapter is not None:
+        return as_engine(model, precision=precision, **settings).with_adapter(adapter)
     build = partial(Engine, model, precision, **settings)
     if isinstance(model, RiNALMo) or not isinstance(model, str | Path):
         return build()
     path, states = resolve(model), list[tuple[str, int, int]]()
-    for place in (path, Path(adapter)) if adapter is not None else (path,):
-        for file in sorted(filter(Path.is_file, place.iterdir())) if place.is_dir() else [place]:
-            state = file.stat()
-            states.append((str(file), state.st_size, state.st_mtime_ns))
+    for file in sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]:
+        state = file.stat()
+        states.append((str(file), state.st_size, state.st_mtime_ns))
     computing = (choose_device(device), precision, threads, batch_tokens, os.environ.get("RINALMO_CPU"))
     key = (path.absolute(), tuple(states), computing)
     with _cache_lock:

@@ -1,28 +1,33 @@
 """LoRA adapters in PEFT's format: a folder with `adapter_config.json` and `adapter_model.safetensors`.
 
 An adapter holds, for each matrix W that it changes, a pair of low-rank matrices A and B, and whole tensors, such as
-those of a new head. It is merged into its base model as that is read: W + alpha / rank · B A (Hu et al. 2021,
-arXiv:2106.09685). Ours has a `config.json` too, from which its task is known.
+those of a new head. It is merged into its base model as that is read, W + alpha / rank · B A, or computed beside it,
+W x + alpha / rank · B A x (Hu et al. 2021, arXiv:2106.09685), so that several act over one base in memory. Ours has a
+`config.json` too, from which its task is known.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rinalmo.errors import CheckpointError
 from rinalmo.io.files import atomic_write_folder, read_json
+from rinalmo.model.rinalmo import Encoder
 from rinalmo.weights.layouts import listed
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -86,10 +91,20 @@ class LoraAdapter:
     config: Mapping[str, Any] = field(default_factory=dict)
     sha256: str = ""
 
+    def by_block(self, count: int) -> list[dict[str, LowRank]]:
+        """The changes of each of the encoder's blocks, by their names within the block."""
+        blocks: list[dict[str, LowRank]] = [{} for _ in range(count)]
+        for name, change in self.low_rank.items():
+            if match := re.fullmatch(r"encoder\.blocks\.(\d+)\.(.+)", name):
+                blocks[int(match[1])][match[2]] = change
+        return blocks
+
 
 def read_adapter(folder: str | Path) -> LoraAdapter:
     """Read the adapter in a folder; raises CheckpointError for one that is damaged or not plain LoRA."""
     folder = Path(folder)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(_not_an_adapter(folder))
     settings = read_json(folder / ADAPTER_CONFIG, CheckpointError)
     if str(settings.get("peft_type")).upper() != "LORA":
         raise CheckpointError(f"{folder}: a {settings.get('peft_type')} adapter; only LoRA can be merged here")
@@ -125,6 +140,19 @@ def read_adapter(folder: str | Path) -> LoraAdapter:
     )
 
 
+def _not_an_adapter(folder: Path) -> str:
+    if not folder.exists():
+        return f"{folder}: no such folder; an adapter is the folder that `rinalmo finetune` or PEFT wrote"
+    inside = (
+        next((path.parent for path in sorted(folder.glob(f"*/{ADAPTER_CONFIG}"))), None) if folder.is_dir() else None
+    )
+    if inside is not None:
+        return f"{folder}: is not an adapter, but contains one: {inside}"
+    if (folder / "config.json").is_file():
+        return f"{folder}: is a model, not an adapter (no {ADAPTER_CONFIG}); give it as the model, without --adapter"
+    return f"{folder}: is not an adapter (no {ADAPTER_CONFIG}); give the folder that `rinalmo finetune` or PEFT wrote"
+
+
 def low_rank(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, LowRank]:
     """The changes that an adapter's tensors make, by the names of the changed ones.
 
@@ -156,6 +184,34 @@ def _scale(settings: Mapping[str, Any], name: str, pair: Mapping[str, Tensor]) -
             alpha = value
             break
     return float(alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank)
+
+
+class AdaptedLinear(nn.Linear):
+    """A linear layer with an adapter beside its weight, which it shares with the layer that it was made from."""
+
+    a: Tensor
+    b: Tensor
+
+    def __init__(self, layer: nn.Linear, change: LowRank) -> None:
+        with torch.device("meta"):
+            super().__init__(layer.in_features, layer.out_features, layer.bias is not None)
+        self.weight, self.bias = layer.weight, layer.bias
+        self.register_buffer("a", change.a.to(layer.weight), persistent=False)
+        self.register_buffer("b", (change.b * change.scale).to(layer.weight), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + F.linear(F.linear(input, self.a), self.b)
+
+
+def with_adapter(encoder: Encoder, changes: Sequence[Mapping[str, LowRank]]) -> Encoder:
+    """A copy of an encoder that shares its tensors, with changes of each block's matrices beside these."""
+    shared: dict[int, object] = {id(tensor): tensor for tensor in (*encoder.parameters(), *encoder.buffers())}
+    encoder = copy.deepcopy(encoder, shared)
+    for block, own in zip(encoder.blocks, changes, strict=True):
+        for name, change in own.items():
+            layer = name.removesuffix(".weight")
+            block.set_submodule(layer, AdaptedLinear(block.get_submodule(layer), change))  # type: ignore[arg-type]
+    return encoder
 
 
 def check_fits(adapter: LoraAdapter, shapes: Mapping[str, tuple[int, ...]]) -> None:

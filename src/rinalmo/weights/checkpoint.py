@@ -376,7 +376,7 @@ def read(
     added = None if adapter is None else read_adapter(adapter)
     if added is None and (path / ADAPTER_CONFIG).is_file():
         added = read_adapter(path)
-        path = _base_of(added)
+        path = base_of(added)
     files = open_model(path)
     try:
         return _checked(files, added, num_attention_heads)
@@ -384,7 +384,7 @@ def read(
         raise CheckpointError(f"{files.path}: {error}") from None
 
 
-def _base_of(adapter: LoraAdapter) -> Path:
+def base_of(adapter: LoraAdapter) -> Path:
     """The base model of an adapter: beside it, or where its config says."""
     if any((adapter.path / name).is_file() for name in (WEIGHTS, SHARDS, PICKLE)):
         return adapter.path
@@ -603,6 +603,31 @@ def load(
             consume(model.encoder.get_submodule(f"blocks.{block}"))  # type: ignore[arg-type]
             checkpoint.files.release()
     return model
+
+
+def with_heads_of(model: RiNALMo, adapter: LoraAdapter) -> RiNALMo:
+    """A model with the heads and the task of an adapter that shares the encoder of `model`, which stays as it is.
+
+    Raises:
+        CheckpointError: The adapter belongs on another model.
+    """
+    state = model.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    files = ModelFiles(adapter.path, shapes, state.__getitem__, config_of(model.spec), model.alphabet.tokens)
+    try:
+        checkpoint = _checked(files, adapter, None)
+    except CheckpointError as error:
+        raise CheckpointError(f"{adapter.path}: {error}") from None
+    with torch.device("meta"):
+        changed = RiNALMo(checkpoint.spec).eval().requires_grad_(False)
+    changed.encoder, changed.adapter_sha256 = model.encoder, adapter.sha256
+    device = model.encoder.embedding.weight.device
+    for name, buffer in changed.named_buffers():
+        _assign(changed, name, torch.full(buffer.shape, float(name.endswith("std")), device=device))
+    for name in checkpoint.plan:
+        if not name.startswith("encoder."):
+            _assign(changed, name, checkpoint.tensor(name).to(device, torch.float32))
+    return changed
 
 
 def _assign(model: RiNALMo, name: str, tensor: Tensor) -> None:
