@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 import rinalmo
 from rinalmo.io.tables import read_rows
 from rinalmo.metrics import bootstrap_interval
-from rinalmo.tasks.linear import kmer_frequencies
+from rinalmo.rna.alphabet import kmer_frequencies
 
 
 def nearest_is_alike(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:

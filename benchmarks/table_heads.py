@@ -27,12 +27,10 @@ from sklearn.preprocessing import StandardScaler
 import rinalmo
 import sides
 from rinalmo.io.tables import read_rows
-from rinalmo.rna.alphabet import Alphabet
+from rinalmo.rna.alphabet import Alphabet, kmer_frequencies
 from rinalmo.tasks.base import Crop, Example
-from rinalmo.tasks.evaluate import Evaluation, with_intervals
-from rinalmo.tasks.linear import kmer_frequencies
+from rinalmo.tasks.evaluate import Evaluation, task_of, with_intervals
 from rinalmo.tasks.table import Table
-from rinalmo.tasks.trained import task_of
 from rinalmo.weights.checkpoint import load
 
 STRENGTHS = np.logspace(-4, 2.5, 14)

@@ -42,9 +42,9 @@ from torch import Tensor, nn
 import sides
 from held_out import codes
 from rinalmo.tasks.base import Example, Task, sequences_of
-from rinalmo.tasks.regression import Regression
+from rinalmo.tasks.evaluate import TASKS
+from rinalmo.tasks.sequence_tasks import Regression
 from rinalmo.tasks.table import Table
-from rinalmo.tasks.trained import TASKS
 from rinalmo.training.finetune import Sets, columns_of, crop_of, read_sets
 from rinalmo.training.recipes import ExamplesRecipe
 

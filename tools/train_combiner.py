@@ -49,8 +49,7 @@ from rinalmo.rna.decoding import decode
 from rinalmo.rna.structure import pairs_of
 from rinalmo.rna.thermodynamics import Ensemble, ensemble
 from rinalmo.tasks.base import Example
-from rinalmo.tasks.evaluate import outputs
-from rinalmo.tasks.trained import task_of
+from rinalmo.tasks.evaluate import outputs, task_of
 from rinalmo.weights.checkpoint import convert, load, save
 
 TESTS = {

@@ -47,9 +47,8 @@ from rinalmo.metrics import (
 from rinalmo.model.rinalmo import create
 from rinalmo.rna.structure import PairList, Structure, can_pair, heaviest_nested
 from rinalmo.tasks.base import Columns, Example
-from rinalmo.tasks.evaluate import read_data
+from rinalmo.tasks.evaluate import outputs, read_data, task_of
 from rinalmo.tasks.secondary_structure import SecondaryStructure
-from rinalmo.tasks.trained import outputs, task_of
 from rinalmo.training.finetune import finetune
 from rinalmo.training.trainer import NULL_LISTENER, Listener
 from rinalmo.weights.checkpoint import load

@@ -9,8 +9,7 @@ from pyarrow import parquet
 
 from rinalmo.errors import InputError
 from rinalmo.tasks.base import Columns
-from rinalmo.tasks.classification import NcrnaFamily
-from rinalmo.tasks.regression import RibosomeLoad
+from rinalmo.tasks.sequence_tasks import NcrnaFamily, RibosomeLoad
 from rinalmo.tasks.table import Table
 
 SEQUENCE = "ACGUACGUACGUACGUACGUACGU"

@@ -10,17 +10,16 @@ from sklearn.preprocessing import StandardScaler
 
 import rinalmo
 from rinalmo.model.packing import pack
-from rinalmo.rna.alphabet import Alphabet
-from rinalmo.tasks import linear
-from rinalmo.tasks.linear import fit_linear, kmer_frequencies
+from rinalmo.rna.alphabet import Alphabet, kmer_frequencies
 from rinalmo.tasks.table import Table
 from rinalmo.training import linear_models
+from rinalmo.training.linear_models import fit_linear
 from rinalmo.training.trainer import Listener
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(100, 30), (60, 200)])
 def test_fits_are_scikit_learns(rows, columns, monkeypatch):
-    monkeypatch.setattr(linear, "_PENALTIES", [0.1])
+    monkeypatch.setattr(linear_models, "_PENALTIES", [0.1])
     draw = np.random.default_rng(0)
     x = (draw.normal(size=(rows, columns)) * draw.uniform(0.1, 5, columns) + 3).astype(np.float32)
     y = (x - x.mean(axis=0)) @ draw.normal(size=(columns, 3))
@@ -52,7 +51,7 @@ def test_penalties_are_scikit_learns(rows, columns):
         fitted = fit_linear(torch.from_numpy(x), targets, kind, count)
         return (torch.from_numpy(x) @ fitted.weight.T + fitted.bias).numpy()
 
-    penalties = rows * np.array(linear._PENALTIES)
+    penalties = rows * np.array(linear_models._PENALTIES)
     expected = RidgeCV(penalties).fit(x, gap).predict(x)  # leave-one-out
     np.testing.assert_allclose(outputs(gap[:, None], "regression", 1)[:, 0], expected, atol=1e-4)
     order, folds = np.random.default_rng(0).permutation(rows), np.zeros(rows, int)
@@ -118,7 +117,7 @@ def test_the_search_in_a_part_of_the_examples_suffices(kind, monkeypatch):
     targets = y[:, None] if kind == "regression" else np.digitize(y, [-2, 2])
     count = 1 if kind == "regression" else 3
     whole = fit_linear(torch.from_numpy(x), targets, kind, count)
-    monkeypatch.setattr(linear, "_MAX_EXAMPLES", 100)
+    monkeypatch.setattr(linear_models, "_MAX_EXAMPLES", 100)
     part = fit_linear(torch.from_numpy(x), targets, kind, count)
     outputs = [torch.from_numpy(x) @ fitted.weight.T + fitted.bias for fitted in (whole, part)]
     assert np.corrcoef(outputs[0].flatten(), outputs[1].flatten())[0, 1] > 0.98

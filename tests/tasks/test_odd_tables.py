@@ -7,9 +7,9 @@ import torch
 
 from rinalmo.errors import InputError
 from rinalmo.tasks.base import Columns
-from rinalmo.tasks.classification import NcrnaFamily
 from rinalmo.tasks.evaluate import evaluate
 from rinalmo.tasks.secondary_structure import SecondaryStructure
+from rinalmo.tasks.sequence_tasks import NcrnaFamily
 from rinalmo.tasks.table import Table
 from rinalmo.training.finetune import finetune_from_recipe
 from rinalmo.training.recipes import recipe_for

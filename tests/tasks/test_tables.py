@@ -8,11 +8,9 @@ import pytest
 from pyarrow import parquet
 
 from rinalmo.errors import InputError
-from rinalmo.tasks.base import Columns
-from rinalmo.tasks.classification import NcrnaFamily, SpliceSite
-from rinalmo.tasks.examples import read_table
-from rinalmo.tasks.regression import RibosomeLoad
+from rinalmo.tasks.base import Columns, read_table
 from rinalmo.tasks.secondary_structure import SecondaryStructure
+from rinalmo.tasks.sequence_tasks import NcrnaFamily, RibosomeLoad, SpliceSite
 from rinalmo.tasks.table import Table
 
 ROWS = [("a", "GGGAAACCC", "1.5", "x"), ("b", "acgt", "2", "y")]

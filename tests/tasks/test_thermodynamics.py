@@ -20,7 +20,7 @@ from rinalmo.rna.formats import write_structures
 from rinalmo.rna.structure import Structure
 from rinalmo.rna.thermodynamics import ensemble, pair_probabilities
 from rinalmo.tasks.base import Example
-from rinalmo.tasks.evaluate import evaluate, outputs
+from rinalmo.tasks.evaluate import evaluate, outputs, task_of, with_options
 from rinalmo.tasks.secondary_structure import (
     DEFAULT_WEIGHT,
     LEARNED,
@@ -29,7 +29,6 @@ from rinalmo.tasks.secondary_structure import (
     evidence_from,
     resolve_thermodynamics,
 )
-from rinalmo.tasks.trained import task_of, with_options
 
 pytest.importorskip("RNA")
 TRNA = Structure.from_dot_bracket(
@@ -87,7 +86,7 @@ def test_a_weight_beyond_its_range_is_refused(engine):
 
 
 def test_other_tasks_have_none(engine):
-    from rinalmo.tasks.classification import SpliceSite
+    from rinalmo.tasks.sequence_tasks import SpliceSite
 
     with pytest.raises(InputError, match="--thermodynamics is only for secondary-structure, not for splice-site"):
         with_options(SpliceSite(), engine.spec, thermodynamics=0.5)

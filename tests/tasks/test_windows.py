@@ -12,9 +12,8 @@ from rinalmo.inference.fold import Decoding, Plot, fold, fold_file, fold_records
 from rinalmo.io.sequences import Record
 from rinalmo.rna.decoding import METHODS, decode
 from rinalmo.rna.structure import PairList
-from rinalmo.tasks.evaluate import evaluate
+from rinalmo.tasks.evaluate import evaluate, task_of
 from rinalmo.tasks.secondary_structure import SecondaryStructure, windows_of
-from rinalmo.tasks.trained import task_of
 from rinalmo.weights.checkpoint import load
 
 STEMS = ("GGGCCGCGCC", "GCGUGCGGCC", "GUUGUCGUGC", "GCACGUUCGC", "GCGGAGCGGC", "GACGCCGCGC", "GCUGCACGUC", "GAGGGGGUGC")

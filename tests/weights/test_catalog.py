@@ -209,7 +209,7 @@ def fine_tuned(site: ThreadingHTTPServer, golden: Path, monkeypatch: pytest.Monk
 def test_a_fine_tuned_model_is_fetched_checked_and_of_its_task(
     fine_tuned: Callable[..., CatalogEntry], home: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    from rinalmo.tasks.trained import task_of
+    from rinalmo.tasks.evaluate import task_of
     from rinalmo.weights.checkpoint import read
 
     entry = fine_tuned(name)

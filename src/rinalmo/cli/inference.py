@@ -685,9 +685,8 @@ def evaluate_command(
     from rinalmo.io.tables import check_rows_output, write_rows
     from rinalmo.model.heads import ProblemType
     from rinalmo.tasks.base import Columns, Task
-    from rinalmo.tasks.evaluate import evaluate
+    from rinalmo.tasks.evaluate import evaluate, task_class
     from rinalmo.tasks.table import Table
-    from rinalmo.tasks.trained import task_class
 
     kind = Table if task in get_args(ProblemType) else task_class(task)
     if output is not None:

@@ -17,7 +17,7 @@ from rinalmo.hf.loading import HUB_OPTIONS, local_path
 from rinalmo.hf.modeling import ModelEngine, RiNALMoForSecondaryStructurePrediction
 from rinalmo.inference.fold import MODELS_OWN, Decoding, Folded, fold_records, folding_task
 from rinalmo.io.sequences import Record, Sequences, as_records, require_nonempty
-from rinalmo.tasks.trained import note_windows
+from rinalmo.tasks.evaluate import note_windows
 
 TASK = "rna-secondary-structure"
 

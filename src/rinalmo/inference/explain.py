@@ -34,13 +34,12 @@ from rinalmo.io.tables import Row, check_rows_output, write_rows
 from rinalmo.model.packing import Layout, pack, pack_padded
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.plots.heat_map import check_plot, draw
-from rinalmo.rna.alphabet import NUCLEOTIDES
+from rinalmo.rna.alphabet import NUCLEOTIDES, kmer_count, kmers
 from rinalmo.tasks.base import Task
-from rinalmo.tasks.linear import kmer_count, kmers
-from rinalmo.tasks.regression import Regression
+from rinalmo.tasks.evaluate import task_of
 from rinalmo.tasks.secondary_structure import SecondaryStructure
+from rinalmo.tasks.sequence_tasks import Regression
 from rinalmo.tasks.table import Table
-from rinalmo.tasks.trained import task_of
 from rinalmo.weights.checkpoint import load
 
 logger = logging.getLogger(__name__)

@@ -44,13 +44,13 @@ from rinalmo.rna.formats import format_of, structure_text, write_structures
 from rinalmo.rna.structure import RECORD, PairList, Pairs, PredictedStructure, Structure
 from rinalmo.rna.thermodynamics import Ensemble, free_energy, has_vienna, need_vienna
 from rinalmo.tasks.base import Example
+from rinalmo.tasks.evaluate import Note, note_windows, outputs, task_of
 from rinalmo.tasks.secondary_structure import (
     MIN_PROBABILITY,
     SecondaryStructure,
     Weight,
     resolve_thermodynamics,
 )
-from rinalmo.tasks.trained import Note, note_windows, outputs, task_of
 
 logger = logging.getLogger(__name__)
 

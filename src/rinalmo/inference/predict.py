@@ -35,11 +35,9 @@ from rinalmo.io.sequences import (
 )
 from rinalmo.io.tables import check_rows_output, write_rows
 from rinalmo.model.rinalmo import RiNALMo
-from rinalmo.tasks.base import Example, Task
-from rinalmo.tasks.evaluate import input_columns, read_data
-from rinalmo.tasks.examples import read_table
+from rinalmo.tasks.base import Example, Task, read_table
+from rinalmo.tasks.evaluate import Note, input_columns, note_windows, outputs, read_data, task_of, with_options
 from rinalmo.tasks.secondary_structure import SecondaryStructure, Weight
-from rinalmo.tasks.trained import Note, note_windows, outputs, task_of, with_options
 
 logger = logging.getLogger(__name__)
 

@@ -254,7 +254,7 @@ class TokenHead(LabelHead):
 
 
 class LinearHead(nn.Module):
-    """Labels per sequence, by a linear model of fixed features (`rinalmo.tasks.linear`), in fp32.
+    """Labels per sequence, by a linear model of fixed features (`rinalmo.training.linear_models`), in fp32.
 
     Args:
         hidden_size: Of the encoder.

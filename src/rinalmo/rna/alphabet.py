@@ -275,3 +275,37 @@ def vocabulary_map(source: Alphabet, target: Alphabet) -> Ids:
         [source.index.get(token, source.index.get(other.get(token, ""), -1)) for token in target.tokens],
         dtype=np.int64,
     )
+
+
+def kmer_frequencies(ids: np.ndarray, alphabet: Alphabet, longest: int) -> np.ndarray:
+    """The frequency of each word of 1 to `longest` nucleotides among the words of its length.
+
+    Args:
+        ids: Token ids of a sequence.
+        alphabet: The tokens that they stand for.
+        longest: Nucleotides of the longest words.
+
+    Returns:
+        fp32 `(4 + 16 + … + 4 ** longest,)`; words with another letter than A, C, G and U are left out.
+    """
+    parts = []
+    for size in range(1, longest + 1):
+        _, words = kmers(ids, alphabet, size)
+        parts.append(np.bincount(words, minlength=4**size) / max(1, len(words)))
+    return np.concatenate(parts).astype(np.float32)
+
+
+def kmers(ids: np.ndarray, alphabet: Alphabet, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the words of `size` nucleotides A, C, G and U begin among token ids, and the number of each word."""
+    if len(ids) < size:
+        return np.empty(0, int), np.empty(0, int)
+    codes = np.full(alphabet.size, -1)
+    codes[list(alphabet.nucleotide_ids)] = range(4)
+    words = np.lib.stride_tricks.sliding_window_view(codes[ids], size)
+    starts = np.flatnonzero((words >= 0).all(axis=1))
+    return starts, words[starts] @ 4 ** np.arange(size - 1, -1, -1)
+
+
+def kmer_count(longest: int) -> int:
+    """The number of words of 1 to `longest` nucleotides."""
+    return sum(4**size for size in range(1, longest + 1))

@@ -27,10 +27,19 @@ from torch import Tensor
 
 from rinalmo.errors import InputError
 from rinalmo.io.tables import is_missing
-from rinalmo.rna.alphabet import Alphabet
-from rinalmo.tasks.base import Columns, Crop, Example, require, sequences_of
-from rinalmo.tasks.examples import PLAIN, Decimal, NumberFormat, class_name, list_items, list_style, number
-from rinalmo.tasks.examples import number_format as format_of
+from rinalmo.tasks.base import (
+    PLAIN,
+    Columns,
+    Decimal,
+    Example,
+    NumberFormat,
+    class_name,
+    list_items,
+    list_style,
+    number,
+    require,
+)
+from rinalmo.tasks.base import number_format as format_of
 
 _NAMES = 20  # so many names, all different, are no categories
 _NAMED = 8  # categories in messages
@@ -180,11 +189,6 @@ def join_pairs(vectors: Tensor) -> Tensor:
     """[u, v, |u - v|, u * v] of vectors `(2 × pairs, size)`, where those of a pair are neighbors."""
     u, v = vectors[0::2], vectors[1::2]
     return torch.cat([u, v, (u - v).abs(), u * v], dim=-1)
-
-
-def encode_sequences(example: Example, crop: Crop | None, alphabet: Alphabet) -> list[np.ndarray]:
-    """The token ids of each sequence that a model sees of an example, with CLS and EOS."""
-    return [alphabet.encode(sequence, strict=True) for sequence in sequences_of(example, crop)]
 
 
 def _feature(examples: Sequence[Example], name: str, decimal: Decimal | None) -> Feature:

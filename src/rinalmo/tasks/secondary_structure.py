@@ -37,8 +37,7 @@ from rinalmo.rna.decoding import decode
 from rinalmo.rna.formats import read_structures
 from rinalmo.rna.structure import PairList, Structure, pairs_of
 from rinalmo.rna.thermodynamics import Ensemble, ensemble, has_vienna, need_vienna
-from rinalmo.tasks.base import Columns, Example, Task, require
-from rinalmo.tasks.examples import read_single_target
+from rinalmo.tasks.base import Columns, Example, Task, read_single_target, require
 
 WINDOW = 4096
 """The default window in nucleotides; longer RNAs are folded in windows of this length."""

@@ -29,11 +29,15 @@ from rinalmo.io.tables import is_missing
 from rinalmo.model.heads import IGNORE, ProblemType
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
-from rinalmo.tasks.base import Columns, Example, Per, Task, require
-from rinalmo.tasks.examples import (
+from rinalmo.rna.alphabet import kmer_count, kmer_frequencies
+from rinalmo.tasks.base import (
     PLAIN,
+    Columns,
     Decimal,
+    Example,
     NumberFormat,
+    Per,
+    Task,
     class_name,
     list_items,
     list_style,
@@ -42,10 +46,10 @@ from rinalmo.tasks.examples import (
     number_format,
     parse_bool,
     read_table,
+    require,
     require_several,
 )
 from rinalmo.tasks.inputs import Inputs
-from rinalmo.tasks.linear import kmer_count, kmer_frequencies
 
 _FEW, _OFTEN = 20, 5  # at most so many values, each in so many rows on average, are classes
 _SHORT = 8  # a list of so few values for each of longer sequences is hardly one of nucleotides

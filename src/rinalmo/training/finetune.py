@@ -34,17 +34,14 @@ from rinalmo.errors import CheckpointError, InputError, MissingExtraError
 from rinalmo.io.files import LOCK, Pace, atomic_write, atomic_write_path, destination, file_sha256, is_temporary
 from rinalmo.model.packing import Layout, pack, token_batches
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
-from rinalmo.tasks.base import Columns, Crop, Example, Task, sequences_of
-from rinalmo.tasks.evaluate import Evaluation, Metric, evaluate_examples
-from rinalmo.tasks.examples import json_lines
-from rinalmo.tasks.inputs import encode_sequences
+from rinalmo.tasks.base import Columns, Crop, Example, Task, encode_sequences, json_lines, sequences_of
+from rinalmo.tasks.evaluate import Evaluation, Metric, evaluate_examples, outputs, task_class, task_of
 from rinalmo.tasks.table import Table
-from rinalmo.tasks.trained import outputs, task_class, task_of
 from rinalmo.training.distributed import Ranks, init_distributed
 from rinalmo.training.linear_models import baselines, choose_modes, comparison, draw_predictions, engine_for, fit_head
 from rinalmo.training.model_card import write_card
 from rinalmo.training.recipes import BackboneRecipe, ExamplesRecipe, FinetuneRecipe, recipe_for
-from rinalmo.training.run_folder import EVALUATION, EXAMPLES, PREDICTIONS, RECIPE, RunFolder, RunLog, read_log
+from rinalmo.training.run_folder import EVALUATION, EXAMPLES, PREDICTIONS, RECIPE, RunFolder, open_log, read_log
 from rinalmo.training.trainer import (
     NULL_LISTENER,
     Listener,
@@ -506,7 +503,7 @@ def _train(
         model, fresh = build_model(recipe, task, sets.train)  # first, as `init` may be the run that is discarded
         parameters = sum(parameter.numel() for parameter in model.encoder.parameters())
         fits, mode = choose_modes(recipe, task, parameters, len(sets.train))
-        changed = ranks.on_rank_zero(lambda: folder.begin(recipe, *kept))
+        changed = ranks.on_rank_zero(lambda: folder.begin(recipe, kept[1]))
         notes = [*changed, *task.notes, *notes, *fresh]
         if recipe.backbone.mode == "auto" and type(task) is Table:
             notes.append(f"backbone.mode=auto chooses {' and '.join(filter(None, ['linear' if fits else '', mode]))}")
@@ -606,9 +603,9 @@ def _write_linear(
         listener.note(note)
     device = device_name(ranks.device)
     folder.record_start(0, threads=torch.get_num_threads(), examples=examples, processes=ranks.world, device=device)
-    with RunLog(folder.path, 0, folder.recipe()) as log:
+    with open_log(folder.path, 0, folder.recipe()) as write_line:
         if values:
-            log.write(1, values)
+            write_line(1, values)
     save(model, folder.model, overwrite=True)
     outcome = Outcome(1, 1, folder.model, None)
     listener.end(outcome)

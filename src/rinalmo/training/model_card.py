@@ -17,7 +17,7 @@ from rinalmo.io.files import atomic_write
 from rinalmo.model.config import specification
 from rinalmo.model.packing import pack
 from rinalmo.model.rinalmo import RiNALMo
-from rinalmo.tasks.trained import task_of
+from rinalmo.tasks.evaluate import task_of
 from rinalmo.training.recipes import FinetuneRecipe, Recipe, RunRecipe
 from rinalmo.training.run_folder import EVALUATION, PLOT, RECIPE, VERSIONS, RunFolder, read_log
 from rinalmo.weights.checkpoint import load

@@ -220,7 +220,7 @@ def _pretrain(recipe: Recipe, folder: RunFolder, ranks: Ranks, kept: tuple[bool,
         ranks.on_rank_zero(lambda: stack.enter_context(folder.locked()))
         ranks.on_rank_zero(lambda: folder.check(*kept))
         model, fresh = build_model(recipe)  # first, as `init` may be the run that is discarded
-        notes = ranks.on_rank_zero(lambda: folder.begin(recipe, *kept))
+        notes = ranks.on_rank_zero(lambda: folder.begin(recipe, kept[1]))
         task = MaskedLMTask(recipe, store, model, ranks)
         counts = {key: store.manifest[key] for key in ("sequences", "clusters", "nucleotides", "sources")}
         facts = {"fingerprint": fingerprint, "train": len(store.sequence_range("train")), **counts}

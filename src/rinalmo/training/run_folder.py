@@ -6,7 +6,8 @@
     checkpoints/, model/, adapter/, evaluation.json, loss.png, predictions.png, tensorboard/, tracker_id,
     wandb/, examples/
 
-A run that is resumed first cuts the log back to the checkpoint, so that each step has one line.
+A run that is resumed first cuts the log back to the checkpoint, so that each step has one line. The lines go to
+TensorBoard, Weights & Biases or trackio as well.
 """
 
 from __future__ import annotations
@@ -17,25 +18,30 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 
 import rinalmo
-from rinalmo.errors import InputError, RinalmoError, TrainingError
+from rinalmo.errors import InputError, MissingExtraError, RinalmoError, TrainingError
 from rinalmo.io.files import LOCK, atomic_write, clear_temporaries, destination, is_temporary, lock_folder
 from rinalmo.io.recipe_files import flatten, parse, read
 from rinalmo.plots.curves import draw_curves
-from rinalmo.training.recipes import FinetuneRecipe, Recipe, RunRecipe
-from rinalmo.training.tracking import TRACKER_ID, check_trackers, open_trackers
+from rinalmo.training.recipes import FinetuneRecipe, LoggingRecipe, Recipe, RunRecipe
 
 LOG, PLOT, PREDICTIONS = "log.jsonl", "loss.png", "predictions.png"
 RECIPE, VERSIONS, EVALUATION, EXAMPLES = "recipe.yaml", "versions.json", "evaluation.json", "examples"
+TRACKER_ID = "tracker_id"
+"""The file with the id under which a tracker knows the run; a resumed run continues it."""
+
+Write = Callable[[int, Mapping[str, float]], None]
+"""Adds the values of a step to a log."""
 
 _RUN = (
     LOG,
@@ -77,34 +83,95 @@ def _started_again() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-class RunLog:
-    """The log of one run folder, a context manager; used by one process."""
+@contextmanager
+def open_log(folder: Path, step: int, recipe: RunRecipe) -> Iterator[Write]:
+    """The log of a run, cut back to the lines up to `step`, and the recipe's trackers, as one function."""
+    lines = read_log(folder)
+    kept = [line for line in lines if line["step"] <= step]
+    with atomic_write(folder / LOG) as cut:
+        cut.writelines(json.dumps(line).encode() + b"\n" for line in kept)
+    with ExitStack() as stack:
+        trackers: list[Write] = []
+        if recipe.logging.tensorboard:
+            trackers.append(stack.enter_context(_tensorboard(folder, step)))
+        if recipe.logging.tracker != "none":
+            settings = flatten(recipe.model_dump(mode="json"))
+            trackers.append(stack.enter_context(_tracked_run(recipe.logging, folder, settings, lines[len(kept) :])))
+        file = stack.enter_context((folder / LOG).open("a", encoding="utf-8", newline="\n", buffering=1))
 
-    def __init__(self, folder: Path, step: int, recipe: RunRecipe) -> None:
-        """Open the log, cut back to the lines up to `step`, and the recipe's trackers."""
-        lines = read_log(folder)
-        kept = [line for line in lines if line["step"] <= step]
-        with atomic_write(folder / LOG) as file:
-            file.writelines(json.dumps(line).encode() + b"\n" for line in kept)
-        self._file = (folder / LOG).open("a", encoding="utf-8", newline="\n", buffering=1)
-        settings = flatten(recipe.model_dump(mode="json"))
-        self._trackers = open_trackers(recipe.logging, folder, step, settings, lines[len(kept) :])
+        def write(step: int, values: Mapping[str, float]) -> None:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+            for track in trackers:
+                track(step, values)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add one line."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for tracker in self._trackers:
-            tracker.write(step, values)
+        yield write
 
-    def __enter__(self) -> RunLog:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-        for tracker in self._trackers:
-            tracker.close(failed=kind is not None)
+@contextmanager
+def _tensorboard(folder: Path, step: int) -> Iterator[Write]:
+    """Event files in `tensorboard/`."""
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1) as board:
+
+        def write(step: int, values: Mapping[str, float]) -> None:
+            for name, value in values.items():
+                board.add_scalar(name, value, step)
+
+        yield write
+
+
+@contextmanager
+def _tracked_run(
+    logging: LoggingRecipe, folder: Path, settings: dict[str, Any], cut: Sequence[Mapping[str, Any]]
+) -> Iterator[Write]:
+    """A run of Weights & Biases or trackio, which share one interface.
+
+    Neither forgets lines, so those that were cut, which a resumed run repeats with the same numbers, are left out.
+    """
+    sent = {(line["step"], frozenset(line) - {"step"}) for line in cut} if (folder / TRACKER_ID).exists() else set()
+    if not (folder / TRACKER_ID).exists():
+        with atomic_write(folder / TRACKER_ID) as file:
+            file.write(uuid.uuid4().hex[:8].encode())
+    own, whole = (folder / TRACKER_ID).read_text(encoding="ascii"), folder.resolve()
+    name = f"{whole.parent.name}/{whole.name}" if whole.name.startswith("fold-") else whole.name
+    run: Any
+    if logging.tracker == "wandb":
+        import wandb
+
+        try:
+            run = wandb.init(
+                project=logging.project,
+                name=name,
+                id=own,
+                resume="allow",
+                config=settings,
+                dir=os.environ.get("WANDB_DIR") or str(folder),
+                settings=wandb.Settings(console="off"),
+            )
+        except wandb.Error as error:
+            raise TrainingError(
+                f"logging.tracker wandb: {' '.join(str(error).split()).rstrip('.')}; "
+                "WANDB_MODE=offline tracks without a connection"
+            ) from None
+    else:
+        import trackio
+
+        name = f"{name}-{own}"  # a run is continued by its name
+        with redirect_stdout(sys.stderr):
+            run = trackio.init(project=logging.project, name=name, resume="allow", config=settings, embed=False)
+
+    def write(step: int, values: Mapping[str, float]) -> None:
+        if (step, frozenset(values)) not in sent:
+            run.log(dict(values), step=step)
+
+    ending = {"exit_code": 1} if logging.tracker == "wandb" else {}
+    try:
+        yield write
+        ending = {}
+    finally:
+        with redirect_stdout(sys.stderr):
+            run.finish(**ending)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -168,13 +235,17 @@ class RunFolder:
             where = error.filename or self.path
             raise TrainingError(f"{where}: {error.strerror or error}; continue with --resume") from None
 
-    def begin(self, recipe: RunRecipe, resume: bool, restart: bool = False) -> list[str]:
-        """Write the recipe, or with `resume` compare it with the one in the folder; returns notes on changed values.
+    def begin(self, recipe: RunRecipe, restart: bool) -> list[str]:
+        """Write the recipe, compared with the one in the folder; returns notes on changed values.
 
-        With `restart` the run in the folder is removed, but nothing else that is there.
+        With `restart` the run in the folder is removed, but nothing else that is there. `check` comes before.
         """
-        self.check(resume, restart)
-        check_trackers(recipe.logging)
+        if recipe.logging.tensorboard and find_spec("tensorboardX") is None:
+            raise MissingExtraError("tensorboardX", "tensorboard", "logging.tensorboard")
+        tracker = recipe.logging.tracker
+        # A folder `wandb` in the working directory is found too, but has no origin.
+        if tracker != "none" and ((spec := find_spec(tracker)) is None or spec.origin is None):
+            raise MissingExtraError(tracker, tracker, f"logging.tracker {tracker}")
         if restart and not _started_again():
             self._remove()
         notes = self._changes(recipe) if (self.path / RECIPE).exists() else []
@@ -182,7 +253,7 @@ class RunFolder:
             file.write(recipe.dump().encode())
         return notes
 
-    def check(self, resume: bool, restart: bool = False) -> None:
+    def check(self, resume: bool, restart: bool) -> None:
         """Raise InputError if the folder, which must exist, holds something that a run must not touch."""
         if resume and restart:
             raise InputError(f"{self.path}: --resume and --restart cannot be combined")

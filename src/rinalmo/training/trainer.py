@@ -41,7 +41,7 @@ from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.training.checkpoint import Checkpoints
 from rinalmo.training.distributed import ParallelModel, Ranks, peer_failures
 from rinalmo.training.recipes import OptimizerRecipe, RunRecipe, ScheduleRecipe
-from rinalmo.training.run_folder import RunFolder, RunLog, plot_losses
+from rinalmo.training.run_folder import RunFolder, open_log, plot_losses
 from rinalmo.weights.checkpoint import save
 
 if TYPE_CHECKING:
@@ -543,10 +543,10 @@ def train_and_export(
                 listener.note(text)
             threads = torch.get_num_threads()
             folder.record_start(step, threads=threads, **facts, processes=ranks.world, device=device)
-            log = stack.enter_context(RunLog(folder.path, step, recipe))
+            write_line = stack.enter_context(open_log(folder.path, step, recipe))
 
             def report(event: Event) -> None:
-                log.write(event.step, event.values)
+                write_line(event.step, event.values)
                 listener.event(event)
 
             trainer.report = report

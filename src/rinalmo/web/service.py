@@ -30,8 +30,8 @@ from rinalmo.io.sequences import Record, make_record, parse_fasta
 from rinalmo.rna.formats import structure_text
 from rinalmo.rna.structure import PredictedStructure
 from rinalmo.tasks.base import Task
+from rinalmo.tasks.evaluate import task_of, with_options
 from rinalmo.tasks.secondary_structure import SecondaryStructure
-from rinalmo.tasks.trained import task_of, with_options
 
 MAX_TEXT = 500_000
 """Characters of a pasted text, and bytes of an uploaded file, unpacked."""
