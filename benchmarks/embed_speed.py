@@ -90,13 +90,11 @@ def plain(folder: str, workload: str, width: str, precision: str) -> Run:
     tokens = default_batch_tokens(torch.device("cpu"))
 
     @torch.inference_mode()
+    def compute(packed: Any, layout: Any) -> Any:
+        return layout.split(model(packed, layout).last_hidden_state)
+
     def run() -> Any:
-        states = map_packed(
-            lambda packed, layout: layout.split(model(packed, layout).last_hidden_state),
-            ids,
-            batch_tokens=lambda: tokens,
-        )
-        first, *_ = states
+        first, *_ = map_packed(compute, ids, batch_tokens=lambda: tokens)
         return first[0].float()
 
     return run

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -159,6 +161,35 @@ def test_threads_of_an_engine_are_its_own(nano):
     list(engine.map(compute, [np.full(20, 6)]))
     assert seen == [before + 1]
     assert torch.get_num_threads() == before
+
+
+def test_each_thread_of_an_engine_computes_a_batch(nano):
+    """Three batches with one thread each, side by side; the caller's own threads keep their number."""
+    before = torch.get_num_threads()
+    engine, together = rinalmo.Engine(nano, "fp32", threads=3, batch_tokens=20), threading.Barrier(3, timeout=20)
+    seen = []
+
+    def compute(ids, layout):
+        together.wait()  # breaks unless three batches are being computed
+        seen.append(torch.get_num_threads())
+        engine.hidden_states(ids, layout, [1])
+        seen.append(torch.get_num_threads())
+        return [None for _ in layout.lengths]
+
+    assert list(engine.map(compute, [np.full(20, 6)] * 6)) == [None] * 6
+    assert seen == [1] * 12
+    assert torch.get_num_threads() == before
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == before
+
+
+def test_results_do_not_depend_on_the_number_of_threads(nano):
+    sequences = [sequence * n for sequence in SEQUENCES for n in (1, 3, 7, 20)]
+    one, two, five = (
+        rinalmo.embed(sequences, rinalmo.Engine(nano, "fp32", threads=n, batch_tokens=200)) for n in (1, 2, 5)
+    )
+    np.testing.assert_allclose(two, one, atol=1e-5)
+    np.testing.assert_allclose(five, one, atol=1e-5)
 
 
 def test_the_model_of_an_engine_is_whole(nano, tmp_path):

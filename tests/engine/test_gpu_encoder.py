@@ -130,6 +130,7 @@ from rinalmo.model.rinalmo import ModelSpec, create
 def batch(lengths):
     return pack([[1, *random.Random(n).choices((6, 7, 8, 9, 4), k=n), 2] for n in lengths])
 
+torch.set_num_threads(1)  # as in the threads of `map_packed`: compiled graphs depend on it
 kernels.COMPILE_BACKEND = sys.argv[1]
 sizes = dict(hidden_size=40, num_hidden_layers=3, num_attention_heads=5)
 model = create(ModelSpec(ModelConfig(**sizes, attention_dropout=0.0, hidden_dropout=0.0))).eval()

@@ -4,8 +4,10 @@ A window of sequences is read ahead, sorted by length so that equal lengths lie 
 at most `batch_tokens` tokens (a longer sequence is a batch of its own) and computed; its results are yielded in input
 order before the next window is read.
 
-On CUDA two threads compute, each on a stream of its own: while one waits for its results or works on the host, the
-other keeps the GPU busy. The next window is then started before the results of the last are yielded.
+On a CPU each thread computes a batch of its own, since threads that share one wait for each other at every product of
+a small model; where there are fewer batches than threads, a batch has several. On CUDA two threads compute, each on a
+stream of its own: while one waits for its results or works on the host, the other keeps the GPU busy. The next window
+is started before the results of the last are yielded.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Lock
+from threading import Lock, local
 from typing import Any, TypeVar
 
 import numpy as np
@@ -65,10 +67,13 @@ Work = Callable[["Engine", Advance], Callable[[Item], R]]
 
 CACHED_ENGINES = 2
 _WINDOW_BATCHES = 8
+_SMALLEST_SHARE = 1024  # tokens of a batch that is not divided among threads: much smaller ones compute more slowly
 _WINDOW_SEQUENCES = 4096
 _CUDA_BATCHES = 2  # in flight at once
 # Streams are used again: torch caches memory freed in a stream for that stream.
 _idle_streams: defaultdict[torch.device, deque[torch.cuda.Stream]] = defaultdict(deque)
+
+_batch = local()  # .threads: how many CPU threads the batch has that this thread computes
 
 # --- Batching ---
 
@@ -90,18 +95,19 @@ def map_packed(
         batch_tokens: Returns the maximum number of tokens of a batch; called before each window, since it may shrink
             when a device's memory turns out to be too small.
         device: Where `compute` expects its input.
-        in_flight: Batches computed at once; by default two on CUDA, else one.
+        in_flight: Batches computed at once; by default two on CUDA, and on a CPU as many as torch has threads, which
+            they share.
 
     Yields:
         Results in the order of the input.
     """
     device = torch.device(device)
-    run: Callable[[Sequence[Ids]], Sequence[R]] = partial(_compute_batch, compute, device)
-    windows, count = read_windows(sequences, batch_tokens), in_flight or (_CUDA_BATCHES if device.type == "cuda" else 1)
+    count = in_flight or {"cuda": _CUDA_BATCHES, "cpu": torch.get_num_threads()}.get(device.type, 1)
+    run = partial(_compute_batch, compute, device)
     if count > 1:
-        yield from _overlapping(run, windows, batch_tokens, count)
+        yield from _overlapping(run, sequences, batch_tokens, count, shares_threads=device.type == "cpu")
         return
-    for window in windows:
+    for window in read_windows(sequences, batch_tokens):
         results: list[R | None] = [None] * len(window)
         for batch in token_batches(list(map(len, window)), batch_tokens()):
             for i, result in zip(batch, run([window[i] for i in batch]), strict=True):
@@ -109,14 +115,16 @@ def map_packed(
         yield from results  # type: ignore[misc]  # none of them is None now
 
 
-def read_windows(sequences: Iterable[Ids], batch_tokens: Callable[[], int]) -> Iterator[list[Ids]]:
-    """The input in parts of about eight batches, never empty."""
+def read_windows(
+    sequences: Iterable[Ids], batch_tokens: Callable[[], int], batches: int = _WINDOW_BATCHES
+) -> Iterator[list[Ids]]:
+    """The input in parts of about that many batches, never empty."""
     window: list[Ids] = []
     total = 0
     for sequence in sequences:
         window.append(sequence)
         total += len(sequence)
-        if total >= _WINDOW_BATCHES * batch_tokens() or len(window) >= _WINDOW_SEQUENCES:
+        if total >= batches * batch_tokens() or len(window) >= _WINDOW_SEQUENCES:
             yield window
             window, total = [], 0
     if window:
@@ -124,12 +132,14 @@ def read_windows(sequences: Iterable[Ids], batch_tokens: Callable[[], int]) -> I
 
 
 def _overlapping(
-    run: Callable[[Sequence[Ids]], Sequence[R]],
-    windows: Iterator[list[Ids]],
+    run: Callable[[Sequence[Ids], int | None], Sequence[R]],
+    sequences: Iterable[Ids],
     batch_tokens: Callable[[], int],
     count: int,
+    shares_threads: bool,
 ) -> Iterator[R]:
-    """As `map_packed`, with `count` batches in flight."""
+    """As `map_packed`, with `count` batches in flight; if they share threads, there are `count` of these, too."""
+    windows, threads = read_windows(sequences, batch_tokens, max(_WINDOW_BATCHES, count)), torch.get_num_threads()
     previous: list[_Started[R]] = []
     with ThreadPoolExecutor(count, thread_name_prefix="rinalmo-batch") as pool:
         try:
@@ -139,10 +149,16 @@ def _overlapping(
                     window = next(windows, None)
                 except Exception as error:  # of the input: results for what came before it are yielded first
                     failure, window = error, None
+                lengths, budget, share = list(map(len, window or [])), batch_tokens(), None
+                if shares_threads:
+                    budget = min(budget, max(_SMALLEST_SHARE, -(-sum(lengths) // count)))
+                batches = list(token_batches(lengths, budget))
+                if shares_threads and batches:
+                    share = max(1, count // (len(batches) + sum(not future.done() for *_, future in previous)))
                 started: list[_Started[R]] = []
-                for batch in token_batches(list(map(len, window or [])), batch_tokens()):
+                for batch in batches:
                     ids = [window[i] for i in batch]  # type: ignore[index]
-                    started.append((batch, ids, pool.submit(run, ids)))
+                    started.append((batch, ids, pool.submit(run, ids, share)))
                 results: dict[int, R] = {}
                 for batch, ids, future in previous:
                     try:
@@ -150,7 +166,7 @@ def _overlapping(
                     except Exception:
                         # Alone it may have the memory that it lacked beside another batch.
                         wait([other for _, _, other in (*previous, *started)])
-                        computed = run(ids)
+                        computed = run(ids, None)
                     results.update(zip(batch, computed, strict=True))
                 yield from map(results.__getitem__, range(len(results)))
                 previous = started
@@ -160,13 +176,20 @@ def _overlapping(
                     return
         finally:
             pool.shutdown(cancel_futures=True)
+            if shares_threads:
+                torch.set_num_threads(threads)  # the number that new threads of the caller begin with
 
 
 _Started = tuple[list[int], list[Ids], Future[Sequence[R]]]  # a batch's indices in the window, its ids, its results
 
 
-def _compute_batch(compute: Compute[R], device: torch.device, sequences: Sequence[Ids]) -> Sequence[R]:
-    """Pack and compute one batch; on CUDA in a stream of its own, with results on the host."""
+def _compute_batch(
+    compute: Compute[R], device: torch.device, sequences: Sequence[Ids], threads: int | None = None
+) -> Sequence[R]:
+    """Pack and compute one batch, with that many CPU threads; on CUDA in a stream of its own, results on the host."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+        _batch.threads = threads
     if device.type != "cuda":
         return compute(*pack(map(torch.from_numpy, sequences), device))
     idle = _idle_streams[device]
@@ -217,7 +240,7 @@ class Engine:
         precision: "fp32"; "bf16"; "fp16" (GPUs); "int8" (weights and activations of matrix products, bf16 for the rest;
             CPUs with VNNI); "auto": bf16 if the device supports it natively, fp16 on other GPUs, else fp32.
         adapter: Folder of a LoRA adapter of this model, given by name or path; see `with_adapter`.
-        threads: CPU threads that this engine uses; torch's default if None.
+        threads: CPU threads that this engine uses, each for a batch of its own; torch's default if None.
         batch_tokens: Tokens per batch; memory grows with it, results do not depend on it. None: 4,096 on a CPU,
             depending on memory on a GPU. If a GPU runs out of memory, the engine halves it and continues.
         device: "auto" (CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N", "mps". None: where a loaded model
@@ -429,7 +452,7 @@ class Engine:
         A batch that does not fit into the device's memory is computed in halves, and all later ones are smaller.
 
         Args:
-            compute: Takes packed ids and their layout, returns one result per sequence.
+            compute: Takes packed ids and their layout, returns one result per sequence; called from several threads.
             sequences: Token ids, one array each.
 
         Yields:
@@ -456,7 +479,9 @@ class Engine:
                 results.extend(compute_batch(ids[start : start + half.total], half))
             return results
 
-        return map_packed(compute_batch, sequences, batch_tokens=self._budget, device=self.device)
+        # The plain encoder is switched between training and evaluation around each batch.
+        in_flight = None if self.device.type != "cpu" else 1 if self._encoder is None else self._threads
+        return map_packed(compute_batch, sequences, batch_tokens=self._budget, device=self.device, in_flight=in_flight)
 
     def _budget(self) -> int:
         return self.batch_tokens if self._reduced_tokens is None else min(self.batch_tokens, self._reduced_tokens)
@@ -484,14 +509,14 @@ class Engine:
         announce, self.announce = self.announce, None
         if announce is not None:
             announce(self.describe())
-        before = torch.get_num_threads()
-        if self._threads is not None and self._threads != before:
-            torch.set_num_threads(self._threads)
+        before, threads = torch.get_num_threads(), getattr(_batch, "threads", self._threads)
+        if threads is not None and threads != before:
+            torch.set_num_threads(threads)
         try:
             with torch.autocast(self.device.type, enabled=False):
                 yield
         finally:
-            if self._threads is not None and self._threads != before:
+            if threads is not None and threads != before:
                 torch.set_num_threads(before)
 
     def __reduce__(self) -> Any:
