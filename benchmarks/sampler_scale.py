@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rinalmo.data.batches import BatchOptions, MaskedBatches, Place
+from rinalmo.data.batches import DataRecipe, MaskedBatches, Place
 from rinalmo.data.sampling import ClusterSampler, Weights
 from rinalmo.data.store import COLUMNS, StoreWriter, TokenStore
 
@@ -79,7 +79,7 @@ def measure(path: Path) -> None:
     weights = Weights(source={"a": 2.0}, cluster_exponent=0.5)
     weighted = timed("start an epoch with weights", lambda: ClusterSampler(store, 0, weights))
     timed(f"{BATCH:,} weighted items, mean of 50", lambda: weighted.items(0, (p := next(position)), p + BATCH), 50)
-    batches = MaskedBatches(store, Alphabet(), BatchOptions(sequences_per_batch=BATCH))
+    batches = MaskedBatches(store, Alphabet(), DataRecipe(sequences_per_batch=BATCH))
     places = iter([Place(0, 0, position) for position in range(0, 10**7, BATCH)])
     timed(f"plan a step of {BATCH:,}, mean of 50", lambda: batches.plan(next(places)), 50)
     timed(f"make a step of {BATCH:,}, mean of 20", lambda: batches.batch(next(places)), 20)

@@ -10,23 +10,26 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from rinalmo.data import sampling
 from rinalmo.data.sampling import MAX_LENGTH, ClusterSampler, Item, Masking, Weights, mask
 from rinalmo.data.store import TokenStore
 from rinalmo.errors import InputError
+from rinalmo.io.recipe_files import Section
 from rinalmo.model.packing import Layout
 from rinalmo.rna.alphabet import Alphabet
 
 _CHUNK = 512  # items drawn at once
+_AHEAD = 2  # steps prepared in advance
 _CHOICE, _CROP, _MASK = 0, 1, 2  # indices of random numbers under a validation sequence's key
 _VALIDATION = 3  # purpose of a key; 1 and 2 are the sampler's
 _FIT = 1  # purpose of a key derived from an item's
@@ -162,34 +165,29 @@ class FixedMasked:
         return make_batches(self.store, self.alphabet, parts, self.masking, rank, world)
 
 
-@dataclass(frozen=True)
-class BatchOptions:
-    """The size of a step, as a number of sequences or a budget of tokens (one of the two), and its masking.
+class DataRecipe(Section):
+    """The token store and its batches.
 
-    `micro_tokens` is the maximum that goes through the model at once; a longer sequence goes alone.
+    store                  token store, from `rinalmo data prepare`
+    fingerprint            fingerprint of the store, recorded when a run starts; any other store is then refused
+    sequences_per_batch    sequences per optimizer step, over all processes
+    tokens_per_batch       tokens per optimizer step, instead of `sequences_per_batch`
+    micro_tokens           maximum tokens per forward and backward pass; set it according to the device's memory
+    fixed_tokens           crop sequences so that every pass has exactly `micro_tokens` tokens
+    max_length             longer sequences are cropped to this many nucleotides, at a new random position each time
+    workers                threads that prepare batches in advance
     """
 
-    seed: int = 0
-    sequences_per_batch: int | None = None
-    tokens_per_batch: int | None = None
-    micro_tokens: int = 4096
+    store: str | None = None
+    fingerprint: str | None = None
+    sequences_per_batch: PositiveInt | None = None
+    tokens_per_batch: PositiveInt | None = None
+    micro_tokens: PositiveInt = 4096
     fixed_tokens: bool = False
-    max_length: int = MAX_LENGTH
-    weights: Weights = field(default_factory=Weights)
-    masking: Masking = field(default_factory=Masking)
-
-    def __post_init__(self) -> None:
-        sequences, tokens = self.sequences_per_batch, self.tokens_per_batch
-        size = tokens if sequences is None else sequences
-        if size is None or None not in (sequences, tokens) or min(size, self.micro_tokens) < 1:
-            raise InputError(
-                "the batch size is missing: set sequences_per_batch or tokens_per_batch, and micro_tokens above 0"
-            )
-        if self.fixed_tokens and (tokens is None or tokens % self.micro_tokens):
-            raise InputError(
-                f"fixed_tokens needs a tokens_per_batch that is a multiple of micro_tokens ({self.micro_tokens}), "
-                f"not {self.tokens_per_batch}"
-            )
+    max_length: PositiveInt = MAX_LENGTH
+    weights: Weights = Weights()
+    masking: Masking = Masking()
+    workers: NonNegativeInt = 1
 
 
 @dataclass(frozen=True)
@@ -208,19 +206,18 @@ class MaskedBatches:
     """
 
     def __init__(
-        self,
-        store: TokenStore,
-        alphabet: Alphabet,
-        options: BatchOptions,
-        *,
-        rank: int = 0,
-        world: int = 1,
-        workers: int = 1,
-        ahead: int = 2,
+        self, store: TokenStore, alphabet: Alphabet, data: DataRecipe, seed: int = 0, *, rank: int = 0, world: int = 1
     ) -> None:
-        self.store, self.alphabet, self.options = store, alphabet, options
-        self.rank, self.world, self.workers, self.ahead = rank, world, workers, ahead
-        self.sampler = ClusterSampler(store, options.seed, options.weights, max_length=options.max_length)
+        tokens = data.tokens_per_batch
+        if (data.sequences_per_batch is None) == (tokens is None):
+            raise InputError("the batch size is missing: set either sequences_per_batch or tokens_per_batch")
+        if data.fixed_tokens and (tokens is None or tokens % data.micro_tokens):
+            raise InputError(
+                f"fixed_tokens needs a tokens_per_batch that is a multiple of micro_tokens ({data.micro_tokens}), "
+                f"not {tokens}"
+            )
+        self.store, self.alphabet, self.data, self.rank, self.world = store, alphabet, data, rank, world
+        self.sampler = ClusterSampler(store, seed, data.weights, max_length=data.max_length)
         self.place = Place()
 
     def plan(self, place: Place) -> tuple[list[Item], Place]:
@@ -241,8 +238,8 @@ class MaskedBatches:
         A step takes one item of each cluster. With a budget of tokens it ends before the item that exceeds it; an item
         that is too long for any batch is a batch of its own. With `fixed_tokens` items are cropped to fit exactly.
         """
-        options = self.options
-        budget = None if options.fixed_tokens else options.tokens_per_batch
+        data = self.data
+        budget = None if data.fixed_tokens else data.tokens_per_batch
         items: list[Item] = []
         clusters: set[int] = set()
         tokens = 0
@@ -252,13 +249,13 @@ class MaskedBatches:
                 if budget and items and not known and tokens + item.tokens > budget:
                     return items, position
                 position += 1
-                if options.fixed_tokens:
-                    item = _fitted(item, options.micro_tokens - tokens % options.micro_tokens)
+                if data.fixed_tokens:
+                    item = _fitted(item, data.micro_tokens - tokens % data.micro_tokens)
                 if item.tokens and not known:
                     items.append(item)
                     clusters.add(item.cluster)
                     tokens += item.tokens
-                if len(items) == options.sequences_per_batch or tokens == options.tokens_per_batch:
+                if len(items) == data.sequences_per_batch or tokens == data.tokens_per_batch:
                     return items, position
         return [], position
 
@@ -267,24 +264,23 @@ class MaskedBatches:
         return self._make(self.plan(place)[0], rank, world)
 
     def _make(self, items: list[Item], rank: int, world: int) -> list[Batch]:
-        options = self.options
-        if options.fixed_tokens:
-            parts = divided_exactly(items, options.micro_tokens)
+        if self.data.fixed_tokens:
+            parts = divided_exactly(items, self.data.micro_tokens)
         else:
-            parts = divided(items, options.micro_tokens, world)
-        return make_batches(self.store, self.alphabet, parts, options.masking, rank, world)
+            parts = divided(items, self.data.micro_tokens, world)
+        return make_batches(self.store, self.alphabet, parts, self.data.masking, rank, world)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        if not self.workers:
+        if not self.data.workers:
             while True:
                 items, after = self.plan(self.place)
                 self.place = after
                 yield self._make(items, self.rank, self.world)
         waiting: deque[tuple[Future[list[Batch]], Place]] = deque()
         planned = self.place
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="batches") as pool:
+        with ThreadPoolExecutor(self.data.workers, thread_name_prefix="batches") as pool:
             while True:
-                while len(waiting) <= self.ahead:
+                while len(waiting) <= _AHEAD:
                     items, planned = self.plan(planned)
                     waiting.append((pool.submit(self._make, items, self.rank, self.world), planned))
                 future, after = waiting.popleft()
@@ -294,22 +290,24 @@ class MaskedBatches:
 
     def steps_per_epoch(self) -> int:
         """Steps of an epoch; with a token budget an estimate from the first items that ignores repeated clusters."""
-        if (size := self.options.sequences_per_batch) is not None:
+        if (size := self.data.sequences_per_batch) is not None:
             return len(self.sampler) // size
         tokens = [item.tokens for item in self.sampler.items(0, 0, 8 * _CHUNK)]
-        return int(len(self.sampler) * sum(tokens) / len(tokens)) // (self.options.tokens_per_batch or 1)
+        return int(len(self.sampler) * sum(tokens) / len(tokens)) // (self.data.tokens_per_batch or 1)
 
     def state_dict(self) -> dict[str, Any]:
         """The state from which a resumed run continues with the next step, on any number of ranks."""
-        return {**asdict(self.place), "store": self.store.fingerprint, "options": asdict(self.options)}
+        options = self.data.model_dump(exclude={"store", "fingerprint", "workers"})
+        options["seed"] = self.sampler.seed
+        return {**asdict(self.place), "store": self.store.fingerprint, "options": options}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a `state_dict`. Raises InputError if store or options have changed."""
         if state["store"] != self.store.fingerprint:
             raise InputError(f"{self.store.path}: is not the store that the run was started with")
-        options = asdict(self.options)
+        options = self.state_dict()["options"]
         # Without fixed_tokens, micro_tokens only decides how steps are cut.
-        fixed = options.keys() - (set() if self.options.fixed_tokens else {"micro_tokens"})
+        fixed = options.keys() - (set() if self.data.fixed_tokens else {"micro_tokens"})
         changed = sorted(name for name in fixed if state["options"].get(name) != options[name])
         if changed:
             raise InputError(f"{', '.join(changed)} changed since the run was started; its batches cannot be continued")

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from rinalmo.data.store import TokenStore
 from rinalmo.errors import InputError
+from rinalmo.io.recipe_files import Section, Share
 from rinalmo.rna.alphabet import Alphabet
 
 Keys = NDArray[np.uint64]
@@ -104,17 +105,19 @@ def make_items(*columns: NDArray[Any]) -> list[Item]:
     return list(map(Item._make, zip(*[column.tolist() for column in columns], strict=True)))
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(Section):
     """How often clusters are drawn, relative to each other.
 
-    A sequence weighs the product of its source's and its family's weight (1 where none is given; 0 leaves it out), a
-    cluster the mean weight of its members times its size to the power of `cluster_exponent`. Members are drawn in
-    proportion to their weight.
+    A sequence weighs the product of its source's and its family's weight (0 leaves it out), a cluster the mean weight
+    of its members times its size to the power of `cluster_exponent`. Members are drawn in proportion to their weight.
+
+    source              weight of each source, 1 by default
+    family              weight of each family, 1 by default
+    cluster_exponent    a cluster of n sequences has the weight n to this power; 0: all clusters have the same weight
     """
 
-    source: Mapping[str, float] = field(default_factory=dict)
-    family: Mapping[str, float] = field(default_factory=dict)
+    source: dict[str, NonNegativeFloat] = Field(default_factory=dict)
+    family: dict[str, NonNegativeFloat] = Field(default_factory=dict)
     cluster_exponent: float = 0.0
 
 
@@ -133,8 +136,6 @@ class ClusterSampler:
         max_length: int = MAX_LENGTH,
         split: str = "train",
     ) -> None:
-        if max_length < 1:
-            raise InputError(f"max_length is {max_length}; it must be at least 1")
         self.store, self.seed, self.max_length = store, seed, max_length
         self._clusters = store.cluster_range(split)
         if not self._clusters:
@@ -201,8 +202,6 @@ def _label_weights(given: Mapping[str, float], labels: Sequence[str], kind: str)
             near = difflib.get_close_matches(label, labels, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(f"sampling weights: the store has no {kind} {label!r}{hint}")
-        if not (np.isfinite(weight) and weight >= 0):
-            raise InputError(f"sampling weights: {kind} {label!r} has the weight {weight}; weights must be at least 0")
         weights[index[label]] = weight
     return weights
 
@@ -210,20 +209,23 @@ def _label_weights(given: Mapping[str, float], labels: Sequence[str], kind: str)
 Ids = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Masking:
-    """The share of selected nucleotides, and of those the shares masked and replaced by another nucleotide."""
+class Masking(Section):
+    """Masked language modeling.
 
-    selected: float = 0.15
-    masked: float = 0.8
-    replaced: float = 0.1
+    selected    fraction of the nucleotides to predict
+    masked      fraction of the selected nucleotides that are replaced by the mask token
+    replaced    fraction of the selected nucleotides that are replaced by another one; the rest is kept
+    """
 
-    def __post_init__(self) -> None:
-        shares = (self.selected, self.masked, self.replaced)
-        if not all(0 <= share <= 1 for share in shares) or self.masked + self.replaced > 1 + 1e-9:
-            raise InputError(
-                f"masking fractions {shares}: each must be between 0 and 1, and masked + replaced at most 1"
-            )
+    selected: Share = 0.15
+    masked: Share = 0.8
+    replaced: Share = 0.1
+
+    @model_validator(mode="after")
+    def _check_sum(self) -> Self:
+        if self.masked + self.replaced > 1 + 1e-9:
+            raise ValueError("masked and replaced must be at most 1 together")
+        return self
 
 
 class Masked(NamedTuple):

@@ -37,14 +37,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 from rinalmo.data.store import StoreWriter, TokenStore
 from rinalmo.errors import InputError
 from rinalmo.io.files import COMPRESSED
-from rinalmo.io.recipe_files import Section, load
+from rinalmo.io.recipe_files import Section, Share, load
 from rinalmo.io.sequences import IUPAC_LETTERS, read_fasta
 from rinalmo.io.tables import open_table, table_format
 from rinalmo.rna.headers import Header, read_header
 
 PREFIX = "data-"
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Rules = dict[str, list[str]]  # fact → values
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rinalmo.errors import InputError
 
@@ -26,6 +26,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
 R = TypeVar("R", bound=Section)
 
 
@@ -75,7 +76,8 @@ def parse(kind: type[R], values: Mapping[str, Any], source: str) -> R:
     elif first["type"] == "missing":
         problem = f"{key} is missing"
     else:
-        problem = f"{key} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        message = first["msg"].removeprefix("Value error, ")
+        problem = f"{key} is {first['input']!r}: {message[0].lower()}{message[1:]}"
     raise InputError(f"{source}: {problem}")
 
 

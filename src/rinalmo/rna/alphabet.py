@@ -308,4 +308,4 @@ def kmers(ids: np.ndarray, alphabet: Alphabet, size: int) -> tuple[np.ndarray, n
 
 def kmer_count(longest: int) -> int:
     """The number of words of 1 to `longest` nucleotides."""
-    return sum(4**size for size in range(1, longest + 1))
+    return (4 ** (longest + 1) - 4) // 3

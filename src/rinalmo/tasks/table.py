@@ -33,7 +33,6 @@ from rinalmo.rna.alphabet import kmer_count, kmer_frequencies
 from rinalmo.tasks.base import (
     PLAIN,
     Columns,
-    Decimal,
     Example,
     NumberFormat,
     Per,
@@ -117,8 +116,12 @@ class Table(Task):
         self.formats: dict[str, NumberFormat] = {}
         for name, arguments in (formats or {}).items():
             self.formats[name] = NumberFormat(**arguments)
-        self.features = features
-        self.layers = None if features is None else [int(layer) for layer in features["layers"]]
+        self.features, self.head = features, "joint_head" if self.inputs else "sequence_head"
+        if per == "nucleotide":
+            self.head = "token_head"
+        if features is not None:
+            self.head, self.layers = "linear_head", [int(layer) for layer in features["layers"]]
+            self.pools: Sequence[str] = features.get("pools", ["mean"])
         self.selection_metric = _SELECTION_METRICS[kind]
         self.settings = {
             "kind": kind,
@@ -169,7 +172,7 @@ class Table(Task):
         if self.kind != "regression":
             return
         mean, std = mean or [0.0] * len(self.mean), std or [1.0] * len(self.std)
-        decoder: Any = model.head(self._head).decoder
+        decoder: Any = model.head(self.head).decoder
         old, new = torch.tensor([self.mean, self.std]).double(), torch.tensor([mean, std]).double()
         weight, bias = decoder.weight.detach().double(), decoder.bias.detach().double()
         decoder.weight = nn.Parameter((weight * (old[1] / new[1])[:, None]).float())
@@ -192,7 +195,8 @@ class Table(Task):
         if options.get("kind") != "multiclass":
             for name in targets:
                 columns[name] = read_column(examples, name, per)
-            formats = number_formats(columns, options.get("decimal"))
+                decimal = options.get("decimal")
+                formats[name] = number_format(columns[name].values, name, decimal=decimal, hint=_DECIMAL_HINT)
         kind: ProblemType = options.get("kind") or infer_kind(columns, formats, per, len(examples))
         if kind in ("binary", "multiclass") and len(targets) > 1:
             raise InputError(f"a {kind} table has one target column, not {len(targets)}; use multilabel for several")
@@ -246,7 +250,7 @@ class Table(Task):
         return task
 
     def encode_targets(self, examples: Sequence[Example]) -> list[Example]:
-        columns = {}
+        formats = {}
         if self.inputs is not None:
             examples = self.inputs.encode(examples)
         for name in self.targets:
@@ -257,9 +261,9 @@ class Table(Task):
                         f"{example.where}: the model predicts {name!r}, which is not among the given columns; {hint}"
                     )
             if self.kind != "multiclass":
-                columns[name] = read_column(examples, name, self.per)
-        # A file for evaluation may write its numbers in another way than the training data.
-        formats = number_formats(columns, usual=self.formats)
+                # A file for evaluation may write its numbers in another way than the training data.
+                column, usual = read_column(examples, name, self.per), self.formats.get(name)
+                formats[name] = number_format(column.values, name, usual=usual, hint=_DECIMAL_HINT)
         encode = self._encode_cell if self.per == "sequence" else self._encode_list
         encoded = []
         for example in examples:
@@ -306,21 +310,14 @@ class Table(Task):
     def heads(self) -> dict[str, dict[str, Any]]:
         options = {"num_labels": len(self.classes) or len(self.targets)}
         if self.per == "nucleotide":
-            return {"token_head": options}
+            return {self.head: options}
         vectors, size = (self.inputs.vectors_per_example, self.inputs.size) if self.inputs else (1, 0)
         if self.features is not None:
-            layers, others = len(self.features["layers"]) * len(self._pools), self._num_kmers()
-            return {"linear_head": {**options, "layers": vectors * layers, "others": vectors * others + size}}
+            layers, others = len(self.features["layers"]) * len(self.pools), kmer_count(int(self.features["kmers"]))
+            return {self.head: {**options, "layers": vectors * layers, "others": vectors * others + size}}
         if self.inputs is not None:
-            return {"pooler": self.pooling_options, "joint_head": {**options, "vectors": vectors, "features": size}}
-        return {"pooler": self.pooling_options, "sequence_head": options}
-
-    def _num_kmers(self) -> int:
-        return kmer_count(int(self.features["kmers"])) if self.features else 0
-
-    @property
-    def _pools(self) -> Sequence[str]:
-        return self.features.get("pools", ["mean"]) if self.features else []
+            options |= {"vectors": vectors, "features": size}
+        return {"pooler": self.pooling_options, self.head: options}
 
     def linear_features(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Tensor:
         """What a linear head takes of each sequence, fp32 `(sequences, features)`.
@@ -334,7 +331,7 @@ class Table(Task):
             words = kmer_frequencies(part.cpu().numpy(), model.alphabet, int(self.features["kmers"]))
             inner = of_part[1:-1] if len(of_part) > 2 else of_part  # without CLS and EOS
             pooled = {"mean": inner.float().mean(dim=0), "cls": of_part[0].float(), "max": inner.float().amax(dim=0)}
-            rows.append(torch.cat([*(pooled[pool] for pool in self._pools), torch.from_numpy(words).to(states.device)]))
+            rows.append(torch.cat([*(pooled[pool] for pool in self.pools), torch.from_numpy(words).to(states.device)]))
         return torch.stack(rows)
 
     def forward(self, model: RiNALMo, ids: Tensor, states: Tensor, layout: Layout) -> Sequence[Tensor]:
@@ -343,17 +340,13 @@ class Table(Task):
                 vectors = self.linear_features(model, ids, states, layout)
             else:
                 vectors = model.head("pooler")(states, layout)
-            return list(vectors if self.inputs else model.head(self._head)(vectors))
+            return list(vectors if self.inputs else model.head(self.head)(vectors))
         parts = [part[1:-1] for part in layout.split(states)]  # without CLS and EOS
-        return model.head("token_head")(torch.cat(parts)).split([len(part) for part in parts])
-
-    @property
-    def _head(self) -> str:
-        return next(name for name in self.heads() if name != "pooler")
+        return model.head(self.head)(torch.cat(parts)).split([len(part) for part in parts])
 
     def join(self, model: RiNALMo, vectors: Sequence[Tensor], examples: Sequence[Example]) -> Sequence[Tensor]:
         assert self.inputs is not None
-        head: Any = model.head(self._head)
+        head: Any = model.head(self.head)
         inputs = self.inputs.join(vectors, examples).to(head.decoder.weight.device)
         if self.features is None:  # else the scale is in the weights that were fitted
             inputs = inputs * self.inputs.scale(inputs.shape[1], _POOLED_STD).to(inputs)
@@ -542,17 +535,6 @@ def _is_one_number_each(values: Sequence[Any]) -> bool:
     except InputError:
         return True  # of two formats, but of numbers
     return written.unit != "" and None not in map(written.parse, values)
-
-
-def number_formats(
-    columns: Mapping[str, ColumnValues], decimal: Decimal | None = None, usual: Mapping[str, NumberFormat] | None = None
-) -> dict[str, NumberFormat]:
-    """How each of the columns writes its numbers; see `number_format`."""
-    formats = {}
-    for name, column in columns.items():
-        known = usual.get(name) if usual else None
-        formats[name] = number_format(column.values, name, decimal=decimal, usual=known, hint=_DECIMAL_HINT)
-    return formats
 
 
 def infer_kind(

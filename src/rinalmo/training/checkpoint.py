@@ -66,7 +66,7 @@ class Checkpoints:
         partial = self.ranks.on_rank_zero(begin)
         with _write_errors(target, partial):
             writer = dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True)
-            with _no_warnings():
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # a single process is not distributed
                 dcp.save(dict(tensors), storage_writer=writer, no_dist=self.ranks.world == 1)
             self.ranks.on_rank_zero(complete)
         return target
@@ -99,7 +99,7 @@ class Checkpoints:
         """Fill `tensors` from a checkpoint in place; returns its state."""
         try:
             reader = dcp.HuggingFaceStorageReader(str(path))
-            with _no_warnings():
+            with warnings.catch_warnings(action="ignore", category=UserWarning):
                 dcp.load(dict(tensors), storage_reader=reader, no_dist=self.ranks.world == 1)
             return json.loads((path / STATE).read_text(encoding="utf-8"))
         except (CheckpointException, SafetensorError, OSError, RuntimeError, ValueError) as error:
@@ -169,14 +169,6 @@ def _write_errors(target: Path, partial: Path | None = None) -> Iterator[None]:
         raise TrainingError(
             f"{target}: cannot be written ({_reason(error)}); earlier checkpoints are kept, continue with --resume"
         ) from None
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    """torch warns that a single process is not distributed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        yield
 
 
 def _reason(error: BaseException) -> str:

@@ -97,13 +97,10 @@ def read_examples(data: ExamplesRecipe, task: type[Task]) -> tuple[Sets, list[st
     read: list[list[Example]] = []
     for path in (data.train, data.validation, data.test):
         examples = task.read(Path(path), columns_of(data)) if path is not None else []
-        total = len(examples)
-        if data.max_length is not None:
-            longest = data.max_length
-            examples = [e for e in examples if all(len(sequence) <= longest for sequence in sequences_of(e, crop))]
-        if len(examples) < total:
-            notes.append(f"{path}: skipped {total - len(examples):,} examples longer than {data.max_length} nt")
-        read.append(examples)
+        longest = data.max_length or math.inf
+        read.append([e for e in examples if all(len(sequence) <= longest for sequence in sequences_of(e, crop))])
+        if left_out := len(examples) - len(read[-1]):
+            notes.append(f"{path}: skipped {left_out:,} examples longer than {longest} nt")
     return Sets(*read), notes
 
 
@@ -133,7 +130,7 @@ def split(sets: Sets, data: ExamplesRecipe, seed: int) -> Sets:
             raise InputError(f"data.fold is {data.fold}, but the number of folds is missing; set --folds or data.folds")
         if sets.validation or not data.validation_fraction:
             return sets
-        units = _shuffled(_units(train, data), seed)
+        units = _shuffled_units(train, data, seed)
         size = max(1, round(len(train) * data.validation_fraction))
         drawn = int(np.searchsorted(np.cumsum(list(map(len, units))), size)) + 1
         return Sets([*chain(*units[drawn:])], [*chain(*units[:drawn])], sets.test)
@@ -141,7 +138,7 @@ def split(sets: Sets, data: ExamplesRecipe, seed: int) -> Sets:
         raise InputError("--folds makes its own validation and test sets; leave out --validation and --test")
     if fold >= folds:
         raise InputError(f"data.fold is {fold}; with {folds} folds it must be between 0 and {folds - 1}")
-    units = _shuffled(_units(train, data), seed)
+    units = _shuffled_units(train, data, seed)
     if len(units) < folds:
         noun = "groups" if data.columns.group else "examples"
         raise InputError(f"{data.train}: {len(units)} {noun} are too few for {folds} folds")
@@ -167,19 +164,14 @@ def crop_of(data: ExamplesRecipe) -> Crop | None:
     return None if data.crop is None else Crop(data.crop, data.crop_at)
 
 
-def _units(examples: Sequence[Example], data: ExamplesRecipe) -> list[list[Example]]:
+def _shuffled_units(examples: Sequence[Example], data: ExamplesRecipe, seed: int) -> list[list[Example]]:
     """What is not split: the examples of a group if the recipe names its column, else single examples."""
-    if data.columns.group is None:
-        return [[example] for example in examples]
     groups: dict[str, list[Example]] = {}
     for number, example in enumerate(examples):
-        groups.setdefault(example.group or f"\0{number}", []).append(example)  # without a group: a unit of its own
-    return list(groups.values())
-
-
-def _shuffled(units: Sequence[list[Example]], seed: int) -> list[list[Example]]:
-    places, key = np.arange(len(units)), sampling.random_key(seed, _SPLIT)
-    order = sampling.random_permutation(places, max(1, len(units)), key)
+        group = example.group if data.columns.group else ""
+        groups.setdefault(group or f"\0{number}", []).append(example)  # without a group: a unit of its own
+    units, key = list(groups.values()), sampling.random_key(seed, _SPLIT)
+    order = sampling.random_permutation(np.arange(len(units)), max(1, len(units)), key)
     return [units[place] for place in order.tolist()]
 
 
@@ -228,9 +220,9 @@ def build_model(recipe: FinetuneRecipe, task: Task, examples: Sequence[Example])
     # The crop does not matter: the head is the same.
     same_task = before is not None and (before.name, unscaled(before)) == (task.name, unscaled(task))
     task.init_head(model, examples)
-    own, new = model.state_dict().keys(), set() if same_task else task.heads().keys()
-    state = {n: tensor for n, tensor in given.state_dict().items() if n in own and n.split(".")[0] not in new}
-    model.load_state_dict(state, strict=False)
+    new = set() if same_task else task.heads().keys()
+    kept = {name: tensor for name, tensor in given.state_dict().items() if name.split(".")[0] not in new}
+    model.load_state_dict(kept, strict=False)
     if same_task and isinstance(before, Table) and isinstance(task, Table):
         before.rescale(model, task.mean, task.std)
         model.spec = spec
@@ -268,16 +260,13 @@ def merge_lora(
     return merged, adapter
 
 
-def parameter_groups(
+def choose_parameters(
     model: RiNALMo, heads: Iterable[str], recipe: BackboneRecipe
-) -> Callable[[int], list[ParameterGroup]]:
-    """The trained parameters, as a function of the steps in an epoch. All others are frozen.
-
-    The function finds parameters by name, since sharding replaces them.
-    """
+) -> list[tuple[int, list[str], float]]:
+    """The trained parameters: their first epoch, names, and scale of the learning rate. All others are frozen."""
     names = [name for name, _ in model.named_parameters()]
     head = [name for name in names if name.startswith(tuple(f"{name}." for name in heads))]
-    groups = [(0, head, 1.0)]  # first epoch, names, scale of the learning rate
+    groups = [(0, head, 1.0)]
     if recipe.mode in ("full", "lora"):
         added = [name for name in names if (name.startswith("encoder.") if recipe.mode == "full" else "lora_" in name)]
         groups = [(0, added + head, 1.0)]
@@ -294,12 +283,7 @@ def parameter_groups(
     trained = {name for _, group, _ in groups for name in group}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
-
-    def find(steps: int) -> list[ParameterGroup]:
-        named = dict(model.named_parameters())
-        return [ParameterGroup([named[name] for name in group], epoch * steps, scale) for epoch, group, scale in groups]
-
-    return find
+    return groups
 
 
 NOTE_SECONDS = 30.0  # between notes of how far a long computation is
@@ -418,10 +402,14 @@ class SupervisedTask(TrainingTask[MicroBatch]):
         self.steps_per_epoch = max(1, -(-len(self.train.examples) // recipe.data.sequences_per_batch))
         self.steps = recipe.train.max_steps or recipe.train.epochs * self.steps_per_epoch
         self.step = 0
-        self._find_parameters = parameter_groups(model, task.heads(), recipe.backbone)
+        self.groups = choose_parameters(model, task.heads(), recipe.backbone)
 
     def parameter_groups(self) -> Sequence[ParameterGroup]:
-        return self._find_parameters(self.steps_per_epoch)
+        parameters = dict(self.model.named_parameters())  # by name, since sharding replaces them
+        return [
+            ParameterGroup([parameters[name] for name in names], epoch * self.steps_per_epoch, scale)
+            for epoch, names, scale in self.groups
+        ]
 
     def batches(self) -> Sequence[MicroBatch]:
         epoch, number = divmod(self.step, self.steps_per_epoch)

@@ -97,9 +97,7 @@ def fit_head(
     own.crop = task.crop
     heads: dict[str, Any] = {"lm_head": {}} if "lm_head" in given.spec.heads else {}
     model = create(ModelSpec(given.config, given.alphabet, heads | own.heads(), task=own.config()), recipe.train.seed)
-    model.load_state_dict(
-        {n: tensor for n, tensor in given.state_dict().items() if n in model.state_dict()}, strict=False
-    )
+    model.load_state_dict(given.state_dict(), strict=False)
     model.eval()
     engine = engine_for(model, recipe, device)
 

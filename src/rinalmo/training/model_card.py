@@ -46,24 +46,17 @@ class RunRecord:
     evaluation: Mapping[str, Any]
 
     @classmethod
-    def read(cls, folder: RunFolder) -> RunRecord:
-        starts, log = folder.read_json(VERSIONS, []), read_log(folder.path)
+    def read(cls, path: Path) -> RunRecord | None:
+        """The run in a folder, if there is one."""
+        if not (path / RECIPE).is_file():
+            return None
+        folder = RunFolder(path)
+        starts, log = folder.read_json(VERSIONS, []), read_log(path)
         training = [line for line in log if "loss" in line]
         validations = [line for line in log if "validation/loss" in line]
         start, last = starts[-1] if starts else {}, training[-1] if training else {}
         evaluation = folder.read_json(EVALUATION, {})
-        return cls(folder.path, folder.recipe(), starts, start, last, validations, evaluation)
-
-    @property
-    def name(self) -> str:
-        """The name of the folder."""
-        return self.path.name
-
-    @classmethod
-    def of_model(cls, model: str | None) -> RunRecord | None:
-        """The run whose folder holds this model, if one does."""
-        folder = Path(model).parent if model else None
-        return cls.read(RunFolder(folder)) if folder and (folder / RECIPE).is_file() else None
+        return cls(path, folder.recipe(), starts, start, last, validations, evaluation)
 
     def curve(self, metrics: Sequence[str]) -> list[tuple[str, ...]]:
         """Some validation lines of the log, evenly spaced, with the last of them."""
@@ -123,18 +116,17 @@ def write_card(
     Raises InputError if there is a card already and `overwrite` is not set, if the run is not finished, or if the
     model is a name or a file, which have no folder to write into, and no `output` is given.
     """
-    folder = RunFolder(source) if (Path(source) / RECIPE).is_file() else None
-    if folder and not folder.model.is_dir():
+    run = RunRecord.read(Path(source))
+    home = Path(source) / "model" if run else Path(source)
+    if run and not home.is_dir():
         raise InputError(f"{source}: the run is not finished and has no model yet; continue it with --resume")
-    home = folder.model if folder else Path(source)
     if output is None and not home.is_dir():
         raise InputError(f"{source}: is not a folder; give the card's file with --output")
     target = output or home / "README.md"
     if target.exists() and not overwrite:
         raise InputError(f"{target} exists; choose another name or use --overwrite")
-    plot = folder.path / PLOT if folder and (folder.path / PLOT).is_file() else None
-    run = RunRecord.read(folder) if folder else None
-    text = card(load(home if folder else source), name or Path(source).name, run, license_id, with_plot=bool(plot))
+    plot = run.path / PLOT if run and (run.path / PLOT).is_file() else None
+    text = card(load(home if run else source), name or Path(source).name, run, license_id, with_plot=bool(plot))
     with atomic_write(target) as file:
         file.write(text.encode())
     if plot and target.parent.resolve() != plot.parent.resolve():
@@ -183,11 +175,11 @@ def card(
     earlier_runs: list[RunRecord] = []
     if run is not None:
         init = getattr(run.recipe, "init", None)
-        earlier = RunRecord.of_model(init)
+        earlier = RunRecord.read(Path(init).parent) if init else None
         if earlier and earlier.path.resolve() == run.path.resolve():
             earlier = None  # the run was restarted from its own model, and the record of that is gone
         if run.starts:
-            start = f"the run `{earlier.name}`" if earlier else init
+            start = f"the run `{earlier.path.name}`" if earlier else init
             verb = f"fine-tuned for {task}" if task else "continued"
             origin = (
                 f", {f'{verb} from {start}' if init else 'trained from scratch'} with rinalmo {run.start['rinalmo']}"
@@ -199,7 +191,7 @@ def card(
             while earlier and isinstance(earlier.recipe, Recipe) and earlier.path.resolve() not in paths:
                 paths.add(earlier.path.resolve())
                 earlier_runs.append(earlier)
-                earlier = RunRecord.of_model(earlier.recipe.init)
+                earlier = RunRecord.read(Path(earlier.recipe.init).parent) if earlier.recipe.init else None
     return render_card(
         "model_card.md.j2",
         metadata,

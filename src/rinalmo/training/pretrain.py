@@ -21,8 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rinalmo.data.batches import Batch, BatchOptions, FixedMasked, MaskedBatches
-from rinalmo.data.sampling import Masking, Weights
+from rinalmo.data.batches import Batch, FixedMasked, MaskedBatches
 from rinalmo.data.store import TokenStore
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.errors import InputError
@@ -31,7 +30,7 @@ from rinalmo.model.packing import Layout, to_device
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
 from rinalmo.training.distributed import Ranks, init_distributed
 from rinalmo.training.model_card import write_card
-from rinalmo.training.recipes import DataRecipe, Recipe
+from rinalmo.training.recipes import Recipe
 from rinalmo.training.run_folder import RunFolder
 from rinalmo.training.trainer import (
     NULL_LISTENER,
@@ -68,17 +67,15 @@ class MaskedLMTask(TrainingTask[Batch]):
     def __init__(self, recipe: Recipe, store: TokenStore, model: RiNALMo, ranks: Ranks) -> None:
         self.store, self.model, self.ranks = store, model, ranks
         self.module = MaskedLM(model)
-        options = batch_options(recipe.data, recipe.train.seed)
-        self.source = MaskedBatches(
-            store, model.alphabet, options, rank=ranks.rank, world=ranks.world, workers=recipe.data.workers
-        )
+        data = recipe.data
+        self.source = MaskedBatches(store, model.alphabet, data, recipe.train.seed, rank=ranks.rank, world=ranks.world)
         self.held_out = FixedMasked(
             store,
             model.alphabet,
             per_source=recipe.validation.per_source,
-            micro_tokens=options.micro_tokens,
-            max_length=options.max_length,
-            masking=options.masking,
+            micro_tokens=data.micro_tokens,
+            max_length=data.max_length,
+            masking=data.masking,
         )
         self.steps_per_epoch = max(1, self.source.steps_per_epoch())
         self.steps = recipe.train.max_steps or recipe.train.epochs * self.steps_per_epoch
@@ -131,13 +128,6 @@ class MaskedLMTask(TrainingTask[Batch]):
         self.source.load_state_dict(state)
 
 
-def batch_options(data: DataRecipe, seed: int) -> BatchOptions:
-    """The recipe's data section as options of the batches."""
-    values = data.model_dump(exclude={"store", "fingerprint", "workers", "weights", "masking"})
-    weights, masking = Weights(**data.weights.model_dump()), Masking(**data.masking.model_dump())
-    return BatchOptions(seed=seed, weights=weights, masking=masking, **values)
-
-
 def build_model(recipe: Recipe) -> tuple[RiNALMo, list[str]]:
     """The model to train, with fresh weights or those of `init`, and notes on parts of it that are fresh."""
     heads: dict[str, dict[str, Any]] = {"lm_head": {}}
@@ -154,8 +144,7 @@ def build_model(recipe: Recipe) -> tuple[RiNALMo, list[str]]:
                 )
     dropouts = {name: value for name, value in recipe.model.changes().items() if name in _DROPOUTS}
     model = create(ModelSpec(replace(given.config, **dropouts), given.alphabet, heads), recipe.train.seed)
-    known = model.state_dict().keys()
-    model.load_state_dict({k: v for k, v in given.state_dict().items() if k in known}, strict=False)
+    model.load_state_dict(given.state_dict(), strict=False)
     fresh = [] if "lm_head" in given.spec.heads else [f"{recipe.init} has no masked-LM head; a new one is trained"]
     return model, fresh
 

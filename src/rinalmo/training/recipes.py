@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from rinalmo.data.batches import DataRecipe
 from rinalmo.io.recipe_files import Section, load
 from rinalmo.model.config import ModelConfig
 
@@ -53,57 +53,6 @@ class ModelRecipe(Section):
     def config(self) -> ModelConfig:
         """The config with these sizes; raises CheckpointError for sizes that do not fit together."""
         return ModelConfig.preset(self.preset, **self.changes()) if self.preset else ModelConfig(**self.changes())
-
-
-class WeightsRecipe(Section):
-    """Sampling weights of clusters; see `rinalmo.data.sampling.Weights`.
-
-    source              weight of each source, 1 by default
-    family              weight of each family, 1 by default
-    cluster_exponent    a cluster of n sequences has the weight n to this power; 0: all clusters have the same weight
-    """
-
-    source: dict[str, float] = Field(default_factory=dict)
-    family: dict[str, float] = Field(default_factory=dict)
-    cluster_exponent: float = 0.0
-
-
-class MaskingRecipe(Section):
-    """Masked language modeling; see `rinalmo.data.sampling.Masking`.
-
-    selected    fraction of the nucleotides to predict
-    masked      fraction of the selected nucleotides that are replaced by the mask token
-    replaced    fraction of the selected nucleotides that are replaced by another one; the rest is kept
-    """
-
-    selected: float = 0.15
-    masked: float = 0.8
-    replaced: float = 0.1
-
-
-class DataRecipe(Section):
-    """The token store and its batches; see `rinalmo.data.batches.BatchOptions`.
-
-    store                  token store, from `rinalmo data prepare`
-    fingerprint            fingerprint of the store, recorded when a run starts; any other store is then refused
-    sequences_per_batch    sequences per optimizer step, over all processes
-    tokens_per_batch       tokens per optimizer step, instead of `sequences_per_batch`
-    micro_tokens           maximum tokens per forward and backward pass; set it according to the device's memory
-    fixed_tokens           crop sequences so that every pass has exactly `micro_tokens` tokens
-    max_length             longer sequences are cropped to this many nucleotides, at a new random position each time
-    workers                threads that prepare batches in advance
-    """
-
-    store: str | None = None
-    fingerprint: str | None = None
-    sequences_per_batch: int | None = None
-    tokens_per_batch: int | None = None
-    micro_tokens: int = 4096
-    fixed_tokens: bool = False
-    max_length: int = 1022
-    weights: WeightsRecipe = WeightsRecipe()
-    masking: MaskingRecipe = MaskingRecipe()
-    workers: NonNegativeInt = 1
 
 
 class TrainRecipe(Section):
@@ -215,10 +164,6 @@ class RunRecipe(Section):
     validation: ValidationRecipe = ValidationRecipe()
     checkpoint: CheckpointRecipe = CheckpointRecipe()
     logging: LoggingRecipe = LoggingRecipe()
-
-    def dump(self) -> str:
-        """As YAML with all defaults written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 class Recipe(RunRecipe):

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 import rinalmo
 from rinalmo.errors import InputError, MissingExtraError, RinalmoError, TrainingError
@@ -250,7 +251,7 @@ class RunFolder:
             self._remove()
         notes = self._changes(recipe) if (self.path / RECIPE).exists() else []
         with atomic_write(self.path / RECIPE) as file:
-            file.write(recipe.dump().encode())
+            file.write(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False).encode())
         return notes
 
     def check(self, resume: bool, restart: bool) -> None:

@@ -271,7 +271,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=recipe.train.precision == "fp16")
         self.peak = 0.0  # FLOP/s of all processes together, where known
         self.signals: list[int] = []
-        self.norm = 0.0  # of the last step's gradient
+        self.norm = self.rate = 0.0  # of the last step: the gradient's norm, the learning rate
         self._since_log = np.zeros(3)  # tokens, FLOPs and seconds of all processes together
 
     def resume(self) -> list[str]:
@@ -347,9 +347,9 @@ class Trainer:
                 f"step {progress.step + 1}: the loss is {mean_loss:g} and the gradient norm {self.norm:g}; lower "
                 "optimizer.lr or lengthen schedule.warmup_steps, and start from an earlier checkpoint"
             )
-        rate = self.rate(progress.step)
+        self.rate = learning_rate(progress.step, self.recipe.optimizer.lr, self.recipe.schedule, task.steps)
         for parameters in optimizer.param_groups:
-            parameters["lr"] = rate * parameters["scale"]
+            parameters["lr"] = self.rate * parameters["scale"]
         self.scaler.step(optimizer)  # skips a step whose gradient has overflowed
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -362,17 +362,13 @@ class Trainer:
         self._since_log += (tokens, flops, seconds)
         return stop > 0
 
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        return learning_rate(step, self.recipe.optimizer.lr, self.recipe.schedule, self.task.steps)
-
     def _log(self) -> None:
         """Report the mean loss since the last report."""
         progress = self.progress
         tokens, flops, seconds = self._since_log.tolist()
         values = {
             "loss": math.fsum(progress.losses) / len(progress.losses),
-            "lr": self.rate(progress.step - 1),
+            "lr": self.rate,
             "gradient_norm": self.norm,
             "tokens": progress.tokens,
             "seconds": progress.seconds,

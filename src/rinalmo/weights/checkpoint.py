@@ -71,10 +71,6 @@ class ModelFiles:
 
 def open_model(path: Path) -> ModelFiles:
     """Open a model folder or file; raises CheckpointError if it is missing, damaged, foreign or unsafe."""
-    return _unwrapped(_open(path))
-
-
-def _open(path: Path) -> ModelFiles:
     if path.is_dir():
         if (path / WEIGHTS).exists():
             return _open_safetensors([path / WEIGHTS], path)
@@ -157,9 +153,8 @@ def _open_safetensors(paths: list[Path], folder: Path) -> ModelFiles:
 
 def _open_pickle(path: Path) -> ModelFiles:
     _require_weights(path)
-    with _one_line_errors(path), warnings.catch_warnings():
-        # torch warns about pickle protocols that it does not write itself; errors are enough here.
-        warnings.simplefilter("ignore", UserWarning)
+    # torch warns about pickle protocols that it does not write itself; errors are enough here.
+    with _one_line_errors(path), warnings.catch_warnings(action="ignore", category=UserWarning):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     for key in ("state_dict", "model_state_dict", "model", "module"):  # of Lightning, of training loops
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -377,7 +372,7 @@ def read(
     if added is None and (path / ADAPTER_CONFIG).is_file():
         added = read_adapter(path)
         path = base_of(added)
-    files = open_model(path)
+    files = _unwrapped(open_model(path))
     try:
         return _checked(files, added, num_attention_heads)
     except CheckpointError as error:
