@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 
 from rinalmo.errors import InputError, MissingExtraError
 from rinalmo.rna.constraints import Constraint
-from rinalmo.rna.decoding import Decoder, decode, other_processes
+from rinalmo.rna.decoding import Decoder, decode, other_processes, pairs_above
 from rinalmo.rna.thermodynamics import ensemble, need_vienna
 
 OPTIONS = {"method": "nested", "threshold": 0.1, "canonical": True, "min_distance": 4}
@@ -24,6 +25,13 @@ def rnas(count=12):
         yield sequence, half + half.T, None
 
 
+def decodings(items, options):
+    """As `fold_records` asks for them."""
+    for sequence, probabilities, constraint in items:
+        pairs = pairs_above(probabilities, 0.0 if constraint else options["threshold"])
+        yield probabilities, partial(decode, pairs, sequence, constraint=constraint, **options)
+
+
 @pytest.fixture(scope="module")
 def beside():
     with Decoder(2) as decoder:
@@ -33,7 +41,7 @@ def beside():
 @pytest.mark.parametrize("method", ["nested", "greedy"])
 def test_other_processes_decode_the_same(beside, method):
     options = {**OPTIONS, "method": method}
-    found = list(beside.decoded(rnas(), options))
+    found = list(beside.map(decodings(rnas(), options)))
     assert [pairs for _, pairs in found] == [decode(p, sequence, **options) for sequence, p, _ in rnas()]
     assert any(pairs for _, pairs in found)
     for (probabilities, _), (_, given, _) in zip(found, rnas(), strict=True):
@@ -45,10 +53,12 @@ def test_thermodynamics_too(beside):
         need_vienna()
     except MissingExtraError:
         pytest.skip("ViennaRNA is not installed")
-    given = [(sequence, sequence, None) for sequence, _, _ in rnas(4)]
-    for (output, there), (sequence, _, _) in zip(beside.ensembles(given), given, strict=True):
-        assert output == sequence
-        np.testing.assert_array_equal(there.matrix(), ensemble(sequence).matrix())
+    given = [(sequence, partial(ensemble, sequence)) for sequence, _, _ in rnas(4)]
+    for sequence, there in beside.map([*given, ("windows", None)]):
+        if there is None:
+            assert sequence == "windows"
+        else:
+            np.testing.assert_array_equal(there.matrix(), ensemble(sequence).matrix())
 
 
 @pytest.mark.parametrize("method", ["nested", "greedy"])
@@ -59,7 +69,7 @@ def test_constraints_too(beside, method):
         for sequence, p, _ in rnas(6)
         if len(sequence) > 20
     ]
-    found = [pairs for _, pairs in beside.decoded(given, options)]
+    found = [pairs for _, pairs in beside.map(decodings(given, options))]
     assert found == [decode(p, sequence, constraint=constraint, **options) for sequence, p, constraint in given]
     assert all(any(9 in pair for pair in pairs) for pairs in found)
 
@@ -73,7 +83,7 @@ def test_only_a_few_are_read_ahead(beside):
             read += 1
             yield rna
 
-    decoded = beside.decoded(counted(), OPTIONS)
+    decoded = beside.map(decodings(counted(), OPTIONS))
     next(decoded)
     assert read <= 9
     decoded.close()
@@ -81,7 +91,7 @@ def test_only_a_few_are_read_ahead(beside):
 
 def test_processes_that_die_are_replaced_by_this_one():
     with Decoder(1) as decoder:
-        found = decoder.decoded(rnas(), OPTIONS)
+        found = decoder.map(decodings(rnas(), OPTIONS))
         first = next(found)
         for process in decoder._started:
             process.end()
@@ -92,8 +102,8 @@ def test_processes_that_die_are_replaced_by_this_one():
 
 def test_an_error_is_raised_here(beside):
     with pytest.raises(InputError, match="nonsense"):
-        list(beside.decoded(rnas(), {**OPTIONS, "method": "nonsense"}))
-    assert next(beside.decoded(rnas(), OPTIONS))[1] == decode(*reversed(next(rnas())[:2]), **OPTIONS)
+        list(beside.map(decodings(rnas(), {**OPTIONS, "method": "nonsense"})))
+    assert next(beside.map(decodings(rnas(), OPTIONS)))[1] == decode(*reversed(next(rnas())[:2]), **OPTIONS)
 
 
 def test_a_script_without_a_guard(tmp_path):
@@ -106,12 +116,13 @@ def test_a_script_without_a_guard(tmp_path):
 
 _SCRIPT = """
 import numpy as np
-from rinalmo.rna.decoding import Decoder
+from functools import partial
+from rinalmo.rna.decoding import Decoder, decode
 print("once")
 square = np.zeros((10, 10), np.float32)
 square[0, 9] = square[9, 0] = 0.9
 with Decoder(2) as decoder:
-    for _, pairs in decoder.decoded([("GAAAAAAAAC", square, None)], {"method": "nested", "threshold": 0.5}):
+    for _, pairs in decoder.map([(1, partial(decode, square, "GAAAAAAAAC", "nested", threshold=0.5))]):
         print(pairs)
 """
 

@@ -306,7 +306,7 @@ def make_engine(**settings: Any) -> Engine:
     from rinalmo.engine.engine import as_engine
 
     engine = as_engine(**settings)
-    engine.announce = lambda device: print_line(f"device: {device}")
+    engine.announce = print_line
     return engine
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
+from itertools import tee
 from pathlib import Path
 from threading import Lock, local
 from typing import Any, TypeVar
@@ -46,10 +47,8 @@ from rinalmo.engine.devices import (
 from rinalmo.engine.gpu_encoder import GpuEncoder
 from rinalmo.errors import InputError
 from rinalmo.io.sequences import check_positive_int
-from rinalmo.model.config import ModelConfig
 from rinalmo.model.packing import Layout, pack, token_batches
 from rinalmo.model.rinalmo import EncoderBlock, ModelSpec, RiNALMo
-from rinalmo.rna.alphabet import Alphabet
 from rinalmo.weights.adapters import read_adapter, with_adapter
 from rinalmo.weights.catalog import resolve
 from rinalmo.weights.checkpoint import load, with_heads_of
@@ -250,6 +249,8 @@ class Engine:
         device: The `torch.device` that computes.
         precision: The precision of the encoder; never "auto".
         batch_tokens: The token budget as given, or the default.
+        config: The encoder's sizes.
+        alphabet: The tokens that the model's ids stand for.
         head_model: The model whose heads are applied to the states; its encoder may be without weights.
 
     Raises:
@@ -265,7 +266,7 @@ class Engine:
         (1, 320)
     """
 
-    announce: Callable[[str], Any] | None = None  # called once, with `describe()`, before the first batch
+    announce: Callable[[str], Any] | None = None  # called once, with a line on the device, before the first batch
     _reduced_tokens: int | None = None  # the budget after memory was full; `batch_tokens` stays as it was given
 
     def __init__(
@@ -306,6 +307,7 @@ class Engine:
             raise InputError(
                 f"the model does not fit into the memory of {device_name(self.device)}; use --device cpu"
             ) from None
+        self.config, self.alphabet = self.head_model.config, self.head_model.alphabet
 
     def _load(
         self, model: str | Path | RiNALMo, merged: str | Path | None = None
@@ -393,16 +395,6 @@ class Engine:
     def spec(self) -> ModelSpec:
         """All that is needed to build the model, except its weights."""
         return self.head_model.spec
-
-    @property
-    def config(self) -> ModelConfig:
-        """The encoder's sizes."""
-        return self.head_model.config
-
-    @property
-    def alphabet(self) -> Alphabet:
-        """The tokens that the model's ids stand for."""
-        return self.head_model.alphabet
 
     def head(self, name: str) -> nn.Module:
         """One of the model's heads; raises CheckpointError if it does not have it."""
@@ -508,7 +500,7 @@ class Engine:
         """This engine's types and number of threads for a while, whatever the caller's are."""
         announce, self.announce = self.announce, None
         if announce is not None:
-            announce(self.describe())
+            announce(f"device: {self.describe()}")
         before, threads = torch.get_num_threads(), getattr(_batch, "threads", self._threads)
         if threads is not None and threads != before:
             torch.set_num_threads(threads)
@@ -562,15 +554,9 @@ def map_encoded(
     engine: Engine, items: Iterable[Item], encode_item: Callable[[Item], np.ndarray], compute: Compute[R]
 ) -> Iterator[tuple[Item, R]]:
     """Each item with its result, in order: `engine.map` over the token ids of all items."""
-    pending: deque[Item] = deque()
-
-    def token_ids() -> Iterator[np.ndarray]:
-        for item in items:
-            pending.append(item)
-            yield encode_item(item)
-
-    for result in engine.map(compute, token_ids()):
-        yield pending.popleft(), result
+    items, ahead = tee(items)
+    for result, item in zip(engine.map(compute, map(encode_item, ahead)), items, strict=False):
+        yield item, result
 
 
 def as_engine(

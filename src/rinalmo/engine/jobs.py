@@ -262,7 +262,7 @@ class Job:
             self._remove()
 
     def results(self, *names: str) -> Iterator[Arrays]:
-        """The arrays of these names of all chunks, in order; those on the disk are read one chunk at a time."""
+        """The arrays of all chunks, in order, or those of these names; what is on the disk is read chunk by chunk."""
         for number in range(self._chunks):
             yield self._memory[number] if number in self._memory else self._read(number, names)
 
@@ -327,7 +327,7 @@ class Job:
         path = self._chunk_path(number)
         try:
             with np.load(path, allow_pickle=False) as data:
-                return {name: data[name] for name in names}
+                return {name: data[name] for name in names or data.files}
         except FileNotFoundError:  # possible only on a file system without locks
             raise InputError(
                 f"{self.output}: another process deleted the saved results; run the command again"

@@ -7,7 +7,6 @@ import logging
 import sys
 import warnings
 import zipfile
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +17,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
-from torch import Tensor
 
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Engine, as_engine
@@ -39,10 +37,10 @@ from rinalmo.rna.constraints import (
     read_reactivities,
     shape_parameters,
 )
-from rinalmo.rna.decoding import Decoder, other_processes
+from rinalmo.rna.decoding import Decoder, decode, other_processes, pairs_above
 from rinalmo.rna.formats import format_of, structure_text, write_structures
-from rinalmo.rna.structure import RECORD, PairList, Pairs, PredictedStructure, Structure
-from rinalmo.rna.thermodynamics import Ensemble, free_energy, has_vienna, need_vienna
+from rinalmo.rna.structure import PairList, Pairs, PredictedStructure, Structure
+from rinalmo.rna.thermodynamics import Ensemble, ensemble, free_energy, has_vienna, need_vienna
 from rinalmo.tasks.base import Example
 from rinalmo.tasks.evaluate import Note, note_windows, outputs, task_of
 from rinalmo.tasks.secondary_structure import (
@@ -227,28 +225,24 @@ def fold_records(
     examples = (
         Example(record.id, record.sequence, conditions=decoding.conditions(record, is_nested)) for record in records
     )
-    computing, choosing = deque[Example](), deque[tuple[Example, Ensemble | None]]()
     decoder = decoder or Decoder()
 
-    def computed() -> Iterator[tuple[str, Tensor | PairList, Conditions | None]]:
+    def partition_functions() -> Iterator[tuple[Any, Callable[[], Ensemble] | None]]:
         for example, output in outputs(examples, engine, task):
-            computing.append(example)
-            yield example.sequence, output, example.conditions
+            needed = task.thermodynamics and not isinstance(output, PairList)  # windows have used their own
+            yield (example, output), partial(ensemble, example.sequence, example.conditions) if needed else None
 
-    def with_probabilities() -> Iterator[tuple[str, np.ndarray | PairList, Constraint | None]]:
-        known = (
-            decoder.ensembles(computed()) if task.thermodynamics else ((output, None) for _, output, _ in computed())
-        )
-        for output, thermodynamics in known:
-            example = computing.popleft()
+    def decodings() -> Iterator[tuple[Any, Callable[[], Sequence[tuple[int, int]]]]]:
+        for (example, output), thermodynamics in decoder.map(partition_functions()):
             probabilities = task.probabilities(output, example.sequence, example.conditions, thermodynamics)
-            choosing.append((example, thermodynamics))
-            constraint = None if example.conditions is None else example.conditions.constraint
-            yield example.sequence, probabilities, constraint
+            constraint, sent = example.conditions and example.conditions.constraint, probabilities
+            if decoder.processes and isinstance(sent, np.ndarray):
+                sent = pairs_above(sent, (threshold or 0.0) if constraint is None else 0.0)
+            choose = partial(decode, sent, example.sequence, constraint=constraint, **options)
+            yield (example, probabilities, thermodynamics), choose
 
-    for probabilities, pairs in decoder.decoded(with_probabilities(), options):
-        example, thermodynamics = choosing.popleft()
-        yield _predicted(example, tuple(pairs), probabilities, thermodynamics, has_energies), probabilities
+    for (example, probabilities, thermodynamics), pairs in decoder.map(decodings()):
+        yield _predicted(example, tuple(pairs or ()), probabilities, thermodynamics, has_energies), probabilities
 
 
 def _without_reactivities(record: Record) -> Record:
@@ -470,12 +464,12 @@ def fold_file(
         decoder = None
         if isinstance(engine, Engine) and engine.device.type != "cpu":  # where decoding would keep the GPU waiting
             decoder = stack.enter_context(Decoder(other_processes()))
-        stream = partial(fold_records, decoding=decoding, window=task.window, decoder=decoder)
-        structures: Iterator[Folded]
+        keep = probabilities is not None or plot is not None
+        stream = partial(_fold_stored, keep=keep, decoding=decoding, window=task.window, decoder=decoder)
+        structures: Iterator[Stored]
         if isinstance(engine, Engine) and to_stdout:
             structures = stream(records, engine)
         else:
-            keep = probabilities is not None or plot is not None
             options = {
                 "decoding": asdict(decoding),
                 "window": task.window,
@@ -483,12 +477,10 @@ def fold_file(
                 "shard": shard,
                 **known,
             }
-            packed = partial(_fold_packed, stream=stream, keep=keep)
             scale = 1 if engine.device.type == "cpu" else GPU_SCALE
             size: dict[str, Any] = {"noun": "structure", "power": 2, "max_size": CHUNK_PAIRS, "scale": scale}
-            done = record_job(Path(output), engine, file, records, packed, _pack, options, **size, **job)
-            results = stack.enter_context(done).results(*_ARRAYS)
-            structures = chain.from_iterable(map(_unpack, results))
+            done = record_job(Path(output), engine, file, records, stream, _pack, options, **size, **job)
+            structures = chain.from_iterable(map(_unpack, stack.enter_context(done).results()))
         add_matrix = stack.enter_context(_matrix_file(probabilities)) if probabilities else None
         count = 0
 
@@ -520,72 +512,53 @@ def _content(source: Path | bool | None) -> str | bool | None:
     return file_sha256(source) if isinstance(source, Path) and _NAME not in str(source) else str(source)
 
 
-_ARRAYS = ("texts", "lengths", "counts", "pairs", "numbers", "paired", "sizes", "listed", "probabilities")
-_NUMBERS = ("confidence", "energy", "mfe", "ensemble_energy")
+_FIELDS = ("name", "sequence", "pairs", "confidence", "energy", "mfe_structure", "mfe", "ensemble_energy")
+Stored = tuple[PredictedStructure, np.ndarray | None]
+"""A structure and, if they are kept, its probabilities as in a file: a matrix of fp16, or an array of `RECORD`."""
 
 
-def _fold_packed(
-    records: list[Record], engine: Engine, *, stream: Callable[[list[Record], Engine], Iterator[Folded]], keep: bool
-) -> Iterator[tuple[PredictedStructure, int, int, np.ndarray]]:
-    """Structures with their probabilities as bytes of fp16 or `RECORD`: size, number of listed pairs (or -1), bytes."""
-    for structure, matrix in stream(records, engine):
+def _fold_stored(records: Iterable[Record], engine: Engine, *, keep: bool, **options: Any) -> Iterator[Stored]:
+    for structure, matrix in fold_records(records, engine, **options):
         if not keep:
-            yield structure, 0, -1, np.empty(0, np.uint8)
-            continue
-        if isinstance(matrix, PairList):
-            values, listed = matrix.records(), len(matrix.values)
+            yield structure, None
         else:
-            values, listed = matrix.astype(np.float16), -1
-        yield structure, len(structure.sequence), listed, np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+            yield structure, matrix.records() if isinstance(matrix, PairList) else matrix.astype(np.float16)
 
 
-def _pack(results: list[tuple[PredictedStructure, int, int, np.ndarray]]) -> Arrays:
+def _pack(results: list[Stored]) -> Arrays:
     """A chunk of structures as arrays."""
-    structures, sizes, listed, probabilities = zip(*results, strict=True)
-    fields = attrgetter("name", "sequence", "mfe_structure", "pairs", "pairing_probabilities")
-    names, sequences, mfe_structures, pairs, paired = zip(*map(fields, structures), strict=True)
-    return {
-        "texts": np.array(json.dumps(list(zip(names, sequences, mfe_structures, strict=True)))),
-        "lengths": np.array(list(map(len, sequences))),
-        "counts": np.array(list(map(len, pairs))),
-        "pairs": np.array(list(chain.from_iterable(pairs)), np.int32).reshape(-1, 2),
-        "numbers": np.array(list(map(attrgetter(*_NUMBERS), structures)), np.float64),  # None becomes NaN
+    structures, matrices = zip(*results, strict=True)
+    rows, paired = map(attrgetter(*_FIELDS), structures), list(map(attrgetter("pairing_probabilities"), structures))
+    arrays = {
+        "lengths": np.array(list(map(len, paired))),
+        "rows": np.frombuffer(json.dumps(list(rows)).encode(), np.uint8),
         "paired": np.concatenate(paired),
-        "sizes": np.array(sizes),
-        "listed": np.array(listed),
-        "probabilities": np.concatenate(probabilities),
     }
+    for n, matrix in enumerate(matrices):
+        if matrix is not None:
+            arrays[f"matrix{n}"] = matrix
+    return arrays
 
 
-def _unpack(arrays: Arrays) -> Iterator[Folded]:
-    sizes, listed = arrays["sizes"], arrays["listed"]
-    num_bytes = np.where(listed < 0, 2 * sizes**2, RECORD.itemsize * listed)
-    parts = np.split(arrays["probabilities"], np.cumsum(num_bytes)[:-1])
-    pairs = np.split(arrays["pairs"], np.cumsum(arrays["counts"])[:-1])
+def _unpack(arrays: Arrays) -> Iterator[Stored]:
     paired = np.split(arrays["paired"], np.cumsum(arrays["lengths"])[:-1])
-    texts, rows = json.loads(str(arrays["texts"])), zip(pairs, paired, arrays["numbers"], strict=True)
-    for (name, sequence, mfe), (own, p, row), size, count, part in zip(texts, rows, sizes, listed, parts, strict=True):
-        numbers = {key: None if np.isnan(value) else value for key, value in zip(_NUMBERS, row.tolist(), strict=True)}
-        structure = PredictedStructure(name, sequence, tuple(map(tuple, own.tolist())), p, mfe_structure=mfe, **numbers)
-        if count < 0:
-            yield structure, part.view(np.float16).reshape(size, size)
-        else:
-            yield structure, PairList.from_records(int(size), part.view(RECORD))
+    for n, row in enumerate(json.loads(arrays["rows"].tobytes())):
+        fields = dict(zip(_FIELDS, row, strict=True))
+        yield PredictedStructure(**fields, pairing_probabilities=paired[n]), arrays.get(f"matrix{n}")
 
 
 @contextmanager
-def _matrix_file(path: Path) -> Iterator[Callable[[str, np.ndarray | PairList], None]]:
+def _matrix_file(path: Path) -> Iterator[Callable[[str, Any], None]]:
     """A function to add probabilities to an archive that `numpy.load` reads."""
     names = set[str]()
     with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
 
-        def add(name: str, matrix: np.ndarray | PairList) -> None:
+        def add(name: str, matrix: np.ndarray) -> None:
             number, key = len(names) + 1, name.replace("/", "_")
             while key in names:
                 key = f"{key}_{number}"
             names.add(key)
-            values = matrix.records() if isinstance(matrix, PairList) else matrix.astype(np.float16)
             with archive.open(f"{key}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.ascontiguousarray(values), allow_pickle=False)
+                np.lib.format.write_array(member, np.ascontiguousarray(matrix), allow_pickle=False)
 
         yield add

@@ -73,12 +73,14 @@ class StructureFigure:
     reference: Structure | None = None
     track: tuple[np.ndarray, str] | None = None
 
-    def draw(self, structure: Structure, probabilities: np.ndarray | PairList | None = None) -> None:
-        """Write the file. A map needs probabilities."""
+    def draw(self, structure: Structure, probabilities: np.ndarray | None = None) -> None:
+        """Write the file. A map needs probabilities, a square matrix or an array of `RECORD`."""
         if self.kind == "arcs":
             draw_arcs(structure, self.path, self.reference)
             return
-        square = probabilities.matrix() if isinstance(probabilities, PairList) else probabilities
+        square = probabilities
+        if square is not None and square.dtype == RECORD:
+            square = PairList.from_records(len(structure), square).matrix()
         if self.kind == "drawing":
             draw_structure(structure, self.path, square, reference=self.reference, track=self.track)
         elif square is None:

@@ -24,23 +24,19 @@ import subprocess
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from threading import local
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from rinalmo.errors import InputError, MissingExtraError, SequenceError
-from rinalmo.rna.constraints import Conditions, Constraint
+from rinalmo.rna.constraints import Constraint
 from rinalmo.rna.structure import PairList, can_pair, canonical_mask, heaviest_nested
-from rinalmo.rna.thermodynamics import Ensemble, ensemble
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 METHODS = ("greedy", "nested", "matching")
 MIN_DISTANCE = 4  # a hairpin loop has at least three nucleotides
@@ -123,27 +119,36 @@ def decode(
     if max_span is not None:
         near = columns - rows < max_span
         rows, columns, values = rows[near], columns[near], values[near]
-    if constraint is None:
-        return _chosen(rows, columns, values, method, threshold, length)
     rules: dict[str, Any] = {"canonical": canonical, "min_distance": min_distance, "max_span": max_span}
-    constraint.check(sequence, **rules, crossing=method != "nested")
-    required = constraint.required()
-    if required.any():
-        # However improbable, a pair of a nucleotide that has to be paired is a candidate.
-        i, j = np.array([(min(r, p), max(r, p)) for r in np.flatnonzero(required) for p in range(length)]).T
-        possible = (
-            (j - i >= min_distance) & (j - i < (max_span or length)) & (can_pair(sequence, i, j) | (not canonical))
-        )
-        keys = np.union1d(rows.astype(np.int64) * length + columns, i[possible] * length + j[possible])
-        rows, columns = np.divmod(keys, length)
-        values = _at(probabilities, rows, columns)
-    fits = constraint.may_open()[rows] & constraint.may_close()[columns]
-    if method == "nested":
-        regions = constraint.regions()
-        fits &= regions[rows] == regions[columns]
-    rows, columns, values = rows[fits], columns[fits], values[fits]
-    ends = required[rows].astype(np.int64) + required[columns]
-    chosen = _chosen(rows, columns, values, method, threshold, length, ends)
+    required: Any = np.zeros(length, dtype=bool)
+    ends: Any = 0
+    if constraint is not None:
+        constraint.check(sequence, **rules, crossing=method != "nested")
+        required = constraint.required()
+        if required.any():
+            # However improbable, a pair of a nucleotide that has to be paired is a candidate.
+            i, j = np.array([(min(r, p), max(r, p)) for r in np.flatnonzero(required) for p in range(length)]).T
+            possible = (
+                (j - i >= min_distance) & (j - i < (max_span or length)) & (can_pair(sequence, i, j) | (not canonical))
+            )
+            keys = np.union1d(rows.astype(np.int64) * length + columns, i[possible] * length + j[possible])
+            rows, columns = np.divmod(keys, length)
+            values = _at(probabilities, rows, columns)
+        fits = constraint.may_open()[rows] & constraint.may_close()[columns]
+        if method == "nested":
+            regions = constraint.regions()
+            fits &= regions[rows] == regions[columns]
+        rows, columns, values = rows[fits], columns[fits], values[fits]
+        ends = required[rows].astype(np.int64) + required[columns]  # pairs with ends that have to be paired come first
+    if method == "greedy":
+        chosen = _greedy(rows, columns, values + ends, length)
+    else:
+        # In double precision, where weights stay above 0; the number of nucleotides is more than any structure weighs.
+        weights = values.astype(np.float64) - threshold + length * ends
+        solve = heaviest_nested if method == "nested" else partial(_matching, length=length)
+        chosen = solve(rows, columns, weights)
+    if constraint is None:
+        return chosen
     missing = set(np.flatnonzero(required).tolist()).difference(end for pair in chosen for end in pair)
     if missing and method == "greedy":
         return decode(probabilities, sequence, "matching", threshold=threshold, constraint=constraint, **rules)
@@ -151,23 +156,6 @@ def decode(
         problem = "cannot be paired together with the other nucleotides that the constraint pairs; relax the constraint"
         raise SequenceError(problem, position=min(missing) + 1)
     return sorted([*constraint.pairs, *chosen])
-
-
-def _chosen(
-    rows: np.ndarray,
-    columns: np.ndarray,
-    values: np.ndarray,
-    method: str,
-    threshold: float,
-    length: int,
-    required_ends: np.ndarray | int = 0,
-) -> Pairs:
-    """The pairs that a method takes of these candidates; first those with ends that have to be paired."""
-    if method == "greedy":
-        return _greedy(rows, columns, values + required_ends, length)
-    # In double precision, where weights stay above zero; the number of nucleotides is more than any structure weighs.
-    weights = values.astype(np.float64) - threshold + length * required_ends
-    return heaviest_nested(rows, columns, weights) if method == "nested" else _matching(rows, columns, weights, length)
 
 
 def _at(probabilities: np.ndarray | PairList, i: np.ndarray, j: np.ndarray) -> np.ndarray:
@@ -229,7 +217,7 @@ def _matching(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, length
 
 
 Item = TypeVar("Item")
-Probabilities = np.ndarray | PairList
+R = TypeVar("R")
 
 MAX_PROCESSES = 16
 _AHEAD = 4  # RNAs per process that are decoded or wait for it
@@ -243,13 +231,12 @@ def other_processes() -> int:
 
 
 class Decoder:
-    """Decodes a stream of RNAs in order, in this process or in others.
+    """Calls functions for a stream of RNAs, such as `decode` and `ensemble`, in this process or in others.
 
-    The processes start when they are needed and end with the `with` block.
+    The processes start when they are needed and end with the `with` block. With 0 `processes` this one does it all.
     """
 
     def __init__(self, processes: int = 0) -> None:
-        """`processes` is the number of other processes; with 0 everything is decoded in this one."""
         self.processes = processes
         self._pool: ThreadPoolExecutor | None = None
         self._threads, self._started = local(), list[_Process]()
@@ -267,52 +254,23 @@ class Decoder:
             self._pool.shutdown()
         self._pool, self._started = None, []
 
-    def decoded(
-        self, rnas: Iterable[tuple[str, Probabilities, Constraint | None]], options: Mapping[str, Any]
-    ) -> Iterator[tuple[Probabilities, Pairs]]:
-        """Yield the probabilities and the pairs of each RNA, in order; `options` are those of `decode`."""
+    def map(self, calls: Iterable[tuple[Item, Callable[[], R] | None]]) -> Iterator[tuple[Item, R | None]]:
+        """Yield each item with the result of its call, in order; None for an item without a call.
 
-        def request(rna: tuple[str, Probabilities, Constraint | None]) -> tuple[Any, ...]:
-            sequence, probabilities, constraint = rna
-            if isinstance(probabilities, np.ndarray):
-                # Without a threshold the sum of all probabilities counts; a constraint may take any pair.
-                minimum = 0.0 if constraint is not None else options["threshold"] or 0.0
-                probabilities = _above(probabilities, minimum)
-            return _decode, sequence, probabilities, constraint, dict(options)
-
-        for (sequence, probabilities, constraint), pairs in self._in_order(rnas, request):
-            if pairs is None:
-                pairs = decode(probabilities, sequence, constraint=constraint, **options)
-            yield probabilities, pairs
-
-    def ensembles(
-        self, rnas: Iterable[tuple[str, Tensor | PairList, Conditions | None]]
-    ) -> Iterator[tuple[Tensor | PairList, Ensemble | None]]:
-        """Yield the output and the ensemble of each RNA, in order; None for a `PairList`, which has used its own."""
-
-        def request(rna: tuple[str, Tensor | PairList, Conditions | None]) -> tuple[Any, ...] | None:
-            return None if isinstance(rna[1], PairList) else (ensemble, rna[0], rna[2])
-
-        for (sequence, output, conditions), answer in self._in_order(rnas, request):
-            if answer is None and not isinstance(output, PairList):
-                answer = ensemble(sequence, conditions)
-            yield output, answer
-
-    def _in_order(
-        self, items: Iterable[Item], request: Callable[[Item], tuple[Any, ...] | None]
-    ) -> Iterator[tuple[Item, Any]]:
-        """Yield each item with the answer of another process to its request; None without either, or after an error."""
-        items, waiting = iter(items), deque[tuple[Item, Future[Any] | None]]()
+        Calls have to be picklable, and their results are not None.
+        """
+        calls, waiting = iter(calls), deque[tuple[Item, Callable[[], R] | None, Future[R | None] | None]]()
         while True:
-            while len(waiting) <= _AHEAD * self.processes and (item := next(items, None)) is not None:
+            while len(waiting) <= _AHEAD * self.processes and (following := next(calls, None)) is not None:
+                item, call = following
                 future = None
-                if self.processes and (job := request(item)) is not None:
+                if self.processes and call is not None:
                     self._pool = self._pool or ThreadPoolExecutor(self.processes, "rinalmo-decoder")
-                    future = self._pool.submit(self._ask, *job)
-                waiting.append((item, future))
+                    future = self._pool.submit(self._ask, call)
+                waiting.append((item, call, future))
             if not waiting:
                 return
-            item, future = waiting.popleft()
+            item, call, future = waiting.popleft()
             answer = None
             if future is not None:
                 try:
@@ -320,16 +278,16 @@ class Decoder:
                 except (OSError, EOFError, ValueError, pickle.UnpicklingError):
                     if self.processes:
                         message = "decoding continues in this process: the worker processes did not start or died"
-                        warnings.warn(message, stacklevel=3)
+                        warnings.warn(message, stacklevel=2)
                     self.processes = 0
-            yield item, answer
+            yield item, call() if answer is None and call is not None else answer
 
-    def _ask(self, *request: Any) -> Any:
+    def _ask(self, call: Callable[[], R]) -> R | None:
         """The answer of the process that belongs to this thread."""
         if not hasattr(self._threads, "process"):
             self._threads.process = _Process()
             self._started.append(self._threads.process)
-        return self._threads.process.ask(request)
+        return self._threads.process.ask(call)  # type: ignore[no-any-return]
 
 
 class _Process:
@@ -345,12 +303,12 @@ class _Process:
             start_new_session=True,  # Ctrl-C is for the process that started it
         )
 
-    def ask(self, request: tuple[Any, ...]) -> Any:
-        """Call a function, the first of `request`, with the others as arguments; None if it raises."""
+    def ask(self, call: Callable[[], Any]) -> Any:
+        """The result of a call; None if it raises."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        pickle.dump(request, stdin, pickle.HIGHEST_PROTOCOL)
+        pickle.dump(call, stdin, pickle.HIGHEST_PROTOCOL)
         stdin.flush()
         return pickle.load(stdout)
 
@@ -361,31 +319,28 @@ class _Process:
 
 
 def serve() -> None:
-    """The other end of `_Process`: answer requests until there are no more."""
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    """The other end of `_Process`: make calls until there are no more."""
+    calls, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # output that libraries print must not mix with answers
     while True:
         try:
-            job, *arguments = pickle.load(requests)
+            call = pickle.load(calls)
         except EOFError:
             return
         answer: Any
         try:
-            answer = job(*arguments)
-        except Exception:  # raised again in the process that asked, which then decodes that RNA itself
+            answer = call()
+        except Exception:  # raised again in the process that asked, which then makes the call itself
             answer = None
         pickle.dump(answer, answers, pickle.HIGHEST_PROTOCOL)
         answers.flush()
 
 
-def _decode(
-    sequence: str, probabilities: Probabilities, constraint: Constraint | None, options: Mapping[str, Any]
-) -> Pairs:
-    return decode(probabilities, sequence, constraint=constraint, **options)
+def pairs_above(probabilities: np.ndarray, threshold: float) -> PairList:
+    """The pairs that are more probable, a small part of them all to send to another process.
 
-
-def _above(probabilities: np.ndarray, threshold: float) -> PairList:
-    """The pairs above a threshold, which are all that decoding needs."""
+    `decode` needs no others: those above its threshold, or above 0 if it has none or there is a constraint.
+    """
     i, j = np.divmod(np.flatnonzero(probabilities > threshold), max(1, len(probabilities)))
     upper = i < j
     i, j = i[upper].astype(np.int32), j[upper].astype(np.int32)

@@ -94,7 +94,7 @@ class Crop:
 def sequences_of(example: Example, crop: Crop | None) -> list[str]:
     """The sequences that a model sees of an example: one, or those of a pair."""
     given = [example.sequence, example.second] if example.second else [example.sequence]
-    return [crop.of(sequence) if crop else sequence for sequence in given]
+    return list(map(crop.of, given)) if crop else given
 
 
 def encode_sequences(example: Example, crop: Crop | None, alphabet: Alphabet) -> list[np.ndarray]:

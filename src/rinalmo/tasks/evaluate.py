@@ -192,14 +192,15 @@ def outputs(examples: Iterable[Example], engine: Engine, task: Task) -> Iterator
 
     computed = map_encoded(engine, parts(), encode_part, compute)
     for (example, count, _), output in computed:
-        others = (other for _, other in islice(computed, count - 1))
-        if task.inputs is not None:
-            with torch.inference_mode():
-                yield example, task.join(model, [output, *others], [example])[0]
-        elif count == 1:
+        if count == 1 and task.inputs is None:
             yield example, output
+            continue
+        whole = chain([output], (other for _, other in islice(computed, count - 1)))
+        if task.inputs is None:
+            yield example, task.merge_windows(example, whole)
         else:
-            yield example, task.merge_windows(example, chain([output], others))
+            with torch.inference_mode():
+                yield example, task.join(model, list(whole), [example])[0]
 
 
 # Evaluation
