@@ -88,7 +88,8 @@ class Problem:
         return output[0, 1:] if self.kind == "binary" else output[0]
 
     def figures(self, examples: Sequence[Example], outputs: Sequence[np.ndarray]) -> dict[str, float]:
-        return self.task.metrics([self.judged(output) for output in outputs], examples, None)
+        targets = [example.target for example in examples]
+        return self.task.metrics([self.judged(output) for output in outputs], targets, None)
 
     def score(self, examples: Sequence[Example], predict: Predict) -> float:
         """The metric for selection on validation data."""

@@ -2,15 +2,18 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
 
 import rinalmo
+from rinalmo.cli.options import print_evaluation
 from rinalmo.io.recipe_files import load as load_recipe
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.rinalmo import ModelSpec, create
 from rinalmo.rna.formats import read_structures
+from rinalmo.tasks.evaluate import Evaluation, Metric
 from rinalmo.training.finetune import finetune_from_recipe
 from rinalmo.training.recipes import FinetuneRecipe
 
@@ -201,3 +204,25 @@ def test_a_model_without_a_task_folds_nothing(rinalmo_command, folder, data, tin
     result = rinalmo_command("fold", folder / "hairpins.fa", "--model", tiny)
     assert result.code == 2
     assert "the model is not fine-tuned" in result.err
+
+
+def test_of_many_groups_the_worst_are_printed(capsys):
+    groups = {
+        f"g{n}": Evaluation("table", 9, None, {"r2": Metric(n / 30, 0, 1), "mae": Metric(1, 0, 2)}) for n in range(30)
+    }
+    print_evaluation(Evaluation("table", 270, None, groups["g0"].metrics, groups), "x.csv")
+    printed = capsys.readouterr().out
+    assert re.findall(r"^ +(g\d+) ", printed, re.MULTILINE) == [f"g{n}" for n in range(10)]
+    assert "The 10 of 30 groups with the lowest r2 (median 0.483); --report FILE.json has all" in printed
+
+
+def test_few_rows_are_noticed(rinalmo_command, tmp_path):
+    path = tmp_path / "few.csv"
+    path.write_text("sequence,y\nACGUACGUAA,1.0\nGGGGCCCCUU,2.5\n")
+    options = ["--target", "y", "--output", tmp_path / "run", "--set", "logging.plots=false"]
+    result = rinalmo_command("finetune", "table", path, *options)
+    assert result.code == 0, result.err
+    assert "1 training example and 1 for validation are few; do not trust metrics on so few" in result.err
+    path.write_text("sequence,y\nACGUACGUAA,1.0\n")
+    result = rinalmo_command("finetune", "table", path, *options, "--restart")
+    assert (result.code, "none of 1 example is left for training; add rows" in result.err) == (2, True)

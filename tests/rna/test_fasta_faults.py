@@ -74,6 +74,8 @@ def fasta(tmp_path: Path) -> Path:
         pytest.param(b">a\nAC<mask>GU\n", "a", 3, "'<' .*only fill-mask accepts masks", id="mask"),
         pytest.param(b">a\nAC\n>b\n\n>c\nGU\n", "b", None, "no sequence", id="no sequence"),
         pytest.param(b">a\nAC\n>b\n", "b", None, "no sequence", id="no last sequence"),
+        pytest.param(b">a\nACGU\n>..>\n", "..>", None, "use --constraint", id="a constraint that begins with >"),
+        pytest.param(b">a\nACGU\n(..)\n", "a", 5, "--constraint", id="a structure"),
         pytest.param(b">a\nAC\n>b", "b", None, "no sequence", id="no last line end"),
         pytest.param(b">a\nAC\n>\nGU\n", "2", None, "has no name", id="no name"),
         pytest.param(b">a\nAC\n> \t\nGU\n", "2", None, "has no name", id="blank name"),

@@ -3,12 +3,15 @@
 import gzip
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from rinalmo import metrics
 from rinalmo.errors import InputError
-from rinalmo.tasks.base import Columns, read_table
+from rinalmo.tasks.base import Columns, Example, read_table
+from rinalmo.tasks.evaluate import with_intervals
 from rinalmo.tasks.secondary_structure import SecondaryStructure
 from rinalmo.tasks.sequence_tasks import NcrnaFamily, RibosomeLoad, SpliceSite
 from rinalmo.tasks.table import Table
@@ -189,3 +192,18 @@ def test_a_structure_that_is_missing_is_named(tmp_path):
     path.write_text("sequence,structure\nACGU,....\nACGU,\n")
     with pytest.raises(InputError, match="line 3: has no structure; delete the row"):
         SecondaryStructure.read(path, Columns())
+
+
+@pytest.mark.parametrize("kind", ["regression", "binary"])
+def test_intervals_are_percentiles_over_drawn_examples(kind):
+    draw = np.random.default_rng(1)
+    values = draw.random((40, 1)).astype(np.float32)
+    target = draw.random((40, 1)) if kind == "regression" else draw.integers(2, size=(40, 1))
+    examples = [Example(str(n), "A", of) for n, of in enumerate(target)]
+    found = with_intervals(Table(kind, "sequence", ["y"]), list(values), examples, None, 5)
+    score = metrics.regression_scores if kind == "regression" else metrics.binary_scores
+    drawn = np.random.default_rng(5).integers(40, size=(1000, 40))
+    for name in ("mae",) if kind == "regression" else ("accuracy", "roc_auc"):
+        again = [getattr(score(target[sample, 0], values[sample, 0]), name) for sample in drawn]
+        assert found.metrics[name].value == getattr(score(target[:, 0], values[:, 0]), name)
+        assert (found.metrics[name].low, found.metrics[name].high) == tuple(np.nanpercentile(again, [2.5, 97.5]))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
-from math import isnan
+from math import isfinite, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -417,8 +417,14 @@ def _description(event: Event, pace: Pace) -> str:
     return "  ".join(parts)
 
 
+_GROUPS = 20
+"""As many groups are printed one by one."""
+
+
 def print_evaluation(evaluation: Evaluation, title: str) -> None:
-    """All metrics with their intervals, then the main ones of each group."""
+    """All metrics with their intervals, then the main ones of each group, or of the worst of more than 20."""
+    from statistics import median
+
     threshold = "" if evaluation.threshold is None else f", threshold {evaluation.threshold:.2f}"
     print(f"{title}: {counted(evaluation.count, 'example')}, {evaluation.task}{threshold}; {evaluation.interval}")
     rows = []
@@ -431,11 +437,20 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
     print_columns(["metric", "value", "interval", *evaluation.baselines], rows)
     if evaluation.groups:
         names = [name for name in evaluation.metrics if "/" not in name][:6]
+        groups, metric_name = evaluation.groups, "f1" if "f1" in names else names[0]
+        print()
+        if len(groups) > _GROUPS:
+            values = {group: of.metrics[metric_name].value for group, of in groups.items() if metric_name in of.metrics}
+            worst = sorted((group for group in values if isfinite(values[group])), key=lambda group: values[group])
+            groups = {group: groups[group] for group in worst[: _GROUPS // 2]}
+            print(
+                f"The {len(groups)} of {len(evaluation.groups):,} groups with the lowest {metric_name} (median "
+                f"{median(values[group] for group in worst):.3f}); --report FILE.json has all"
+            )
         rows = [
             [group, f"{of.count:,}", *(f"{of.metrics[n].value:.3f}" if n in of.metrics else "" for n in names)]
-            for group, of in evaluation.groups.items()
+            for group, of in groups.items()
         ]
-        print()
         print_columns(["group", "examples", *names], rows)
 
 

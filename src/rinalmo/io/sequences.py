@@ -202,6 +202,8 @@ def _record(number: int, entry: bytes, table: bytes, allow_mask: bool, file: str
     if not sequence:
         in_file = f"no sequence (it is number {number} in the file); remove it, or copy the file again if it is cut off"
         message = in_file if file else "is empty; leave it out"
+        if is_constraint_line(decode(b">" + header.strip())):
+            message = "no sequence; if this line is the structure constraint of the record before it, use --constraint"
         raise SequenceError(message, file=file, record=one_line(id_[:60]))
     if b"\0" in sequence:
         written = (body.replace(_MASK, b"N") if allow_mask else body).translate(None, _WHITESPACE)
@@ -220,7 +222,7 @@ def _letter_problem(written: bytes, start: int, number: int | None, table: bytes
     place = f" (record number {number} of the file)" if number else ""
     problem = f"{character!r} is not a nucleotide code{place}; "
     if is_constraint_line(decode(written[start:])):
-        return problem + "if this is a structure constraint, use `rinalmo fold --constraint`"
+        return problem + "remove the line of the structure, or take it as a constraint with `rinalmo fold --constraint`"
     if character in "-.~":
         return problem + "remove alignment gaps, for example with: seqkit seq -g"
     if character == "\0":

@@ -209,8 +209,8 @@ class Task(ABC):
         return {}
 
     @abstractmethod
-    def metrics(self, scores: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> dict[str, float]:
-        """Metrics over examples, by name; `selection_metric` is among them."""
+    def metrics(self, scores: Sequence[Any], targets: Sequence[Any], threshold: float | None) -> dict[str, float]:
+        """Metrics over examples with these targets, by name; `selection_metric` is among them. Both may be arrays."""
 
     @abstractmethod
     def rows(self, model: RiNALMo, output: Any, example: Example) -> list[dict[str, Any]]:

@@ -387,13 +387,17 @@ def with_intervals(
     task: Task, scores: Sequence[Any], examples: Sequence[Example], threshold: float | None, seed: int
 ) -> Evaluation:
     """The metrics of these scores, with bootstrap intervals over the examples."""
-    values = task.metrics(scores, examples, threshold)
+    targets: Any = [example.target for example in examples]
+    values = task.metrics(scores, targets, threshold)
     if each := task.example_metrics(scores, threshold):
         intervals = {name: bootstrap_interval(of, seed, SAMPLES) for name, of in each.items()}
     else:
         drawn: dict[str, list[float]] = {name: [] for name in values}
-        for sample in np.random.default_rng(seed).integers(len(examples), size=(SAMPLES, len(examples))).tolist():
-            again = task.metrics([scores[i] for i in sample], [examples[i] for i in sample], threshold)
+        given: Any = scores
+        if task.per == "sequence":  # arrays are drawn from in a tenth of the time of lists
+            given, targets = np.asarray(scores), np.asarray(targets)
+        for sample in np.random.default_rng(seed).integers(len(examples), size=(SAMPLES, len(examples))):
+            again = task.metrics(_take(given, sample), _take(targets, sample), threshold)
             for name, of in drawn.items():
                 of.append(again.get(name, np.nan))
         intervals = {}
@@ -402,3 +406,7 @@ def with_intervals(
             intervals[name] = float(low), float(high)
     metrics = {name: Metric(value, *intervals[name]) for name, value in values.items()}
     return Evaluation(task.name, len(examples), threshold, metrics)
+
+
+def _take(values: Any, places: np.ndarray) -> Any:
+    return values[places] if isinstance(values, np.ndarray) else [values[place] for place in places]

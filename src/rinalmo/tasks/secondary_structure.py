@@ -282,7 +282,7 @@ class SecondaryStructure(Task):
             for column, name in enumerate(("precision", "recall", "f1"))
         }
 
-    def metrics(self, scores: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> dict[str, float]:
+    def metrics(self, scores: Sequence[Any], targets: Sequence[Any], threshold: float | None) -> dict[str, float]:
         return {name: float(values.mean()) for name, values in self.example_metrics(scores, threshold).items()}
 
     def rows(self, model: RiNALMo, output: Tensor | PairList, example: Example) -> list[dict[str, Any]]:

@@ -84,8 +84,8 @@ class Regression(Task):
         head = _head(model)
         return max(float(output.float() * head.target_std + head.target_mean), self.minimum)
 
-    def metrics(self, scores: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> dict[str, float]:
-        return metrics.regression_scores([example.target for example in examples], scores)._asdict()
+    def metrics(self, scores: Sequence[Any], targets: Sequence[Any], threshold: float | None) -> dict[str, float]:
+        return metrics.regression_scores(targets, scores)._asdict()
 
     def rows(self, model: RiNALMo, output: Tensor, example: Example) -> list[dict[str, Any]]:
         return [{"id": example.name, "prediction": self.score_example(model, output, example)}]

@@ -375,9 +375,9 @@ class Table(Task):
             case _:
                 return output.float().sigmoid().cpu().numpy()
 
-    def metrics(self, scores: Sequence[Any], examples: Sequence[Example], threshold: float | None) -> dict[str, float]:
-        stack = np.concatenate if self.per == "nucleotide" else np.stack
-        predicted, target = stack(scores), stack(list(map(_target_of, examples)))
+    def metrics(self, scores: Sequence[Any], targets: Sequence[Any], threshold: float | None) -> dict[str, float]:
+        stack = np.concatenate if self.per == "nucleotide" else np.asarray
+        predicted, target = stack(scores), stack(targets)
         known = is_known(target)
         if self.kind == "multiclass":
             classes = predicted[known].argmax(axis=1)

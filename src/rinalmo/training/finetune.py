@@ -31,7 +31,16 @@ from rinalmo.data import sampling
 from rinalmo.engine.devices import DeviceLike, device_name
 from rinalmo.engine.engine import Engine, to_host
 from rinalmo.errors import CheckpointError, InputError, MissingExtraError
-from rinalmo.io.files import LOCK, Pace, atomic_write, atomic_write_path, destination, file_sha256, is_temporary
+from rinalmo.io.files import (
+    LOCK,
+    Pace,
+    atomic_write,
+    atomic_write_path,
+    counted,
+    destination,
+    file_sha256,
+    is_temporary,
+)
 from rinalmo.model.packing import Layout, pack, token_batches
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
 from rinalmo.tasks.base import Columns, Crop, Example, Task, encode_sequences, json_lines, sequences_of
@@ -57,6 +66,7 @@ from rinalmo.weights.catalog import resolve
 from rinalmo.weights.checkpoint import config_of, load, save
 
 _ORDER, _SPLIT = 11, 12  # purposes of this file's random keys
+_FEW = 20  # training examples
 Rows = Iterable[Mapping[str, Any]]
 
 
@@ -109,7 +119,11 @@ def read_sets(data: ExamplesRecipe, task: type[Task], seed: int) -> tuple[Sets, 
     read, notes = read_examples(data, task)
     sets = split(read, data, seed)
     if not sets.train:
-        raise InputError(f"{data.train}: no example is left for training")
+        count = counted(len(read.train), "example")
+        raise InputError(f"{data.train}: none of {count} is left for training; add rows, or give --validation FILE")
+    if len(sets.train) < _FEW:
+        few = f"{counted(len(sets.train), 'training example')} and {len(sets.validation):,} for validation are few"
+        notes.append(f"{few}; do not trust metrics on so few")
     crop = crop_of(data)
     known = {tuple(sequences_of(example, crop)) for example in sets.train}
     for name, examples in (("validation", sets.validation), ("test", sets.test)):
@@ -459,7 +473,8 @@ class SupervisedTask(TrainingTask[MicroBatch]):
         if threshold is not None:
             yield "validation/threshold", threshold
             model.spec = replace(model.spec, threshold=threshold)
-        for name, value in task.metrics(scores, self.validation.examples, threshold).items():
+        targets = [example.target for example in self.validation.examples]
+        for name, value in task.metrics(scores, targets, threshold).items():
             yield f"validation/{name}", value
 
     def selection_metric(self, values: Mapping[str, float]) -> float:
@@ -573,7 +588,8 @@ def _validation_metrics(
         return {}
     engine, task = engine_for(model, recipe, ranks.device), task_of(model.spec)
     scores = [task.score_example(model, output, example) for example, output in outputs(examples, engine, task)]
-    return {f"validation/{name}": value for name, value in task.metrics(scores, examples, None).items()}
+    targets = [example.target for example in examples]
+    return {f"validation/{name}": value for name, value in task.metrics(scores, targets, None).items()}
 
 
 def _write_linear(

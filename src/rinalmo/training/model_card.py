@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,17 @@ class RunRecord:
         start, last = starts[-1] if starts else {}, training[-1] if training else {}
         evaluation = folder.read_json(EVALUATION, {})
         return cls(path, folder.recipe(), starts, start, last, validations, evaluation)
+
+    def earlier(self) -> list[RunRecord]:
+        """The runs that this one started from, the latest first, up to one that started from its own model."""
+        runs, paths = [self], {self.path.resolve()}
+        while init := getattr(runs[-1].recipe, "init", None):
+            before = RunRecord.read(Path(init).parent)
+            if before is None or before.path.resolve() in paths:
+                break
+            runs.append(before)
+            paths.add(before.path.resolve())
+        return runs[1:]
 
     def curve(self, metrics: Sequence[str]) -> list[tuple[str, ...]]:
         """Some validation lines of the log, evenly spaced, with the last of them."""
@@ -175,11 +187,9 @@ def card(
     earlier_runs: list[RunRecord] = []
     if run is not None:
         init = getattr(run.recipe, "init", None)
-        earlier = RunRecord.read(Path(init).parent) if init else None
-        if earlier and earlier.path.resolve() == run.path.resolve():
-            earlier = None  # the run was restarted from its own model, and the record of that is gone
+        earlier = run.earlier()
         if run.starts:
-            start = f"the run `{earlier.path.name}`" if earlier else init
+            start = f"the run `{earlier[0].path.name}`" if earlier else init
             verb = f"fine-tuned for {task}" if task else "continued"
             origin = (
                 f", {f'{verb} from {start}' if init else 'trained from scratch'} with rinalmo {run.start['rinalmo']}"
@@ -187,11 +197,7 @@ def card(
         kind = "finetuning"
         if isinstance(run.recipe, Recipe):
             kind, longest_crop = "pretraining", run.recipe.data.max_length
-            paths = {run.path.resolve()}
-            while earlier and isinstance(earlier.recipe, Recipe) and earlier.path.resolve() not in paths:
-                paths.add(earlier.path.resolve())
-                earlier_runs.append(earlier)
-                earlier = RunRecord.read(Path(earlier.recipe.init).parent) if earlier.recipe.init else None
+            earlier_runs = list(takewhile(lambda each: isinstance(each.recipe, Recipe), earlier))
     return render_card(
         "model_card.md.j2",
         metadata,
