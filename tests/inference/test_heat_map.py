@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rinalmo.errors import InputError
-from rinalmo.plots.heat_map import check_plot, draw, line_width
+from rinalmo.plots.positions import check_heat_map, draw_heat_map, line_width
 
 pytest.importorskip("matplotlib")
 
@@ -19,7 +19,7 @@ def scores(sequence):
 
 def test_long_sequences_are_wrapped_and_labelled(tmp_path):
     sequence = "ACGUN" * 25
-    draw(scores(sequence), sequence, "a title <&>", tmp_path / "map.svg")
+    draw_heat_map(scores(sequence), sequence, "a title <&>", tmp_path / "map.svg")
     text = (tmp_path / "map.svg").read_text()
     labels = re.findall(r">(\d+)</text>", text)
     assert [label for label in ("1", "10", "60", "70", "120") if label not in labels] == []
@@ -31,20 +31,20 @@ def test_long_sequences_are_wrapped_and_labelled(tmp_path):
 def test_a_score_above_0_has_a_mark(tmp_path):
     """Red and blue of the same strength are the same grey."""
     for name, sign in (("above.svg", 1), ("below.svg", -1)):
-        draw(sign * np.abs(scores("ACGUACGU")), "ACGUACGU", "title", tmp_path / name)
+        draw_heat_map(sign * np.abs(scores("ACGUACGU")), "ACGUACGU", "title", tmp_path / name)
     above, below = ((tmp_path / name).read_text().count("<use") for name in ("above.svg", "below.svg"))
     assert above == below + 8 * 4
 
 
 def test_the_same_scores_give_the_same_bytes(tmp_path):
     for name in ("a.svg", "b.svg"):
-        draw(scores("ACGUACGU"), "ACGUACGU", "title", tmp_path / name)
+        draw_heat_map(scores("ACGUACGU"), "ACGUACGU", "title", tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.svg", "b.svg"]
 
 
 def test_png_of_one_letter(tmp_path):
-    draw(np.zeros((1, 4)), "A", "title", tmp_path / "map.png")
+    draw_heat_map(np.zeros((1, 4)), "A", "title", tmp_path / "map.png")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -53,10 +53,10 @@ def test_width_of_a_line():
 
 
 def test_what_cannot_be_drawn(tmp_path):
-    check_plot(tmp_path / "map.svg", [10_000])
+    check_heat_map(tmp_path / "map.svg", [10_000])
     with pytest.raises(InputError, match=r"use \.svg, \.png, \.pdf"):
-        check_plot(tmp_path / "map.gif", [10])
+        check_heat_map(tmp_path / "map.gif", [10])
     with pytest.raises(InputError, match="one sequence, but there are 2"):
-        check_plot(tmp_path / "map.svg", [10, 10])
+        check_heat_map(tmp_path / "map.svg", [10, 10])
     with pytest.raises(InputError, match="limited to 10,000 nt"):
-        check_plot(tmp_path / "map.svg", [10_001])
+        check_heat_map(tmp_path / "map.svg", [10_001])

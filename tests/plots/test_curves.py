@@ -6,7 +6,7 @@ import pytest
 
 from rinalmo.errors import InputError
 from rinalmo.plots import draw_curves
-from rinalmo.plots.curves import metrics_of
+from rinalmo.plots.charts import metrics_of
 
 pytest.importorskip("matplotlib")
 

@@ -16,8 +16,9 @@ from rinalmo.inference.fill_mask import Prediction
 from rinalmo.io.sequences import Record
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.rinalmo import ModelSpec, create
-from rinalmo.plots import draw_arcs, draw_embedding_map, draw_logo, drawing, heat_map
+from rinalmo.plots import draw_arcs, draw_embedding_map, draw_logo, drawing
 from rinalmo.plots.drawing import structure_svg
+from rinalmo.plots.positions import draw_heat_map
 from rinalmo.rna.structure import Structure
 from rinalmo.web import app
 from rinalmo.web.app import bars, image, write_fold
@@ -188,7 +189,7 @@ def drawn(tmp_path):
     yield "drawing", structure_svg(structure, structure.matrix().astype(float))
     draw_arcs(structure, tmp_path / "arcs.svg")
     draw_logo(np.full((4, 4), 0.25), "ACGU", tmp_path / "logo.svg", name=EVIL)
-    heat_map.draw(np.zeros((4, 4)), "ACGU", EVIL, tmp_path / "heat.svg")
+    draw_heat_map(np.zeros((4, 4)), "ACGU", EVIL, tmp_path / "heat.svg")
     draw_embedding_map(np.eye(3, 8), tmp_path / "map.svg", [EVIL, EVIL, "b"], label_name=EVIL)
     for name in ("arcs", "logo", "heat", "map"):
         yield name, (tmp_path / f"{name}.svg").read_text()

@@ -70,7 +70,7 @@ def curves(runs: tuple[Path, ...], output: Path, names: tuple[str, ...]) -> None
     rinalmo plot curves run -o curves.svg
     rinalmo plot curves first second -o both.png --figure loss --figure accuracy
     """
-    from rinalmo.plots.curves import draw_curves
+    from rinalmo.plots import draw_curves
     from rinalmo.training.run_folder import logs_of
 
     draw_curves(logs_of(runs), output, names or ("loss",), rates=True)

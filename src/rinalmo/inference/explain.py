@@ -33,7 +33,7 @@ from rinalmo.io.sequences import Record, SequenceFile, Sequences, as_records, ch
 from rinalmo.io.tables import Row, check_rows_output, write_rows
 from rinalmo.model.packing import Layout, pack, pack_padded
 from rinalmo.model.rinalmo import RiNALMo
-from rinalmo.plots.heat_map import check_plot, draw
+from rinalmo.plots.positions import check_heat_map, draw_heat_map
 from rinalmo.rna.alphabet import NUCLEOTIDES, kmer_count, kmers
 from rinalmo.tasks.base import Task
 from rinalmo.tasks.evaluate import task_of
@@ -294,7 +294,7 @@ def explain_file(
     records: Iterable[Record] = SequenceFile(source)
     if plot is not None:
         records = list(records)
-        check_plot(plot, [len(record.sequence) for record in records])
+        check_heat_map(plot, [len(record.sequence) for record in records])
     count = 0
 
     def rows() -> Iterator[Row]:
@@ -324,4 +324,4 @@ def _draw(explanation: Explanation, plot: Path) -> None:
         if letter in NUCLEOTIDES:
             shares[n, NUCLEOTIDES.index(letter)] = explanation.attributions[n]
     title = f"{explanation.record.id}, {explanation.output}: {explanation.prediction:.4g}"
-    draw(shares, sequence, title, plot, label="attribution")
+    draw_heat_map(shares, sequence, title, plot, label="attribution")

@@ -32,7 +32,7 @@ from rinalmo.io.files import atomic_write_path, check_path, counted, escape_cont
 from rinalmo.io.sequences import InputFile, Record, as_records, plain_rows, read_fasta
 from rinalmo.io.tables import Row, TableReader, is_missing, open_table, table_format, table_lines, write_parquet
 from rinalmo.model.rinalmo import RiNALMo
-from rinalmo.plots.heat_map import check_plot, draw
+from rinalmo.plots.positions import check_heat_map, draw_heat_map
 from rinalmo.rna.alphabet import NUCLEOTIDES
 
 logger = logging.getLogger(__name__)
@@ -612,7 +612,7 @@ def score_file(
     if not to_stdout:
         check_path(output, () if output.name.endswith(source.endings) else source.endings)
     if plot is not None:
-        check_plot(plot, [len(record.sequence) for record in source.wild_types])
+        check_heat_map(plot, [len(record.sequence) for record in source.wild_types])
         if shard is not None:
             raise InputError("--plot draws all substitutions; leave out --shard or --plot")
     source = source.take_shard(shard)
@@ -639,7 +639,7 @@ def score_file(
     if plot is not None:
         record = source.wild_types[0]
         map_ = as_map(record.sequence, zip(source.read(), scores, strict=True))
-        draw(map_, record.sequence, f"{record.id}, {method}", plot)
+        draw_heat_map(map_, record.sequence, f"{record.id}, {method}", plot)
     for text in source.notes():
         note(text)
     return count

@@ -13,12 +13,11 @@ They take a `Structure`, numpy arrays or a log, and need no torch. `draw_structu
 else, and PNG and PDF, matplotlib (extra `plots`).
 """
 
-from rinalmo.plots.charts import draw_bars, draw_calibration
-from rinalmo.plots.curves import draw_curves
+from rinalmo.plots.charts import draw_bars, draw_calibration, draw_curves
 from rinalmo.plots.drawing import draw_structure
 from rinalmo.plots.embedding_map import draw_embedding_map
-from rinalmo.plots.logo import draw_logo
 from rinalmo.plots.pairs import draw_arcs, draw_pair_map
+from rinalmo.plots.positions import draw_logo
 
 __all__ = [
     "draw_arcs",

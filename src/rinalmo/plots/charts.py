@@ -1,24 +1,124 @@
-"""Charts of results: bars for comparisons, and reliability diagrams of probabilities.
+"""Charts of results: training curves, bars for comparisons, reliability diagrams, predictions beside true values.
 
-Reference: Niculescu-Mizil & Caruana 2005 (ICML) for reliability diagrams, Naeini et al. 2015 (AAAI) for the expected
+References: Niculescu-Mizil & Caruana 2005 (ICML) for reliability diagrams, Naeini et al. 2015 (AAAI) for the expected
 calibration error, Wilson 1927 for the intervals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rinalmo.errors import InputError
-from rinalmo.plots.style import COLOURS, GREY, MARKERS, WHITE, check_figure, figure_in, title_of
+from rinalmo.plots.style import (
+    BLUE,
+    COLOURS,
+    GREY,
+    MARKERS,
+    VERMILION,
+    WHITE,
+    check_figure,
+    figure_in,
+    title_of,
+)
 
 MAX_SERIES = len(COLOURS)
-_HATCHES = ("", "////", "", "", "||||", "xxxx", "\\\\\\\\", "++++")  # where a neighbour is as dark
 _BARS, _CALIBRATION = "drawing bars", "drawing calibration"
-_Z = 1.96  # of 95 % intervals
+_CURVES, _PREDICTIONS = "drawing training curves", "drawing predictions"
 Value = float | tuple[float, float, float]
+Log = Sequence[Mapping[str, Any]]
+VALIDATION = "validation/"
+_HATCHES = ("", "////", "", "", "||||", "xxxx", "\\\\\\\\", "++++")  # where a neighbour is as dark
+_Z = 1.96  # of 95 % intervals
+_WIDTH, _PANEL, _MARGINS, _LEGEND_ROW = 6.4, 2.4, 0.45, 0.18  # inches
+_MARKERS_PER_LINE = 12
+_LABELS = {"loss": "loss (nats)", "lr": "learning rate", "mfu": "fraction of the peak", "tokens_per_second": "tokens/s"}
+
+
+def metrics_of(logs: Mapping[str, Log]) -> list[str]:
+    """Names of the metrics in the logs; those of single validation sources are `source/metric`."""
+    names = {name.removeprefix(VALIDATION) for log in logs.values() for line in log for name in line}
+    return sorted(names - {"step"})
+
+
+def draw_curves(
+    logs: Mapping[str, Log], path: str | Path, metrics: Sequence[str] = ("loss",), *, rates: bool = False
+) -> None:
+    """Draw metrics of one to eight runs by step, from the lines of each log that hold them.
+
+    Training of a single run is blue, validation vermilion and dashed, the learning rate a grey dotted line. Several
+    runs have a color and a marker each; training is thin, validation thick and dashed.
+
+    Args:
+        logs: For each run's name a sequence of mappings with `step`, as the lines of its `log.jsonl`.
+        path: An SVG, PNG or PDF file.
+        metrics: One panel each.
+        rates: Add the learning rate to the first panel of a single run.
+
+    Raises:
+        InputError: Another ending, too many runs, or a metric that no run has.
+        MissingExtraError: matplotlib is not installed.
+
+    Examples:
+        >>> import tempfile
+        >>> from rinalmo.plots import draw_curves
+        >>> log = [{"step": 1, "loss": 1.4}, {"step": 2, "loss": 1.3}, {"step": 2, "validation/loss": 1.35}]
+        >>> draw_curves({"run": log}, tempfile.mkdtemp() + "/curves.svg")
+    """
+    path = Path(path)
+    check_figure(path, _CURVES)
+    if not 1 <= len(logs) <= MAX_SERIES:
+        raise InputError(f"{path}: can show 1 to {MAX_SERIES} runs, but there are {len(logs)}")
+    known = metrics_of(logs)
+    for name in metrics:
+        if name not in known:
+            raise InputError(f"no run has the metric {name!r}; there are {', '.join(known) or 'none'}")
+    is_single = len(logs) == 1
+    size = (_WIDTH, _PANEL * len(metrics) + _MARGINS + _LEGEND_ROW * len(logs))
+    with figure_in(path, _CURVES, figsize=size, layout="constrained") as figure:
+        from matplotlib.lines import Line2D
+
+        panels = figure.subplots(len(metrics), 1, squeeze=False, sharex=True)[:, 0]
+        styles, parts = {}, set()  # of the lines that are drawn
+        for axes, name in zip(panels, metrics, strict=True):
+            for number, (run, log) in enumerate(logs.items()):
+                for key, part in ((name, "training"), (VALIDATION + name, "validation")):
+                    points = [(line["step"], line[key]) for line in log if key in line]
+                    if points:
+                        style = _line_style(part, None if is_single else number)
+                        styles[part if is_single else run] = style
+                        parts.add(part)
+                        markers = max(1, len(points) // _MARKERS_PER_LINE)
+                        axes.plot(*zip(*points, strict=True), markevery=markers, **style)
+            axes.set_ylabel(_LABELS.get(name, name))
+        panels[-1].set_xlabel("step")
+        if rates and is_single:
+            axes = panels[0].twinx()
+            points = [(line["step"], line["lr"]) for line in next(iter(logs.values())) if "lr" in line]
+            axes.spines["right"].set_visible(True)
+            axes.set_ylabel("learning rate", color=GREY)
+            if points:
+                axes.plot(*zip(*points, strict=True), color=GREY, linewidth=0.8, linestyle=":")
+        title = None if is_single or len(parts) == 1 else "thin: training; thick, dashed: validation"
+        handles = [Line2D([], [], **style) for style in styles.values()]
+        settings = {"ncols": 2 if is_single else 1, "handlelength": 4, "alignment": "left", "frameon": False}
+        names = [title_of(name, 40) for name in styles]
+        figure.legend(handles, names, loc="outside upper left", title=title, **settings)
+
+
+def _line_style(part: str, number: int | None) -> dict[str, Any]:
+    """The style of a curve; `number` is the run's among several."""
+    if number is None and part == "training":
+        return {"color": BLUE}
+    if number is None:
+        return {"color": VERMILION, "linestyle": "--", "marker": "s", "markersize": 3}
+    style = {"color": COLOURS[number], "marker": MARKERS[number]}
+    if part == "training":
+        return {**style, "linewidth": 0.7, "markersize": 2.5}
+    return {**style, "linewidth": 1.6, "linestyle": "--", "markersize": 5}
 
 
 def draw_bars(
@@ -151,3 +251,65 @@ def draw_calibration(
         lower.yaxis.set_major_formatter(lambda number, _: f"{number:,.0f}")
         lower.yaxis.set_minor_formatter(NullFormatter())
     return errors
+
+
+_MOST_CLASSES, _WRITTEN = 60, 20  # numbers are written into the cells of small matrices
+
+
+def draw_confusion(target: np.ndarray, predicted: np.ndarray, classes: Sequence[str], title: str, path: Path) -> None:
+    """Draw how many examples of each class (row) were predicted as each (column); the shade is the share of the row.
+
+    Args:
+        target: Class ids `(examples,)`.
+        predicted: Class ids `(examples,)`.
+        classes: Their names; beyond 60 the last are left out.
+        title: Above the figure.
+        path: An SVG or PNG file.
+    """
+    count = min(len(classes), _MOST_CLASSES)
+    table = np.zeros((count, count), int)
+    counted = (target < count) & (predicted < count)
+    np.add.at(table, (target[counted], predicted[counted]), 1)
+    share = table / table.sum(axis=1, keepdims=True).clip(1)
+    size = 1.8 + 0.34 * max(count, 4)
+    with figure_in(path, _PREDICTIONS, figsize=(size + 0.9, size)) as figure:
+        axes = figure.add_subplot()
+        image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        names = [title_of(name, 20) for name in classes[:count]]
+        axes.set_xticks(range(count), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
+        axes.set_yticks(range(count), names, fontsize=7)
+        for (row, column), number in np.ndenumerate(table) if count <= _WRITTEN else ():
+            if number:
+                color = "white" if share[row, column] > 0.6 else "black"
+                axes.text(column, row, str(number), ha="center", va="center", fontsize=7, color=color)
+        axes.set_xlabel("predicted", fontsize=8)
+        axes.set_ylabel("true", fontsize=8)
+        axes.set_title(title, fontsize=8)
+        figure.colorbar(image, ax=axes, label="fraction of the true class", shrink=0.7)
+        figure.tight_layout()
+
+
+def draw_scatter(target: np.ndarray, predicted: np.ndarray, names: Sequence[str], title: str, path: Path) -> None:
+    """Draw predicted over true numbers, a panel for each column; on the line they are equal.
+
+    Args:
+        target: `(examples, columns)`, NaN where there is none.
+        predicted: `(examples, columns)`.
+        names: Of the columns; beyond six the last are left out.
+        title: Above the figure.
+        path: An SVG or PNG file.
+    """
+    panels = min(len(names), 6)
+    with figure_in(path, _PREDICTIONS, figsize=(3.2 * panels + 0.3, 3.5)) as figure:
+        for index in range(panels):
+            axes = figure.add_subplot(1, panels, index + 1)
+            known = np.isfinite(target[:, index])
+            x, y = target[known, index], predicted[known, index]
+            axes.scatter(x, y, s=6, alpha=0.5, color=BLUE, linewidths=0)
+            ends = [min(x.min(), y.min()), max(x.max(), y.max())] if len(x) else [0, 1]
+            axes.plot(ends, ends, color=GREY, linewidth=0.8)
+            axes.set_xlabel(f"true {title_of(names[index], 30)}", fontsize=8)
+            axes.set_ylabel("predicted", fontsize=8)
+            axes.tick_params(labelsize=7)
+        figure.suptitle(title, fontsize=8)
+        figure.tight_layout()

@@ -1,4 +1,4 @@
-"""The style of all figures, and what they share: checks before drawing, saving, ticks, wrapped rows.
+"""The style of all figures, and what they share: checks before drawing, saving, ticks.
 
 The colours are distinct for every common kind of colour blindness, and colour is never the only difference: line styles
 or markers differ too, for print in grey. The same data give the same bytes of SVG.
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +39,6 @@ _DPI, _MAX_PIXELS = 300, 8000  # of a PNG; the longer side of one
 _DPI_WITHIN = 200  # of an image in an SVG or PDF
 FONTS = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 
-_TITLE_LETTER = 0.075  # inches
 _STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 9,
@@ -128,30 +127,3 @@ def position_ticks(count: int, step: int, start: int = 0) -> tuple[list[int], li
 def tick_step(length: int) -> int:
     """Positions from one label to the next, for about ten labels in all."""
     return next((step for step in (10, 20, 50, 100, 200, 500) if length <= 15 * step), 1000)
-
-
-class Rows(NamedTuple):
-    """Sizes in inches of a figure that shows a sequence in rows of equal length."""
-
-    column: float
-    height: float
-    gap: float
-    left: float
-    right: float
-    top: float
-    bottom: float
-
-    def axes(
-        self, figure: Any, length: int, width: int, title: str
-    ) -> tuple[list[tuple[slice, Any]], dict[str, float]]:
-        """Size a figure for rows of `width` positions; returns positions and axes of each row, and the outer edges."""
-        starts = range(0, length, width)
-        across = max(self.left + width * self.column + self.right, self.left + _TITLE_LETTER * len(title))
-        down = self.top + len(starts) * (self.height + self.gap) - self.gap + self.bottom
-        edges = {"left": self.left / across, "right": (self.left + width * self.column) / across}
-        edges |= {"bottom": self.bottom / down, "top": 1 - self.top / down}
-        figure.set_size_inches(across, down)
-        grid = {**edges, "hspace": self.gap / self.height}
-        rows = figure.subplots(len(starts), 1, squeeze=False, gridspec_kw=grid)[:, 0]
-        figure.text(edges["left"], 1 - 0.2 / down, title, fontsize=9, va="center")
-        return [(slice(start, start + width), axes) for start, axes in zip(starts, rows, strict=True)], edges

@@ -27,7 +27,7 @@ from rinalmo.errors import InputError
 from rinalmo.model.heads import IGNORE, ProblemType
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
-from rinalmo.plots.predictions import draw_confusion, draw_scatter
+from rinalmo.plots.charts import draw_confusion, draw_scatter
 from rinalmo.rna.alphabet import Alphabet, kmer_frequencies
 from rinalmo.tasks.base import Example, Task, encode_sequences
 from rinalmo.tasks.evaluate import Evaluation, with_intervals

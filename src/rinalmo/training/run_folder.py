@@ -33,7 +33,7 @@ import rinalmo
 from rinalmo.errors import InputError, MissingExtraError, RinalmoError, TrainingError
 from rinalmo.io.files import LOCK, atomic_write, clear_temporaries, destination, is_temporary, lock_folder
 from rinalmo.io.recipe_files import flatten, parse, read
-from rinalmo.plots.curves import draw_curves
+from rinalmo.plots.charts import draw_curves
 from rinalmo.training.recipes import FinetuneRecipe, LoggingRecipe, Recipe, RunRecipe
 
 LOG, PLOT, PREDICTIONS = "log.jsonl", "loss.png", "predictions.png"

@@ -25,10 +25,10 @@ from rinalmo.inference.embed import Embeddings, common_fields, pack_embeddings, 
 from rinalmo.inference.fill_mask import Prediction
 from rinalmo.io.sequences import Record, read_fasta
 from rinalmo.io.tables import write_rows
-from rinalmo.plots import draw_arcs, draw_logo, draw_pair_map, heat_map, svg
+from rinalmo.plots import draw_arcs, draw_logo, draw_pair_map, svg
 from rinalmo.plots.drawing import structure_svg
 from rinalmo.plots.embedding_map import draw_embedding_map
-from rinalmo.plots.logo import LETTER_COLOURS
+from rinalmo.plots.positions import LETTER_COLOURS, draw_heat_map
 from rinalmo.plots.style import BLACK, GREY, PALE
 from rinalmo.rna.formats import write_structures
 from rinalmo.web.service import (
@@ -491,7 +491,7 @@ def _variants_tab(service: Service) -> None:
             table, *drawn = (folder / f"variants.{ending}" for ending in ("csv", "svg", "png"))
             title = f"{record.id[:60]}, {method}"
             for path in drawn:
-                visit.turn(partial(heat_map.draw, scores, record.sequence, title, path))
+                visit.turn(partial(draw_heat_map, scores, record.sequence, title, path))
             write_rows(table, _variant_rows(record.sequence, scores), columns=_VARIANT_COLUMNS)
             html = image(drawn[0].read_bytes(), f"Scores of single-nucleotide substitutions of {record.id}")
             yield html, _given([table, *drawn])
