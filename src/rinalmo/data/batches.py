@@ -30,7 +30,7 @@ from rinalmo.rna.alphabet import Alphabet
 
 _CHUNK = 512  # items drawn at once
 _AHEAD = 2  # steps prepared in advance
-_CHOICE, _CROP, _MASK = 0, 1, 2  # indices of random numbers under a validation sequence's key
+_CHOICE = 0  # index of a random number under a validation sequence's key; the sampler uses 1 and 2
 _VALIDATION = 3  # purpose of a key; 1 and 2 are the sampler's
 _FIT = 1  # purpose of a key derived from an item's
 
@@ -151,11 +151,7 @@ class FixedMasked:
             chosen.append(np.sort(own[order[:per_source]]))
         places = np.concatenate(chosen)
         sequences, keys = places + span.start, all_keys[places]
-        lengths = store.lengths[sequences].astype(np.int64)
-        cropped = np.minimum(lengths, max_length)
-        starts = (sampling.random_uniform(keys, _CROP) * (lengths - cropped + 1)).astype(np.int64)
-        clusters, masks = store.clusters_of(sequences), sampling.random_bits(keys, _MASK)
-        self.items = sampling.make_items(sequences, clusters, starts, cropped, cropped == lengths, masks)
+        self.items = sampling.cropped_items(store, sequences, store.clusters_of(sequences), keys, max_length)
 
     def batches(self, rank: int = 0, world: int = 1) -> list[Batch]:
         """This rank's micro-batches, the same number on every rank; none if the split is empty."""

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pyarrow import csv
 
 from rinalmo.data.sources import ClusteringRecipe, Numbers, Report, Staged
@@ -48,24 +47,21 @@ class MMseqs:
             )
         return cls(binary, _run([binary, "version"]).strip().splitlines()[-1])
 
-    def linclust(self, fasta: Path, count: int, recipe: ClusteringRecipe, threads: int, longest: int) -> Clustering:
-        """Cluster the sequences of a FASTA file, named 0 to `count` − 1, each on one line."""
+    def linclust(
+        self, fasta: Path, count: int, recipe: ClusteringRecipe, threads: int, longest: int
+    ) -> tuple[Numbers, str]:
+        """Cluster the sequences of a FASTA file, named 0 to `count` − 1, each on one line.
+
+        Returns:
+            The representative of each sequence, and the command that gave them.
+        """
         with tempfile.TemporaryDirectory(prefix="mmseqs.", dir=fasta.parent) as folder:
             options = ["--min-seq-id", f"{recipe.min_identity:g}", "-c", f"{recipe.coverage:g}"]
             options += ["--dbtype", "2", "--max-seq-len", str(max(65535, longest)), "--threads", str(threads)]
             command = ["easy-linclust", fasta.name, "clusters", "tmp", *options]
             _run([self.binary, command[0], str(fasta.resolve()), *command[2:], "-v", "2"], folder)
             representatives = _representatives(Path(folder) / "clusters_cluster.tsv", count)
-        return Clustering(representatives, "mmseqs " + " ".join(command), self.version)
-
-
-@dataclass(frozen=True)
-class Clustering:
-    """The representative of each sequence, and the command and version that gave it."""
-
-    representatives: NDArray[np.int64]
-    command: str
-    version: str
+        return representatives, "mmseqs " + " ".join(command)
 
 
 def _in_wheel() -> str | None:
@@ -95,7 +91,7 @@ def _run(command: list[str], folder: str | None = None) -> str:
     return output
 
 
-def _representatives(path: Path, count: int) -> NDArray[np.int64]:
+def _representatives(path: Path, count: int) -> Numbers:
     """Read `representative <tab> member` lines; every number must be a member of exactly one cluster."""
     representatives = np.full(count, -1, dtype=np.int64)
     seen = 0
@@ -133,11 +129,6 @@ class Distinct:
     first: Numbers
     excluded: int
 
-    @property
-    def indices(self) -> Numbers:
-        """The sequences that are the first of their equals, the excluded ones included."""
-        return np.flatnonzero(self.first == np.arange(len(self.first)))
-
 
 def cluster(
     distinct: Distinct,
@@ -148,16 +139,15 @@ def cluster(
     report: Report,
 ) -> tuple[Numbers, dict[str, Any]]:
     """The cluster of each staged sequence, numbered by first occurrence, or why it has none; and counts."""
-    indices = distinct.indices
+    indices = np.flatnonzero(distinct.first == np.arange(len(distinct.first)))
     facts: dict[str, Any] = {"method": recipe.method}
     if mmseqs is not None:
         fasta = folder / "distinct.fasta"
         longest = _write_fasta(distinct.staged, indices, fasta, report)
-        clustering = mmseqs.linclust(fasta, len(indices), recipe, threads, longest)
+        labels, command = mmseqs.linclust(fasta, len(indices), recipe, threads, longest)
         fasta.unlink()
-        labels = clustering.representatives
         excluded_labels = labels[indices < distinct.excluded]
-        facts |= {"version": clustering.version, "command": clustering.command}
+        facts |= {"version": mmseqs.version, "command": command}
     elif recipe.method == "column":
         labels, excluded_labels = _from_tables(distinct, indices)
     else:

@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rinalmo.errors import DownloadError, InputError
+from rinalmo.io.files import file_md5
 from rinalmo.weights.download import SourceUnavailable, fetch, offline_switch
 
 _CONNECTIONS = 4
@@ -131,14 +132,14 @@ def _rfam(site: _Site) -> Iterator[Listing]:
 
 def _ensembl(site: _Site) -> Iterator[Listing]:
     for row in _species(site, "release-109/species_EnsemblVertebrates.txt"):
-        yield _ncrna_of(site, f"release-109/fasta/{row[0]}/ncrna", row[0])
+        yield partial(_ncrna_of, site, f"release-109/fasta/{row[0]}/ncrna", row[0])
 
 
 def _ensembl_bacteria(site: _Site) -> Iterator[Listing]:
     for row in _species(site, "release-56/species_EnsemblBacteria.txt"):
         collection = next((match[1] for cell in row if (match := _ENSEMBL_CORE.match(cell))), None)
         if collection:
-            yield _ncrna_of(site, f"release-56/fasta/{collection}/{row[0]}/ncrna", row[0])
+            yield partial(_ncrna_of, site, f"release-56/fasta/{collection}/{row[0]}/ncrna", row[0])
 
 
 def _species(site: _Site, source: str) -> Iterator[list[str]]:
@@ -150,24 +151,20 @@ def _species(site: _Site, source: str) -> Iterator[list[str]]:
                 yield row
 
 
-def _ncrna_of(site: _Site, folder: str, species: str) -> Listing:
+def _ncrna_of(site: _Site, folder: str, species: str) -> list[Remote]:
     """The ncRNA file of a species, which the CHECKSUMS in its folder name; none if there is no such folder."""
-
-    def files() -> list[Remote]:
-        try:
-            path = site.get(f"{folder}/CHECKSUMS", f"lists/{species}.CHECKSUMS")
-        except SourceUnavailable as error:
-            if error.status == _NOT_FOUND:
-                return []
-            raise
-        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-        return [
-            Remote(f"{folder}/{row[2]}", f"ncrna/{row[2]}", bsd_sum(int(row[0]), int(row[1])))
-            for row in rows
-            if len(row) == 3 and row[2].endswith(".ncrna.fa.gz")
-        ]
-
-    return files
+    try:
+        path = site.get(f"{folder}/CHECKSUMS", f"lists/{species}.CHECKSUMS")
+    except SourceUnavailable as error:
+        if error.status == _NOT_FOUND:
+            return []
+        raise
+    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        Remote(f"{folder}/{row[2]}", f"ncrna/{row[2]}", bsd_sum(int(row[0]), int(row[1])))
+        for row in rows
+        if len(row) == 3 and row[2].endswith(".ncrna.fa.gz")
+    ]
 
 
 def _nt(site: _Site) -> Iterator[Listing]:
@@ -208,8 +205,7 @@ def md5_sum(expected: str) -> Check:
     """Compare a file's MD5."""
 
     def check(path: Path) -> str | None:
-        with path.open("rb") as file:
-            actual = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        actual = file_md5(path)
         return None if actual == expected else f"its MD5 is {actual}, but the published one is {expected}"
 
     return check

@@ -16,7 +16,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -100,23 +99,14 @@ _CHUNK = 1 << 16
 _EVERY = 10_000
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The staged sequences, the first equal of each, and the cluster of each; negative: it is not stored."""
-
-    staged: Staged
-    first: Numbers
-    clusters: Numbers
-
-
-def split(selection: Selection, recipe: SplitRecipe) -> NDArray[np.bool_]:
+def split(staged: Staged, clusters: Numbers, recipe: SplitRecipe) -> NDArray[np.bool_]:
     """Whether each cluster is for validation: the recipe's share of them, at least one of several if not zero."""
-    kept = np.flatnonzero(selection.clusters >= 0)
+    kept = np.flatnonzero(clusters >= 0)
     # Clusters are numbered in the order of their first sequence, where the largest number so far grows.
-    firsts = kept[np.diff(np.maximum.accumulate(selection.clusters[kept]), prepend=-1) > 0]
+    firsts = kept[np.diff(np.maximum.accumulate(clusters[kept]), prepend=-1) > 0]
     keys = np.empty(len(firsts), dtype=np.uint64)
     for number, index in enumerate(firsts):
-        keys[number] = int.from_bytes(blake2b(selection.staged.letters(int(index)), digest_size=8).digest())
+        keys[number] = int.from_bytes(blake2b(staged.letters(int(index)), digest_size=8).digest())
     keys = sampling.random_key(recipe.seed, keys)
     count = round(recipe.validation_fraction * len(keys))
     if recipe.validation_fraction > 0 and len(keys) > 1:
@@ -127,14 +117,15 @@ def split(selection: Selection, recipe: SplitRecipe) -> NDArray[np.bool_]:
 
 
 def assemble(
-    selection: Selection,
+    staged: Staged,
+    first: Numbers,
+    clusters: Numbers,
     validates: NDArray[np.bool_],
     target: Path,
     provenance: dict[str, Any],
     report: Report,
 ) -> None:
     """Write the store, and in it the names and sources of the duplicates of each sequence."""
-    staged, clusters = selection.staged, selection.clusters
     # Train first, by cluster, and within a cluster in the order of the sources.
     kept = np.flatnonzero(clusters >= 0)
     numbers = clusters[kept]
@@ -155,7 +146,7 @@ def assemble(
             writer.add(store.name(place), store[place].tobytes(), source, family)
             if done % _EVERY == 0:
                 report(done)
-        _write_duplicates(selection, order, writer.folder / DUPLICATES)
+        _write_duplicates(staged, first, clusters, order, writer.folder / DUPLICATES)
     report(len(order))
 
 
@@ -168,18 +159,17 @@ def duplicate_pairs(staged: Staged, first: Numbers, excluded: int) -> list[list[
     return [[kept, other, count] for (kept, other), count in pairs.most_common()]
 
 
-def _write_duplicates(selection: Selection, order: Numbers, path: Path) -> None:
-    staged = selection.staged
-    place = np.full(len(selection.first), -1, dtype=np.int64)
+def _write_duplicates(staged: Staged, first: Numbers, clusters: Numbers, order: Numbers, path: Path) -> None:
+    place = np.full(len(first), -1, dtype=np.int64)
     place[order] = np.arange(len(order))
-    others = np.flatnonzero((selection.clusters == DUPLICATE) & (place[selection.first] >= 0))
-    others = others[np.argsort(place[selection.first[others]], kind="stable")]
+    others = np.flatnonzero((clusters == DUPLICATE) & (place[first] >= 0))
+    others = others[np.argsort(place[first[others]], kind="stable")]
     with pq.ParquetWriter(path, _SCHEMA, compression="zstd") as writer:
         for start in range(0, len(others), _CHUNK):
             part = others[start : start + _CHUNK]
             names = [staged.name(int(index)) for index in part]
             sources = [staged.source(int(index)) for index in part]
-            columns = [place[selection.first[part]], sources, names]
+            columns = [place[first[part]], sources, names]
             arrays = [pa.array(column, field.type) for column, field in zip(columns, _SCHEMA, strict=True)]
             writer.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA))
 
@@ -320,9 +310,8 @@ def _write_store(
     clusters, clustered = _step(folder, "clusters", find_clusters)
     if not (clusters >= 0).any():
         raise InputError("every sequence is excluded, or shares a cluster with one that is")
-    selection = Selection(staged, first, clusters)
     with progress("writing the store") as report:
-        validates = split(selection, recipe.split)
+        validates = split(staged, clusters, recipe.split)
         facts = {
             "read": {
                 label: json.loads((place / COUNTS).read_text(encoding="utf-8")) for label, place in places.items()
@@ -331,7 +320,7 @@ def _write_store(
             "clusters": clustered,
             "split": {"train": int((~validates).sum()), "validation": int(validates.sum())},
         }
-        assemble(selection, validates, target, settings | {"report": facts}, report)
+        assemble(staged, first, clusters, validates, target, settings | {"report": facts}, report)
 
 
 def _step(

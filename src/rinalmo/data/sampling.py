@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -100,8 +100,14 @@ class Item(NamedTuple):
         return self.length + 2 * self.whole
 
 
-def make_items(*columns: NDArray[Any]) -> list[Item]:
-    """Items from arrays, one for each field."""
+def cropped_items(
+    store: TokenStore, sequences: NDArray[np.int64], clusters: NDArray[np.int64], keys: Keys, max_length: int
+) -> list[Item]:
+    """Items of these sequences; a longer one than `max_length` is cropped where its key says."""
+    lengths = store.lengths[sequences].astype(np.int64)
+    cropped = np.minimum(lengths, max_length)
+    starts = (random_uniform(keys, _CROP) * (lengths - cropped + 1)).astype(np.int64)
+    columns = sequences, clusters, starts, cropped, cropped == lengths, random_bits(keys, _MASK)
     return list(map(Item._make, zip(*[column.tolist() for column in columns], strict=True)))
 
 
@@ -168,10 +174,7 @@ class ClusterSampler:
             places = np.searchsorted(self._cumulative, points, side="right")
             sequences = np.minimum(places, len(self._cumulative) - 1) + self._first
             clusters = self.store.clusters_of(sequences)
-        lengths = self.store.lengths[sequences].astype(np.int64)
-        cropped = np.minimum(lengths, self.max_length)
-        starts = (random_uniform(keys, _CROP) * (lengths - cropped + 1)).astype(np.int64)
-        return make_items(sequences, clusters, starts, cropped, cropped == lengths, random_bits(keys, _MASK))
+        return cropped_items(self.store, sequences, clusters, keys, self.max_length)
 
 
 def _cumulative_weights(store: TokenStore, split: str, weights: Weights) -> NDArray[np.float64]:

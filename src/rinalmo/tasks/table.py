@@ -120,7 +120,7 @@ class Table(Task):
         if per == "nucleotide":
             self.head = "token_head"
         if features is not None:
-            self.head, self.layers = "linear_head", [int(layer) for layer in features["layers"]]
+            self.head, self.layers = "linear_head", list(features["layers"])
             self.pools: Sequence[str] = features.get("pools", ["mean"])
         self.selection_metric = _SELECTION_METRICS[kind]
         self.settings = {

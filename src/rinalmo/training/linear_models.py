@@ -28,7 +28,7 @@ from rinalmo.model.heads import IGNORE, ProblemType
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import ModelSpec, RiNALMo, create
 from rinalmo.plots.charts import draw_confusion, draw_scatter
-from rinalmo.rna.alphabet import Alphabet, kmer_frequencies
+from rinalmo.rna.alphabet import Alphabet, kmer_count, kmer_frequencies
 from rinalmo.tasks.base import Example, Task, encode_sequences
 from rinalmo.tasks.evaluate import Evaluation, with_intervals
 from rinalmo.tasks.table import Table, is_known
@@ -128,10 +128,9 @@ def fit_head(
 
 def _scales(states: int) -> Tensor:
     """Candidates for the standard deviations of a head's features: states first, then k-mers."""
-    sizes = [4**size for size in range(1, KMERS + 1)]
-    variances = torch.ones(len(_SHARES), states + sum(sizes))
+    variances = torch.ones(len(_SHARES), states + kmer_count(KMERS))
     for row, share in zip(variances, _SHARES, strict=True):
-        row[states:] = torch.cat([torch.full((size,), share * states / size) for size in sizes])
+        row[states:] = torch.cat([torch.full((4**size,), share * states / 4**size) for size in range(1, KMERS + 1)])
     return (variances / variances.mean(dim=1, keepdim=True)).sqrt()
 
 

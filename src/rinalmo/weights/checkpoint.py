@@ -329,21 +329,16 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Tensor:
         """One tensor under our name: a view of the mapped file where nothing has to be concatenated."""
-        if self.adapter is None:
-            return self._base_tensor(name)
-        if name in self.adapter.whole:
+        if self.adapter and name in self.adapter.whole:
             return self._checked(name, self.adapter.whole[name])
-        change, tensor = self.adapter.low_rank.get(name), self._base_tensor(name)
-        return tensor if change is None else self._checked(name, change.merged(tensor))
-
-    def _base_tensor(self, name: str) -> Tensor:
         parts = self.plan[name]
         tensor = self.files.tensor(parts[0])
         if len(parts) > 1:
             tensor = torch.cat([tensor, *map(self.files.tensor, parts[1:])])
         if self.layout == "official" and name in TOKEN_TENSORS:
             tensor = move_rows(name, tensor, OFFICIAL, self.spec.alphabet)
-        return self._checked(name, tensor)
+        tensor, change = self._checked(name, tensor), self.adapter.low_rank.get(name) if self.adapter else None
+        return tensor if change is None else self._checked(name, change.merged(tensor))
 
     def _checked(self, name: str, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
