@@ -99,7 +99,7 @@ def test_families_are_clusters_and_the_split_goes_by_cluster(tmp_path, family_fi
     for cluster in range(store.manifest["clusters"]):
         assert len(set(store.family_ids[list(store.members(cluster))].tolist())) == 1
     count = store.manifest["clusters"]
-    assert store.num_clusters("validation") == round(0.2 * count)
+    assert len(store.cluster_range("validation")) == round(0.2 * count)
     clusters = report_of(store)["clusters"]
     assert clusters["clusters"] == count
     assert clusters["command"].startswith("mmseqs easy-linclust")
@@ -237,7 +237,7 @@ def test_shares_at_the_edges(tmp_path, fraction, expected):
     path = fasta(tmp_path / "in.fa", TRNA, MIR21, TAR)
     recipe = load_recipe(None, ["clustering.method=none", f"split.validation_fraction={fraction}"])
     store = prepare(tmp_path / "store", [("x", path)], recipe=recipe)
-    assert store.num_clusters("validation") == expected
+    assert len(store.cluster_range("validation")) == expected
 
 
 # Faults of the input

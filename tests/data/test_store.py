@@ -37,7 +37,7 @@ def test_what_went_in_comes_out(make_store):
     assert [store.families[i] for i in store.family_ids] == ["RF00005", "", "", ""]
     assert [list(store.members(c)) for c in range(3)] == [[0, 1], [2], [3]]
     assert (store.sequence_range("train"), store.sequence_range("validation")) == (range(3), range(3, 4))
-    assert (store.cluster_range("train"), store.num_clusters("validation")) == (range(2), 1)
+    assert (store.cluster_range("train"), len(store.cluster_range("validation"))) == (range(2), 1)
     assert store.manifest["nucleotides"] == 121
     assert store.manifest["provenance"] == {"made": "by a test"}
     store.verify()
@@ -67,9 +67,9 @@ def test_an_index_out_of_range_raises(small_store, index):
 
 def test_empty_splits_and_one_sequence(make_store):
     store = make_store([MIR21])
-    assert (len(store), store.num_clusters("validation"), len(store.sequence_range("validation"))) == (1, 0, 0)
+    assert (len(store), len(store.cluster_range("validation")), len(store.sequence_range("validation"))) == (1, 0, 0)
     only_validation = make_store(validation=[[MIR21]], name="other")
-    assert (only_validation.num_clusters("train"), only_validation.cluster_range("validation")) == (0, range(1))
+    assert (len(only_validation.cluster_range("train")), only_validation.cluster_range("validation")) == (0, range(1))
 
 
 def test_same_sequences_same_fingerprint(make_store):

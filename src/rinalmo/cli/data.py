@@ -99,7 +99,7 @@ def prepare_command(
     except KeyboardInterrupt:
         print_line(f"{out}: stopped; the finished steps are saved; continue with --resume")
         raise
-    parts = ", ".join(f"{split} {store.num_clusters(split):,}" for split in ("train", "validation"))
+    parts = ", ".join(f"{split} {len(store.cluster_range(split)):,}" for split in ("train", "validation"))
     print_line(f"{out}: {len(store):,} sequences in {store.manifest['clusters']:,} clusters ({parts})")
 
 

@@ -122,7 +122,7 @@ def _cuts(lengths: Sequence[int], limit: int) -> list[int]:
 
 
 class FixedMasked:
-    """At most `per_source` sequences of each source from a split, with masks and crops fixed by the seed.
+    """At most `per_source` sequences of each source for validation, with masks and crops fixed by the seed.
 
     Choice, crop and mask of a sequence depend on the seed and its index in the store alone.
     """
@@ -137,11 +137,10 @@ class FixedMasked:
         micro_tokens: int = 4096,
         max_length: int = MAX_LENGTH,
         masking: Masking | None = None,
-        split: str = "validation",
     ) -> None:
         self.store, self.alphabet = store, alphabet
         self.micro_tokens, self.masking = micro_tokens, masking or Masking()
-        span = store.sequence_range(split)
+        span = store.sequence_range("validation")
         all_keys = sampling.random_key(seed, _VALIDATION, np.arange(span.start, span.stop))
         sources = store.source_ids[span.start : span.stop]
         chosen = [np.empty(0, dtype=np.int64)]

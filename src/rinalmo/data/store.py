@@ -153,10 +153,6 @@ class TokenStore:
             raise InputError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
         return range(*self.manifest["splits"][split][kind])
 
-    def num_clusters(self, split: str) -> int:
-        """Number of clusters of `train` or `validation`."""
-        return len(self.cluster_range(split))
-
     def members(self, cluster: int) -> range:
         """The sequences of a cluster."""
         starts, stops = self.spans(np.array([cluster]))

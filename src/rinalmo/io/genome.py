@@ -98,7 +98,7 @@ class Transcripts(InputFile):
         self.left_out: dict[str, int] = defaultdict(int)
         self.count = 0
         self._bins: dict[tuple[str, int], list[tuple[int, Interval, Transcript]]] = defaultdict(list)
-        readers = {".gtf": _gtf, ".gff3": _gff, ".gff": _gff, ".bed": _bed}
+        readers = {".gtf": _gtf_or_gff, ".gff3": _gtf_or_gff, ".gff": _gtf_or_gff, ".bed": _bed}
         ending = Path(uncompressed_name(path)).suffix
         if ending not in readers:
             raise InputError(
@@ -167,42 +167,26 @@ def _interval(place: str, start: str, end: str, offset: int) -> Interval:
     return first, last
 
 
-def _exons_by_transcript(exons: Iterable[tuple[str, str, str, Interval]]) -> _Parsed:
+def _gtf_or_gff(path: Path) -> _Parsed:
+    """The exons of each transcript; a GFF3 file names it as their parent, of which there may be several."""
+    is_gtf = uncompressed_name(path).endswith(".gtf")
+    pattern = re.compile(r'(?:^|;\s*)transcript_id "?([^";]+)"?' if is_gtf else r"(?:^|;)\s*Parent=([^;]+)")
     exons_of: dict[tuple[str, str], tuple[set[str], list[Interval]]] = {}
-    for name, chromosome, strand, exon in exons:
-        # By chromosome too: genes of the pseudoautosomal regions have one name on X and Y.
-        strands, parts = exons_of.setdefault((sys.intern(name), sys.intern(chromosome)), (set(), []))
-        strands.add(strand)
-        parts.append(exon)
-    for (name, chromosome), (strands, parts) in exons_of.items():
-        yield name, chromosome, strands, parts
-
-
-def _gtf(path: Path) -> _Parsed:
-    pattern = re.compile(r'(?:^|;\s*)transcript_id "?([^";]+)"?')
-
-    def exons() -> Iterator[tuple[str, str, str, Interval]]:
-        for place, fields in _fields(path, 9):
-            if fields[2] == "exon":
-                if not (match := pattern.search(fields[8])):
-                    raise InputError(f"{place}: this exon has no transcript_id")
-                yield match[1], fields[0], fields[6], _interval(place, fields[3], fields[4], 1)
-
-    return _exons_by_transcript(exons())
-
-
-def _gff(path: Path) -> _Parsed:
-    pattern = re.compile(r"(?:^|;)\s*Parent=([^;]+)")
-
-    def exons() -> Iterator[tuple[str, str, str, Interval]]:
-        for place, fields in _fields(path, 9):
-            if fields[2] == "exon":
-                if not (match := pattern.search(fields[8])):
-                    raise InputError(f"{place}: this exon has no Parent; if this is GTF, rename the file to .gtf")
-                for parent in match[1].split(","):
-                    yield unquote(parent), unquote(fields[0]), fields[6], _interval(place, fields[3], fields[4], 1)
-
-    return _exons_by_transcript(exons())
+    for place, fields in _fields(path, 9):
+        if fields[2] != "exon":
+            continue
+        if not (match := pattern.search(fields[8])):
+            lacking = "transcript_id" if is_gtf else "Parent; if this is GTF, rename the file to .gtf"
+            raise InputError(f"{place}: this exon has no {lacking}")
+        exon = _interval(place, fields[3], fields[4], 1)
+        chromosome = sys.intern(fields[0] if is_gtf else unquote(fields[0]))
+        for name in [match[1]] if is_gtf else map(unquote, match[1].split(",")):
+            # By chromosome too: genes of the pseudoautosomal regions have one name on X and Y.
+            strands, exons = exons_of.setdefault((sys.intern(name), chromosome), (set(), []))
+            strands.add(fields[6])
+            exons.append(exon)
+    for (name, chromosome), (strands, exons) in exons_of.items():
+        yield name, chromosome, strands, exons
 
 
 def _bed(path: Path) -> _Parsed:

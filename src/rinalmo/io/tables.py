@@ -215,11 +215,11 @@ def check_rows_output(path: str | Path) -> None:
         check_path(name.with_suffix("") if is_text else name, _OUTPUT_ENDINGS)
 
 
-def write_rows(path: str | Path, rows: Iterable[Row], *, columns: Sequence[str] = (), schema: Any = None) -> None:
+def write_rows(path: str | Path, rows: Iterable[Row], *, columns: Sequence[str] = ()) -> None:
     """Write a table, which appears under its name when it is complete; "-" is CSV on standard output.
 
     The ending gives the format and, for text, the compression. In CSV and TSV numbers have six digits. `columns` are
-    needed only where there may be no rows; the `pyarrow.Schema` of a Parquet file is by default that of the first rows.
+    needed only where there may be no rows.
     """
     check_rows_output(path)
     rows = iter(rows)
@@ -234,7 +234,7 @@ def write_rows(path: str | Path, rows: Iterable[Row], *, columns: Sequence[str] 
     format = table_format(path)
     if format == "parquet":
         with atomic_write(Path(path)) as file:
-            write_parquet(file, rows, columns, schema)
+            write_parquet(file, rows, columns)
     else:
         with atomic_write_compressed(Path(path)) as file:
             for line in table_lines(rows, format or "csv", columns):

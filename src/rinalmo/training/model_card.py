@@ -147,12 +147,12 @@ def write_card(
     return target
 
 
-def _top_tokens(model: RiNALMo, sequence: str, count: int = 5) -> list[tuple[str, float]]:
-    """The most probable tokens at the sequence's `<mask>` with their probabilities, by the plain network."""
+def _top_tokens(model: RiNALMo, sequence: str) -> list[tuple[str, float]]:
+    """The five most probable tokens at the sequence's `<mask>` with their probabilities, by the plain network."""
     ids, layout = pack([torch.from_numpy(model.alphabet.encode(sequence))])
     with torch.inference_mode():
         states = model.eval()(ids, layout).last_hidden_state[ids == model.alphabet.mask_id]
-        scores, tokens = model.head("lm_head")(states).softmax(dim=-1)[0].topk(count)
+        scores, tokens = model.head("lm_head")(states).softmax(dim=-1)[0].topk(5)
     return [
         (model.alphabet.tokens[token], score) for token, score in zip(tokens.tolist(), scores.tolist(), strict=True)
     ]

@@ -225,43 +225,6 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0][:160] if re.search("[a-z]", text) else type(error).__name__
 
 
-def write_pickle(
-    path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, float], metadata: Mapping[str, Any]
-) -> None:
-    """Write a flat state dict with metadata that a weights-only load keeps."""
-    content: OrderedDict[str, Any] = OrderedDict({**tensors, **scalars})
-    content._metadata = {_METADATA_KEY: dict(metadata)}  # type: ignore[attr-defined]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write_path(path) as partial:
-            torch.save(content, partial)
-    except (OSError, RuntimeError) as error:
-        # torch reports a full disk as a RuntimeError of its zip writer.
-        raise CheckpointError(f"{path}: cannot be written ({_first_line(error)})") from None
-
-
-def write_folder(
-    folder: Path,
-    tensors: Mapping[str, Tensor],
-    config: Mapping[str, Any],
-    tokenizer_config: Mapping[str, Any],
-    vocabulary: tuple[str, ...],
-) -> None:
-    """Write a model folder atomically."""
-    texts = {
-        "config.json": json.dumps(dict(config), indent=2),
-        "vocab.txt": "\n".join(vocabulary),
-        "tokenizer_config.json": json.dumps(dict(tokenizer_config), indent=2),
-    }
-    try:
-        with atomic_write_folder(folder) as partial:
-            save_file(dict(tensors), partial / WEIGHTS, metadata={"format": "pt"})
-            for name, text in texts.items():
-                (partial / name).write_text(text + "\n", encoding="utf-8", newline="\n")
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: cannot be written ({_first_line(error)})") from None
-
-
 def require_replaceable(target: Path) -> None:
     """Raise unless `target` is absent, a model file, or a folder that holds a model's files and nothing else."""
     if target.is_dir():
@@ -752,7 +715,15 @@ def _write(
         raise CheckpointError(f"{target}: the {layout} layout is a folder, not a {target.suffix} file")
     config = {**(original.config if original else {}), **config_of(spec)}
     tokenizer = {**TOKENIZER_CONFIG, **(original.tokenizer_config if original else {})}
-    write_folder(target, translate(state, layout), config, tokenizer, spec.alphabet.tokens)
+    texts = {"config.json": json.dumps(config, indent=2), "vocab.txt": "\n".join(spec.alphabet.tokens)}
+    texts["tokenizer_config.json"] = json.dumps(tokenizer, indent=2)
+    try:
+        with atomic_write_folder(target) as partial:
+            save_file(translate(state, layout), partial / WEIGHTS, metadata={"format": "pt"})
+            for name, text in texts.items():
+                (partial / name).write_text(text + "\n", encoding="utf-8", newline="\n")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{target}: cannot be written ({_first_line(error)})") from None
     return target
 
 
@@ -772,11 +743,19 @@ def _write_official(spec: ModelSpec, state: Mapping[str, Tensor], target: Path) 
         if name not in left_out and name.split(".")[0] not in left_out:
             is_rows = name in TOKEN_TENSORS
             tensors[name] = move_rows(name, tensor, spec.alphabet, OFFICIAL) if is_rows else tensor
-    scalars = {} if spec.threshold is None else {"threshold": spec.threshold}
+    content: OrderedDict[str, Any] = OrderedDict(translate(tensors, "official"))
+    if spec.threshold is not None:
+        content["threshold"] = spec.threshold
     metadata = {name: getattr(spec.config, name) for name in _METADATA}
     if spec.task is not None:
         metadata["task"] = dict(spec.task)
-    write_pickle(target, translate(tensors, "official"), scalars, metadata)
+    content._metadata = {_METADATA_KEY: metadata}  # type: ignore[attr-defined]  # kept by a weights-only load
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write_path(target) as partial:
+            torch.save(content, partial)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its zip writer
+        raise CheckpointError(f"{target}: cannot be written ({_first_line(error)})") from None
 
 
 def info(model: str | Path | ModelConfig | None = None, *, tokens: int = PUBLISHED_TOKENS) -> list[Specification]:

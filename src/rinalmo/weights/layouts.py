@@ -288,11 +288,10 @@ def _template(name: str) -> tuple[str, str]:
     return (_NUMBERED.sub(r"\1.{i}.", name), match.group(2)) if match else (name, "")
 
 
-def listed(names: Iterable[str], maximum: int = 8) -> str:
+def listed(names: Iterable[str]) -> str:
     """Names for an error message: the first few, and how many more."""
     ordered = sorted(names)
-    more = f" and {len(ordered) - maximum} more" if len(ordered) > maximum else ""
-    return ", ".join(ordered[:maximum]) + more
+    return ", ".join(ordered[:8]) + (f" and {len(ordered) - 8} more" if len(ordered) > 8 else "")
 
 
 # Tensors with one row per token.
