@@ -38,7 +38,7 @@ def test_an_item_depends_on_its_position_alone(small_store):
     sampler = ClusterSampler(small_store, seed=1)
     items = epoch_of(sampler, 4)
     again = ClusterSampler(small_store, seed=1)
-    assert [again.item(4, position) for position in (299, 0, 17)] == [items[299], items[0], items[17]]
+    assert [again.items(4, n, n + 1) for n in (299, 0, 17)] == [items[299:], items[:1], items[17:18]]
     assert again.items(4, 250, 900) == items[250:]
 
 

@@ -155,12 +155,8 @@ class ClusterSampler:
         """Positions of an epoch: as many as there are clusters."""
         return len(self._clusters)
 
-    def item(self, epoch: int, position: int) -> Item:
-        """The item at a position of an epoch, from 0 on."""
-        return self.items(epoch, position, position + 1)[0]
-
     def items(self, epoch: int, start: int, stop: int) -> list[Item]:
-        """The items at the positions `start` to `stop` − 1 of an epoch."""
+        """The items at the positions `start` to `stop` − 1 of an epoch, counted from 0."""
         positions = np.arange(start, min(stop, len(self)))
         keys = random_key(self.seed, _ITEM, epoch, positions)
         strata = random_permutation(positions, len(self), random_key(self.seed, _ORDER, epoch))

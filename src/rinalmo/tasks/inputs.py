@@ -179,9 +179,9 @@ class Inputs:
         """The inputs in a few words."""
         parts = [f"a second sequence (`{self.second}`)"] if self.second else []
         for name, feature in self.features.items():
-            categories = f": {', '.join(feature.categories)}" if feature.categories else ""
-            size = f" of {feature.size:,}" if feature.kind == "vector" else ""
-            parts.append(f"`{name}` ({feature.kind}{size}{categories})")
+            details = f" of {feature.size:,}" if feature.kind == "vector" else ""
+            details += f": {', '.join(feature.categories)}" if feature.categories else ""
+            parts.append(f"`{name}` ({feature.kind}{details})")
         return ", ".join(parts)
 
 

@@ -373,14 +373,9 @@ def _logistic_search(components: _Components, targets: Tensor, seed: int) -> tup
 def _logistic(components: _Components, targets: Tensor, penalty: float, start: Tensor | None = None) -> Tensor:
     """Weights and, in the last column, biases of logistic regression, `(outputs, rank + 1)`.
 
-    The mean cross entropy plus half the penalty times the squared weights is minimal. L-BFGS searches for the weights
-    divided by a scale with which the diagonal of the second derivatives, at equal probabilities, is 1.
-
-    Args:
-        components: The examples.
-        targets: One-hot classes `(examples, classes)`, or 0 and 1 `(examples, 1)`.
-        penalty: Strength of the penalty.
-        start: Weights to start from.
+    Targets are one-hot classes `(examples, classes)`, or 0 and 1 `(examples, 1)`. The mean cross entropy plus half the
+    penalty times the squared weights is minimal. L-BFGS, from the weights `start`, searches for the weights divided by
+    a scale with which the diagonal of the second derivatives, at equal probabilities, is 1.
     """
     examples, variances, _ = components
     classes = max(2, targets.shape[1])

@@ -44,19 +44,8 @@ TRACKER_ID = "tracker_id"
 Write = Callable[[int, Mapping[str, float]], None]
 """Adds the values of a step to a log."""
 
-_RUN = (
-    LOG,
-    PLOT,
-    PREDICTIONS,
-    VERSIONS,
-    EVALUATION,
-    "checkpoints",
-    "model",
-    "adapter",
-    "tensorboard",
-    TRACKER_ID,
-    "wandb",
-)
+_RUN = {LOG, PLOT, PREDICTIONS, VERSIONS, EVALUATION, TRACKER_ID}
+_RUN |= {"checkpoints", "model", "adapter", "tensorboard", "wandb"}
 """What `--restart` removes; the examples are written before, and the recipe goes last."""
 _STATES = re.compile(r"states-[0-9a-f]{16}\.npy")
 
