@@ -277,21 +277,21 @@ def test_division_keeps_everything_within_bounds(lengths, micro_tokens, world):
 
 
 def test_the_validation_set_is_fixed_and_bounded(small_store):
-    first, again = FixedMasked(small_store, ALPHABET, per_source=20), FixedMasked(small_store, ALPHABET, per_source=20)
+    first, again = (FixedMasked(small_store, ALPHABET, DataRecipe(), per_source=20) for _ in range(2))
     assert first.items == again.items
     sources = small_store.source_ids[[item.sequence for item in first.items]]
     assert np.bincount(sources).tolist() == [20, 20, 20]
     assert all(item.sequence in small_store.sequence_range("validation") for item in first.items)
     assert all(same(a, b) for a, b in zip(first.batches(), again.batches(), strict=True))
-    assert FixedMasked(small_store, ALPHABET, per_source=20, seed=1).items != first.items
+    assert FixedMasked(small_store, ALPHABET, DataRecipe(), per_source=20, seed=1).items != first.items
 
 
 def test_the_validation_set_is_the_same_on_all_ranks(small_store):
-    fixed = FixedMasked(small_store, ALPHABET, micro_tokens=1500)
+    fixed = FixedMasked(small_store, ALPHABET, DataRecipe(micro_tokens=1500))
     parts = [fixed.batches(rank, 3) for rank in range(3)]
     assert len({len(part) for part in parts}) == 1
     assert pieces([batch for part in parts for batch in part]) == pieces(fixed.batches())
 
 
 def test_no_validation_split(make_store):
-    assert FixedMasked(make_store([b"ACGU" * 5]), ALPHABET).batches() == []
+    assert FixedMasked(make_store([b"ACGU" * 5]), ALPHABET, DataRecipe()).batches() == []

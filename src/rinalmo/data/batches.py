@@ -121,45 +121,6 @@ def _cuts(lengths: Sequence[int], limit: int) -> list[int]:
     return cuts
 
 
-class FixedMasked:
-    """At most `per_source` sequences of each source for validation, with masks and crops fixed by the seed.
-
-    Choice, crop and mask of a sequence depend on the seed and its index in the store alone.
-    """
-
-    def __init__(
-        self,
-        store: TokenStore,
-        alphabet: Alphabet,
-        *,
-        seed: int = 0,
-        per_source: int = 256,
-        micro_tokens: int = 4096,
-        max_length: int = MAX_LENGTH,
-        masking: Masking | None = None,
-    ) -> None:
-        self.store, self.alphabet = store, alphabet
-        self.micro_tokens, self.masking = micro_tokens, masking or Masking()
-        span = store.sequence_range("validation")
-        all_keys = sampling.random_key(seed, _VALIDATION, np.arange(span.start, span.stop))
-        sources = store.source_ids[span.start : span.stop]
-        chosen = [np.empty(0, dtype=np.int64)]
-        for source in np.unique(sources):
-            own = np.flatnonzero(sources == source)
-            order = np.argsort(sampling.random_bits(all_keys[own], _CHOICE), kind="stable")
-            chosen.append(np.sort(own[order[:per_source]]))
-        places = np.concatenate(chosen)
-        sequences, keys = places + span.start, all_keys[places]
-        self.items = sampling.cropped_items(store, sequences, store.clusters_of(sequences), keys, max_length)
-
-    def batches(self, rank: int = 0, world: int = 1) -> list[Batch]:
-        """This rank's micro-batches, the same number on every rank; none if the split is empty."""
-        if not self.items:
-            return []
-        parts = divided(self.items, self.micro_tokens, world)
-        return make_batches(self.store, self.alphabet, parts, self.masking, rank, world)
-
-
 class DataRecipe(Section):
     """The token store and its batches.
 
@@ -183,6 +144,36 @@ class DataRecipe(Section):
     weights: Weights = Weights()
     masking: Masking = Masking()
     workers: NonNegativeInt = 1
+
+
+class FixedMasked:
+    """At most `per_source` sequences of each source for validation, with masks and crops fixed by the seed.
+
+    Choice, crop and mask of a sequence depend on the seed and its index in the store alone.
+    """
+
+    def __init__(
+        self, store: TokenStore, alphabet: Alphabet, data: DataRecipe, per_source: int = 256, seed: int = 0
+    ) -> None:
+        self.store, self.alphabet, self.data = store, alphabet, data
+        span = store.sequence_range("validation")
+        all_keys = sampling.random_key(seed, _VALIDATION, np.arange(span.start, span.stop))
+        sources = store.source_ids[span.start : span.stop]
+        chosen = [np.empty(0, dtype=np.int64)]
+        for source in np.unique(sources):
+            own = np.flatnonzero(sources == source)
+            order = np.argsort(sampling.random_bits(all_keys[own], _CHOICE), kind="stable")
+            chosen.append(np.sort(own[order[:per_source]]))
+        places = np.concatenate(chosen)
+        sequences, keys = places + span.start, all_keys[places]
+        self.items = sampling.cropped_items(store, sequences, store.clusters_of(sequences), keys, data.max_length)
+
+    def batches(self, rank: int = 0, world: int = 1) -> list[Batch]:
+        """This rank's micro-batches, the same number on every rank; none if the split is empty."""
+        if not self.items:
+            return []
+        parts = divided(self.items, self.data.micro_tokens, world)
+        return make_batches(self.store, self.alphabet, parts, self.data.masking, rank, world)
 
 
 @dataclass(frozen=True)

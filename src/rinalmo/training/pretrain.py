@@ -69,14 +69,7 @@ class MaskedLMTask(TrainingTask[Batch]):
         self.module = MaskedLM(model)
         data = recipe.data
         self.source = MaskedBatches(store, model.alphabet, data, recipe.train.seed, rank=ranks.rank, world=ranks.world)
-        self.held_out = FixedMasked(
-            store,
-            model.alphabet,
-            per_source=recipe.validation.per_source,
-            micro_tokens=data.micro_tokens,
-            max_length=data.max_length,
-            masking=data.masking,
-        )
+        self.held_out = FixedMasked(store, model.alphabet, data, recipe.validation.per_source)
         self.steps_per_epoch = max(1, self.source.steps_per_epoch())
         self.steps = recipe.train.max_steps or recipe.train.epochs * self.steps_per_epoch
         self._stream: Iterator[list[Batch]] | None = None
