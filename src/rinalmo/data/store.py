@@ -40,9 +40,6 @@ SPLITS = ("train", "validation")
 SCHEMA = pa.schema([pa.field("name", pa.large_string(), False), pa.field("letters", pa.large_string(), False)])
 
 
-_ROW = ("name", "letters", "sources", "families")
-
-
 class _RowGroup(NamedTuple):
     """One record batch as arrays: row r of a column is values[offsets[r] : offsets[r + 1]]."""
 
@@ -74,12 +71,7 @@ class TokenStore:
         self.families: list[str] = manifest["families"]
         columns: dict[str, NDArray[Any]] = {}
         for name, dtype in COLUMNS.items():
-            count = manifest["clusters"] + 1 if name == "clusters" else len(self)
             columns[name] = np.memmap(path / f"{name}.bin", dtype=dtype, mode="r")
-            if len(columns[name]) != count:
-                raise InputError(
-                    f"{path / f'{name}.bin'}: has {len(columns[name])} numbers, expected {count}; copy the store again"
-                )
         self.lengths, self.cluster_starts = columns["lengths"], columns["clusters"]
         self.source_ids, self.family_ids = columns["sources"], columns["families"]
         self._row_groups: dict[int, _RowGroup] = {}
@@ -281,7 +273,7 @@ class StoreWriter:
         self.labels = {"sources": sources, "families": families}
         self.provenance = provenance or {}
         self._split = SPLITS[0]
-        self._rows: dict[str, list[Any]] = {}
+        self._rows: list[tuple[str, bytes, int, int]] = []
         self._starts: list[int] = []
 
     def __enter__(self) -> StoreWriter:
@@ -290,7 +282,6 @@ class StoreWriter:
         self._columns: dict[str, BinaryIO] = {name: (self.folder / f"{name}.bin").open("wb") for name in COLUMNS}
         self._file = (self.folder / SEQUENCES).open("wb")
         self._arrow = pa.ipc.new_file(self._file, SCHEMA)
-        self._rows = {name: [] for name in _ROW}
         return self
 
     def start_cluster(self, split: str = "train") -> None:
@@ -305,22 +296,21 @@ class StoreWriter:
 
     def add(self, name: str, letters: bytes, source: int = 0, family: int = 0) -> None:
         """Add a sequence to the cluster: its letters as ASCII, and its indices in `sources` and `families`."""
-        for column, value in zip(self._rows.values(), (name, letters, source, family), strict=True):
-            column.append(value)
+        self._rows.append((name, letters, source, family))
         self.manifest["sequences"] += 1
         self.manifest["nucleotides"] += len(letters)
-        if len(self._rows["letters"]) == ROWS:
+        if len(self._rows) == ROWS:
             self._flush()
 
     def _flush(self) -> None:
-        rows = self._rows
-        if rows["letters"]:
-            arrays = [pa.array(rows[field.name], field.type) for field in SCHEMA]
+        names, letters, sources, families = zip(*self._rows, strict=True) if self._rows else ((), (), (), ())
+        if self._rows:
+            arrays = [pa.array(values, field.type) for values, field in zip((names, letters), SCHEMA, strict=True)]
             self._arrow.write_batch(pa.record_batch(arrays, schema=SCHEMA))
-        numbers = {"lengths": [len(letters) for letters in rows["letters"]], "clusters": self._starts}
-        for name, values in (numbers | {name: rows[name] for name in ("sources", "families")}).items():
+        numbers = {"lengths": list(map(len, letters)), "sources": sources, "families": families}
+        for name, values in (numbers | {"clusters": self._starts}).items():
             self._columns[name].write(np.array(values, dtype=COLUMNS[name]).tobytes())
-        self._starts, self._rows = [], {name: [] for name in _ROW}
+        self._starts, self._rows = [], []
 
     def _end_split(self) -> None:
         at = {"sequences": self.manifest["sequences"], "clusters": self.manifest["clusters"]}
