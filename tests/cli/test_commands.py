@@ -52,7 +52,7 @@ def test_version(rinalmo_command):
 
 
 def test_examples_are_copied_and_never_replace_a_file(rinalmo_command, tmp_path):
-    names = ["known_structures.csv", "model_card_masks.fa", "tRNA-Phe.fa", "well_known_rnas.fa"]
+    names = ["known_structures.csv", "model_card_masks.fa", "sirnas.csv", "tRNA-Phe.fa", "well_known_rnas.fa"]
     folder = tmp_path / "new"
     for _ in range(2):
         assert rinalmo_command("examples", folder).out.split() == [str(folder / name) for name in names]

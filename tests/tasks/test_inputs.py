@@ -152,6 +152,9 @@ def test_faults_name_row_and_column(tmp_path):
     np.savez(tmp_path / "v.npz", A=np.ones(3))
     with pytest.raises(InputError, match=r"line 3: p is 'B', which .*v.npz has no vector for"):
         Table.read(path, Columns(features={"p": tmp_path / "v.npz"}))
+    np.savez(tmp_path / "v.npz", A=np.ones(3), B=np.ones(3))
+    read = Table.read(path, Columns(features={"p": tmp_path / "v.npz"}))
+    assert [example.name for example in read] == ["1", "2"], "not the names of vectors"
     (tmp_path / "broken.npz").write_text("no")
     with pytest.raises(InputError, match=r"broken.npz: is no .npz file of vectors"):
         Table.read(path, Columns(features={"p": tmp_path / "broken.npz"}))

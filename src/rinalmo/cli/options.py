@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
-from math import isfinite, isnan
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -417,14 +417,13 @@ def _description(event: Event, pace: Pace) -> str:
     return "  ".join(parts)
 
 
-_GROUPS = 20
-"""As many groups are printed one by one."""
+_GROUPS, _MEMBERS = 15, 5
+"""As many groups are printed one by one; of more, the worst that have so many examples."""
 
 
-def print_evaluation(evaluation: Evaluation, title: str) -> None:
-    """All metrics with their intervals, then the main ones of each group, or of the worst of more than 20."""
-    from statistics import median
-
+def print_evaluation(evaluation: Evaluation, title: str, report: str | Path = "--report FILE.json") -> None:
+    """All metrics with their intervals, then the main ones of each group, or of the worst of more than 15: `report` has
+    them all."""
     threshold = "" if evaluation.threshold is None else f", threshold {evaluation.threshold:.2f}"
     print(f"{title}: {counted(evaluation.count, 'example')}, {evaluation.task}{threshold}; {evaluation.interval}")
     rows = []
@@ -440,18 +439,17 @@ def print_evaluation(evaluation: Evaluation, title: str) -> None:
         groups, metric_name = evaluation.groups, "f1" if "f1" in names else names[0]
         print()
         if len(groups) > _GROUPS:
-            values = {group: of.metrics[metric_name].value for group, of in groups.items() if metric_name in of.metrics}
-            worst = sorted((group for group in values if isfinite(values[group])), key=lambda group: values[group])
-            groups = {group: groups[group] for group in worst[: _GROUPS // 2]}
-            print(
-                f"The {len(groups)} of {len(evaluation.groups):,} groups with the lowest {metric_name} (median "
-                f"{median(values[group] for group in worst):.3f}); --report FILE.json has all"
-            )
+            large = {group: of for group, of in groups.items() if of.count >= _MEMBERS and metric_name in of.metrics}
+            worst = sorted(large, key=lambda group: large[group].metrics[metric_name].value)[:10]
+            which = f"The {len(worst)} with the lowest {metric_name} of {len(large):,} groups" if worst else "No groups"
+            print(f"{which} of {_MEMBERS} examples or more; {report} has all {len(groups):,}")
+            groups = {group: groups[group] for group in worst}
         rows = [
             [group, f"{of.count:,}", *(f"{of.metrics[n].value:.3f}" if n in of.metrics else "" for n in names)]
             for group, of in groups.items()
         ]
-        print_columns(["group", "examples", *names], rows)
+        if rows:
+            print_columns(["group", "examples", *names], rows)
 
 
 def print_columns(header: list[str], rows: Iterable[list[str]], left: int = 1) -> None:

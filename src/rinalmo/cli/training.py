@@ -129,7 +129,7 @@ def finetune_command(
                 raise
             return
     if evaluation is not None:
-        print_evaluation(evaluation, "test")
+        print_evaluation(evaluation, "test", output / "evaluation.json")
     if len(runs) > 1:
         _print_once(f"{output}: trained {len(runs)} folds; their models are in {output}/fold-N/model")
     else:

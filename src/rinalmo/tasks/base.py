@@ -245,12 +245,12 @@ def read_table(path: Path, columns: Columns, target: Sequence[str] | None) -> li
                 texts.append(make_record("" if is_missing(row[column]) else str(row[column]), label or "?").sequence)
             except SequenceError as error:
                 raise InputError(f"{where}: {f'{column}: ' if column == columns.second else ''}{error}") from None
-        features = {name: row[name] for name in columns.features}
-        for name, of_name in vectors.items():
-            key, file = class_name(row[name]), columns.features[name]
+        features = {feature: row[feature] for feature in columns.features}
+        for feature, of_name in vectors.items():
+            key, file = class_name(row[feature]), columns.features[feature]
             if key not in of_name:
-                raise InputError(f"{where}: {name} is {key!r}, which {file} has no vector for")
-            features[name] = of_name[key]
+                raise InputError(f"{where}: {feature} is {key!r}, which {file} has no vector for")
+            features[feature] = of_name[key]
         family = str(row[group]) if group and not is_missing(row[group]) else ""
         cells = dict(zip(targets, map(row.__getitem__, targets), strict=True))
         example = Example(label, texts[0], cells, family, where, features=features or None)
