@@ -14,7 +14,8 @@ The command line prints the one line of a `RinalmoError` and exits with its `exi
 for faults while running. Any other exception is a bug.
 """
 
-from typing import Self
+from importlib import import_module
+from typing import Any, Self
 
 
 class RinalmoError(Exception):
@@ -113,3 +114,11 @@ class MissingExtraError(RinalmoError, ImportError):
     def __reduce__(self) -> tuple[object, ...]:
         # Across processes; by default __init__ would be called with the message alone.
         return type(self), (self.package, self.extra, self.purpose)
+
+
+def import_extra(module: str, extra: str, purpose: str, package: str = "") -> Any:
+    """Import an optional module; raises MissingExtraError that names its package if it is not installed."""
+    try:
+        return import_module(module)
+    except ImportError:
+        raise MissingExtraError(package or module, extra, purpose) from None

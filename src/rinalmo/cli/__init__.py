@@ -127,7 +127,7 @@ def _examples_last(command: click.Command) -> click.Command:
     return command
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(rinalmo.__version__, prog_name="rinalmo")
 def cli() -> None:
     """RiNALMo, an RNA language model: embed, fold, score, fine-tune and pre-train.

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -60,14 +61,11 @@ def prepare_command(
     sources: tuple[str, ...],
     recipe: str | None,
     tables: tuple[str, ...],
-    exclude: tuple[Path, ...],
     no_cluster: bool,
     validation_fraction: float | None,
     seed: int | None,
     overrides: tuple[str, ...],
-    threads: int | None,
-    resume: bool,
-    restart: bool,
+    **options: Any,
 ) -> None:
     """Prepare the token store OUT from FASTA files, compressed or not, or folders of them.
 
@@ -90,11 +88,8 @@ def prepare_command(
             [_split_label(source) for source in sources],
             recipe=load_recipe(recipe, changes),
             tables=dict(_split_label(table) for table in tables),
-            exclude=exclude,
-            threads=threads,
-            resume=resume,
-            restart=restart,
             progress=_step_progress,
+            **options,
         )
     except KeyboardInterrupt:
         print_line(f"{out}: stopped; the finished steps are saved; continue with --resume")

@@ -44,19 +44,19 @@ if TYPE_CHECKING:
     from rinalmo.inference.embed import Estimate
 
 _FILE = click.Path(path_type=Path)
+_ENGINE = ("model", "device", "precision", "threads", "batch_tokens", "engine", "address", "workers", "gpus_per_worker")
 _COLUMNS = ("id", "position", "score", "token", "token_str", "sequence")
 
 
 @click.command("fill-mask")
 @click.argument("source", metavar="SEQ|FASTA|-")
-@click.option("-k", "--top-k", type=click.IntRange(min=1), default=5, show_default=True, help="Candidates per mask.")
+@click.option("-k", "--top-k", type=click.IntRange(min=1), default=5, help="Candidates per mask.")
 @click.option(
     "-f",
     "--format",
     "style",
     type=click.Choice(("table", "tsv", "jsonl")),
     default="table",
-    show_default=True,
     help="Output format.",
 )
 @engine_options(precision="fp32")
@@ -113,7 +113,6 @@ def fill_mask_command(source: str, top_k: int, style: str, **engine_settings: An
 @click.option(
     "--layers",
     default="-1",
-    show_default=True,
     metavar="N[,N…]",
     help="Layers to write: 0 is the token embedding, -1 the last layer.",
 )
@@ -127,7 +126,6 @@ def fill_mask_command(source: str, top_k: int, style: str, **engine_settings: An
     "--dtype",
     type=click.Choice(["fp32", "fp16"]),
     default="fp32",
-    show_default=True,
     help="Data type of the numbers in the file.",
 )
 @click.option("--keep-columns", is_flag=True, help="Copy a table's other columns: into .parquet, .h5ad, .csv, .tsv.")
@@ -140,9 +138,7 @@ def fill_mask_command(source: str, top_k: int, style: str, **engine_settings: An
     metavar="FILE",
     help="Also draw a map of the embeddings, .svg, .png or .pdf; `rinalmo plot map` redraws it.",
 )
-@click.option(
-    "--plot-method", type=click.Choice(["pca", "umap"]), default="pca", show_default=True, help="Projection of the map."
-)
+@click.option("--plot-method", type=click.Choice(["pca", "umap"]), default="pca", help="Projection of the map.")
 @colour_option
 @engine_options(precision="auto")
 def embed_command(
@@ -151,14 +147,12 @@ def embed_command(
     per_token: bool,
     use_cls: bool,
     layers: str,
-    window: int | None,
-    dtype: Any,
     keep_columns: bool,
     dry_run: bool,
     plot: Path | None,
     plot_method: Any,
     colour_by: str | None,
-    **settings: Any,
+    **options: Any,
 ) -> None:
     """Embed the sequences of a FASTA file or table.
 
@@ -181,7 +175,7 @@ def embed_command(
         raise click.UsageError("--plot needs one vector per sequence: leave out --per-token, and give one layer")
     if colour_by and not plot:
         raise click.UsageError("--color-by needs --plot")
-    if dry_run and settings["engine"] == "ray":
+    if dry_run and options["engine"] == "ray":
         raise click.UsageError(
             "--dry-run measures this machine: leave out --engine ray and divide by the number of workers"
         )
@@ -191,32 +185,20 @@ def embed_command(
         chosen = tuple(map(int, layers.split(",")))
     except ValueError:
         raise InputError(f"--layers {layers!r}: give whole numbers such as -1 or 0,3,6") from None
-    job = _take_job_options(settings, str(output))
-    options: dict[str, Any] = {
-        "pooling": "none" if per_token else "cls" if use_cls else "mean",
-        "layers": chosen,
-        "window": window,
-        "dtype": dtype,
-    }
+    settings = _engine_settings(options, str(output))
+    options |= {"pooling": "none" if per_token else "cls" if use_cls else "mean", "layers": chosen}
     if dry_run:
+        del options["resume"], options["restart"]
         with open_engine(**settings) as engine:
-            estimate = estimate_embedding(source, output, engine, **options, shard=job["shard"])  # type: ignore[arg-type]
+            estimate = estimate_embedding(source, output, engine, **options)  # type: ignore[arg-type]
         _print_estimate(estimate, output)
         return
     map_plot = MapPlot(plot, plot_method, colour_by) if plot else None
     if map_plot:
         map_plot.check(output)
-    with progress("embedding", total=partial(_count, source, job)) as report:
-        embed_file(
-            source,
-            output,
-            open_engine(**settings),
-            **options,
-            keep_columns=keep_columns,
-            progress=report,
-            **job,
-            model_name=settings["model"],
-        )
+    options |= {"keep_columns": keep_columns, "model_name": settings["model"]}
+    with progress("embedding", total=partial(_count, source, options)) as report:
+        embed_file(source, output, open_engine(**settings), progress=report, **options)
     if map_plot:
         map_plot.draw(output)
         print_line(f"{plot}: drawn")
@@ -264,13 +246,13 @@ def _print_estimate(estimate: Estimate, output: Path) -> None:
     "--method",
     type=click.Choice(("masked-marginals", "wild-type-marginals", "pll", "length-corrected-pll")),
     default="masked-marginals",
-    show_default=True,
     help="pll and length-corrected-pll take one pass per nucleotide and also score insertions and deletions.",
 )
 @click.option(
     "-o",
     "--output",
     default="-",
+    show_default=False,
     help="File to write: .csv, .tsv or .parquet; with --vcf also .vcf or .vcf.gz.  [default: CSV or VCF to stdout]",
 )
 @click.option(
@@ -298,7 +280,7 @@ def score_command(
     method: Any,
     output: str,
     plot: Path | None,
-    **settings: Any,
+    **job: Any,
 ) -> None:
     """Score variants of an RNA by their likelihood relative to the wild type, without training.
 
@@ -322,7 +304,7 @@ def score_command(
         raise click.UsageError("--reference, --regions and --window need --vcf")
     if plot is not None and not all_single:
         raise click.UsageError("--plot needs --all-single")
-    job = _take_job_options(settings, output)
+    settings = _engine_settings(job, output)
     from rinalmo.inference import variants as scoring
     from rinalmo.io.sequences import as_records, is_sequence, read_fasta
 
@@ -346,16 +328,8 @@ def score_command(
     # On a terminal a bar would be drawn over the rows.
     is_shown = output == "-" and sys.stdout.isatty()
     with nullcontext(lambda count: None) if is_shown else progress("scoring", "variants", total) as report:
-        scoring.score_file(
-            read,
-            output,
-            open_engine(**settings),
-            method=method,
-            plot=plot,
-            progress=report,
-            note=print_note,
-            **job,
-        )
+        job |= {"method": method, "plot": plot, "progress": report, "note": print_note}
+        scoring.score_file(read, output, open_engine(**settings), **job)
     if plot is not None:
         print_line(f"{plot}: drawn")
 
@@ -366,6 +340,7 @@ def score_command(
     "-o",
     "--output",
     default="-",
+    show_default=False,
     help="File to write: .dbn, .ct, .bpseq, .st, .csv, .tsv, .jsonl or .parquet.  [default: DBN to standard output]",
 )
 @click.option(
@@ -388,7 +363,6 @@ def score_command(
 @click.option(
     "--shape-method",
     default="deigan",
-    show_default=True,
     metavar="METHOD",
     help="deigan or zarringhalam, or with parameters as in RNAfold, such as Dm1.8b-0.6 or Zb0.89.",
 )
@@ -403,9 +377,7 @@ def score_command(
 )
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Minimum pair probability.  [default: the model's]")
 @click.option("--all-pairs", is_flag=True, help="Also allow pairs other than AU, GC and GU.")
-@click.option(
-    "--min-loop", type=click.IntRange(min=0), default=3, show_default=True, help="Minimum hairpin loop length."
-)
+@click.option("--min-loop", type=click.IntRange(min=0), default=3, help="Minimum hairpin loop length.")
 @folding_options
 @click.option(
     "--zero-shot",
@@ -463,7 +435,7 @@ def fold_command(
     reference: Path | None,
     values: Path | None,
     adapters: tuple[str, ...],
-    **settings: Any,
+    **job: Any,
 ) -> None:
     """Predict the secondary structures of the sequences of a FASTA file or table.
 
@@ -490,7 +462,7 @@ def fold_command(
         source, constraints = constraints, ""
     if not source:
         raise click.UsageError("Missing argument 'FASTA|TABLE|-'.")
-    job = _take_job_options(settings, output)
+    settings = _engine_settings(job, output)
     from rinalmo.inference.fold import Decoding, Plot, fold_file
 
     how = Decoding(
@@ -518,7 +490,11 @@ def fold_command(
 @click.argument("model", metavar="MODEL")
 @click.argument("source", metavar="SEQ|FASTA|TABLE|-")
 @click.option(
-    "-o", "--output", default="-", help="File to write: .csv, .tsv, .jsonl or .parquet.  [default: CSV to stdout]"
+    "-o",
+    "--output",
+    default="-",
+    show_default=False,
+    help="File to write: .csv, .tsv, .jsonl or .parquet.  [default: CSV to stdout]",
 )
 @click.option("--keep-columns", is_flag=True, help="Also write the other columns of the input table.")
 @vectors_option
@@ -530,16 +506,7 @@ def fold_command(
 @job_options
 @computing_options(precision="auto")
 def predict_command(
-    source: str,
-    output: str,
-    task: str | None,
-    adapters: tuple[str, ...],
-    keep_columns: bool,
-    features: tuple[str, ...],
-    fill_to: int | None,
-    window: int | None,
-    thermodynamics: float | None,
-    **settings: Any,
+    source: str, output: str, adapters: tuple[str, ...], features: tuple[str, ...], **options: Any
 ) -> None:
     """Predict with a fine-tuned model for the sequences of a FASTA file or table.
 
@@ -557,25 +524,13 @@ def predict_command(
     rinalmo predict run/model sequences.fa -o part2.parquet --shard 2/8
     rinalmo predict giga sequences.fa --adapter liver/adapter --adapter brain/adapter -o '{adapter}.csv'
     """
-    job = _take_job_options(settings, output)
+    settings = _engine_settings(options, output)
+    options |= {"features": vector_files(features), "note": print_note}
     from rinalmo.inference.predict import predict_file
 
     for _, chosen, files in each_adapter(adapters, settings, output=output):
-        with progress("predicting", total=partial(_count, source, job)) as report:
-            predict_file(
-                source,
-                files["output"],
-                open_engine(**chosen),
-                task=task,
-                keep_columns=keep_columns,
-                features=vector_files(features),
-                fill_to=fill_to,
-                window=window,
-                thermodynamics=thermodynamics,
-                progress=report,
-                **job,
-                note=print_note,
-            )
+        with progress("predicting", total=partial(_count, source, options)) as report:
+            predict_file(source, files["output"], open_engine(**chosen), progress=report, **options)
 
 
 def _count(source: str, job: dict[str, Any]) -> tuple[int, bool] | None:
@@ -591,14 +546,18 @@ def _count(source: str, job: dict[str, Any]) -> tuple[int, bool] | None:
 @click.argument("model", metavar="MODEL")
 @click.argument("source", metavar="FASTA|TABLE|-")
 @click.option(
-    "-o", "--output", default="-", help="File to write: .csv, .tsv, .jsonl or .parquet.  [default: CSV to stdout]"
+    "-o",
+    "--output",
+    default="-",
+    show_default=False,
+    help="File to write: .csv, .tsv, .jsonl or .parquet.  [default: CSV to stdout]",
 )
 @click.option(
     "--output-name",
     metavar="NAME",
     help="Column or class to explain.  [default: the only column, or each sequence's most probable class]",
 )
-@click.option("--steps", type=click.IntRange(min=1), default=128, show_default=True, help="Integration steps.")
+@click.option("--steps", type=click.IntRange(min=1), default=128, help="Integration steps.")
 @click.option("--plot", type=_FILE, metavar="FILE", help="Draw the attributions of a single sequence, .svg or .png.")
 @device_option
 @threads_option
@@ -634,11 +593,11 @@ def explain_command(
         print_line(f"{plot}: drawn")
 
 
-def _take_job_options(settings: dict[str, Any], output: str) -> dict[str, Any]:
-    """Separate `--resume`, `--restart` and `--shard` from the settings of the engine."""
-    if output == "-" and (settings["resume"] or settings["restart"] or settings["engine"] == "ray"):
+def _engine_settings(options: dict[str, Any], output: str = "") -> dict[str, Any]:
+    """Take the settings of the engine out of a command's options; those of its job stay there."""
+    if output == "-" and (options["resume"] or options["restart"] or options["engine"] == "ray"):
         raise click.UsageError("--resume, --restart and --engine ray need an output file; add --output FILE")
-    return {"resume": settings.pop("resume"), "restart": settings.pop("restart"), "shard": settings.pop("shard")}
+    return {name: options.pop(name) for name in _ENGINE if name in options}
 
 
 @click.command("evaluate")
@@ -651,7 +610,7 @@ def _take_job_options(settings: dict[str, Any], output: str) -> dict[str, Any]:
 @vectors_option
 @fill_option
 @folding_options
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed for the bootstrap.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed for the bootstrap.")
 @adapter_option
 @engine_options(precision="auto")
 def evaluate_command(
@@ -662,12 +621,8 @@ def evaluate_command(
     targets: tuple[str, ...],
     group: str | None,
     features: tuple[str, ...],
-    fill_to: int | None,
-    window: int | None,
-    thermodynamics: float | None,
-    seed: int,
     adapters: tuple[str, ...],
-    **settings: Any,
+    **options: Any,
 ) -> None:
     """Evaluate a fine-tuned model on labeled examples, with 95 % bootstrap intervals.
 
@@ -697,16 +652,11 @@ def evaluate_command(
             )
     if report is not None:
         check_path(report, (".json",))
-    columns = Columns(target=targets, group=group)
-    options: dict[str, Any] = {
-        "features": vector_files(features),
-        "fill_to": fill_to,
-        "window": window,
-        "thermodynamics": thermodynamics,
-    }
+    settings = _engine_settings(options)
+    options |= {"columns": Columns(target=targets, group=group), "features": vector_files(features)}
     for name, chosen, files in each_adapter(adapters, settings, output=output, report=report):
         engine = make_engine(**chosen)
-        evaluation = evaluate(data, engine, columns=columns, task=task, seed=seed, **options)
+        evaluation = evaluate(data, engine, task=task, **options)
         print_evaluation(evaluation, f"{data}, {name}" if name else str(data))
         for note in evaluation.notes:
             print_note(note)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -59,7 +60,6 @@ def models_command(name: str | None) -> None:
     "--tokens",
     type=click.IntRange(min=1),
     default=128,
-    show_default=True,
     help="Sequence length for FLOPs and MACs; the published numbers are for 128.",
 )
 @click.option("--system", is_flag=True, help="Show versions, processor, devices and kernels instead, for a bug report.")
@@ -108,7 +108,6 @@ def info_command(model: str | None, tokens: int, system: bool) -> None:
     "--layout",
     type=click.Choice(["rinalmo", "official", "multimolecule"]),
     default="rinalmo",
-    show_default=True,
     help="rinalmo and multimolecule are folders, official is one .pt file.",
 )
 @click.option(
@@ -116,7 +115,7 @@ def info_command(model: str | None, tokens: int, system: bool) -> None:
 )
 @click.option("--half", is_flag=True, help="Write matrices in fp16: half the size, weights rounded to 11 bits.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
-def convert_command(source: str, target: str, layout: str, heads: int | None, half: bool, overwrite: bool) -> None:
+def convert_command(source: str, target: str, layout: Any, heads: int | None, half: bool, overwrite: bool) -> None:
     """Convert a model between all three checkpoint formats.
 
     IN is a name from `rinalmo models`, a folder or a file in any of the formats. Weights are copied bit for bit unless
@@ -130,14 +129,7 @@ def convert_command(source: str, target: str, layout: str, heads: int | None, ha
     """
     from rinalmo.weights.checkpoint import convert
 
-    checkpoint = convert(
-        source,
-        target,
-        layout,  # type: ignore[arg-type]
-        num_attention_heads=heads,
-        half=half,
-        overwrite=overwrite,
-    )
+    checkpoint = convert(source, target, layout, num_attention_heads=heads, half=half, overwrite=overwrite)
     for note in checkpoint.notes:
         print_note(note)
     print_line(f"{target}: {layout} layout, from {checkpoint.layout}")

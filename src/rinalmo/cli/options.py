@@ -77,7 +77,6 @@ def model_option_with(default: str) -> Decorator:
         "-m",
         "--model",
         default=default,
-        show_default=True,
         metavar="MODEL",
         help="A name from `rinalmo models`, a model folder or file in any layout, or OWNER/MODEL on the Hugging Face "
         "Hub.",
@@ -91,7 +90,6 @@ threads_option = click.option("--threads", type=click.IntRange(1, 1024), help="C
 device_option = click.option(
     "--device",
     default="auto",
-    show_default=True,
     metavar="DEVICE",
     help="auto (CUDA, then MPS, then the CPU), cpu, cuda, cuda:N or mps.",
 )
@@ -166,7 +164,6 @@ def computing_options(precision: str) -> Decorator:
             "--precision",
             type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]),
             default=precision,
-            show_default=True,
             help="Precision of the encoder; auto is bf16 if the device supports it (fp16 on older GPUs), else fp32.",
         ),
         threads_option,
@@ -260,7 +257,6 @@ job_options = combined(
         "--engine",
         type=click.Choice(["local", "ray"]),
         default="local",
-        show_default=True,
         help="ray: many processes, here or on a cluster (extra `ray`). With ray, --threads is per worker (default 1).",
     ),
     click.option(

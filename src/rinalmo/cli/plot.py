@@ -35,7 +35,6 @@ def plot_command() -> None:
     "--method",
     type=click.Choice(["pca", "umap"]),
     default="pca",
-    show_default=True,
     help="Projection to 2-D.",
 )
 @colour_option

@@ -11,17 +11,13 @@ from rinalmo.cli.options import FOLD_MODEL, device_option, model_option, print_l
 @click.option(
     "--host",
     default="127.0.0.1",
-    show_default=True,
     help="Address to serve on; 0.0.0.0 makes the app reachable from other machines.",
 )
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="Port to serve on; 0 for a free one."
-)
+@click.option("--port", type=click.IntRange(0, 65535), default=7860, help="Port to serve on; 0 for a free one.")
 @model_option
 @click.option(
     "--fold-model",
     default=FOLD_MODEL,
-    show_default=True,
     metavar="MODEL",
     help="Model for folding, fine-tuned for secondary structure.",
 )

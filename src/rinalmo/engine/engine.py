@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rinalmo.engine.cpu_encoder import FastBlock, FastEncoder, PackedPrecision
 from rinalmo.engine.devices import (
@@ -395,10 +395,6 @@ class Engine:
     def spec(self) -> ModelSpec:
         """All that is needed to build the model, except its weights."""
         return self.head_model.spec
-
-    def head(self, name: str) -> nn.Module:
-        """One of the model's heads; raises CheckpointError if it does not have it."""
-        return self.head_model.head(name)
 
     def describe(self) -> str:
         """Device and precision in a few words, such as `cpu, bf16`."""

@@ -174,9 +174,7 @@ class Job:
     """
 
     def __init__(self, output: Path, noun: str = "sequence") -> None:
-        self.output, self.noun = output, noun
-        with self._output_errors():
-            target = destination(output)
+        self.output, self.noun, target = output, noun, destination(output)
         self.folder = target.with_name(f".{target.name}.partial")
         self.count = 0
         """Number of records computed so far."""

@@ -26,7 +26,7 @@ import torch
 
 from rinalmo.engine.devices import DeviceLike, Precision
 from rinalmo.engine.engine import Advance, Engine, Work
-from rinalmo.errors import InputError, MissingExtraError, RinalmoError, ToolError
+from rinalmo.errors import InputError, RinalmoError, ToolError, import_extra
 from rinalmo.io.files import counted
 from rinalmo.model.rinalmo import ModelSpec
 
@@ -90,11 +90,7 @@ class RayEngine:
             "batch_tokens": batch_tokens,
             "device": None if device is None else str(device),
         }
-        try:
-            import ray
-        except ImportError:
-            raise MissingExtraError("ray", "ray", "--engine ray") from None
-        self._ray: Any = ray
+        self._ray = import_extra("ray", "ray", "--engine ray")
         self._owns_ray = _connect(self._ray, address, None if workers is None else workers * self._threads)
         self._workers: list[Any] = []
         try:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as global_hooks
 
 from rinalmo.engine.cpu_encoder import FastEncoder, PackedPrecision
 from rinalmo.engine.devices import packs_weights
+from rinalmo.model.kernels import is_hooked
 from rinalmo.model.rinalmo import Attention, Embedding, Encoder, EncoderBlock, SwiGLU, functorch_transforms
 
 _OURS = {Encoder, Embedding, EncoderBlock, Attention, SwiGLU, nn.ModuleList, nn.LayerNorm, nn.Linear, nn.Dropout}
@@ -55,8 +55,6 @@ def _precision(encoder: Encoder) -> PackedPrecision | None:
     parameters = list(encoder.parameters())
     if encoder.training or torch.compiler.is_compiling() or functorch_transforms():
         return None
-    if global_hooks._global_forward_hooks or global_hooks._global_forward_pre_hooks:
-        return None
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
         return None
     if any(type(parameter) is not nn.Parameter for parameter in parameters):  # of torchao, sharded, …
@@ -64,10 +62,8 @@ def _precision(encoder: Encoder) -> PackedPrecision | None:
     kinds = {(parameter.device.type, parameter.dtype) for parameter in parameters}
     if len(kinds) != 1:
         return None
-    for module in encoder.modules():
-        is_hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-        if type(module) not in _OURS or is_hooked:
-            return None
+    if is_hooked(encoder) or any(type(module) not in _OURS for module in encoder.modules()):
+        return None
     device, dtype = kinds.pop()
     if device != "cpu" or torch.is_autocast_enabled("cpu"):
         return None

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 import rinalmo
-from rinalmo.errors import CheckpointError, InputError, MissingExtraError
+from rinalmo.errors import CheckpointError, InputError, import_extra
 from rinalmo.hf.configuration import RiNALMoConfig
 from rinalmo.io.cards import render_card
 from rinalmo.model.rinalmo import HEADS
@@ -75,10 +75,7 @@ class Adapter:
 
         Raises CheckpointError if it does not fit, MissingExtraError without peft.
         """
-        try:
-            import peft  # noqa: F401
-        except ModuleNotFoundError:
-            raise MissingExtraError("peft", "lora", f"{self.source}: loading an adapter") from None
+        import_extra("peft", "lora", f"{self.source}: loading an adapter")
         info = model.load_adapter(self.source, adapter_name=name, adapter_kwargs=dict(self.hub))
         wrong = {*info.missing_keys, *info.unexpected_keys, *(key for key, *_ in info.mismatched_keys)}
         if wrong:

@@ -917,10 +917,9 @@ def _has_fixed_shapes() -> bool:
 
 def _fits(labels: Tensor, shape: tuple[int, ...]) -> bool:
     """Whether labels have the leading axes `shape`; a batch of one may leave its first axis out."""
-    inner_axes = len(shape) - 1
-    if labels.shape[: len(shape)] == shape and labels.dim() <= len(shape) + 1:
-        return True
-    return shape[0] == 1 and labels.shape[:inner_axes] == shape[1:] and labels.dim() <= inner_axes + 1
+    return any(
+        each.shape[: len(shape)] == shape and each.dim() <= len(shape) + 1 for each in (labels, labels.unsqueeze(0))
+    )
 
 
 def _batched(labels: Tensor, shape: tuple[int, ...], hint: str = "") -> Tensor:

@@ -65,7 +65,7 @@ class AttentionContacts(SecondaryStructure):
         whole, (coefficients, intercept) = self._fitted["model"]
         logits: list[Tensor] = []
         for block, maps in zip(coefficients, attention_maps(whole, ids, layout), strict=True):
-            weighted = [torch.einsum("h,hij->ij", block, part) for part in maps]
+            weighted = [torch.einsum("h,hij->ij", block, _scaled(part)) for part in maps]
             logits = [a + b for a, b in zip(logits, weighted, strict=True)] if logits else weighted
         return [part + intercept for part in logits]
 
@@ -75,7 +75,7 @@ def attention_maps(model: RiNALMo, ids: Tensor, layout: Layout) -> Iterator[list
     kept: list[list[Tensor]] = []
 
     def keep(weights: list[Tensor]) -> list[Tensor]:
-        kept.append([_scaled(part[:, 1:-1, 1:-1].float()) for part in weights])  # without CLS and EOS
+        kept.append([_corrected(part[:, 1:-1, 1:-1].float()) for part in weights])  # without CLS and EOS
         return weights
 
     states = model.encoder.states(ids, layout, keep)
@@ -85,16 +85,12 @@ def attention_maps(model: RiNALMo, ids: Tensor, layout: Layout) -> Iterator[list
         yield kept.pop()
 
 
-def _scaled(weights: Tensor) -> Tensor:
-    """`corrected`, with a root mean square of 1, or a coefficient would mean less for longer RNAs.
-
-    Attention is spread over the sequence.
-    """
-    maps = corrected(weights)
+def _scaled(maps: Tensor) -> Tensor:
+    """With a root mean square of 1: attention is spread over the sequence, and would mean less for longer RNAs."""
     return maps / maps.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-9)
 
 
-def corrected(weights: Tensor) -> Tensor:
+def _corrected(weights: Tensor) -> Tensor:
     """The symmetric attention `(heads, length, length)` minus the average product of its row and column."""
     sums = weights + weights.transpose(1, 2)
     rows, columns, total = sums.sum(2, keepdim=True), sums.sum(1, keepdim=True), sums.sum((1, 2), keepdim=True)
@@ -109,7 +105,7 @@ def fit_regression(model: RiNALMo, known: Path = KNOWN) -> PairRegression:
         ids = torch.from_numpy(encode(Record(example.name, "", example.sequence), model.alphabet))
         i, j = np.nonzero(np.triu(canonical_mask(example.sequence), MIN_DISTANCE))
         with torch.inference_mode():
-            maps = [part[:, i, j] for (part,) in attention_maps(model, *pack([ids], device))]
+            maps = [_scaled(part)[:, i, j] for (part,) in attention_maps(model, *pack([ids], device))]
         features.append(torch.cat(maps).T.cpu().double())
         pairs = set(example.target)
         labels.append(torch.tensor([pair in pairs for pair in zip(i.tolist(), j.tolist(), strict=True)]).double())

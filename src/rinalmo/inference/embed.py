@@ -23,10 +23,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
 from operator import index
 from pathlib import Path
-from types import MappingProxyType
 from typing import IO, Any, Literal, NamedTuple, Unpack, get_args
 
 import numpy as np
@@ -38,7 +36,7 @@ from rinalmo.engine.devices import DeviceLike, peak_memory
 from rinalmo.engine.engine import Engine, as_engine, map_encoded, to_host
 from rinalmo.engine.jobs import SAVE_BYTES, Arrays, JobOptions, opened, record_job, take_shard
 from rinalmo.engine.ray import EngineLike
-from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.errors import InputError, MissingExtraError, import_extra
 from rinalmo.io.files import atomic_write_path, check_path, counted, uncompressed_name
 from rinalmo.io.sequences import (
     Record,
@@ -424,18 +422,19 @@ def write_embeddings(
     if table_format(path) in _TEXT:
         write_rows(path, _text_rows(chunks, per_token, columns or {}))
         return
-    write = _FORMATS[path.suffix].write
-    with atomic_write_path(path, scratch) as partial_path:
-        (partial(write, columns=columns) if columns else write)(partial_path, chunks, per_token, about or {})
+    content = _Content(chunks, per_token, about or {}, columns or {})
+    with atomic_write_path(path, scratch) as unfinished:
+        _FORMATS[path.suffix].write(unfinished, content)
 
 
 _LONG_ID = 256  # letters
 
 
-class _Index:
-    """Ids, descriptions and lengths of all sequences, and the shape of their embeddings."""
+class _Content:
+    """What is written: chunks, and from a first pass ids, descriptions, lengths and the shape of all embeddings."""
 
-    def __init__(self, chunks: Chunks, per_token: bool) -> None:
+    def __init__(self, chunks: Chunks, per_token: bool, about: About, columns: Columns) -> None:
+        self.chunks, self.per_token, self.about, self.columns = chunks, per_token, about, columns
         self.ids: list[str] = []
         self.descriptions: list[str] = []
         lengths: list[np.ndarray] = []
@@ -451,29 +450,26 @@ class _Index:
         self.shape, self.dtype = (rows, *first.shape[1:]), first.dtype
 
 
-def _write_npz(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
-    index = _Index(chunks, per_token)
-    arrays = {"lengths": index.lengths}
-    if per_token:
-        arrays["offsets"] = index.offsets
+def _write_npz(path: Path, content: _Content) -> None:
+    arrays = {"lengths": content.lengths, **({"offsets": content.offsets} if content.per_token else {})}
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
-        _write_ids(archive, index.ids)
+        _write_ids(archive, content.ids)
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
         with archive.open("embeddings.npy", "w", force_zip64=True) as file:
-            _write_array(file, index, chunks)
+            _write_array(file, content)
 
 
-def _write_npy(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
+def _write_npy(path: Path, content: _Content) -> None:
     with path.open("wb") as file:
-        _write_array(file, _Index(chunks, per_token), chunks)
+        _write_array(file, content)
 
 
-def _write_array(file: IO[bytes], index: _Index, chunks: Chunks) -> None:
-    header = {"descr": index.dtype.str, "fortran_order": False, "shape": index.shape}
+def _write_array(file: IO[bytes], content: _Content) -> None:
+    header = {"descr": content.dtype.str, "fortran_order": False, "shape": content.shape}
     np.lib.format.write_array_header_2_0(file, header)
-    for chunk in chunks("values"):
+    for chunk in content.chunks("values"):
         file.write(np.ascontiguousarray(chunk["values"]).tobytes())
 
 
@@ -503,9 +499,7 @@ def _write_ids(archive: zipfile.ZipFile, ids: list[str]) -> None:
             file.write(np.array(ids[start : start + step], dtype=f"<U{longest}").tobytes())
 
 
-def _write_parquet(
-    path: Path, chunks: Chunks, per_token: bool, about: About, columns: Columns = MappingProxyType({})
-) -> None:
+def _write_parquet(path: Path, content: _Content) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -515,16 +509,16 @@ def _write_parquet(
         except pa.ArrowException:  # of several types
             return pa.array([None if cell is None else str(cell) for cell in cells])
 
-    others, start = {name: column_of(cells) for name, cells in columns.items()}, 0
+    others, start = {name: column_of(cells) for name, cells in content.columns.items()}, 0
     with ExitStack() as stack:
         file: Any = None
-        for chunk in chunks("names", "lengths", "values"):
+        for chunk in content.chunks("names", "lengths", "values"):
             ids, descriptions = zip(*json.loads(str(chunk["names"])), strict=True)
             # Fixed-size axes, but for the nucleotides of each sequence.
             values = pa.array(chunk["values"].reshape(-1))
             for size in reversed(chunk["values"].shape[1:]):
                 values = pa.FixedSizeListArray.from_arrays(values, size)
-            if per_token:
+            if content.per_token:
                 offsets = np.concatenate([[0], np.cumsum(chunk["lengths"])]).astype(np.int32)
                 values = pa.ListArray.from_arrays(pa.array(offsets), values)
             own = {
@@ -538,44 +532,40 @@ def _write_parquet(
             file.write_table(table)
 
 
-def _write_h5(path: Path, chunks: Chunks, per_token: bool, about: About) -> None:
-    index = _Index(chunks, per_token)
+def _write_h5(path: Path, content: _Content) -> None:
     text = import_extra("h5py", "h5", "writing HDF5").string_dtype()
-    with _new_hdf5(path, index) as file:
-        file.create_dataset("ids", data=np.array(index.ids, dtype=object), dtype=text)
-        file.create_dataset("descriptions", data=np.array(index.descriptions, dtype=object), dtype=text)
-        file.create_dataset("lengths", data=index.lengths)
-        if per_token:
-            file.create_dataset("offsets", data=index.offsets)
-        _write_matrix(file, "embeddings", index, chunks)
+    with _new_hdf5(path, content) as file:
+        file.create_dataset("ids", data=np.array(content.ids, dtype=object), dtype=text)
+        file.create_dataset("descriptions", data=np.array(content.descriptions, dtype=object), dtype=text)
+        file.create_dataset("lengths", data=content.lengths)
+        if content.per_token:
+            file.create_dataset("offsets", data=content.offsets)
+        _write_matrix(file, "embeddings", content)
 
 
-def _write_h5ad(
-    path: Path, chunks: Chunks, per_token: bool, about: About, columns: Columns = MappingProxyType({})
-) -> None:
+def _write_h5ad(path: Path, content: _Content) -> None:
     import pandas as pd
 
     anndata = import_extra("anndata", "h5ad", "writing h5ad")
-    index = _Index(chunks, per_token)
-    fields = common_fields(index.ids, index.descriptions)
+    fields = common_fields(content.ids, content.descriptions)
     fields.pop("_index", None)  # reserved by anndata
     obs = pd.DataFrame(
         {
-            "id": index.ids,
-            "description": index.descriptions,
-            "length": index.lengths,
+            "id": content.ids,
+            "description": content.descriptions,
+            "length": content.lengths,
             **{name: pd.Categorical([value or None for value in values]) for name, values in fields.items()},
-            **{name: _obs_column(pd, cells) for name, cells in columns.items()},
+            **{name: _obs_column(pd, cells) for name, cells in content.columns.items()},
         },
-        index=pd.Index(_unique(index.ids), dtype="object"),
+        index=pd.Index(_unique(content.ids), dtype="object"),
     )
-    var = pd.DataFrame(index=pd.Index([f"dim_{n}" for n in range(index.shape[1])], dtype="object"))
-    with _new_hdf5(path, index) as file:
-        anndata.io.write_elem(file, "/", anndata.AnnData(obs=obs, var=var, uns={"rinalmo": dict(about)}))
+    var = pd.DataFrame(index=pd.Index([f"dim_{n}" for n in range(content.shape[1])], dtype="object"))
+    with _new_hdf5(path, content) as file:
+        anndata.io.write_elem(file, "/", anndata.AnnData(obs=obs, var=var, uns={"rinalmo": dict(content.about)}))
         if "X" in file:
             del file["X"]
         # The matrix is written chunk by chunk, marked as anndata marks a dense array.
-        dataset = _write_matrix(file, "X", index, chunks)
+        dataset = _write_matrix(file, "X", content)
         dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
 
 
@@ -586,10 +576,10 @@ def _obs_column(pandas: Any, cells: Sequence[Any]) -> Any:
     return pandas.Categorical([None if cell is None or cell == "" else str(cell) for cell in cells])
 
 
-def _write_matrix(file: Any, name: str, index: _Index, chunks: Chunks) -> Any:
-    dataset = file.create_dataset(name, shape=index.shape, dtype=index.dtype)
+def _write_matrix(file: Any, name: str, content: _Content) -> Any:
+    dataset = file.create_dataset(name, shape=content.shape, dtype=content.dtype)
     start = 0
-    for chunk in chunks("values"):
+    for chunk in content.chunks("values"):
         stop = start + len(chunk["values"])
         dataset[start:stop] = chunk["values"]
         start = stop
@@ -597,29 +587,20 @@ def _write_matrix(file: Any, name: str, index: _Index, chunks: Chunks) -> Any:
 
 
 @contextmanager
-def _new_hdf5(path: Path, index: _Index) -> Iterator[Any]:
+def _new_hdf5(path: Path, content: _Content) -> Iterator[Any]:
     """A new HDF5 file, for which there is room on the disk.
 
     The HDF5 library cannot let go of a file that refuses a write: it retries until the process ends, and prints a
     traceback each time. So the room is allocated first, where the system can.
     """
     h5py = import_extra("h5py", "h5", "writing HDF5")
-    texts = sum(map(len, index.ids)) + sum(map(len, index.descriptions))
+    texts = sum(map(len, content.ids)) + sum(map(len, content.descriptions))
+    size = content.dtype.itemsize * math.prod(content.shape) + 8 * texts + 256 * len(content.ids)
     if hasattr(os, "posix_fallocate"):
         with path.open("wb") as room:
-            os.posix_fallocate(
-                room.fileno(), 0, index.dtype.itemsize * math.prod(index.shape) + 8 * texts + 256 * len(index.ids)
-            )
+            os.posix_fallocate(room.fileno(), 0, size)
     with h5py.File(path, "w") as file:
         yield file
-
-
-def import_extra(package: str, extra: str, purpose: str) -> Any:
-    """The optional package, or MissingExtraError."""
-    try:
-        return import_module(package)
-    except ImportError:
-        raise MissingExtraError(package, extra, purpose) from None
 
 
 def _unique(names: list[str]) -> list[str]:
@@ -719,7 +700,7 @@ def _read_h5ad(path: Path) -> Embeddings:
 
 
 class _Format(NamedTuple):
-    write: Callable[..., None]
+    write: Callable[[Path, _Content], None]
     read: Callable[[Path], Embeddings]
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from rinalmo.engine.devices import DeviceLike, choose_device
 from rinalmo.errors import InputError
-from rinalmo.inference.contacts import corrected
+from rinalmo.inference.contacts import attention_maps
 from rinalmo.io.files import counted
 from rinalmo.io.sequences import Record, SequenceFile, Sequences, as_records, check_positive_int, encode
 from rinalmo.io.tables import Row, check_rows_output, write_rows
@@ -251,16 +251,10 @@ def _shares_of_words(model: RiNALMo, task: Table, ids: np.ndarray, column: int) 
 
 def _contacts(record: Record, model: RiNALMo) -> np.ndarray:
     """The attention of all heads and layers between nucleotides, symmetric and corrected."""
-    total = np.zeros((len(record.sequence),) * 2)
-
-    def add(weights: list[Tensor]) -> list[Tensor]:
-        total.__iadd__(corrected(weights[0][:, 1:-1, 1:-1]).mean(dim=0).double().cpu().numpy())
-        return weights
-
     ids, layout = pack([torch.from_numpy(encode(record, model.alphabet))], model.encoder.embedding.weight.device)
     with torch.inference_mode():
-        model.encoder(ids, layout, weights_hook=add)
-    return total / len(model.encoder.blocks)
+        total = sum(heads.mean(dim=0).double() for (heads,) in attention_maps(model, ids, layout))
+    return (total / len(model.encoder.blocks)).cpu().numpy()  # type: ignore[union-attr]
 
 
 def explain_file(

@@ -49,7 +49,7 @@ def _run_head(
     normalize: Callable[[Tensor], Tensor],
 ) -> Iterator[tuple[Item, Tensor]]:
     """Each item with its normalized logits `(selected, vocabulary)`, at the tokens for which `select` is True."""
-    head, last = engine.head("lm_head"), engine.config.num_hidden_layers
+    head, last = engine.head_model.head("lm_head"), engine.config.num_hidden_layers
 
     def compute(ids: Tensor, layout: Layout) -> Sequence[Tensor]:
         # The positions are computed first: this waits for the GPU, which has little to do yet.

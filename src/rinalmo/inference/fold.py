@@ -219,16 +219,18 @@ def fold_records(
         "min_distance": decoding.min_distance,
         "max_span": decoding.max_span,
     }
-    if not task.thermodynamics:
-        records = map(_without_reactivities, records)
-    is_nested, has_energies = options["method"] == "nested", has_vienna()
-    examples = (
-        Example(record.id, record.sequence, conditions=decoding.conditions(record, is_nested)) for record in records
-    )
-    decoder = decoder or Decoder()
+    is_nested, has_energies, decoder = options["method"] == "nested", has_vienna(), decoder or Decoder()
+
+    def examples() -> Iterator[Example]:
+        for record in records:
+            if record.reactivities is not None and not task.thermodynamics:
+                need_vienna()
+                problem = "reactivities need ViennaRNA, but its weight is 0; set another with --thermodynamics"
+                raise SequenceError(problem, record=record.id)
+            yield Example(record.id, record.sequence, conditions=decoding.conditions(record, is_nested))
 
     def partition_functions() -> Iterator[tuple[Any, Callable[[], Ensemble] | None]]:
-        for example, output in outputs(examples, engine, task):
+        for example, output in outputs(examples(), engine, task):
             needed = task.thermodynamics and not isinstance(output, PairList)  # windows have used their own
             yield (example, output), partial(ensemble, example.sequence, example.conditions) if needed else None
 
@@ -243,14 +245,6 @@ def fold_records(
 
     for (example, probabilities, thermodynamics), pairs in decoder.map(decodings()):
         yield _predicted(example, tuple(pairs or ()), probabilities, thermodynamics, has_energies), probabilities
-
-
-def _without_reactivities(record: Record) -> Record:
-    if record.reactivities is None:
-        return record
-    need_vienna()
-    problem = "reactivities need ViennaRNA, but its weight is 0; set another with --thermodynamics"
-    raise SequenceError(problem, record=record.id)
 
 
 def _predicted(

@@ -382,6 +382,11 @@ def _sum(variant: Variant, rows: np.ndarray) -> float:
     return total
 
 
+def score_text(score: float) -> str:
+    """A score in a table or a VCF file."""
+    return f"{round(score, 6) + 0.0:.6f}"  # adding 0 turns -0.0 into 0.0
+
+
 class VariantSource(InputFile):
     """Variants with their rows of the output, and how these are written.
 
@@ -459,7 +464,7 @@ class VariantSource(InputFile):
         def rows() -> Iterator[Row]:
             for variant, score in zip(self.read(), scores, strict=True):
                 row = dict(zip(self.columns, variant.cells, strict=True))
-                row[self.score_column] = f"{round(score, 6) + 0.0:.6f}"  # adding 0 turns -0.0 into 0.0
+                row[self.score_column] = score_text(score)
                 yield row
 
         return table_lines(rows(), format, [*self.columns, self.score_column])

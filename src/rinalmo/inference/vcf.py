@@ -21,7 +21,7 @@ from urllib.parse import quote
 from rinalmo import __version__
 from rinalmo.engine.jobs import take_shard
 from rinalmo.errors import InputError
-from rinalmo.inference.variants import ANY_LENGTH, Method, Variant, VariantSource, check_method
+from rinalmo.inference.variants import ANY_LENGTH, Method, Variant, VariantSource, check_method, score_text
 from rinalmo.io.files import counted
 from rinalmo.io.genome import (
     Genome,
@@ -270,7 +270,7 @@ class VcfSource(VariantSource):
         for record in self._records():
             annotations, minima, reasons = [], [], []
             for allele in self.alleles_of(record):
-                values = [_number(next(scores)) for _ in allele.variants]
+                values = [score_text(next(scores)) for _ in allele.variants]
                 for variant, value in zip(allele.variants, values, strict=True):
                     name, change = (quote(str(cell), safe=_SAFE) for cell in variant.cells[-2:])
                     annotations.append(f"{allele.alternative}|{name}|{change}|{value}")
@@ -315,10 +315,6 @@ _SAFE = "".join(chr(code) for code in range(33, 127) if chr(code) not in "%,;=|"
 
 def _rna(letters: str) -> str:
     return letters.upper().replace("T", "U")
-
-
-def _number(score: float) -> str:
-    return f"{round(score, 6) + 0.0:.6f}"  # adding 0 turns -0.0 into 0.0
 
 
 def _trim(position: int, old: str, new: str) -> tuple[int, str, str]:

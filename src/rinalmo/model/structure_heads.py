@@ -32,6 +32,8 @@ from torch import Tensor, nn
 MIN_DISTANCE = 4  # a hairpin loop has at least three nucleotides
 KINDS = ("AU", "GC", "GU", "UA", "CG", "UG")  # of candidates, 5' end first
 UNKNOWN = 4  # a nucleotide that pairs with nothing; 0 to 3 are A, C, G, U
+# Index in `KINDS` of each pair of A, C, G, U and an unknown nucleotide; -1 for those that do not pair.
+KIND_TABLE = [[KINDS.index(a + b) if a + b in KINDS else -1 for b in "ACGU?"] for a in "ACGU?"]
 DISTANCES = 48
 _EXACT = 24  # distances up to here have an embedding each
 _CHUNK = 1 << 10  # candidates a CPU computes at once where no gradients are recorded: what they gather stays in cache
@@ -42,14 +44,6 @@ _MAX_SCORE = 20.0  # scores are clamped to ±20, so that their exponentials stay
 # Offsets of a neighbour's ends. Each is followed by its opposite: if b is a's neighbour k, a is b's neighbour k ^ 1.
 NEIGHBOURS = ((1, -1), (-1, 1), (2, -2), (-2, 2), (1, -2), (-1, 2), (2, -1), (-2, 1))
 _REACH = 2
-
-
-def kind_table(device: torch.device) -> Int[Tensor, "5 5"]:
-    """Index in `KINDS` of each pair of nucleotides; -1 for those that do not pair."""
-    table = torch.full((5, 5), -1, dtype=torch.int8)
-    for number, kind in enumerate(KINDS):
-        table["ACGU".index(kind[0]), "ACGU".index(kind[1])] = number
-    return table.to(device)
 
 
 def _neighbours(i: Tensor, j: Tensor, length: int) -> Int[Tensor, "candidates 8"]:
@@ -90,7 +84,7 @@ class Candidates:
     def of(cls, nucleotides: Int[Tensor, " length"]) -> Candidates:
         """The candidates of a sequence, given as 0 to 3 for A, C, G, U and `UNKNOWN`."""
         length = len(nucleotides)
-        kinds = kind_table(nucleotides.device)[nucleotides[:, None], nucleotides]
+        kinds = torch.tensor(KIND_TABLE, dtype=torch.int8, device=nucleotides.device)[nucleotides[:, None], nucleotides]
         can = (kinds >= 0).triu(MIN_DISTANCE)
         wide = F.pad(can, (1, 1, 1, 1))
         can &= wide[2:, :-2] | wide[:-2, 2:]  # the pair around it, the pair within
@@ -308,7 +302,7 @@ class Evidence:
         model_unpaired, thermo_unpaired = log_model.diagonal().exp(), (1 - thermodynamics.sum(1)).clamp(0, 1)
         directed = log_model.exp().fill_diagonal_(0)
         model = ((log_model + log_model.T) / 2).exp().fill_diagonal_(0)
-        kinds = kind_table(nucleotides.device)[nucleotides[:, None], nucleotides].long()
+        kinds = torch.tensor(KIND_TABLE, device=nucleotides.device)[nucleotides[:, None], nucleotides]
         can = ((model > MIN_PROBABILITY) | (thermodynamics > MIN_PROBABILITY)) & (kinds >= 0)
         i, j = can.triu(MIN_DISTANCE).nonzero(as_tuple=True)
         thermo = thermodynamics[i, j]

@@ -48,9 +48,6 @@ from rinalmo.rna.structure import Structure
 LONGEST = 3000
 _PURPOSE = "drawing a structure"
 
-STEP = 25.0
-"""From one nucleotide to the next, in pixels."""
-
 CLOSEST = 20.0
 """Minimum distance of two nucleotides. Where RNApuzzler's is smaller, everything is drawn larger, up to 5 times."""
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.errors import InputError, import_extra
 from rinalmo.plots.style import (
     BLACK,
     CLASS_COLOURS,
@@ -136,11 +136,7 @@ def project(embeddings: np.ndarray, method: Method = "pca") -> Projection:
 
 
 def _umap() -> Any:
-    try:
-        import umap
-    except ImportError:
-        raise MissingExtraError("umap-learn", "umap", "a map by UMAP") from None
-    return umap
+    return import_extra("umap", "umap", "a map by UMAP", "umap-learn")
 
 
 def as_numbers(labels: Sequence[Any]) -> np.ndarray | None:

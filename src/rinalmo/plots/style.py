@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.errors import InputError, import_extra
 from rinalmo.io.files import atomic_write, check_path, one_line
 
 BLACK, GREY, PALE, WHITE = "#000000", "#808080", "#d9d9d9", "#ffffff"
@@ -86,10 +86,7 @@ def title_of(name: str, longest: int = 60) -> str:
 
 def need_matplotlib(purpose: str) -> None:
     """Raise MissingExtraError without matplotlib."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("matplotlib", "plots", purpose) from None
+    import_extra("matplotlib.figure", "plots", purpose, "matplotlib")
 
 
 def check_figure(

@@ -34,7 +34,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from rinalmo.errors import InputError, MissingExtraError, SequenceError
+from rinalmo.errors import InputError, SequenceError, import_extra
 from rinalmo.rna.constraints import Constraint
 from rinalmo.rna.structure import PairList, can_pair, canonical_mask, heaviest_nested
 
@@ -205,10 +205,7 @@ def _greedy(rows: np.ndarray, columns: np.ndarray, values: np.ndarray, length: i
 
 
 def _matching(rows: np.ndarray, columns: np.ndarray, weights: np.ndarray, length: int) -> Pairs:
-    try:
-        import rustworkx
-    except ImportError:
-        raise MissingExtraError("rustworkx", "fold", "decoding by matching") from None
+    rustworkx = import_extra("rustworkx", "fold", "decoding by matching")
     graph = rustworkx.PyGraph(multigraph=False)
     graph.add_nodes_from(range(length))
     steps = np.maximum(np.rint(weights * _WEIGHT_STEPS), 1).astype(np.int64)

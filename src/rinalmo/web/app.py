@@ -227,7 +227,6 @@ def _connect(
     examples: Sequence[Callable[..., Any]],
     inputs: list[Any],
     outputs: list[Any],
-    cleared: Sequence[Any],
 ) -> None:
     """Run a handler from its button and after its examples, with a place for messages and a button to cancel it.
 
@@ -243,7 +242,7 @@ def _connect(
             for values in handler(*arguments):
                 yield "", *values
         except gr.Error as error:
-            yield f'<div class="problem" role="alert">{error.message}</div>', *cleared
+            yield f'<div class="problem" role="alert">{error.message}</div>', *map(_empty, outputs)
 
     def leave(request: gr.Request) -> str:
         service.turns.leave(request.session_hash)
@@ -252,6 +251,13 @@ def _connect(
     options = {**_BUTTON, "show_progress_on": message}
     events: list[Any] = [start(answer, inputs, [message, *outputs], **options) for start in (run.click, *examples)]
     cancel.click(leave, None, message, cancels=events, **_INSTANT)
+
+
+def _empty(part: Any) -> Any:
+    """What clears an output."""
+    if isinstance(part, gr.State):
+        return None
+    return "" if isinstance(part, gr.HTML | gr.Markdown) else gr.update(visible=False)
 
 
 def _fill_mask_tab(service: Service) -> None:
@@ -281,8 +287,7 @@ def _fill_mask_tab(service: Service) -> None:
                 visit.turn(partial(draw_logo, probabilities, letters, path, name=record.id, heights=heights))
             yield chart, image(paths[1].read_bytes(), f"Logo of {record.id}"), _given(paths)
 
-    cleared = ["", "", gr.File(visible=False)]
-    _connect(service, predict, run, examples, [box, heights], [candidates, logo, files], cleared)
+    _connect(service, predict, run, examples, [box, heights], [candidates, logo, files])
     for component in (candidates, logo, files):
         component.render()
 
@@ -303,12 +308,8 @@ def _fold_tab(service: Service, fold_model: str) -> None:
     def figures(folded: FoldedRna, folder: Path, visit: Visit) -> tuple[list[Path], tuple[str, ...]]:
         (paths, drawing), name = write_fold(folded, folder, visit), folded.structure.name
         pair_map = image((folder / "map.png").read_bytes(), f"Pair probabilities of {name}", "png")
-        return paths, (
-            folded.summary(),
-            drawing,
-            pair_map,
-            image((folder / "arcs.svg").read_bytes(), f"Arcs of {name}"),
-        )
+        arcs = image((folder / "arcs.svg").read_bytes(), f"Arcs of {name}")
+        return paths, (folded.summary(), drawing, pair_map, arcs)
 
     def fold(rna: str, decoder: str, weight: float | None, request: gr.Request) -> Any:
         with _visit(service, request) as visit:
@@ -328,8 +329,7 @@ def _fold_tab(service: Service, fold_model: str) -> None:
     drawing, pair_map, arcs = (gr.HTML(html, elem_id=n, render=False) for n, html in zip(names, first[1:], strict=True))
     files = _files("fold-files")
     outputs = [text, summary, drawing, pair_map, arcs, files]
-    cleared = [gr.Textbox(visible=False), "", "", "", "", gr.File(visible=False)]
-    _connect(service, fold, run, examples, [box, decoder, weight], outputs, cleared)
+    _connect(service, fold, run, examples, [box, decoder, weight], outputs)
     summary.render()
     text.render()
     with gr.Row():
@@ -403,9 +403,8 @@ def _embed_tab(service: Service) -> None:
         with _visit(service, request) as visit:
             return _draw_map(visit, folder, field)[1]
 
-    cleared = [gr.Dropdown(visible=False), "", gr.Dataframe(visible=False), gr.File(visible=False), None]
     outputs = [colour, map_html, table, files, folder]
-    _connect(service, embed, run, [example], [box, upload], outputs, cleared)
+    _connect(service, embed, run, [example], [box, upload], outputs)
     colour.input(colour_again, [folder, colour], map_html, **_BUTTON)
     for component in outputs[:-1]:
         component.render()
@@ -428,8 +427,7 @@ def _predict_tab(service: Service, model: str) -> None:
             write_rows(written, rows)
             yield gr.Dataframe(pd.DataFrame(rows), visible=True), _given([written])
 
-    cleared = [gr.Dataframe(visible=False), gr.File(visible=False)]
-    _connect(service, predict, run, [example], [box, upload], [table, files], cleared)
+    _connect(service, predict, run, [example], [box, upload], [table, files])
     table.render()
     files.render()
 
@@ -496,8 +494,7 @@ def _variants_tab(service: Service) -> None:
             html = image(drawn[0].read_bytes(), f"Scores of single-nucleotide substitutions of {record.id}")
             yield html, _given([table, *drawn])
 
-    cleared = ["", gr.File(visible=False)]
-    _connect(service, score, run, examples, [box, method], [heat_map_html, files], cleared)
+    _connect(service, score, run, examples, [box, method], [heat_map_html, files])
     heat_map_html.render()
     files.render()
 
