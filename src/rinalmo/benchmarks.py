@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
 from rinalmo.engine.engine import Engine, as_engine
 from rinalmo.errors import CheckpointError, InputError, MissingExtraError, SequenceError
@@ -36,7 +37,7 @@ from rinalmo.inference.fold import Decoding, fold_records
 from rinalmo.inference.variants import Variant, compare, score_variants
 from rinalmo.io.files import read_lines, uncompressed_name
 from rinalmo.io.sequences import Record, make_record
-from rinalmo.io.tables import Row, is_missing, open_table, read_rows, table_format
+from rinalmo.io.tables import Row, is_missing, open_table, table_format
 from rinalmo.metrics import (
     binary_scores,
     bootstrap_interval,
@@ -107,27 +108,14 @@ class Setup:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A published benchmark.
+    """A published benchmark: an entry of `assets/benchmarks.yaml`, and the function that runs it."""
 
-    Attributes:
-        name: As the command takes it.
-        measures: What it measures, in a line.
-        source: Publication and address of the code.
-        license: Of the data, and of the code where it differs.
-        data: Where the data are to be had, and which files of them are read.
-        published: What its own table says of RiNALMo.
-        run: Returns a row for each set; metrics are numbers.
-        model: The default model.
-        needs_data: Whether there are data to be had.
-    """
-
-    name: str
+    run: Callable[[Setup], Rows]
     measures: str
     source: str
     license: str
     data: str
     published: str
-    run: Callable[[Setup], Rows]
     model: str = "nano"
     needs_data: bool = True
 
@@ -241,39 +229,33 @@ def _folded(examples: Iterable[Example], engine: Engine, decoding: Decoding) -> 
 def run_structures(setup: Setup) -> Rows:
     """Every file of structures is a set."""
     files, engine = tables(setup.path), setup.load()
-    rows = []
-    for name, path in files.items():
-        rows.append(structure_rows(SecondaryStructure.read(path, Columns()), engine, setup, name))
-    return with_mean(rows)
+    read = {name: SecondaryStructure.read(path, Columns()) for name, path in files.items()}
+    return with_mean([structure_rows(examples, engine, setup, name) for name, examples in read.items()])
 
 
 def run_splits(setup: Setup, structures: str, splits: str) -> Rows:
     """Test partitions of the folds of Zablocki et al., each with the model of its fold."""
     path = setup.path
-    table = find_file(path, f"{structures}.csv")
-    examples = {example.name: example for example in read_base_pairs(table)}
+    file = find_file(path, f"{structures}.csv")
+    examples = {example.name: example for example in read_base_pairs(file)}
+    table = open_table(path if path.is_file() else find_file(path, f"{splits}.csv"))
+    table.require("partition", "id")
     tested: dict[str, list[str]] = defaultdict(list)
-    source = path if path.is_file() else find_file(path, f"{splits}.csv")
-    for where, row in read_rows(source):
-        if "partition" not in row:
-            raise InputError(
-                f"{where}: has no column 'partition'; splits need partition, id and, for several folds, fold"
-            )
+    for _, row in table.rows:
         if row["partition"] == "test":
             tested[str(row.get("fold", "0"))].append(str(row["id"]))
     if not tested:
-        raise InputError(f"{source}: has no row with the partition 'test'")
+        raise InputError(f"{table.name}: has no row with the partition 'test'")
     if len(tested) > 1 and "{fold}" not in str(setup.model):
         setup.note("one model for all folds: its training data must not contain any test structure")
     rows = []
     for fold, ids in tested.items():
         test_examples = [examples[name] for name in ids if name in examples]
         if len(test_examples) < len(ids):
-            setup.note(f"fold {fold}: {len(ids) - len(test_examples):,} of {len(ids):,} ids are not in {table.name}")
+            setup.note(f"fold {fold}: {len(ids) - len(test_examples):,} of {len(ids):,} ids are not in {file.name}")
         if test_examples:
-            rows.append(
-                structure_rows(test_examples, setup.load(fold), setup, f"fold {fold}" if len(tested) > 1 else "test")
-            )
+            name = f"fold {fold}" if len(tested) > 1 else "test"
+            rows.append(structure_rows(test_examples, setup.load(fold), setup, name))
     return with_mean(rows)
 
 
@@ -291,9 +273,8 @@ def read_base_pairs(path: Path) -> list[Example]:
         try:
             pairs = [(int(i) - 1, int(j) - 1) for i, j in ast.literal_eval(str(row[listed]))]
         except (ValueError, SyntaxError, TypeError):
-            raise InputError(
-                f"{table.place(number)}: {listed} is not a list of pairs such as [[1, 9], [2, 8]]"
-            ) from None
+            problem = f"{listed} is not a list of pairs such as [[1, 9], [2, 8]]"
+            raise InputError(f"{table.place(number)}: {problem}") from None
         if any(not 0 <= i < j < len(sequence) for i, j in map(sorted, pairs)):
             raise InputError(f"{table.place(number)}: a pair is outside the sequence of {len(sequence)} nt")
         ordered = tuple(sorted({(min(pair), max(pair)) for pair in pairs}))
@@ -301,17 +282,21 @@ def read_base_pairs(path: Path) -> list[Example]:
     return examples
 
 
+def mean(rows: Rows, name: str) -> Row:
+    """The means of the metrics of some rows, and the sums of their counts."""
+    row = dict.fromkeys(rows[0]) | {"set": name}
+    for key, first in rows[0].items():
+        values = [each[key] for each in rows if each[key] is not None and each[key] == each[key]]  # not NaN
+        if isinstance(first, int):
+            row[key] = sum(values)
+        elif isinstance(first, float) and key not in ("low", "high"):
+            row[key] = float(np.mean(values)) if values else math.nan
+    return row
+
+
 def with_mean(rows: Rows) -> Rows:
     """The rows, and the mean of their metrics if there are several."""
-    if len(rows) < 2:
-        return rows
-    numbers = [name for name in rows[0] if name not in ("low", "high") and isinstance(rows[0][name], float)]
-    mean: Row = dict.fromkeys(rows[0]) | {"set": "mean"}
-    for name in numbers:
-        values = [row[name] for row in rows if row[name] is not None and not math.isnan(row[name])]
-        mean[name] = float(np.mean(values)) if values else math.nan
-    counts = [name for name in rows[0] if isinstance(rows[0][name], int)]
-    return [*rows, mean | {name: sum(row[name] for row in rows) for name in counts}]
+    return [*rows, mean(rows, "mean")] if len(rows) > 1 else rows
 
 
 # RNAGym, secondary structures: correlation with chemical mapping
@@ -327,18 +312,14 @@ def run_chemical_mapping(setup: Setup) -> Rows:
     profiles: dict[str, list[tuple[str, str, np.ndarray]]] = defaultdict(list)
     cluster_of: dict[str, str] = {}
     if path.is_dir():
-        for where, row in read_rows(find_file(path, "rnagym_sequences.parquet", "rnagym_sequences.csv")):
-            if "sequence_id" not in row or "cluster_rep" not in row:
-                raise InputError(f"{where}: has no columns sequence_id and cluster_rep")
-            cluster_of[str(row["sequence_id"])] = str(row["cluster_rep"])
+        table = open_table(find_file(path, "rnagym_sequences.parquet", "rnagym_sequences.csv"))
+        table.require("sequence_id", "cluster_rep")
+        cluster_of = {str(row["sequence_id"]): str(row["cluster_rep"]) for _, row in table.rows}
     table = open_table(source)
     table.require("sequence", "reactivity")
     for number, row in table.rows:
         sequence = make_record(str(row["sequence"]), str(number)).sequence
-        values = np.array([math.nan if is_missing(value) else float(value) for value in _list(row["reactivity"])])
-        if len(values) > len(sequence):
-            raise InputError(f"{table.place(number)}: {len(values)} reactivities for {len(sequence)} nt")
-        values = np.pad(values, (0, len(sequence) - len(values)), constant_values=math.nan)
+        values = _numbers(row["reactivity"], len(sequence), table.place(number))
         own = str(row.get("sequence_id") or number)
         profiles[sequence].append((str(row.get("modifier") or "reactivity"), cluster_of.get(own, own), values))
     scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -366,13 +347,17 @@ def run_chemical_mapping(setup: Setup) -> Rows:
     return rows
 
 
-def _list(cell: Any) -> list[Any]:
+def _numbers(cell: Any, length: int, where: str) -> np.ndarray:
+    """The numbers of a list, or of a text of one, up to this length; NaN where there is none."""
     if isinstance(cell, str):
         try:
-            return list(json.loads(cell))
+            cell = json.loads(cell)
         except ValueError:
-            return re.split(r"[\s,;]+", cell.strip("[] \n"))
-    return list(cell)
+            cell = re.split(r"[\s,;]+", cell.strip("[] \n"))
+    values = [math.nan if is_missing(value) else float(value) for value in cell]
+    if len(values) > length:
+        raise InputError(f"{where}: {len(values)} values for {length} nt")
+    return np.array(values + [math.nan] * (length - len(values)))
 
 
 # Fitness
@@ -407,11 +392,8 @@ def run_fitness(setup: Setup) -> Rows:
         gc = np.array([sum(map(variant.sequence.count, "GC")) for variant in assay.variants])
         mutations = -np.array([len(variant.changes) for variant in assay.variants])
         row: Row = {"set": assay.name, "type": assay.kind, "variants": len(scores)}
-        row |= fitness_scores(assay.fitness, scores)
-        row["spearman_gc"], row["spearman_mutations"] = (
-            _spearman(assay.fitness, gc),
-            _spearman(assay.fitness, mutations),
-        )
+        row |= fitness_scores(assay.fitness, scores) | {"spearman_gc": _spearman(assay.fitness, gc)}
+        row |= {"spearman_mutations": _spearman(assay.fitness, mutations)}
         rows.append(row)
     return rows + mean_of_types(rows)
 
@@ -433,16 +415,11 @@ def _spearman(target: np.ndarray, values: np.ndarray) -> float:
 
 def mean_of_types(rows: Rows) -> Rows:
     """The mean over the assays of each type of RNA, and the mean of these means."""
-    by_type: dict[str, Rows] = defaultdict(list)
-    for row in rows:
-        by_type[row["type"]].append(row)
-    means = []
-    for kind, members in sorted(by_type.items()):
-        mean = with_mean([*members, members[0]][: len(members) + (len(members) == 1)])[-1]
-        means.append(mean | {"set": f"all {kind}", "type": kind, "variants": sum(row["variants"] for row in members)})
     if len(rows) < 2:
         return []
-    return [*means, *([with_mean(means)[-1] | {"set": "mean of types", "type": ""}] if len(means) > 1 else [])]
+    kinds = sorted({row["type"] for row in rows})
+    means = [mean([row for row in rows if row["type"] == kind], f"all {kind}") | {"type": kind} for kind in kinds]
+    return [*means, mean(means, "mean of types") | {"type": ""}] if len(means) > 1 else means
 
 
 def read_assays(path: Path, note: Callable[[str], Any]) -> Iterator[Assay]:
@@ -456,10 +433,9 @@ def read_assays(path: Path, note: Callable[[str], Any]) -> Iterator[Assay]:
     sheets = [name for name in files if "reference" in name.lower()]
     known: dict[str, Row] = {}
     for name in sheets:
-        for where, row in read_rows(files.pop(name)):
-            if "DMS_ID" not in row or "RAW_CONSTRUCT_SEQ" not in row:
-                raise InputError(f"{where}: has no columns DMS_ID and RAW_CONSTRUCT_SEQ, which a reference sheet needs")
-            known[str(row["DMS_ID"])] = row
+        sheet_table = open_table(files.pop(name))
+        sheet_table.require("DMS_ID", "RAW_CONSTRUCT_SEQ")
+        known |= {str(row["DMS_ID"]): row for _, row in sheet_table.rows}
     for name, file in files.items():
         sheet = known.get(name, {})
         if known and not sheet:
@@ -537,14 +513,13 @@ Sets = dict[str, Rows]
 
 
 class Supervised(NamedTuple):
-    """A task of BEACON: its folder, our task with options of its recipe, how rows are read, and its metrics."""
+    """A task of BEACON: its folder, how the cells of a row are read, our metrics, and the options of our recipe."""
 
     folder: str
-    task: str
     row: Callable[[list[Any], Sequence[str]], Row]
     metrics: Callable[[np.ndarray, np.ndarray], dict[str, float]]
-    measure: str
-    overrides: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    task: str = "table"
     header: bool = True
 
 
@@ -563,8 +538,9 @@ def run_supervised(setup: Setup, task: Supervised) -> Rows:
         validation = next((rows for name, rows in sets.items() if name.startswith("val")), None)
         if "train" not in sets:
             raise InputError(f"{folder}: contains no train.csv to fine-tune {model} on; give a fine-tuned --model")
-        options: dict[str, Any] = {"target": targets, "overrides": [*task.overrides, *setup.overrides]}
-        options |= {"model": model, "validation": validation, "listener": setup.listener}
+        overrides = [*(f"options.{option}" for option in task.options), *setup.overrides]
+        options: dict[str, Any] = {"target": targets, "overrides": overrides, "validation": validation}
+        options |= {"model": model, "listener": setup.listener}
         finetune(task.task, sets["train"], setup.run, **options)
         model = setup.run / "model"
     engine = replace(setup, model=model).load()
@@ -606,71 +582,62 @@ def _cells(path: Path, header: bool) -> tuple[Sequence[str], list[list[Any]]]:
     return [f"label_{number}" if number else "sequence" for number in range(len(rows[0]) if rows else 0)], rows
 
 
-def _sequence_and(values: Mapping[str, Any], sequence: Any) -> Row:
-    return {"sequence": str(sequence), **values}
+# A row for `finetune` from the cells of a row, and the names of its columns.
 
 
 def _label(cells: list[Any], names: Sequence[str]) -> Row:
-    return _sequence_and({"label": cells[1]}, cells[0])
+    return {"sequence": str(cells[0]), "label": cells[1]}
 
 
 def _all_labels(cells: list[Any], names: Sequence[str]) -> Row:
-    return _sequence_and(dict(zip(names[1:], cells[1:], strict=True)), cells[0])
-
-
-def _named(*targets: str) -> Callable[[list[Any], Sequence[str]], Row]:
-    def row(cells: list[Any], names: Sequence[str]) -> Row:
-        cell_of = dict(zip(names, cells, strict=True))
-        sequence = column(names, "sequence", "seq", "utr")
-        of = {target: column(names, target.lower()) for target in targets}
-        if sequence is None or None in of.values():
-            raise InputError(f"the columns are {', '.join(names)}, but sequence and {', '.join(targets)} are needed")
-        return _sequence_and({target: cell_of[str(name)] for target, name in of.items()}, cell_of[sequence])
-
-    return row
+    return {"sequence": str(cells[0]), **dict(zip(names[1:], cells[1:], strict=True))}
 
 
 def _digits(cells: list[Any], names: Sequence[str]) -> Row:
-    return _sequence_and({"label": list(str(cells[1]).strip())}, cells[0])
+    return {"sequence": str(cells[0]), "label": list(str(cells[1]).strip())}
 
 
 def _pair_of_sequences(cells: list[Any], names: Sequence[str]) -> Row:
-    return _sequence_and({"label": cells[2]}, f"{cells[0]}{cells[1]}")
+    return {"sequence": f"{cells[0]}{cells[1]}", "label": cells[2]}
 
 
 def _imputed(cells: list[Any], names: Sequence[str]) -> Row:
     """Values at the positions whose score is missing, -1; the others are not predicted."""
     given, values = (np.array(str(cell).split(), dtype=float) for cell in cells[1:3])
-    return _sequence_and({"label": np.where(given == -1, values, np.nan).tolist()}, cells[0])
+    return {"sequence": str(cells[0]), "label": np.where(given == -1, values, np.nan).tolist()}
 
 
-_DEGRADATION = ("reactivity", "deg_Mg_pH10", "deg_Mg_50C")
+def _named(cells: list[Any], names: Sequence[str], targets: Sequence[str]) -> Row:
+    columns = {"sequence": column(names, "sequence", "seq", "utr")}
+    columns |= {target: column(names, target.lower()) for target in targets}
+    if None in columns.values():
+        raise InputError(f"the columns are {', '.join(names)}, but sequence and {', '.join(targets)} are needed")
+    return {name: cells[names.index(str(of))] for name, of in columns.items()}
 
 
-def _per_nucleotide(cells: list[Any], names: Sequence[str]) -> Row:
-    row = _named(*_DEGRADATION)(cells, names)
-    length = len(row["sequence"])
-    for name in _DEGRADATION:
-        values = [math.nan if value is None else float(value) for value in _list(row[name])]
-        row[name] = values + [math.nan] * (length - len(values))
-    return row
+def _degradation(cells: list[Any], names: Sequence[str]) -> Row:
+    """A value for each of the first nucleotides; the others are not predicted."""
+    row = _named(cells, names, ["reactivity", "deg_Mg_pH10", "deg_Mg_50C"])
+    sequence = row.pop("sequence")
+    values = {name: _numbers(cell, len(sequence), f"{name} of {sequence[:20]}…") for name, cell in row.items()}
+    return {"sequence": sequence} | {name: of.tolist() for name, of in values.items()}
+
+
+# Metrics from the targets and predictions of all examples.
 
 
 def _pooled(true: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The targets and predictions of all sequences or nucleotides `(examples, columns)`."""
-    sides = [
-        np.concatenate([np.atleast_2d(np.asarray(each, dtype=float)) for each in side]) for side in (true, predicted)
-    ]
-    return sides[0], sides[1]
+    """All sequences or nucleotides `(examples, columns)`."""
+    target, values = (np.concatenate([np.atleast_2d(np.asarray(e, float)) for e in side]) for side in (true, predicted))
+    return target, values
 
 
 def r_squared(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """The mean over columns of the squared Pearson correlation, as BEACON calls R²."""
-    target, values = _pooled(true, predicted)
     scores = []
-    for index in range(target.shape[1]):
-        known = np.isfinite(target[:, index])
-        scores.append(pearson(target[known, index], values[known, index]) ** 2)
+    for target, values in zip(*(side.T for side in _pooled(true, predicted)), strict=True):
+        known = np.isfinite(target)
+        scores.append(pearson(target[known], values[known]) ** 2)
     return {"r2": float(np.mean(scores))}
 
 
@@ -690,21 +657,19 @@ def rank_correlation(true: np.ndarray, predicted: np.ndarray) -> dict[str, float
 def mcrmse(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """The mean over columns of the root mean squared error."""
     target, values = _pooled(true, predicted)
-    squares = np.nanmean((target - values) ** 2, axis=0)
-    return {"mcrmse": float(np.sqrt(squares).mean())}
+    return {"mcrmse": float(np.sqrt(np.nanmean((target - values) ** 2, axis=0)).mean())}
 
 
 def accuracy(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """Share of sequences in their class."""
-    classes = [int(np.argmax(each)) for each in predicted]
-    return {"accuracy": class_scores([int(each) for each in true], classes).accuracy}
+    return {"accuracy": class_scores(true.astype(int), [np.argmax(each) for each in predicted]).accuracy}
 
 
 def mean_auc(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """The mean ROC-AUC of the labels; 0.5 for one that all examples share."""
-    target, values = _pooled(true, predicted)
-    scores = [binary_scores(target[:, k], values[:, k]).roc_auc for k in range(target.shape[1])]
-    return {"auc": float(np.mean([0.5 if math.isnan(score) else score for score in scores]))}
+    columns = zip(*(side.T for side in _pooled(true, predicted)), strict=True)
+    scores = [binary_scores(target, values).roc_auc for target, values in columns]
+    return {"auc": float(np.mean(np.nan_to_num(scores, nan=0.5)))}
 
 
 def top_k_accuracy(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
@@ -720,34 +685,22 @@ def top_k_accuracy(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     return {"top_k": float(np.nanmean(precisions)), "top_k_acceptor": precisions[0], "top_k_donor": precisions[1]}
 
 
-_NUMBERS = ("options.kind=regression",)
-_NUCLEOTIDES = (*_NUMBERS, "options.per=nucleotide")
+_NUMBERS, _NUCLEOTIDES = "kind=regression", "per=nucleotide"
 BEACON = {
-    "ncrna-family": Supervised("NoncodingRNAFamily", "ncrna-family", _label, accuracy, "accuracy of 13 classes"),
-    "modification": Supervised(
-        "Modification", "table", _all_labels, mean_auc, "mean AUC of 12", ("options.kind=multilabel",), header=False
-    ),
-    "mean-ribosome-load": Supervised("MeanRibosomeLoading", "table", _label, r_squared, "R²", _NUMBERS),
-    "isoform": Supervised("Isoform", "table", _label, r_squared, "R²", _NUMBERS),
+    "ncrna-family": Supervised("NoncodingRNAFamily", _label, accuracy, task="ncrna-family"),
+    "modification": Supervised("Modification", _all_labels, mean_auc, ("kind=multilabel",), header=False),
+    "mean-ribosome-load": Supervised("MeanRibosomeLoading", _label, r_squared, (_NUMBERS,)),
+    "isoform": Supervised("Isoform", _label, r_squared, (_NUMBERS,)),
     "rna-switches": Supervised(
-        "ProgrammableRNASwitches", "table", _named("ON", "OFF", "ON_OFF"), r_squared, "mean R² of 3", _NUMBERS
+        "ProgrammableRNASwitches", partial(_named, targets=("ON", "OFF", "ON_OFF")), r_squared, (_NUMBERS,)
     ),
-    "crispr-on-target": Supervised("CRISPROnTarget", "table", _label, rank_correlation, "Spearman", _NUMBERS),
-    "crispr-off-target": Supervised(
-        "CRISPROffTarget", "table", _pair_of_sequences, rank_correlation, "Spearman, guide and target joined", _NUMBERS
-    ),
-    "degradation": Supervised("Degradation", "table", _per_nucleotide, mcrmse, "MCRMSE of 3", _NUCLEOTIDES),
+    "crispr-on-target": Supervised("CRISPROnTarget", _label, rank_correlation, (_NUMBERS,)),
+    "crispr-off-target": Supervised("CRISPROffTarget", _pair_of_sequences, rank_correlation, (_NUMBERS,)),
+    "degradation": Supervised("Degradation", _degradation, mcrmse, (_NUMBERS, _NUCLEOTIDES)),
     "structural-score-imputation": Supervised(
-        "StructuralScoreImputation", "table", _imputed, r_squared, "R², from the sequence alone", _NUCLEOTIDES
+        "StructuralScoreImputation", _imputed, r_squared, (_NUMBERS, _NUCLEOTIDES)
     ),
-    "splice-site": Supervised(
-        "SpliceAI",
-        "table",
-        _digits,
-        top_k_accuracy,
-        "top-k accuracy of acceptors and donors",
-        ("options.kind=multiclass", "options.per=nucleotide"),
-    ),
+    "splice-site": Supervised("SpliceAI", _digits, top_k_accuracy, ("kind=multiclass", _NUCLEOTIDES)),
 }
 """Ten of the thirteen tasks. Secondary structures are `run_beacon_structures`; contact and distance maps are missing,
 since no head here predicts several partners of a nucleotide or distances."""
@@ -789,7 +742,7 @@ def run_probe(setup: Setup) -> Rows:
         raise InputError(f"{table.name}: it is unclear which column is the target; name it with --target")
     table.require("sequence", name)
     rows = [row for _, row in table.rows]
-    y = np.array([np.asarray(_list(row[name]) if isinstance(row[name], list) else row[name], float) for row in rows])
+    y = np.array([np.asarray(row[name], float) for row in rows])
     kind = setup.kind or ("multilabel" if y.ndim > 1 else "classification" if set(y) <= {0.0, 1.0} else "regression")
     records = [make_record(str(row["sequence"]), str(number)) for number, row in enumerate(rows, start=1)]
     vectors = []
@@ -854,10 +807,8 @@ def run_audit(setup: Setup) -> Rows:
         raise MissingExtraError("rna-structure-audit", "benchmark", "the structure audit") from None
     engine = setup.load()
     report = evaluate(AuditAdapter(engine, str(setup.model), setup.progress))["report"]
-    row: Row = {"set": f"{report['n_families']} families", "grade": report["grade"]}
-    row |= {f"rung1_{name}": value for name, value in report["rung1"].items()}
-    row |= {f"rung2_{name}": value for name, value in report["rung2"].items()}
-    row |= {f"rung3_{name}": value for name, value in report["rung3"].items()}
+    rungs = [(f"rung{n}_{name}", value) for n in (1, 2, 3) for name, value in report[f"rung{n}"].items()]
+    row: Row = {"set": f"{report['n_families']} families", "grade": report["grade"], **dict(rungs)}
     return [row]
 
 
@@ -896,122 +847,19 @@ class AuditAdapter:
 
 # The catalog
 
-_BEACON_SOURCE = "Ren et al. 2024, arXiv:2406.10391; github.com/terry-r123/RNABenchmark"
-_BEACON_LICENSE = "code Apache-2.0; none is stated for the data, which come from other groups (see the paper)"
-_BEACON_DATA = "the Google Drive folder named in the repository"
-_NOT_LISTED = "no result for RiNALMo"
-_ZABLOCKI = "Zablocki et al. 2025, 10.1093/bib/bbaf137; github.com/sinc-lab/rna-llm-folding"
-
-_CATALOG = [
-    Benchmark(
-        "structure-audit",
-        "whether embeddings encode pairs or only composition: mutants of 47 RNA families, graded A to D",
-        "Tower 2026, 10.5281/zenodo.21362717; PyPI rna-structure-audit",
-        "MIT, including the families",
-        "included in the package (extra `benchmark`); --data is not needed",
-        "RiNALMo 650M: grade A",
-        run_audit,
-        needs_data=False,
-    ),
-    Benchmark(
-        "rnagym-structures",
-        "secondary structures against chemical mapping: Spearman's correlation of reactivity and unpaired probability",
-        "RNAGym 2025, 10.1101/2025.06.16.660049; github.com/MarksLab-DasLab/RNAGym",
-        "data CC-BY-4.0, code MIT",
-        "rnagym_map.parquet, rnagym_sequences.parquet and rnagym_pb.parquet, or one table with sequence and reactivity",
-        "no result for RiNALMo on secondary structures (EternaFold F1 0.656, ViennaRNA 0.644 on rnagym.org)",
-        run_chemical_mapping,
-        "nano-fold",
-    ),
-    Benchmark(
-        "rnagym-fitness",
-        "zero-shot fitness of variants in up to 70 assays: Spearman's correlation, AUC, MCC by type of RNA",
-        "RNAGym 2025, 10.1101/2025.06.16.660049; github.com/MarksLab-DasLab/RNAGym",
-        "data CC-BY-4.0, code MIT",
-        "fitness_processed_assays.zip, unpacked, with the reference sheet; marks.hms.harvard.edu/rnagym",
-        "RiNALMo 650M: Spearman 0.155, AUC 0.582, MCC 0.122 (unsigned, rnagym.org); signed, mean of three types 0.172",
-        run_fitness,
-    ),
-    Benchmark(
-        "nabench",
-        "zero-shot fitness of variants in 162 assays of DNA and RNA, with the metrics of rnagym-fitness",
-        "Li et al. 2025, arXiv:2511.02888; github.com/mrzzmrzz/NABench",
-        "none is stated: ask its authors before you use the data",
-        "the folder data/ of the repository, with reference_sheet_final.csv",
-        "RiNALMo 650M is among the 29 models; we could not confirm its numbers",
-        run_fitness,
-    ),
-    Benchmark(
-        "chanrg",
-        "F1 of base pairs on 170,083 structurally distinct RNAs of Rfam 15, in splits of increasing distance",
-        "Chen et al. 2026, arXiv:2603.22330; huggingface.co/datasets/multimolecule/chanrg",
-        "AGPL-3.0, but its card forbids use without written permission from its authors (development preview)",
-        "a table for each split, with the columns id, sequence and secondary_structure",
-        "language models lead within the training distribution but not outside; we could not confirm RiNALMo's numbers",
-        run_structures,
-        "nano-fold",
-    ),
-    Benchmark(
-        "archiveii-kfold",
-        "F1 of canonical nested pairs on ArchiveII, five random folds; --model 'runs/{fold}/model'",
-        _ZABLOCKI,
-        "none is stated for ArchiveII; cite the databases it is from",
-        "ArchiveII.csv and ArchiveII_kfold_splits.csv",
-        "RiNALMo 650M, frozen, with the benchmark's shared network: 0.873",
-        partial(run_splits, structures="ArchiveII", splits="ArchiveII_kfold_splits"),
-        "nano-fold",
-    ),
-    Benchmark(
-        "archiveii-famfold",
-        "the same with one family held out of training; --model 'runs/{fold}/model'",
-        _ZABLOCKI,
-        "none is stated for ArchiveII; cite the databases it is from",
-        "ArchiveII.csv and ArchiveII_famfold_splits.csv",
-        "RiNALMo 650M, frozen, with the benchmark's shared network: 0.575, mean of nine families",
-        partial(run_splits, structures="ArchiveII", splits="ArchiveII_famfold_splits"),
-        "nano-fold",
-    ),
-    Benchmark(
-        "pdb-rna",
-        "F1 of canonical nested pairs on 62 RNAs of the PDB",
-        _ZABLOCKI,
-        "CC0 (PDB)",
-        "PDB-RNA.csv and PDB-RNA_splits.csv",
-        "RiNALMo appears in figures; we could not confirm its number",
-        partial(run_splits, structures="PDB-RNA", splits="PDB-RNA_splits"),
-        "nano-fold",
-    ),
-    Benchmark(
-        "beacon-secondary-structure",
-        "F1 of base pairs on bpRNA TS0",
-        _BEACON_SOURCE,
-        _BEACON_LICENSE,
-        f"{_BEACON_DATA}: bpRNA.csv and TS0/*.npy",
-        _NOT_LISTED,
-        run_beacon_structures,
-        "nano-fold",
-    ),
-    *(
-        Benchmark(
-            f"beacon-{name}",
-            f"fine-tuning on {task.folder}: {task.measure}",
-            _BEACON_SOURCE,
-            _BEACON_LICENSE,
-            f"{_BEACON_DATA}: the files train, val and test of {task.folder}",
-            _NOT_LISTED,
-            partial(run_supervised, task=task),
-        )
-        for name, task in BEACON.items()
-    ),
-    Benchmark(
-        "mrnabench",
-        "linear probes on embeddings of mRNAs; --target names the column",
-        "mRNABench 2025, 10.1101/2025.07.05.662870; github.com/morrislab/mRNABench",
-        "differs by data set; the copy at huggingface.co/datasets/genomic-benchmarks states CC-BY-4.0 and others",
-        "one of huggingface.co/collections/morrislab/mrnabench as a table with sequence, target and, if any, split",
-        "RiNALMo 650M is among the models; we could not confirm its numbers",
-        run_probe,
-    ),
-]
-BENCHMARKS: dict[str, Benchmark] = {each.name: each for each in _CATALOG}
+_RUN: dict[str, Callable[[Setup], Rows]] = {
+    "structure-audit": run_audit,
+    "rnagym-structures": run_chemical_mapping,
+    "rnagym-fitness": run_fitness,
+    "nabench": run_fitness,
+    "chanrg": run_structures,
+    "archiveii-kfold": partial(run_splits, structures="ArchiveII", splits="ArchiveII_kfold_splits"),
+    "archiveii-famfold": partial(run_splits, structures="ArchiveII", splits="ArchiveII_famfold_splits"),
+    "pdb-rna": partial(run_splits, structures="PDB-RNA", splits="PDB-RNA_splits"),
+    "beacon-secondary-structure": run_beacon_structures,
+    **{f"beacon-{name}": partial(run_supervised, task=task) for name, task in BEACON.items()},
+    "mrnabench": run_probe,
+}
+_ENTRIES: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "assets/benchmarks.yaml").read_text("utf-8"))
+BENCHMARKS = {name: Benchmark(_RUN[name], **entry) for name, entry in _ENTRIES.items()}
 """All benchmarks by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,7 @@ def benchmark_command(
     from rinalmo.training.trainer import Listener
 
     if name is None:
-        print_columns(["benchmark", ""], [[each.name, each.measures] for each in BENCHMARKS.values()], left=2)
+        print_columns(["benchmark", ""], [[name, each.measures] for name, each in BENCHMARKS.items()], left=2)
         return
     chosen = find_benchmark(name)
     if data is None and chosen.needs_data:
@@ -86,21 +87,10 @@ def benchmark_command(
         return
     if output is not None:
         check_rows_output(output)
-    with progress(chosen.name, "done") as report, training_progress() as callbacks:
-        setup = Setup(
-            data,
-            model or chosen.model,
-            run,
-            overrides,
-            target,
-            kind,
-            zero_shot,
-            random_weights,
-            settings,
-            print_note,
-            report,
-            Listener(*callbacks),
-        )
+    with progress(name, "done") as report, training_progress() as callbacks:
+        chosen_model, listener = model or chosen.model, Listener(*callbacks)
+        setup = Setup(data, chosen_model, run, overrides, target, kind, zero_shot, random_weights, settings)
+        setup = replace(setup, note=print_note, progress=report, listener=listener)
         rows = chosen.run(setup)
     columns = list(rows[0])
     print_columns(columns, [[_text(row.get(column)) for column in columns] for row in rows])
