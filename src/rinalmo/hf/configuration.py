@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from rinalmo.errors import InputError
-from rinalmo.model.heads import PROBLEM_TYPES
+from rinalmo.model.heads import PROBLEM_TYPES, HeadConfig
 
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "problem_type": (*PROBLEM_TYPES, None),
@@ -112,8 +112,6 @@ class RiNALMoConfig(PreTrainedConfig):
 
     def head_options(self) -> dict[str, Any]:
         """The arguments of `HeadConfig`."""
-        from rinalmo.model.heads import HeadConfig
-
         names = {field.name for field in fields(HeadConfig)}
         given = {name: value for name, value in (self.head or {}).items() if name in names and value is not None}
         return {**given, "num_labels": self.num_labels}

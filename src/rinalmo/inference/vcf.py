@@ -154,10 +154,13 @@ class VcfSource(VariantSource):
                     digest.update(repr((variant.cells, variant.wild_type, variant.other, variant.changes)).encode())
         self._digest = digest.hexdigest()
         if not count:
-            reasons = "; ".join(f"{number:,} {REASONS[reason]}" for reason, number in self.without_score.items())
-            problem = f"none of its {self.alleles:,} alternative alleles can be scored ({reasons or 'it has none'})"
+            reasons = self._reasons() or "it has none"
+            problem = f"none of its {self.alleles:,} alternative alleles can be scored ({reasons})"
             raise InputError(f"{self.path}: {problem}{self._chromosome_hint()}")
         return count
+
+    def _reasons(self) -> str:
+        return "; ".join(f"{number:,} {REASONS[reason]}" for reason, number in self.without_score.items())
 
     def _mismatch(self, record: VcfRecord) -> str:
         chromosome, position, _, reference, *_ = record.columns
@@ -175,8 +178,7 @@ class VcfSource(VariantSource):
     def notes(self) -> Iterator[str]:
         """What had no score, in sentences."""
         if self.without_score:
-            reasons = "; ".join(f"{number:,} {REASONS[reason]}" for reason, number in self.without_score.items())
-            yield f"{self.without_score.total():,} of {self.alleles:,} alleles have no score: {reasons}"
+            yield f"{self.without_score.total():,} of {self.alleles:,} alleles have no score: {self._reasons()}"
         if self.mismatches:
             examples = "; ".join(dict.fromkeys(self.mismatches))
             yield f"reference alleles that differ from the genome, for example {examples}"
