@@ -45,6 +45,13 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(path_type=Path)
 _ENGINE = ("model", "device", "precision", "threads", "batch_tokens", "engine", "address", "workers", "gpus_per_worker")
+_table_output = click.option(
+    "-o",
+    "--output",
+    default="-",
+    show_default=False,
+    help="File to write: .csv, .tsv, .jsonl or .parquet.  [default: CSV to stdout]",
+)
 _COLUMNS = ("id", "position", "score", "token", "token_str", "sequence")
 
 
@@ -489,13 +496,7 @@ def fold_command(
 @click.command("predict")
 @click.argument("model", metavar="MODEL")
 @click.argument("source", metavar="SEQ|FASTA|TABLE|-")
-@click.option(
-    "-o",
-    "--output",
-    default="-",
-    show_default=False,
-    help="File to write: .csv, .tsv, .jsonl or .parquet.  [default: CSV to stdout]",
-)
+@_table_output
 @click.option("--keep-columns", is_flag=True, help="Also write the other columns of the input table.")
 @vectors_option
 @fill_option
@@ -545,13 +546,7 @@ def _count(source: str, job: dict[str, Any]) -> tuple[int, bool] | None:
 @click.command("explain")
 @click.argument("model", metavar="MODEL")
 @click.argument("source", metavar="FASTA|TABLE|-")
-@click.option(
-    "-o",
-    "--output",
-    default="-",
-    show_default=False,
-    help="File to write: .csv, .tsv, .jsonl or .parquet.  [default: CSV to stdout]",
-)
+@_table_output
 @click.option(
     "--output-name",
     metavar="NAME",
