@@ -9,9 +9,11 @@ from transformers import (
     AutoModelForTokenClassification,
     BertConfig,
     BertForSequenceClassification,
+    BertModel,
     DataCollatorForTokenClassification,
     pipeline,
 )
+from transformers.masking_utils import create_bidirectional_mask
 from transformers.trainer_pt_utils import LabelSmoother
 
 import rinalmo
@@ -96,6 +98,132 @@ def test_embeddings_are_given_back(name, batch):
         model.resize_token_embeddings(30)
     with pytest.raises(InputError, match="no output embeddings"):
         load(name, "RiNALMoModel").set_output_embeddings(torch.nn.Linear(3, 3))
+
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+
+
+def small(cls, **options):
+    torch.manual_seed(0)
+    return getattr(rinalmo, cls)(rinalmo.RiNALMoConfig(**SIZES, **options)).eval()
+
+
+def test_arguments_of_encoders_as_bert_takes_them(batch):
+    """What BERT ignores is ignored; what would change its numbers is refused with a reason, not ignored."""
+    torch.manual_seed(0)
+    for model in (BertModel(BertConfig(vocab_size=28, **SIZES)).eval(), small("RiNALMoModel")):
+        plain = model(**batch).last_hidden_state
+        for value in (None, False, True):
+            more = {"use_cache": value, "cache_position": torch.arange(10), "num_items_in_batch": 2}
+            more |= dict.fromkeys(("past_key_values", "encoder_hidden_states", "encoder_attention_mask"))
+            assert torch.equal(model(**batch, **more).last_hidden_state, plain)
+    refused = {"past_key_values": "prefix tuning", "encoder_hidden_states": "cross-attention", "cu_seq_lens_q": "row"}
+    for argument, words in refused.items():
+        with pytest.raises(InputError, match=f"^{argument}: RiNALMo .*{words}"):
+            model(**batch, **{argument: torch.ones(2, 3, 16)})
+    with pytest.raises(InputError, match="is_causal: RiNALMo attends in both directions"):
+        model(**batch, is_causal=True)
+    with pytest.raises(TypeError, match="no argument 'atention_mask'"):
+        model(batch["input_ids"], atention_mask=batch["attention_mask"])
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_masks_of_pairs_that_stand_for_padding(batch, attention, side):
+    """Those that transformers' own function makes, in BERT and here; any other mask is refused."""
+    torch.manual_seed(0)
+    given = dict(batch) if side == "right" else {key: value.flip(1) for key, value in batch.items()}
+    mask = given.pop("attention_mask")
+    ours = small("RiNALMoModel", attn_implementation=attention)
+    bert = BertModel(BertConfig(vocab_size=28, attn_implementation=attention, **SIZES)).eval()
+    pairs = create_bidirectional_mask(bert.config, torch.zeros(2, 10, 16), mask)
+    assert pairs.shape == (2, 1, 10, 10)
+    keys = (1 - mask[:, None, None].float()) * torch.finfo(torch.float32).min  # as before transformers 5
+    for model in (bert, ours):
+        expected = model(**given, attention_mask=mask).last_hidden_state[mask.bool()]
+        for form in (pairs, keys, *([] if model is bert else (pairs[:, 0], mask[:, None, None]))):
+            found = model(**given, attention_mask=form).last_hidden_state[mask.bool()]
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    two_in_a_row = torch.block_diag(torch.ones(5, 5), torch.ones(5, 5))[None, None].bool().expand(2, 1, 10, 10)
+    for wrong, words in (
+        (two_in_a_row, "differs between the tokens of a row.*a row of its own"),
+        (torch.full((2, 1, 1, 10), -2.0), "adds numbers to attention scores"),
+        (pairs[..., :9], r"shape \(2, 1, 10, 9\); expected \(batch, length\)"),
+    ):
+        with pytest.raises(InputError, match=words):
+            ours(**given, attention_mask=wrong)
+
+
+@pytest.mark.parametrize("cls", ["RiNALMoForMaskedLM", "RiNALMoForSecondaryStructurePrediction"])
+def test_tied_embeddings(tmp_path, cls, caplog):
+    model = small(cls, tie_word_embeddings=True)
+    assert model.lm_head.decoder.weight is model.encoder.embedding.weight
+    assert small(cls).lm_head.decoder.weight is not small(cls).encoder.embedding.weight
+    model.save_pretrained(tmp_path)
+    again = getattr(rinalmo, cls).from_pretrained(tmp_path)
+    assert again.lm_head.decoder.weight is again.encoder.embedding.weight
+    assert torch.equal(again.encoder.embedding.weight, model.encoder.embedding.weight)
+    engine = rinalmo.load(tmp_path)  # other programs find both
+    assert torch.equal(engine.lm_head.decoder.weight, engine.encoder.embedding.weight)
+    trained = load("nano", "RiNALMoForMaskedLM", tie_word_embeddings=True)  # two matrices stay two
+    assert torch.equal(trained.lm_head.decoder.weight, load("nano", "RiNALMoForMaskedLM").lm_head.decoder.weight)
+
+
+PEFT_METHODS = {
+    "AdaLora": {"total_step": 10},
+    "BOFT": {"boft_block_size": 4},
+    "FourierFT": {"n_frequency": 10},
+    "HRA": {"r": 2},
+    "IA3": {},
+    "LNTuning": {},
+    "LoHa": {"r": 2},
+    "LoKr": {"r": 2},
+    "Lora": {"r": 2, "use_dora": True},
+    "OFT": {"oft_block_size": 4, "r": 0},
+    "PromptEncoder": {"num_virtual_tokens": 3, "encoder_hidden_size": 8},
+    "PromptTuning": {"num_virtual_tokens": 3},
+    "TrainableTokens": {"token_indices": [6, 7], "target_modules": ["embedding"]},
+    "Vera": {"r": 2},
+}
+
+
+@pytest.mark.parametrize("method", PEFT_METHODS)
+@pytest.mark.parametrize(
+    ("cls", "task"),
+    [
+        ("RiNALMoForMaskedLM", None),
+        ("RiNALMoForSequencePrediction", "SEQ_CLS"),
+    ],
+)
+def test_methods_of_peft_with_their_defaults(batch, tmp_path, method, cls, task):
+    peft = pytest.importorskip("peft")
+    if "Prompt" in method and task is None:
+        pytest.skip("PEFT raises for any model")
+    config = getattr(peft, f"{method}Config")(task_type=task, **PEFT_METHODS[method])
+    tuned = peft.get_peft_model(small(cls, num_labels=3), config)
+    tuned.train()(**batch)[0].square().sum().backward()
+    with torch.no_grad():
+        changed = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
+        assert any(parameter.grad is not None for parameter in changed)
+        for parameter in changed:
+            parameter.add_(torch.rand_like(parameter) / 10)
+        expected = tuned.eval()(**batch)[0]
+        plain = small(cls, num_labels=3)(**batch)[0]
+        assert expected.shape != plain.shape or not torch.allclose(expected, plain, atol=1e-6)
+        tuned.save_pretrained(tmp_path)
+        again = peft.PeftModel.from_pretrained(small(cls, num_labels=3), tmp_path).eval()
+        torch.testing.assert_close(again(**batch)[0], expected)
+
+
+def test_prefix_tuning_is_refused_in_one_line(batch):
+    peft = pytest.importorskip("peft")
+    for cls, task, words in (
+        ("RiNALMoForSequencePrediction", "SEQ_CLS", "Model does not support past key values"),
+        ("RiNALMoModel", "FEATURE_EXTRACTION", "past_key_values: RiNALMo has no cache"),
+    ):
+        tuned = peft.get_peft_model(small(cls), peft.PrefixTuningConfig(task_type=task, num_virtual_tokens=3))
+        with pytest.raises(ValueError, match=words):
+            tuned(**batch)
 
 
 @pytest.mark.parametrize("cls", CLASSES)

@@ -35,6 +35,8 @@ class RiNALMoConfig(PreTrainedConfig):
         threshold: Probability above which a structure decoder accepts a pair.
         loss_region: "upper" (each pair once, as in the paper) or "full".
         pooling: The vector of a whole sequence: "cls", or "mean" over all of its tokens.
+        tie_word_embeddings: Whether the masked-LM head's last matrix is that of the embedding; published models are
+            not tied.
 
     Raises:
         InputError: A value is unknown.
@@ -82,8 +84,6 @@ class RiNALMoConfig(PreTrainedConfig):
             raise InputError(f"config: head is {head!r}; it must be an object with the head's options, or null")
         if self.id2label is None:
             kwargs.setdefault("num_labels", 1)
-        # Configs from before the port's 0.2 leave this out, which would read as True; the weights are untied.
-        self.tie_word_embeddings = False
         super().__post_init__(**kwargs)
         if head.get("num_labels") not in (None, self.num_labels):
             self.num_labels = head["num_labels"]  # makes new label names as well

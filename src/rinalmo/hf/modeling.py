@@ -250,6 +250,53 @@ class ModelEngine(Engine):
         return [states[-1 if layer == last else layer].float() for layer in layers]
 
 
+# Arguments of transformers' encoders: without effect on one that has no cache, and why others are refused.
+_WITHOUT_EFFECT = ("use_cache", "cache_position", "num_items_in_batch", "output_router_logits")
+_REFUSED = {
+    "past_key_values": "RiNALMo has no cache of keys and values; in place of prefix tuning, use LoRA, IA3 or prompts",
+    "encoder_hidden_states": "RiNALMo has no cross-attention",
+    "encoder_attention_mask": "RiNALMo has no cross-attention",
+    "cross_attn_head_mask": "RiNALMo has no cross-attention",
+    "is_causal": "RiNALMo attends in both directions",
+    **dict.fromkeys(
+        ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"),
+        "RiNALMo packs batches itself; give one row per sequence",
+    ),
+}
+
+
+def _check_arguments(kwargs: dict[str, Any]) -> None:
+    """Accept arguments that have no effect; raise for those that would have one, and for unknown ones."""
+    for name, value in kwargs.items():
+        if name in _REFUSED and value is not None and value is not False:
+            raise InputError(f"{name}: {_REFUSED[name]}")
+        if name not in _REFUSED and name not in _WITHOUT_EFFECT:
+            raise TypeError(f"RiNALMo's forward has no argument {name!r}")
+
+
+def _padding_mask(mask: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The padding mask `(batch, length)` that a mask of pairs of tokens stands for, such as transformers makes them."""
+    if _has_fixed_shapes():
+        raise InputError("an exported RiNALMo takes attention_mask as (batch, length)")
+    pairs = mask if mask.dim() == 4 else mask[:, None]
+    batch, length = shape
+    if pairs.shape[0] not in (1, batch) or pairs.shape[2] not in (1, length) or pairs.shape[3] != length:
+        raise InputError(f"attention_mask has shape {tuple(mask.shape)}; expected (batch, length), here {shape}")
+    if pairs.is_floating_point():  # added to the scores: 0, or so low that nothing is left
+        if bool(((pairs != 0) & (pairs > -1000)).any()):
+            raise InputError("attention_mask adds numbers to attention scores; RiNALMo can only leave out padding")
+        pairs = pairs == 0
+    attends = pairs.bool().expand(batch, -1, -1, -1)
+    is_token = attends.any(dim=2).any(dim=1)
+    of_padding = ~is_token[:, None, :, None] if pairs.shape[2] == length else is_token.new_zeros(())
+    if not bool(((attends == is_token[:, None, None]) | of_padding).all()):
+        raise InputError(
+            "attention_mask differs between the tokens of a row; RiNALMo's tokens attend to their whole row: "
+            "give each sequence a row of its own"
+        )
+    return is_token
+
+
 class RiNALMoPreTrainedModel(PreTrainedModel):
     """Loading, saving and encoding, shared by all classes."""
 
@@ -260,6 +307,9 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _no_split_modules = ["EncoderBlock"]  # noqa: RUF012  (the base class declares it so)
+
+    transformer_backbone_name = ""  # for PEFT: this module itself, whose forward takes no prefix
+    accepts_loss_kwargs = False  # `num_items_in_batch` has no effect, so a Trainer divides the loss itself
 
     encoder: Encoder
     _trained_problem_type: str | None = None
@@ -321,7 +371,10 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
             write_tokenizer_and_card(Path(save_directory), self.config, type(self).__name__)
         if not getattr(self, "_hf_peft_config_loaded", False):
             state = self.state_dict() if state_dict is None else state_dict
-            state_dict = translate({our_name(name): tensor for name, tensor in state.items()}, "multimolecule")
+            state = {our_name(name): tensor for name, tensor in state.items()}
+            if self.config.tie_word_embeddings and "lm_head.decoder.weight" in state:
+                state["lm_head.decoder.weight"] = state["lm_head.decoder.weight"].clone()  # as other programs expect it
+            state_dict = translate(state, "multimolecule")
         super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
@@ -395,8 +448,10 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
         head_mask: Any,
         output_attentions: bool | None,
         output_hidden_states: bool | None,
+        **kwargs: Any,
     ) -> Encoded:
         """Encode a padded batch; the arguments are those of `RiNALMoModel.forward`."""
+        _check_arguments(kwargs)
         if torch.compiler.is_exporting() and (token_type_ids is not None or head_mask is not None):
             raise InputError("an exported RiNALMo takes no token_type_ids and no head_mask; leave them out")
         if token_type_ids is not None and bool((token_type_ids != 0).any()):
@@ -462,6 +517,8 @@ class RiNALMoPreTrainedModel(PreTrainedModel):
         if shape[0] == 0:
             raise InputError(f"{name} has no rows")
         if attention_mask is not None:
+            if attention_mask.dim() in (3, 4):
+                attention_mask = _padding_mask(attention_mask, shape)
             if attention_mask.shape != shape:
                 raise InputError(
                     f"attention_mask has shape {tuple(attention_mask.shape)}, {name} has {shape}; they must agree"
@@ -536,12 +593,14 @@ class RiNALMoModel(RiNALMoPreTrainedModel):
         head_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
         """Encode a padded batch.
 
         Args:
             input_ids: Token ids `(batch, length)`.
-            attention_mask: 1 for a token, 0 for padding; without it, pad tokens are padding.
+            attention_mask: 1 for a token, 0 for padding; without it, pad tokens are padding. Also masks of pairs of
+                tokens, `(batch, heads or 1, length or 1, length)`, Boolean or additive, that stand for padding alone.
             position_ids: Rotary positions `(batch, length)`; only differences within a row matter. Default: columns.
             inputs_embeds: What `get_input_embeddings()` gives, `(batch, length, hidden)`, in place of `input_ids`.
                 Vectors of zeros are masked tokens.
@@ -549,6 +608,7 @@ class RiNALMoModel(RiNALMoPreTrainedModel):
             head_mask: None or ones: attention heads cannot be masked.
             output_attentions: Whether to return attention weights, `(batch, heads, length, length)` per block.
             output_hidden_states: Whether to return the states of all layers.
+            **kwargs: Arguments that transformers' encoders take and do not use, such as `use_cache`.
 
         Returns:
             `last_hidden_state (batch, length, hidden)`, zeros at padding; `pooler_output (batch, hidden)`.
@@ -565,6 +625,7 @@ class RiNALMoModel(RiNALMoPreTrainedModel):
             head_mask,
             output_attentions,
             output_hidden_states,
+            **kwargs,
         )
         layers = encoded.hidden_states
         return BaseModelOutputWithPooling(
@@ -641,6 +702,7 @@ class RiNALMoHeadModel(RiNALMoPreTrainedModel):
         head_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        **kwargs: Any,
     ) -> ModelOutput:
         """Logits and, with labels, the loss; the class names their shapes.
 
@@ -656,6 +718,7 @@ class RiNALMoHeadModel(RiNALMoPreTrainedModel):
             head_mask,
             output_attentions,
             output_hidden_states,
+            **kwargs,
         )
         if _has_fixed_shapes() and labels is not None:
             raise InputError("losses cannot be exported or vmapped; leave out labels, and use the logits")
@@ -684,6 +747,10 @@ class RiNALMoHeadModel(RiNALMoPreTrainedModel):
         return label_loss(logits, labels, kind)  # type: ignore[arg-type]
 
 
+# With `tie_word_embeddings`; published models are not tied.
+_TIED = {"lm_head.decoder.weight": "encoder.embedding.weight"}
+
+
 class RiNALMoForMaskedLM(RiNALMoHeadModel):
     """Masked-nucleotide prediction.
 
@@ -696,6 +763,7 @@ class RiNALMoForMaskedLM(RiNALMoHeadModel):
         (1, 11, 28)
     """
 
+    _tied_weights_keys = _TIED
     output_class = MaskedLMOutput
 
     def __init__(self, config: RiNALMoConfig) -> None:
@@ -881,6 +949,7 @@ class RiNALMoForSecondaryStructurePrediction(RiNALMoHeadModel):
         (1, 4, 4, 1)
     """
 
+    _tied_weights_keys = _TIED
     output_class = ContactPredictionOutput
 
     def __init__(self, config: RiNALMoConfig) -> None:

@@ -33,9 +33,14 @@ def install() -> None:
 def _register(auto: ModuleType) -> None:
     """Register our classes in one of transformers' modules, or the default target modules of adapters in PEFT's."""
     if auto.__name__ == _PEFT_DEFAULTS:
-        for targets in vars(auto).values():
-            if isinstance(targets, dict) and targets.get("bert") == ["query", "value"]:  # one matrix with the keys here
-                targets.setdefault("rinalmo", ["qkv"])
+        # As BERT's; one matrix holds queries, keys and values here. Layer norms have no default for BERT.
+        of_bert = {("query", "value"): ["qkv"], ("key", "value", "output.dense"): ["qkv", "down"]}
+        of_bert[("output.dense",)] = ["down"]
+        for name, targets in vars(auto).items():
+            if isinstance(targets, dict) and (modules := of_bert.get(tuple(targets.get("bert") or ()))):
+                targets.setdefault("rinalmo", modules)
+            elif "_LNTUNING_" in name:
+                targets.setdefault("rinalmo", ["attention_norm", "ffn_norm", "final_norm"])
         return
     if auto.__name__ == _PIPELINES:
         from rinalmo.hf import pipelines
