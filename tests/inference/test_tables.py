@@ -42,6 +42,11 @@ def frames():
     yield pytest.param(frame.astype({"sequence": "category"}), id="category")
     yield pytest.param(pa.Table.from_pylist(ROWS), id="Table")
     yield pytest.param(pa.RecordBatch.from_pylist(ROWS), id="RecordBatch")
+    table = pa.Table.from_pylist(ROWS)
+    yield pytest.param(pa.RecordBatchReader.from_batches(table.schema, table.to_batches()), id="RecordBatchReader")
+    yield pytest.param(COLUMNS, id="columns")
+    yield pytest.param({name: frame[name] for name in frame}, id="columns of Series")
+    yield pytest.param(frame.to_records(index=False), id="NumPy records")
     yield pytest.param(Polars(), id="polars")
     yield pytest.param(ROWS, id="records")
 
@@ -69,6 +74,7 @@ def test_columns_of_frames():
         np.array(COLUMNS["sequence"]),
         column,
         column.chunk(0),
+        list(column),
     ):
         assert [record.sequence for record in as_records(given)] == texts
     named = frame.set_index("id").loc[["b"]]
@@ -78,6 +84,10 @@ def test_columns_of_frames():
             list(as_records(pd.Series(["ACGU", missing], dtype=object)))
     with pytest.raises(InputError, match="row 2: sequence is empty; leave out this row"):
         list(as_records(pd.DataFrame({"sequence": ["ACGU", None]})))
+    with pytest.raises(InputError, match="the columns have different lengths: sequence 2, y 1"):
+        list(as_records({"sequence": ["ACGU", "GG"], "y": [1]}))
+    with pytest.raises(InputError, match="sequences is a mapping of sequence; give one of its values"):
+        list(as_records({"sequence": "ACGU"}))
     with pytest.raises(InputError, match="the DataFrame has two columns named 'y'"):
         list(as_records(pd.DataFrame([["ACGU", 1, 2]], columns=["sequence", "y", "y"])))
 

@@ -366,6 +366,7 @@ def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Re
         raise InputError(f"sequences is a {type(sequences).__name__}; give a sequence, a list of sequences or a Path")
     items = (sequences,) if isinstance(sequences, str) else sequences
     for number, item in enumerate(items, start=1):
+        item = item.as_py() if hasattr(item, "as_py") else item  # pyarrow's scalars
         if isinstance(item, Mapping):
             yield _record_of_row(item, number, allow_mask)
         elif isinstance(item, Record):
@@ -379,14 +380,15 @@ def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Re
 
 
 def plain_rows(data: Any) -> Any:
-    """The rows of a data frame as mappings, and the values of one of its columns as Python's own.
+    """The rows of a table in memory as mappings, and the values of one of its columns as Python's own.
 
     Args:
-        data: A pandas or polars DataFrame or Series, a pyarrow Table, RecordBatch or array; anything else is returned
-            unchanged. A named index of a pandas DataFrame is a column.
+        data: A pandas or polars DataFrame or Series, a pyarrow Table, RecordBatch, reader or array, a structured NumPy
+            array, or a mapping of columns to lists or arrays; anything else is returned unchanged. A named index of a
+            pandas DataFrame is a column.
 
     Raises:
-        InputError: Two columns have the same name.
+        InputError: Two columns have the same name, or their lengths differ.
     """
     frame: Any = data
     match type(data).__module__.partition(".")[0]:
@@ -403,10 +405,29 @@ def plain_rows(data: Any) -> Any:
             return frame.iter_rows(named=True)
         case "pyarrow" if hasattr(frame, "to_batches"):  # without a copy of all rows
             return (row for batch in frame.to_batches(max_chunksize=4096) for row in batch.to_pylist())
+        case "pyarrow" if hasattr(frame, "read_next_batch"):
+            return (row for batch in frame for row in batch.to_pylist())
         case "pyarrow" if hasattr(frame, "to_pylist"):
             return frame.to_pylist()
+        case "numpy" if getattr(frame.dtype, "names", None):
+            return (dict(zip(frame.dtype.names, row, strict=True)) for row in frame.tolist())
+        case _ if isinstance(data, Mapping) and data and all(map(_is_column, data.values())):
+            lengths = {str(name): len(column) for name, column in data.items()}
+            if len(set(lengths.values())) > 1:
+                counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
+                raise InputError(f"the columns have different lengths: {counts}")
+            return (dict(zip(lengths, row, strict=True)) for row in zip(*map(plain_rows, data.values()), strict=True))
         case _:
             return data
+
+
+def _is_column(values: Any) -> bool:
+    package, _, _ = type(values).__module__.partition(".")
+    return isinstance(values, list | tuple) or (
+        package in ("numpy", "pandas", "polars", "pyarrow")
+        and hasattr(values, "__len__")
+        and not hasattr(values, "columns")
+    )
 
 
 def read_sequences(source: str | Path, *, allow_mask: bool = False, constraints: bool = False) -> Iterator[Record]:
