@@ -267,6 +267,7 @@ class Engine:
     """
 
     announce: Callable[[str], Any] | None = None  # called once, with a line on the device, before the first batch
+    _encoder: GpuEncoder | FastEncoder | None = None  # prepared for the device; None: the plain one computes
     _reduced_tokens: int | None = None  # the budget after memory was full; `batch_tokens` stays as it was given
 
     def __init__(
@@ -296,7 +297,6 @@ class Engine:
         self.precision: Precision = choose_precision(precision, self.device)
         self.batch_tokens = default_batch_tokens(self.device) if batch_tokens is None else batch_tokens
         self.head_model: RiNALMo
-        self._encoder: GpuEncoder | FastEncoder | None
         try:
             self.head_model, self._encoder = self._load(model)
             if adapter is not None:
