@@ -204,8 +204,7 @@ def each_adapter(
         yield "", settings, outputs
         return
     from rinalmo.errors import InputError
-    from rinalmo.weights.adapters import read_adapter
-    from rinalmo.weights.checkpoint import base_of, read
+    from rinalmo.weights.checkpoint import base_of, read, read_adapter
 
     folders: dict[str, Path] = {}
     for given in adapters:

@@ -49,9 +49,9 @@ from rinalmo.errors import InputError
 from rinalmo.io.sequences import check_positive_int
 from rinalmo.model.packing import Layout, pack, token_batches
 from rinalmo.model.rinalmo import EncoderBlock, ModelSpec, RiNALMo
-from rinalmo.weights.adapters import read_adapter, with_adapter
+from rinalmo.weights.adapters import with_adapter
 from rinalmo.weights.catalog import resolve
-from rinalmo.weights.checkpoint import load, with_heads_of
+from rinalmo.weights.checkpoint import load, read_adapter, with_heads_of
 
 logger = logging.getLogger(__name__)
 

@@ -22,11 +22,21 @@ import rinalmo
 from rinalmo.errors import CheckpointError, InputError, import_extra
 from rinalmo.hf.configuration import RiNALMoConfig
 from rinalmo.io.cards import render_card
+from rinalmo.io.files import read_json
 from rinalmo.model.rinalmo import HEADS
 from rinalmo.rna.alphabet import CARD_TOKENS, STANDARD_TOKENS, Alphabet
 from rinalmo.weights.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from rinalmo.weights.catalog import find
-from rinalmo.weights.checkpoint import PICKLE, SHARDS, TOKENIZER_CONFIG, WEIGHTS, config_of, read, shard_names
+from rinalmo.weights.checkpoint import (
+    PICKLE,
+    SHARDS,
+    TOKENIZER_CONFIG,
+    WEIGHTS,
+    config_of,
+    read,
+    require_weights,
+    shard_names,
+)
 from rinalmo.weights.layouts import listed
 
 if TYPE_CHECKING:
@@ -58,6 +68,7 @@ class Adapter:
         path = _find_file(self.source, ADAPTER_WEIGHTS, self.hub)
         if path is None:
             return {}
+        require_weights(Path(path))
         with safe_open(path, framework="pt") as tensors:
             heads = [name for name in tensors.keys() if _LAST_LAYER.search(name)]  # noqa: SIM118  no mapping
             if not heads:
@@ -103,7 +114,7 @@ def find_adapter(source: str | Path, adapter_path: str | None, hub: dict[str, An
     elif any((Path(path).parent / name).is_file() for name in (WEIGHTS, SHARDS, PICKLE)):
         base = place
     else:
-        base = json.loads(Path(path).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = read_json(Path(path), CheckpointError).get("base_model_name_or_path")
         own = _read_config(place, hub).get("_name_or_path")
         if own and base and not Path(base).exists():  # trained on another machine
             base = own
@@ -117,7 +128,7 @@ def find_adapter(source: str | Path, adapter_path: str | None, hub: dict[str, An
 def _read_config(source: str, hub: dict[str, Any]) -> dict[str, Any]:
     """The `config.json` beside an adapter; empty if there is none."""
     path = _find_file(source, "config.json", hub)
-    return {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    return {} if path is None else read_json(Path(path), CheckpointError)
 
 
 def _find_file(source: str, name: str, hub: dict[str, Any]) -> str | None:

@@ -9,7 +9,6 @@ W x + alpha / rank · B A x (Hu et al. 2021, arXiv:2106.09685), so that several 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 import re
@@ -21,36 +20,19 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rinalmo.errors import CheckpointError
-from rinalmo.io.files import atomic_write_folder, read_json
+from rinalmo.io.files import atomic_write_folder
 from rinalmo.model.rinalmo import Encoder
 from rinalmo.weights.layouts import listed
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_PICKLE = "adapter_model.bin"  # as PEFT wrote it before version 0.6
 # Heads that PEFT's task types train and save are under `classifier` in the Hugging Face classes.
 CLASSIFIER_PARTS = ("pooler", "sequence_head", "token_head")
-_PREFIX = "base_model.model."
-# Variants of LoRA that change a matrix in another way, or start from another one than the base's.
-_VARIANTS = (
-    "use_dora",
-    "use_qalora",
-    "use_bdlora",
-    "lora_bias",
-    "fan_in_fan_out",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "layer_replication",
-    "monteclora_config",
-    "target_parameters",
-    "trainable_token_indices",
-    "velora_config",
-)
-_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+PREFIX = "base_model.model."
 
 
 class LowRank(NamedTuple):
@@ -100,59 +82,6 @@ class LoraAdapter:
         return blocks
 
 
-def read_adapter(folder: str | Path) -> LoraAdapter:
-    """Read the adapter in a folder; raises CheckpointError for one that is damaged or not plain LoRA."""
-    folder = Path(folder)
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise CheckpointError(_not_an_adapter(folder))
-    settings = read_json(folder / ADAPTER_CONFIG, CheckpointError)
-    if str(settings.get("peft_type")).upper() != "LORA":
-        raise CheckpointError(f"{folder}: a {settings.get('peft_type')} adapter; only LoRA can be merged here")
-    odd = [name for name in _VARIANTS if settings.get(name)]
-    if settings.get("init_lora_weights") not in _PLAIN_INITS:
-        odd.append(f"init_lora_weights {settings['init_lora_weights']}")
-    if odd:
-        raise CheckpointError(f"{folder}: {odd[0]} is not plain LoRA; merge it with PEFT's merge_and_unload, and save")
-    path = folder / ADAPTER_WEIGHTS
-    try:
-        content = path.read_bytes()
-        tensors = load_tensors(content)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: damaged or not a safetensors file ({error})") from None
-    named: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        named[key.removeprefix(_PREFIX).removeprefix("classifier.").replace(".base_layer.", ".")] = tensor
-    try:
-        changes = low_rank(named, settings)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}; merge it with PEFT's merge_and_unload, and save") from None
-    whole = {name: tensor for name, tensor in named.items() if "lora_" not in name}
-    own = folder / "config.json"
-    return LoraAdapter(
-        folder,
-        settings.get("base_model_name_or_path"),
-        changes,
-        whole,
-        read_json(own, CheckpointError) if own.is_file() else {},
-        hashlib.sha256(content).hexdigest(),
-    )
-
-
-def _not_an_adapter(folder: Path) -> str:
-    if not folder.exists():
-        return f"{folder}: no such folder; an adapter is the folder that `rinalmo finetune` or PEFT wrote"
-    inside = (
-        next((path.parent for path in sorted(folder.glob(f"*/{ADAPTER_CONFIG}"))), None) if folder.is_dir() else None
-    )
-    if inside is not None:
-        return f"{folder}: is not an adapter, but contains one: {inside}"
-    if (folder / "config.json").is_file():
-        return f"{folder}: is a model, not an adapter (no {ADAPTER_CONFIG}); give it as the model, without --adapter"
-    return f"{folder}: is not an adapter (no {ADAPTER_CONFIG}); give the folder that `rinalmo finetune` or PEFT wrote"
-
-
 def low_rank(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, LowRank]:
     """The changes that an adapter's tensors make, by the names of the changed ones.
 
@@ -178,11 +107,13 @@ def low_rank(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict
 
 
 def _scale(settings: Mapping[str, Any], name: str, pair: Mapping[str, Tensor]) -> float:
-    alpha, rank = settings.get("lora_alpha", 8), pair["A"].shape[0]
-    for pattern, value in (settings.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", name):
-            alpha = value
-            break
+    alpha, rank, patterns = settings.get("lora_alpha", 8), pair["A"].shape[0], settings.get("alpha_pattern") or {}
+    try:
+        alpha = next((patterns[each] for each in patterns if re.fullmatch(rf"(.*\.)?({each})", name)), alpha)
+    except (re.error, TypeError):
+        raise ValueError(f"alpha_pattern {patterns!r} is no mapping of regular expressions") from None
+    if not isinstance(alpha, int | float) or not rank:
+        raise ValueError(f"alpha {alpha!r} and rank {rank} of {name} are no scale")
     return float(alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank)
 
 
@@ -230,7 +161,7 @@ def write_adapter(
     named = {}
     for name, tensor in tensors.items():
         inner = "classifier." if name.split(".")[0] in CLASSIFIER_PARTS else ""
-        named[_PREFIX + inner + name] = tensor.contiguous()
+        named[PREFIX + inner + name] = tensor.contiguous()
     try:
         with atomic_write_folder(folder) as partial:
             save_file(named, partial / ADAPTER_WEIGHTS, metadata={"format": "pt"})

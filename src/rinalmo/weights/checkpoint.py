@@ -26,12 +26,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rinalmo.errors import CheckpointError, InputError
-from rinalmo.io.files import atomic_write_folder, atomic_write_path, read_json
+from rinalmo.io.files import atomic_write_folder, atomic_write_path, file_sha256, read_json
 from rinalmo.model.config import PRESETS, PUBLISHED_TOKENS, ModelConfig, Specification, specification
 from rinalmo.model.heads import POOLINGS, PROBLEM_TYPES, HeadConfig
 from rinalmo.model.rinalmo import EncoderBlock, ModelSpec, RiNALMo
 from rinalmo.rna.alphabet import CARD_TOKENS, OFFICIAL_TOKENS, STANDARD_TOKENS, Alphabet
-from rinalmo.weights.adapters import ADAPTER_CONFIG, LoraAdapter, check_fits, read_adapter
+from rinalmo.weights.adapters import (
+    ADAPTER_CONFIG,
+    ADAPTER_PICKLE,
+    ADAPTER_WEIGHTS,
+    PREFIX,
+    LoraAdapter,
+    check_fits,
+    low_rank,
+)
 from rinalmo.weights.catalog import find, resolve
 from rinalmo.weights.layouts import (
     TOKEN_TENSORS,
@@ -108,7 +116,7 @@ def _unwrapped(files: ModelFiles) -> ModelFiles:
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
-def _require_weights(path: Path) -> None:
+def require_weights(path: Path) -> None:
     """Raise CheckpointError for what is fetched in place of a file of weights: a pointer, or a web page."""
     with _one_line_errors(path), path.open("rb") as file:
         start = file.read(256).lstrip()
@@ -133,7 +141,7 @@ def _open_safetensors(paths: list[Path], folder: Path) -> ModelFiles:
     shapes: dict[str, tuple[int, ...]] = {}
     path_of: dict[str, Path] = {}
     for path in paths:
-        _require_weights(path)
+        require_weights(path)
         with _one_line_errors(path):
             handles[path] = safe_open(str(path), framework="pt")
             for name in handles[path].keys():  # noqa: SIM118  (the handle is no mapping)
@@ -152,7 +160,7 @@ def _open_safetensors(paths: list[Path], folder: Path) -> ModelFiles:
 
 
 def _open_pickle(path: Path) -> ModelFiles:
-    _require_weights(path)
+    require_weights(path)
     # torch warns about pickle protocols that it does not write itself; errors are enough here.
     with _one_line_errors(path), warnings.catch_warnings(action="ignore", category=UserWarning):
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -268,6 +276,25 @@ TOKENIZER_CONFIG = {
 }
 
 
+# Variants of LoRA that change a matrix in another way, or start from another one than the base's.
+_VARIANTS = (
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "velora_config",
+)
+_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A model on disk whose names, shapes and config have been checked.
@@ -335,6 +362,57 @@ def read(
         return _checked(files, added, num_attention_heads)
     except CheckpointError as error:
         raise CheckpointError(f"{files.path}: {error}") from None
+
+
+def read_adapter(folder: str | Path) -> LoraAdapter:
+    """Read the adapter in a folder; raises CheckpointError for one that is damaged or not plain LoRA."""
+    folder = Path(folder)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(_not_an_adapter(folder))
+    settings = read_json(folder / ADAPTER_CONFIG, CheckpointError)
+    if str(settings.get("peft_type")).upper() != "LORA":
+        raise CheckpointError(f"{folder}: a {settings.get('peft_type')} adapter; only LoRA can be merged here")
+    odd = [name for name in _VARIANTS if settings.get(name)]
+    if settings.get("init_lora_weights") not in _PLAIN_INITS:
+        odd.append(f"init_lora_weights {settings['init_lora_weights']}")
+    if odd:
+        raise CheckpointError(f"{folder}: {odd[0]} is not plain LoRA; merge it with PEFT's merge_and_unload, and save")
+    is_pickle = (folder / ADAPTER_PICKLE).is_file() and not (folder / ADAPTER_WEIGHTS).is_file()
+    path = folder / (ADAPTER_PICKLE if is_pickle else ADAPTER_WEIGHTS)
+    files = _open_pickle(path) if is_pickle else _open_safetensors([path], folder)
+    tensors = {name: files.tensor(name) for name in files.shapes}
+    if wrong := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise CheckpointError(f"{path}: tensor {wrong[0]} contains NaN or infinite values")
+    named: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        named[key.removeprefix(PREFIX).removeprefix("classifier.").replace(".base_layer.", ".")] = tensor
+    try:
+        changes = low_rank(named, settings)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; merge it with PEFT's merge_and_unload, and save") from None
+    whole = {name: tensor for name, tensor in named.items() if "lora_" not in name}
+    own = folder / "config.json"
+    return LoraAdapter(
+        folder,
+        settings.get("base_model_name_or_path"),
+        changes,
+        whole,
+        read_json(own, CheckpointError) if own.is_file() else {},
+        file_sha256(path),
+    )
+
+
+def _not_an_adapter(folder: Path) -> str:
+    if not folder.exists():
+        return f"{folder}: no such folder; an adapter is the folder that `rinalmo finetune` or PEFT wrote"
+    inside = (
+        next((path.parent for path in sorted(folder.glob(f"*/{ADAPTER_CONFIG}"))), None) if folder.is_dir() else None
+    )
+    if inside is not None:
+        return f"{folder}: is not an adapter, but contains one: {inside}"
+    if (folder / "config.json").is_file():
+        return f"{folder}: is a model, not an adapter (no {ADAPTER_CONFIG}); give it as the model, without --adapter"
+    return f"{folder}: is not an adapter (no {ADAPTER_CONFIG}); give the folder that `rinalmo finetune` or PEFT wrote"
 
 
 def base_of(adapter: LoraAdapter) -> Path:
