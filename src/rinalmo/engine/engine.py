@@ -299,6 +299,7 @@ class Engine:
         self.head_model: RiNALMo
         try:
             self.head_model, self._encoder = self._load(model)
+            self.config, self.alphabet = self.head_model.config, self.head_model.alphabet
             if adapter is not None:
                 self._add(adapter)
         except RuntimeError as error:
@@ -307,7 +308,6 @@ class Engine:
             raise InputError(
                 f"the model does not fit into the memory of {device_name(self.device)}; use --device cpu"
             ) from None
-        self.config, self.alphabet = self.head_model.config, self.head_model.alphabet
 
     def _load(
         self, model: str | Path | RiNALMo, merged: str | Path | None = None

@@ -230,9 +230,10 @@ class ModelEngine(Engine):
     ) -> None:
         self.owner, self.device, self.precision, self._threads = model, model.device, "auto", None
         self.batch_tokens = default_batch_tokens(model.device) if batch_tokens is None else batch_tokens
-        config, alphabet = model.encoder.config, alphabet_of(model.config)
+        self.config, self.alphabet = model.encoder.config, alphabet_of(model.config)
+        spec = ModelSpec(self.config, self.alphabet, {name: {} for name in heads}, model.config.threshold)
         with torch.device("meta"):
-            self.head_model = RiNALMo(ModelSpec(config, alphabet, {name: {} for name in heads}, model.config.threshold))
+            self.head_model = RiNALMo(spec)
         for name in ("encoder", *heads):
             self.head_model.add_module(name, model.get_submodule(name))
         self.head_model.train(model.training)
