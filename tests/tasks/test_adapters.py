@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 import rinalmo
@@ -209,6 +210,36 @@ def test_wrong_adapters_are_refused(runs, sequences, tmp_path):
         (copy / "adapter_config.json").write_text(json.dumps(settings | changes))
         with pytest.raises(CheckpointError, match=words):
             load(copy)
+    faults = tmp_path / "faults"
+    faults.mkdir()
+    file, config = faults / "adapter_model.safetensors", faults / "adapter_config.json"
+    good, settings = peft_tensors(runs / "amount" / "adapter"), (runs / "amount" / "adapter" / config.name).read_text()
+    name = next(iter(good))
+    for content, text, words in (
+        (b"version https://git-lfs.github.com/spec/v1\n", settings, "adapter_model.safetensors: is a git-lfs pointer"),
+        (b"<!DOCTYPE html>", settings, "adapter_model.safetensors: is a web page"),
+        (good | {name: torch.full_like(good[name], torch.nan)}, settings, "contains NaN or infinite values"),
+        (good, "[]", "adapter_config.json: contains a list, not an object"),
+        (good, settings.replace('"lora_alpha": 6', '"lora_alpha": "6"'), "alpha '6' and rank 2 of"),
+        (good, json.dumps(json.loads(settings) | {"alpha_pattern": {"(": 1}}), "is no mapping of regular expressions"),
+    ):
+        file.write_bytes(content if isinstance(content, bytes) else save(content))
+        config.write_text(text)
+        for base in ("nano", None):
+            with pytest.raises(CheckpointError, match=words):
+                load(faults) if base is None else Engine(base, "fp32", adapter=faults)
+        if "alpha" not in words and "NaN" not in words and "regular" not in words:
+            with pytest.raises(CheckpointError, match=words):
+                rinalmo.RiNALMoModel.from_pretrained(faults)
+    config.write_text(settings)
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"adapter_model.safetensors: no such file"):
+        load(faults)
+    torch.save(good, faults / "adapter_model.bin")  # as PEFT wrote it before
+    old, new = load(faults), load(runs / "amount" / "adapter")
+    weight = "encoder.blocks.0.attention.qkv.weight"
+    assert torch.equal(old.get_parameter(weight), new.get_parameter(weight))
+
     moved = tmp_path / "0"
     (moved / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "/gone"}')
     (moved / "config.json").unlink()
