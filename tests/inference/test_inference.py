@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import rinalmo
-from rinalmo.engine.engine import Engine, map_packed, read_windows
+from rinalmo.engine.engine import Engine, map_packed
 from rinalmo.errors import CheckpointError, InputError, SequenceError
 from rinalmo.io.sequences import Record
-from rinalmo.model.packing import token_batches
+from rinalmo.model.packing import chunked, token_batches
 from rinalmo.model.rinalmo import ModelSpec, create
 
 CARD = "GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU"
@@ -145,7 +145,7 @@ def test_windows_are_bounded():
             read += 1
             yield np.zeros(10)
 
-    first = next(read_windows(stream(), lambda: 6))
+    first = next(chunked(stream(), len, 48, 4096))
     assert (len(first), read) == (5, 5)
 
 

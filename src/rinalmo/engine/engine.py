@@ -47,7 +47,7 @@ from rinalmo.engine.devices import (
 from rinalmo.engine.gpu_encoder import GpuEncoder
 from rinalmo.errors import InputError
 from rinalmo.io.sequences import check_positive_int
-from rinalmo.model.packing import Layout, pack, token_batches
+from rinalmo.model.packing import Layout, chunked, pack, token_batches
 from rinalmo.model.rinalmo import EncoderBlock, ModelSpec, RiNALMo
 from rinalmo.weights.adapters import with_adapter
 from rinalmo.weights.catalog import resolve
@@ -91,7 +91,7 @@ def map_packed(
         compute: Takes packed ids and their layout, returns one result per sequence. With several batches in flight it
             is called from several threads. Results that are tensors on a CUDA device are copied to the host.
         sequences: Token ids, one array each; read in the caller's thread.
-        batch_tokens: Returns the maximum number of tokens of a batch; called before each window, since it may shrink
+        batch_tokens: Returns the maximum number of tokens of a batch; called for each window, since it may shrink
             when a device's memory turns out to be too small.
         device: Where `compute` expects its input.
         in_flight: Batches computed at once; by default two on CUDA, and on a CPU as many as torch has threads, which
@@ -106,28 +106,12 @@ def map_packed(
     if count > 1:
         yield from _overlapping(run, sequences, batch_tokens, count, shares_threads=device.type == "cpu")
         return
-    for window in read_windows(sequences, batch_tokens):
+    for window in chunked(sequences, len, _WINDOW_BATCHES * batch_tokens(), _WINDOW_SEQUENCES):
         results: list[R | None] = [None] * len(window)
         for batch in token_batches(list(map(len, window)), batch_tokens()):
             for i, result in zip(batch, run([window[i] for i in batch]), strict=True):
                 results[i] = result
         yield from results  # type: ignore[misc]  # none of them is None now
-
-
-def read_windows(
-    sequences: Iterable[Ids], batch_tokens: Callable[[], int], batches: int = _WINDOW_BATCHES
-) -> Iterator[list[Ids]]:
-    """The input in parts of about that many batches, never empty."""
-    window: list[Ids] = []
-    total = 0
-    for sequence in sequences:
-        window.append(sequence)
-        total += len(sequence)
-        if total >= batches * batch_tokens() or len(window) >= _WINDOW_SEQUENCES:
-            yield window
-            window, total = [], 0
-    if window:
-        yield window
 
 
 def _overlapping(
@@ -138,7 +122,8 @@ def _overlapping(
     shares_threads: bool,
 ) -> Iterator[R]:
     """As `map_packed`, with `count` batches in flight; if they share threads, there are `count` of these, too."""
-    windows, threads = read_windows(sequences, batch_tokens, max(_WINDOW_BATCHES, count)), torch.get_num_threads()
+    window_tokens, threads = max(_WINDOW_BATCHES, count) * batch_tokens(), torch.get_num_threads()
+    windows = chunked(sequences, len, window_tokens, _WINDOW_SEQUENCES)
     previous: list[_Started[R]] = []
     with ThreadPoolExecutor(count, thread_name_prefix="rinalmo-batch") as pool:
         try:

@@ -37,6 +37,7 @@ from rinalmo.engine.ray import EngineLike, RayEngine
 from rinalmo.errors import InputError, RinalmoError
 from rinalmo.io.files import atomic_write, counted, destination, empty_folder, lock_folder
 from rinalmo.io.sequences import InputFile, Record, name_source_in_errors
+from rinalmo.model.packing import chunked
 
 if TYPE_CHECKING:
     from rinalmo.engine.engine import Advance, Engine
@@ -74,27 +75,6 @@ class JobOptions(TypedDict, total=False):
     resume: bool
     restart: bool
     progress: Progress
-
-
-def chunked(
-    items: Iterable[Item],
-    size: Callable[[Item], int],
-    max_size: int = CHUNK_TOKENS,
-    max_items: int | None = None,
-    scale: int = 1,
-) -> Iterator[list[Item]]:
-    """Consecutive items; a chunk ends where its sizes sum to `max_size` or it has `max_items`, both times `scale`."""
-    max_items, max_size = scale * (max_items or CHUNK_RECORDS), scale * max_size
-    chunk: list[Item] = []
-    total = 0
-    for item in items:
-        chunk.append(item)
-        total += size(item)
-        if len(chunk) == max_items or total >= max_size:
-            yield chunk
-            chunk, total = [], 0
-    if chunk:
-        yield chunk
 
 
 def take_shard(records: Iterable[R], shard: str | None, noun: str = "sequence") -> Iterator[R]:
@@ -379,6 +359,6 @@ def record_job(
     Time and memory grow with this `power` of the length, which chunks sum up to `scale` times `max_size`.
     """
     whole, compute = Job(output, noun), partial(compute_records, stream=stream, pack=pack)
-    chunks = chunked(records, lambda record: len(record.sequence) ** power, max_size, scale=scale)
+    chunks = chunked(records, lambda record: len(record.sequence) ** power, scale * max_size, scale * CHUNK_RECORDS)
     with whole.run(engine, compute, chunks, source, options, **job):
         yield whole

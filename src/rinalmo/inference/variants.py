@@ -24,13 +24,14 @@ import numpy as np
 
 from rinalmo.engine.devices import DeviceLike
 from rinalmo.engine.engine import Advance, Engine, as_engine
-from rinalmo.engine.jobs import Arrays, Job, JobOptions, chunked, cumulative, opened, take_shard
+from rinalmo.engine.jobs import Arrays, Job, JobOptions, cumulative, opened, take_shard
 from rinalmo.engine.ray import EngineLike
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.inference.fill_mask import NucleotideScorer
 from rinalmo.io.files import atomic_write_path, check_path, counted, escape_controls
 from rinalmo.io.sequences import InputFile, Record, as_records, plain_rows, read_fasta
 from rinalmo.io.tables import Row, TableReader, is_missing, open_table, table_format, table_lines, write_parquet
+from rinalmo.model.packing import chunked
 from rinalmo.model.rinalmo import RiNALMo
 from rinalmo.plots.positions import check_heat_map, draw_heat_map
 from rinalmo.rna.alphabet import NUCLEOTIDES

@@ -9,16 +9,18 @@ depend on values that only the device has. `Layout.select` is the exception.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _CPU = torch.device("cpu")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,20 @@ def pack(sequences: Iterable[Sequence[int] | Tensor], device: torch.device | str
     layout = Layout(tuple(map(len, parts)), torch.device(device))
     ids = torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
     return to_device(ids, layout.device), layout
+
+
+def chunked(items: Iterable[Item], size: Callable[[Item], int], max_size: int, max_items: int) -> Iterator[list[Item]]:
+    """Consecutive items in lists, each of which ends where its sizes sum to `max_size` or it has `max_items`."""
+    chunk: list[Item] = []
+    total = 0
+    for item in items:
+        chunk.append(item)
+        total += size(item)
+        if total >= max_size or len(chunk) == max_items:
+            yield chunk
+            chunk, total = [], 0
+    if chunk:
+        yield chunk
 
 
 def token_batches(lengths: Sequence[int], batch_tokens: int, order: Sequence[int] | None = None) -> Iterator[list[int]]:
