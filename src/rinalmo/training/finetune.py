@@ -445,11 +445,9 @@ class SupervisedTask(TrainingTask[MicroBatch]):
                 states = torch.from_numpy(np.concatenate([encoded.states[i] for i in part])).to(self.ranks.device)
             yield MicroBatch(part, [encoded.examples[i] for i in part], ids, layout, states)
 
-    def lengths(self, batch: MicroBatch) -> Sequence[int]:
-        return batch.layout.lengths if batch.counted else ()
-
-    def num_targets(self, batch: MicroBatch) -> int:
-        return sum(example.num_targets for example in batch.examples) if batch.counted else 0
+    def sizes(self, batch: MicroBatch) -> tuple[Sequence[int], int]:
+        count = sum(example.num_targets for example in batch.examples)
+        return (batch.layout.lengths, count) if batch.counted else ((), 0)
 
     def loss(self, module: nn.Module, batch: MicroBatch) -> Tensor:
         outputs = module(batch.ids, batch.layout, batch.states, batch.examples)
@@ -606,7 +604,7 @@ def _write_linear(
     for note in notes:
         listener.note(note)
     device = device_name(ranks.device)
-    folder.record_start(0, threads=torch.get_num_threads(), examples=examples, processes=ranks.world, device=device)
+    folder.record_start(0, examples=examples, processes=ranks.world, device=device)
     with open_log(folder.path, 0, folder.recipe()) as write_line:
         if values:
             write_line(1, values)

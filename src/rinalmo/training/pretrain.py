@@ -82,11 +82,8 @@ class MaskedLMTask(TrainingTask[Batch]):
             self._stream = iter(self.source)
         return [_to_device(batch, self.ranks.device) for batch in next(self._stream)]
 
-    def lengths(self, batch: Batch) -> Sequence[int]:
-        return batch.layout.lengths
-
-    def num_targets(self, batch: Batch) -> int:
-        return len(batch.targets)
+    def sizes(self, batch: Batch) -> tuple[Sequence[int], int]:
+        return batch.layout.lengths, len(batch.targets)
 
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         logits = module(batch.ids, batch.layout, batch.positions)

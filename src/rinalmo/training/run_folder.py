@@ -299,6 +299,7 @@ class RunFolder:
             "torch": torch.__version__,
             "machine": platform.platform(),
             "command": sys.argv,
+            "threads": torch.get_num_threads(),
             **facts,
         }
         with atomic_write(self.path / VERSIONS) as file:

@@ -89,12 +89,8 @@ class TrainingTask(ABC, Generic[B]):
         """This process's micro-batches of the next step; the same number on every process."""
 
     @abstractmethod
-    def lengths(self, batch: B) -> Sequence[int]:
-        """Tokens of each sequence of a micro-batch."""
-
-    @abstractmethod
-    def num_targets(self, batch: B) -> int:
-        """Number of terms that the loss of a micro-batch is a sum of."""
+    def sizes(self, batch: B) -> tuple[Sequence[int], int]:
+        """Tokens of each sequence of a micro-batch, and the number of terms that its loss is a sum of."""
 
     @abstractmethod
     def loss(self, module: nn.Module, batch: B) -> Tensor:
@@ -316,10 +312,10 @@ class Trainer:
                 parameter.requires_grad_(progress.step >= group.start)
 
         batches = task.batches()
-        counts, lengths = [task.num_targets(b) for b in batches], [task.lengths(b) for b in batches]
-        flops = sum(training_flops(task.model.config, *pair) for pair in zip(lengths, counts, strict=True))
-        sums = ranks.all_gather([sum(counts), sum(map(sum, lengths)), flops]).sum(dim=0)
-        targets, tokens, flops = sums.tolist()
+        own = np.zeros(3)
+        for lengths, count in map(task.sizes, batches):
+            own += (count, sum(lengths), training_flops(task.model.config, lengths, count))
+        targets, tokens, flops = ranks.all_gather(own.tolist()).sum(dim=0).tolist()
 
         # DDP and FSDP average gradients over processes; times their number it is the sum again.
         scale = ranks.world / max(1.0, targets)
@@ -537,8 +533,7 @@ def train_and_export(
             notes = [f"device: {device}, {recipe.train.precision}", *notes]
             for text in [*notes, f"continuing after step {step:,}"] if step else notes:
                 listener.note(text)
-            threads = torch.get_num_threads()
-            folder.record_start(step, threads=threads, **facts, processes=ranks.world, device=device)
+            folder.record_start(step, **facts, processes=ranks.world, device=device)
             write_line = stack.enter_context(open_log(folder.path, step, recipe))
 
             def report(event: Event) -> None:

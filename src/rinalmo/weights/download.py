@@ -32,8 +32,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rinalmo import __version__
-from rinalmo.errors import DownloadError
-from rinalmo.io.files import Pace, destination, file_lock, file_md5, file_sha256, sync
+from rinalmo.errors import DownloadError, InputError
+from rinalmo.io.files import Pace, destination, file_lock, file_md5, file_sha256, read_json, sync
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes so far and their total, if known."""
@@ -161,11 +161,9 @@ def _record_verified(path: Path, kind: str, value: str) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a small file of ours; empty if it is missing or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    with contextlib.suppress(InputError):
+        return read_json(path)
+    return {}
 
 
 @contextlib.contextmanager
