@@ -662,7 +662,7 @@ def finetune_from_recipe(
         destination(output).mkdir(parents=True, exist_ok=True)
         if restart and os.environ.get("RANK", "0") == "0":
             for run in runs:
-                RunFolder(output / f"fold-{run.data.fold}", FinetuneRecipe).discard()
+                RunFolder(output / f"fold-{run.data.fold}").discard()
     evaluations: list[Evaluation] = []
     for run in runs:
         folder = output
@@ -670,7 +670,7 @@ def finetune_from_recipe(
             folder = output / f"fold-{run.data.fold}"
             listener.note(f"fold {run.data.fold} of 0 to {folds - 1}")
         with init_distributed(run.train.deadline, device) as ranks, preserved_state(ranks.device):
-            outcome = _train(run, RunFolder(folder, FinetuneRecipe), ranks, (resume, restart), listener)
+            outcome = _train(run, RunFolder(folder), ranks, (resume, restart), listener)
         if not outcome.finished:
             return outcome
         if os.environ.get("RANK", "0") != "0":
@@ -799,7 +799,7 @@ def finetune(
             raise InputError(f"the {name} examples are rows; with several processes, give them as a file")
         if isinstance(rows, Mapping):
             raise InputError(f"the {name} examples are a mapping; give one of {', '.join(map(str, rows))}")
-        folder = RunFolder(output, FinetuneRecipe)
+        folder = RunFolder(output)
         with folder.locked():
             folder.check(resume, restart)
             (output / EXAMPLES).mkdir(exist_ok=True)

@@ -178,7 +178,7 @@ def pretrain(
         TrainingError: The run failed later.
     """
     with init_distributed(recipe.train.deadline, device) as ranks, preserved_state(ranks.device):
-        return _pretrain(recipe, RunFolder(output, Recipe), ranks, (resume, restart), listener)
+        return _pretrain(recipe, RunFolder(output), ranks, (resume, restart), listener)
 
 
 def _pretrain(recipe: Recipe, folder: RunFolder, ranks: Ranks, kept: tuple[bool, bool], listener: Listener) -> Outcome:

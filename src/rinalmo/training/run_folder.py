@@ -33,7 +33,6 @@ import rinalmo
 from rinalmo.errors import InputError, MissingExtraError, RinalmoError, TrainingError
 from rinalmo.io.files import LOCK, atomic_write, clear_temporaries, destination, is_temporary, lock_folder
 from rinalmo.io.recipe_files import flatten, parse, read
-from rinalmo.plots.charts import draw_curves
 from rinalmo.training.recipes import FinetuneRecipe, LoggingRecipe, Recipe, RunRecipe
 
 LOG, PLOT, PREDICTIONS = "log.jsonl", "loss.png", "predictions.png"
@@ -189,21 +188,11 @@ def logs_of(runs: Iterable[Path]) -> dict[str, list[dict[str, Any]]]:
     return dict(zip(names, logs, strict=True))
 
 
-def plot_losses(folder: Path) -> Path:
-    """Draw training and validation loss and the learning rate over the steps into `loss.png`."""
-    draw_curves({folder.name: read_log(folder)}, folder / PLOT, rates=True)
-    return folder / PLOT
-
-
 class RunFolder:
     """The folder of one run."""
 
-    def __init__(self, path: str | Path, kind: type[RunRecipe] | None = None) -> None:
-        """`kind` is the class of its recipe; None: the one that the recipe in the folder has."""
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if kind is None:
-            kind = FinetuneRecipe if "task" in read(self.path / RECIPE) else Recipe
-        self.kind = kind
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.adapter = self.path / "adapter"
@@ -311,7 +300,6 @@ class RunFolder:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
 
     def recipe(self) -> RunRecipe:
-        """The recipe in the folder; InputError if this is no run."""
-        if not (self.path / RECIPE).is_file():
-            raise InputError(f"{self.path}: not a run folder (it has no {RECIPE})")
-        return parse(self.kind, read(self.path / RECIPE), str(self.path / RECIPE))
+        """The recipe in the folder."""
+        values = read(self.path / RECIPE)
+        return parse(FinetuneRecipe if "task" in values else Recipe, values, str(self.path / RECIPE))

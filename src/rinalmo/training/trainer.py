@@ -38,10 +38,11 @@ from rinalmo.errors import InputError, MissingExtraError, TrainingError
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.kernels import sum_dtype
 from rinalmo.model.rinalmo import RiNALMo
+from rinalmo.plots.charts import draw_curves
 from rinalmo.training.checkpoint import Checkpoints
 from rinalmo.training.distributed import ParallelModel, Ranks, peer_failures
 from rinalmo.training.recipes import OptimizerRecipe, RunRecipe, ScheduleRecipe
-from rinalmo.training.run_folder import RunFolder, open_log, plot_losses
+from rinalmo.training.run_folder import PLOT, RunFolder, open_log, read_log
 from rinalmo.weights.checkpoint import save
 
 if TYPE_CHECKING:
@@ -562,7 +563,7 @@ def train_and_export(
             ranks.on_rank_zero(write)
             if ranks.rank == 0 and recipe.logging.plots:
                 try:
-                    plot_losses(folder.path)
+                    draw_curves({folder.path.name: read_log(folder.path)}, folder.path / PLOT, rates=True)
                 except MissingExtraError as error:  # must not fail a finished run
                     listener.note(str(error))
         outcome = Outcome(trainer.progress.step, task.steps, folder.model, next(iter(trainer.signals), None))
