@@ -237,5 +237,6 @@ def _vector(example: Example, name: str) -> np.ndarray:
     except (TypeError, ValueError):
         values = np.zeros((0, 0))
     is_vector = values.ndim == 1 and len(values) > 0 and bool(np.isfinite(values).all())
-    require(is_vector, example, f"{name} is {str(cell)[:30]!r}, not a vector of numbers")
+    hint = f"if it names one in a file, add --feature {name}=FILE.npz"
+    require(is_vector, example, f"{name} is {str(cell)[:30]!r}, not a vector of numbers; {hint}")
     return values
