@@ -112,6 +112,10 @@ def test_missing_values_in_lists(read):
         ([f"{n},137" for n in range(1, 61)], r"y: '1,137' may mean 1\.137 or 1137, .* options\.decimal=comma"),
         (["0,5", "1,5"] * 9 + ["0.7"], r"y: '0,5' has a decimal comma, but '0\.7' .* options\.decimal=comma"),
         (
+            [f"{n} h" if n % 2 else f"{n % 25} min" for n in range(60)],
+            r"y: has numbers in several units \('h', 'min'\); convert them to one, or use .*options.kind=multiclass",
+        ),
+        (
             [f"{n}.5 kcal/mol" for n in range(60)],
             "every cell is a number with 'kcal/mol'; .*options.kind=regression",
         ),
@@ -133,6 +137,14 @@ def test_two_readings_or_none_are_refused(read, cells, message):
     with pytest.raises(InputError, match=message) as caught:
         Table.from_examples(read(cells), {})
     assert "\n" not in str(caught.value)
+
+
+def test_spellings_of_a_class_and_numbers_as_names(read):
+    task = Table.from_examples(read(["tRNA", "trna", "mRNA"] * 3), {})
+    assert task.notes[-1] == "y: the classes 'tRNA' and 'trna' differ only in case; are they one?"
+    assert not any("differ" in note for note in Table.from_examples(read(["tRNA", "mRNA"] * 3), {}).notes)
+    for names in (["5S rRNA", "16S rRNA", "tRNA"], ["30 min", "2 h"], ["5p", "3q"]):  # few, and often
+        assert Table.from_examples(read(names * 10), {}).classes == sorted(names)
 
 
 def test_options_decide(read):

@@ -11,6 +11,7 @@ numbers of rows and three examples, so that a wrong reading is noticed before ho
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -51,6 +52,7 @@ from rinalmo.tasks.base import (
 from rinalmo.tasks.inputs import Inputs
 
 _FEW, _OFTEN = 20, 5  # at most so many values, each in so many rows on average, are classes
+_WITH_UNIT = re.compile(r"[+\-−]?\d[\d.,' ]*(?:[eE][+-]?\d+)?\s*([^\W\d][^\s\d]{0,9})")
 _SHORT = 8  # a list of so few values for each of longer sequences is hardly one of nucleotides
 _DESCRIBED = 6  # columns and classes that are described one by one
 _OUTLYING = 100.0  # times the spread of the middle half of the values
@@ -545,11 +547,14 @@ def infer_kind(
     for name, column in columns.items():
         written = formats[name]
         parsed = dict(zip(column.values, map(written.parse, column.values), strict=True))
+        has_unit = written.unit != "" and written.unit[0] not in "%‰"
+        names_repeat = len(parsed) <= _FEW and len(column.values) >= _OFTEN * len(parsed) and len(columns) == 1
         if None in parsed.values():
-            _check_names(name, column, parsed, per)
+            if not (has_unit and names_repeat):  # such as 16S rRNA, 5S rRNA, tRNA
+                _check_names(name, column, parsed, per)
             return "multiclass"
-        if written.unit and written.unit[0] not in "%‰":
-            if len(parsed) <= _FEW and len(column.values) >= _OFTEN * len(parsed) and len(columns) == 1:
+        if has_unit:
+            if names_repeat:
                 return "multiclass"
             raise InputError(
                 f"{name}: every cell is a number with {written.unit!r}; use --set options.kind=regression to learn the "
@@ -572,6 +577,13 @@ def _check_names(name: str, column: ColumnValues, parsed: Mapping[Any, float | N
         index = next(index for index, value in enumerate(values) if value in texts)
         hint = "delete it, or use --set options.kind=multiclass if the numbers are class names"
         raise InputError(f"{examples[index].where}: {values[index]!r} is among numbers in {name}; {hint}")
+    found = [_WITH_UNIT.fullmatch(str(value).strip()) for value in parsed]
+    units = sorted({match[1] for match in found if match})
+    if len(units) > 1 and all(found) and (len(parsed) > _FEW or len(values) < _OFTEN * len(parsed)):
+        raise InputError(
+            f"{name}: has numbers in several units ({', '.join(map(_short, units[:5]))}); convert them to one, or use "
+            "--set options.kind=multiclass if they are class names"
+        )
     if per == "sequence" and len(values) > _FEW and len({*map(class_name, values)}) == len(values):
         letters = all(len(str(v)) == len(example.sequence) for example, v in zip(examples, values, strict=True))
         hint = ", or --set options.per=nucleotide if each letter is the class of a nucleotide" if letters else ""
@@ -593,7 +605,13 @@ def _description(
         classes = ", ".join(f"{_short(text)} ({count:,})" for text, count in counts.most_common(_DESCRIBED))
         more = f", … down to {min(counts.values()):,}" if len(counts) > _DESCRIBED else ""
         unit = "nucleotides" if per == "nucleotide" else "rows"
-        return [f"{name}: {len(counts):,} classes in {len(values):,} {unit}: {classes}{more}{missing}"]
+        lines = [f"{name}: {len(counts):,} classes in {len(values):,} {unit}: {classes}{more}{missing}"]
+        spellings: dict[str, list[str]] = {}
+        for text in counts:
+            spellings.setdefault(text.casefold(), []).append(_short(text))
+        if alike := next((names for names in spellings.values() if len(names) > 1), None):
+            lines.append(f"{name}: the classes {' and '.join(alike)} differ only in case; are they one?")
+        return lines
     if not values:
         return [f"{name}: no values{missing}"]
     numbers = np.array(list(map(written.parse, values)), dtype=float)
