@@ -577,9 +577,9 @@ def _check_names(name: str, column: ColumnValues, parsed: Mapping[Any, float | N
         index = next(index for index, value in enumerate(values) if value in texts)
         hint = "delete it, or use --set options.kind=multiclass if the numbers are class names"
         raise InputError(f"{examples[index].where}: {values[index]!r} is among numbers in {name}; {hint}")
-    found = [_WITH_UNIT.fullmatch(str(value).strip()) for value in parsed]
-    units = sorted({match[1] for match in found if match})
-    if len(units) > 1 and all(found) and (len(parsed) > _FEW or len(values) < _OFTEN * len(parsed)):
+    matches = [_WITH_UNIT.fullmatch(str(value).strip()) for value in parsed]
+    units = sorted({match[1] for match in matches if match})
+    if len(units) > 1 and all(matches) and (len(parsed) > _FEW or len(values) < _OFTEN * len(parsed)):
         raise InputError(
             f"{name}: has numbers in several units ({', '.join(map(_short, units[:5]))}); convert them to one, or use "
             "--set options.kind=multiclass if they are class names"
