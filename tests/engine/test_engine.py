@@ -292,3 +292,10 @@ def test_models_of_other_types(nano, precision, dtype, tolerance):
     given = torch.tensor(rinalmo.embed(["GGUCUCUCUGG"], Engine(nano, "fp32")))
     found = torch.tensor(rinalmo.embed(["GGUCUCUCUGG"], Engine(other, precision)))
     assert distance(found, given) < max(tolerance, TOLERANCE[precision])
+
+
+def test_heads_of_an_engine(nano):
+    engine = Engine(nano)
+    assert engine.head("lm_head") is nano.head("lm_head")
+    with pytest.raises(rinalmo.RinalmoError, match="partners"):
+        engine.head("partners")

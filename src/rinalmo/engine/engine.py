@@ -381,6 +381,10 @@ class Engine:
         """All that is needed to build the model, except its weights."""
         return self.head_model.spec
 
+    def head(self, name: str) -> torch.nn.Module:
+        """One of the model's heads; raises CheckpointError if it does not have it."""
+        return self.head_model.head(name)
+
     def describe(self) -> str:
         """Device and precision in a few words, such as `cpu, bf16`."""
         return f"{device_name(self.device)}, {self.precision}"
