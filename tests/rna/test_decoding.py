@@ -100,6 +100,16 @@ def test_processes_that_die_are_replaced_by_this_one():
     assert [pairs for _, pairs in (first, *rest)] == [decode(p, sequence, **OPTIONS) for sequence, p, _ in rnas()]
 
 
+def test_a_little_work_starts_no_process():
+    expected = [decode(p, sequence, **OPTIONS) for sequence, p, _ in rnas(4)]
+    with Decoder(2, patience=60) as decoder:
+        assert [pairs for _, pairs in decoder.map(decodings(rnas(4), OPTIONS))] == expected
+        assert decoder._started == []
+        decoder.patience = 1e-9
+        assert [pairs for _, pairs in decoder.map(decodings(rnas(4), OPTIONS))] == expected
+        assert decoder._started
+
+
 def test_an_error_is_raised_here(beside):
     with pytest.raises(InputError, match="nonsense"):
         list(beside.map(decodings(rnas(), {**OPTIONS, "method": "nonsense"})))

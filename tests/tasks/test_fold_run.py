@@ -9,6 +9,7 @@ from rinalmo.engine import jobs
 from rinalmo.engine.engine import Engine
 from rinalmo.engine.jobs import Job
 from rinalmo.errors import InputError
+from rinalmo.inference import fold
 from rinalmo.inference.fold import Decoding, fold_file, fold_records
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.rinalmo import ModelSpec, create
@@ -55,6 +56,13 @@ def test_resume(model, fasta, tmp_path):
     assert output.read_bytes() == (tmp_path / "whole.dbn").read_bytes()
     assert matrices.read_bytes() == (tmp_path / "whole.npz").read_bytes()
     assert not Job(output).folder.exists()
+
+
+def test_other_processes_write_the_same(fasta, tmp_path, monkeypatch):
+    monkeypatch.setattr(fold, "_PATIENCE", 0.0)
+    fold_file(fasta, tmp_path / "one.dbn", Engine("nano-fold", "fp32", threads=1))
+    fold_file(fasta, tmp_path / "two.dbn", Engine("nano-fold", "fp32", threads=2))
+    assert (tmp_path / "two.dbn").read_bytes() == (tmp_path / "one.dbn").read_bytes()
 
 
 def test_another_head_is_another_model(model, fasta, tmp_path):

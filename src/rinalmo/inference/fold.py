@@ -54,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 CHUNK_PAIRS = 1 << 24  # time and memory of folding grow with the square of the length
 _NAME = "{name}"  # stands for the name of a record in the name of a file
+_PATIENCE = 1.0  # seconds after which other processes help: they take a few tenths to start
 GPU_SCALE = 4  # a GPU idles at the end of each chunk, so it gets larger ones
 
 Folded = tuple[PredictedStructure, np.ndarray | PairList]
@@ -456,8 +457,10 @@ def fold_file(
             known = {"constraints": _content(constraints), "reactivities": _content(reactivities)}
         records = note_windows(records, task, note)
         decoder = None
-        if isinstance(engine, Engine) and engine.device.type != "cpu":  # where decoding would keep the GPU waiting
-            decoder = stack.enter_context(Decoder(other_processes()))
+        if isinstance(engine, Engine) and (engine.device.type != "cpu" or engine.threads > 1):
+            # ViennaRNA has one thread, for which a GPU or the other cores would wait.
+            processes = engine.threads if engine.device.type == "cpu" else other_processes()
+            decoder = stack.enter_context(Decoder(processes, patience=_PATIENCE))
         keep = probabilities is not None or plot is not None
         stream = partial(_fold_stored, keep=keep, decoding=decoding, window=task.window, decoder=decoder)
         structures: Iterator[Stored]

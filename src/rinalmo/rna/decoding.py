@@ -22,6 +22,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -229,11 +230,12 @@ def other_processes() -> int:
 class Decoder:
     """Calls functions for a stream of RNAs, such as `decode` and `ensemble`, in this process or in others.
 
-    The processes start when they are needed and end with the `with` block. With 0 `processes` this one does it all.
+    The others start when this one has called for `patience` seconds, and end with the `with` block. With 0 `processes`
+    this one does it all.
     """
 
-    def __init__(self, processes: int = 0) -> None:
-        self.processes = processes
+    def __init__(self, processes: int = 0, patience: float = 0.0) -> None:
+        self.processes, self.patience = processes, patience
         self._pool: ThreadPoolExecutor | None = None
         self._threads, self._started = local(), list[_Process]()
 
@@ -255,10 +257,11 @@ class Decoder:
         """
         calls, waiting = iter(calls), deque[tuple[Item, Callable[[], R] | None, Future[R | None] | None]]()
         while True:
-            while len(waiting) <= _AHEAD * self.processes and (following := next(calls, None)) is not None:
+            others = self.processes if self.patience <= 0 else 0
+            while len(waiting) <= _AHEAD * others and (following := next(calls, None)) is not None:
                 item, call = following
                 future = None
-                if self.processes and call is not None:
+                if others and call is not None:
                     self._pool = self._pool or ThreadPoolExecutor(self.processes, "rinalmo-decoder")
                     future = self._pool.submit(self._ask, call)
                 waiting.append((item, call, future))
@@ -274,7 +277,11 @@ class Decoder:
                         message = "decoding continues in this process: the worker processes did not start or died"
                         warnings.warn(message, stacklevel=2)
                     self.processes = 0
-            yield item, call() if answer is None and call is not None else answer
+            if answer is None and call is not None:
+                start = time.perf_counter()
+                answer = call()
+                self.patience -= time.perf_counter() - start
+            yield item, answer
 
     def _ask(self, call: Callable[[], R]) -> R | None:
         """The answer of the process that belongs to this thread."""
