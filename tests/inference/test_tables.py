@@ -2,17 +2,22 @@
 
 import gzip
 import json
+from importlib import import_module
+from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 from pyarrow import parquet
 
 import rinalmo
 from rinalmo.errors import InputError
 from rinalmo.inference.embed import embed_file
-from rinalmo.io.sequences import Record, as_records
+from rinalmo.inference.explain import explain
+from rinalmo.io.sequences import Record, SequenceFile, as_records
+from rinalmo.tasks.base import json_lines
 from rinalmo.tasks.evaluate import evaluate
 from rinalmo.training.trainer import Listener
 
@@ -90,6 +95,62 @@ def test_columns_of_frames():
         list(as_records({"sequence": "ACGU"}))
     with pytest.raises(InputError, match="the DataFrame has two columns named 'y'"):
         list(as_records(pd.DataFrame([["ACGU", 1, 2]], columns=["sequence", "y", "y"])))
+
+
+def test_bytes_and_single_values():
+    """Files such as HDF5 hold text as bytes; a row of a data frame is one sequence with its name."""
+    frame, texts = pd.DataFrame(COLUMNS), [text for _, text in EXPECTED]
+    named = np.array([(b"a", b"ACGU"), (b"b", b"ggtt")], dtype=[("id", "S3"), ("sequence", "S40")])
+    for given in (np.array(texts, "S"), [text.encode() for text in texts], pa.array([text.encode() for text in texts])):
+        assert [record.sequence for record in as_records(given)] == texts
+    assert [(record.id, record.sequence) for record in as_records(named)] == EXPECTED[:2]
+    rows = [row for _, row in frame.iterrows()]
+    assert [(record.id, record.sequence) for record in as_records(rows)] == EXPECTED
+    for given in (b"ACGU", np.bytes_(b"ACGU"), np.str_("ACGU"), np.array("ACGU")):
+        assert [record.sequence for record in as_records(given)] == ["ACGU"]
+    for given, words in (
+        (frame.iloc[0], "sequences is a mapping of id, sequence, y; give one of its values"),
+        ([b"ACG\xe9"], r"'é' is not a nucleotide code; write the sequence in plain ASCII letters"),
+        (torch.zeros(3), "sequence 1 is a Tensor; expected text"),
+        (np.array([["ACGU"]]), "sequence 1 is a ndarray; expected text"),
+    ):
+        with pytest.raises(InputError, match=words):
+            list(as_records(given))
+    cells = list(json_lines(np.array([(b"ACGU", b"tRNA")], dtype=[("sequence", "S4"), ("y", "S4")]), "data"))
+    assert cells == [b'{"sequence": "ACGU", "y": "tRNA"}\n']
+
+
+def test_every_function_reads_tables():
+    """Variants too; what is no list of them is refused in one line."""
+    polars = import_module("polars") if find_spec("polars") else None
+    wild_type, variants = "GGGGGAAAACCCCC", ["G1A", "G2A"]
+    rows, masked = [{"mutant": text} for text in variants], ["GG<mask>GG", "GG<mask>GA"]
+    expected = rinalmo.score(wild_type, variants)
+    frame = pd.DataFrame(rows)
+    tables = [frame, pa.Table.from_pylist(rows), rows, {"mutant": variants}, [row for _, row in frame.iterrows()]]
+    columns = [frame["mutant"], pa.array(variants), np.array(variants), np.array(variants, "S"), iter(variants)]
+    more = [polars.DataFrame(rows), polars.DataFrame(rows).lazy(), polars.Series(variants)] if polars else []
+    for given in (*tables, *columns, *more):
+        np.testing.assert_array_equal(rinalmo.score(wild_type, given), expected)
+    for single in (wild_type.encode(), {"sequence": wild_type}, pd.Series({"id": "a", "sequence": wild_type})):
+        np.testing.assert_array_equal(rinalmo.score(single, variants), expected)
+    best = [each[0][0].sequence for each in rinalmo.fill_mask(masked, top_k=1)]
+    for given in (pd.DataFrame({"seq": masked}), np.array(masked, "S"), iter(masked)):
+        assert [each[0][0].sequence for each in rinalmo.fill_mask(given, top_k=1)] == best
+    for given in (pa.table({"id": ["a"], "sequence": [wild_type]}), pd.DataFrame({"sequence": [wild_type]}, ["a"])):
+        assert [each.record.sequence for each in explain(given, "nano-fold")] == [wild_type]
+    with pytest.raises(InputError, match="no sequences given"):
+        list(explain([], "nano-fold"))
+    for given, words in (
+        (None, "variants is a NoneType; give a variant, or a list, column or table of them"),
+        ({"G1A": 0.5}, "variants is a dict; give a variant"),
+        (pd.DataFrame({"mutants": variants}), "variant 1: has no column 'mutant'; did you mean 'mutants'"),
+        (["G1A", None], "variant 2 is None, a missing value; leave it out"),
+        (pd.Series(["G1A", np.nan]), "variant 2 is nan, a missing value; leave it out"),
+        ([1], "variant 1 is a int; expected text"),
+    ):
+        with pytest.raises(InputError, match=words):
+            rinalmo.score(wild_type, given)
 
 
 @pytest.fixture(params=["t.csv", "t.tsv", "t.csv.gz", "t.jsonl", "t.parquet"])
@@ -194,3 +255,20 @@ def test_annotated_data_keeps_the_columns_of_its_table(tmp_path):
     embed_file(tmp_path / "rnas.jsonl", tmp_path / "out.h5ad", rinalmo.Engine("nano"), keep_columns=True)
     obs = anndata.read_h5ad(tmp_path / "out.h5ad").obs
     assert obs["sequence"].tolist() == COLUMNS["sequence"]
+
+
+def test_a_mistyped_sequence_in_place_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text, words in (
+        ("ACGX!", r"ACGX! is neither a file nor a sequence: '!' at position 5 is no nucleotide"),
+        ("acgux", r"neither a file nor a sequence: 'x' at position 5"),
+        ("ACGU ACGU", r"neither a file nor a sequence: ' ' at position 5"),
+        ("ACGU" * 100 + "!", r"^.{39}… is neither a file nor a sequence: '!' at position 401"),
+        ("ACGU.fa", "does not exist; check the path"),
+        ("runs/ACG!", "does not exist; check the path"),
+        ("proteins", "does not exist; check the path"),
+    ):
+        with pytest.raises(InputError, match=words):
+            list(SequenceFile(text))
+    (tmp_path / "acgu-1").write_text(">a\nACGU\n")
+    assert [record.sequence for record in SequenceFile("acgu-1")] == ["ACGU"]

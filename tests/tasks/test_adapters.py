@@ -235,6 +235,8 @@ def test_wrong_adapters_are_refused(runs, sequences, tmp_path):
     file.unlink()
     with pytest.raises(CheckpointError, match=r"adapter_model.safetensors: no such file"):
         load(faults)
+    with pytest.raises(CheckpointError, match=r"faults/adapter_model.safetensors: no such file"):
+        rinalmo.RiNALMoModel.from_pretrained(faults)
     torch.save(good, faults / "adapter_model.bin")  # as PEFT wrote it before
     old, new = load(faults), load(runs / "amount" / "adapter")
     weight = "encoder.blocks.0.attention.qkv.weight"

@@ -25,7 +25,7 @@ from rinalmo.io.cards import render_card
 from rinalmo.io.files import read_json
 from rinalmo.model.rinalmo import HEADS
 from rinalmo.rna.alphabet import CARD_TOKENS, STANDARD_TOKENS, Alphabet
-from rinalmo.weights.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from rinalmo.weights.adapters import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS
 from rinalmo.weights.catalog import find
 from rinalmo.weights.checkpoint import (
     PICKLE,
@@ -103,7 +103,7 @@ def find_adapter(source: str | Path, adapter_path: str | None, hub: dict[str, An
         hub: Options of hub downloads.
 
     Raises:
-        CheckpointError: There are no weights beside the adapter, and its config names no base model.
+        CheckpointError: The adapter's weights are missing, or its config names no base model and has none beside it.
     """
     place = str(source if adapter_path is None else adapter_path)
     path = _find_file(place, ADAPTER_CONFIG, hub)
@@ -118,6 +118,8 @@ def find_adapter(source: str | Path, adapter_path: str | None, hub: dict[str, An
         own = _read_config(place, hub).get("_name_or_path")
         if own and base and not Path(base).exists():  # trained on another machine
             base = own
+    if not any(_find_file(place, name, hub) for name in (ADAPTER_WEIGHTS, ADAPTER_PICKLE)):
+        raise CheckpointError(f"{place}/{ADAPTER_WEIGHTS}: no such file; it holds the adapter's weights")
     if not base:
         raise CheckpointError(
             f"{place}: an adapter without its base model's weights, and {ADAPTER_CONFIG} does not name a base model"

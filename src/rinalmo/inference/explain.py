@@ -29,7 +29,15 @@ from rinalmo.engine.devices import DeviceLike, choose_device
 from rinalmo.errors import InputError
 from rinalmo.inference.contacts import attention_maps
 from rinalmo.io.files import counted
-from rinalmo.io.sequences import Record, SequenceFile, Sequences, as_records, check_positive_int, encode
+from rinalmo.io.sequences import (
+    Record,
+    SequenceFile,
+    Sequences,
+    as_records,
+    check_positive_int,
+    encode,
+    require_nonempty,
+)
 from rinalmo.io.tables import Row, check_rows_output, write_rows
 from rinalmo.model.packing import Layout, pack, pack_padded
 from rinalmo.model.rinalmo import RiNALMo
@@ -132,7 +140,7 @@ def explain(
     if output is None and len(names) > 1 and not is_multiclass:
         raise InputError(f"the model predicts {', '.join(names)}; choose one with --output-name")
     chosen = None if output is None else names.index(output)
-    for record in as_records(sequences):
+    for record in require_nonempty(as_records(sequences)):
         sequence = task.crop.of(record.sequence) if task.crop else record.sequence
         seen = Record(record.id, record.description, sequence, record.number)
         start = task.crop.start(len(record.sequence)) if task.crop else 0

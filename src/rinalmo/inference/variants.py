@@ -29,7 +29,7 @@ from rinalmo.engine.ray import EngineLike
 from rinalmo.errors import InputError, SequenceError
 from rinalmo.inference.fill_mask import NucleotideScorer
 from rinalmo.io.files import atomic_write_path, check_path, counted, escape_controls
-from rinalmo.io.sequences import InputFile, Record, as_records, plain_rows, read_fasta
+from rinalmo.io.sequences import InputFile, Record, as_records, plain_item, plain_rows, read_fasta
 from rinalmo.io.tables import Row, TableReader, is_missing, open_table, table_format, table_lines, write_parquet
 from rinalmo.model.packing import chunked
 from rinalmo.model.rinalmo import RiNALMo
@@ -246,8 +246,14 @@ def score(
     check_method(method)
     (record,) = as_records([wild_type])
     read = []
-    for number, item in enumerate([variants] if isinstance(variants, str) else plain_rows(variants), start=1):
-        text = item[mutant_column(item, f"variant {number}")] if isinstance(item, Mapping) else item
+    rows = plain_rows(variants)
+    if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
+        raise InputError(f"variants is a {type(variants).__name__}; give a variant, or a list, column or table of them")
+    for number, item in enumerate([rows] if isinstance(rows, str) else rows, start=1):
+        row = plain_item(item)
+        text = plain_item(row[mutant_column(row, f"variant {number}")]) if isinstance(row, Mapping) else row
+        if is_missing(text):
+            raise InputError(f"variant {number} is {text!r}, a missing value; leave it out")
         if not isinstance(text, str):
             raise InputError(f"variant {number} is a {type(text).__name__}; expected text")
         if text.strip().upper() == WILD_TYPE or text.startswith("_") or not text.strip().isalpha():

@@ -105,6 +105,7 @@ def read_fasta(
         >>> [(record.id, record.sequence) for record in rinalmo.read_fasta(path)]
         [('hairpin', 'GGGAAAUCCC')]
     """
+    _check_not_mistyped(source)
     records = parse_fasta if not constraints else _parse_constrained
     return records(read_chunks(source), source_name(source), letters=letters, allow_mask=allow_mask)
 
@@ -288,6 +289,8 @@ class SequenceFile(InputFile):
     def __init__(self, source: str | Path, *, constraints: bool = False) -> None:
         """With `constraints` FASTA has a constraint after each sequence, and a table the column `constraint`."""
         self._text = str(source) if is_sequence(source) else None
+        if self._text is None:
+            _check_not_mistyped(source)
         super().__init__(Path(source) if self._text is None else None)
         self.is_table = self._text is None and is_sequence_table(source)
         self._records = (
@@ -317,6 +320,26 @@ def is_sequence(source: str | Path) -> bool:
         return not Path(text).exists()
     except OSError:  # longer than any file name
         return True
+
+
+def _check_not_mistyped(source: str | PathLike[str]) -> None:
+    """Raise InputError for an argument that names no file and is no sequence, though most of its letters are ACGU."""
+    text = str(source).removesuffix("\n")
+    count, letters = sum(map(text.upper().count, "ACGUT")), sum(map(str.isalpha, text))
+    if isinstance(source, Path) or re.search(r"[/\\]|\.\w+$", text) or count < 3 or 3 * count < 2 * letters:
+        return
+    allowed = IUPAC_LETTERS if text.isupper() else "ACGUTN"
+    position = next((n for n, letter in enumerate(text, 1) if letter.upper() not in allowed), None)
+    if position is None:
+        return
+    try:
+        if Path(text).exists():
+            return
+    except OSError:  # longer than any file name
+        pass
+    short = one_line(text if len(text) <= 40 else text[:39] + "…")
+    problem = f"{text[position - 1]!r} at position {position} is no nucleotide"
+    raise InputError(f"{short} is neither a file nor a sequence: {problem}")
 
 
 def count_records(source: str | Path, seconds: float = 1.0) -> tuple[int, bool] | None:
@@ -360,13 +383,13 @@ def as_records(sequences: Sequences, *, allow_mask: bool = False) -> Iterator[Re
     if isinstance(sequences, Mapping):
         raise InputError(
             f"sequences is a mapping of {', '.join(map(str, list(sequences)[:3]))}; give one of its values "
-            "(such as the train split of a DatasetDict), or a list of sequences or of `rinalmo.io.sequences.Record`s"
+            "(such as the train split of a DatasetDict), or a list of sequences, rows or `rinalmo.io.sequences.Record`s"
         )
     if not isinstance(sequences, Iterable):
         raise InputError(f"sequences is a {type(sequences).__name__}; give a sequence, a list of sequences or a Path")
     items = (sequences,) if isinstance(sequences, str) else sequences
     for number, item in enumerate(items, start=1):
-        item = item.as_py() if hasattr(item, "as_py") else item  # pyarrow's scalars
+        item = plain_item(item)
         if isinstance(item, Mapping):
             yield _record_of_row(item, number, allow_mask)
         elif isinstance(item, Record):
@@ -385,7 +408,7 @@ def plain_rows(data: Any) -> Any:
     Args:
         data: A pandas or polars DataFrame or Series, a pyarrow Table, RecordBatch, reader or array, a structured NumPy
             array, or a mapping of columns to lists or arrays; anything else is returned unchanged. A named index of a
-            pandas DataFrame is a column.
+            pandas DataFrame is a column. A pandas Series with a label such as `sequence` is a row.
 
     Raises:
         InputError: Two columns have the same name, or their lengths differ.
@@ -400,6 +423,10 @@ def plain_rows(data: Any) -> Any:
                 twice = next(name for name in names if names.count(name) > 1)
                 raise InputError(f"the DataFrame has two columns named {twice!r}; rename one")
             return (dict(zip(names, row, strict=True)) for row in frame.itertuples(index=False, name=None))
+        case "pandas" if hasattr(frame, "items") and not set(SEQUENCE).isdisjoint(
+            map(str.lower, map(str, frame.index))
+        ):
+            return plain_item(frame)
         case "polars" if hasattr(frame, "collect_schema") or hasattr(frame, "iter_rows"):
             frame = frame if hasattr(frame, "iter_rows") else frame.collect()
             return frame.iter_rows(named=True)
@@ -411,6 +438,8 @@ def plain_rows(data: Any) -> Any:
             return frame.to_pylist()
         case "numpy" if getattr(frame.dtype, "names", None):
             return (dict(zip(frame.dtype.names, row, strict=True)) for row in frame.tolist())
+        case _ if isinstance(data, bytes) or (isinstance(data, np.ndarray) and not data.ndim):
+            return plain_item(data)
         case _ if isinstance(data, Mapping) and data and all(map(_is_column, data.values())):
             lengths = {str(name): len(column) for name, column in data.items()}
             if len(set(lengths.values())) > 1:
@@ -419,6 +448,19 @@ def plain_rows(data: Any) -> Any:
             return (dict(zip(lengths, row, strict=True)) for row in zip(*map(plain_rows, data.values()), strict=True))
         case _:
             return data
+
+
+def plain_item(item: Any) -> Any:
+    """One of several sequences, variants or cells as Python's own: bytes as text, a row of a pandas DataFrame as a
+    mapping, a scalar of pyarrow or NumPy as its value."""
+    match type(item).__module__.partition(".")[0]:
+        case "pandas" if hasattr(item, "items") and not hasattr(item, "columns"):
+            return dict(item.items())
+        case "pyarrow" if hasattr(item, "as_py"):
+            item = item.as_py()
+        case "numpy" if isinstance(item, np.ndarray) and not item.ndim:
+            item = item.item()
+    return decode(item) if isinstance(item, bytes) else item
 
 
 def _is_column(values: Any) -> bool:
@@ -489,12 +531,12 @@ def _record_of_row(row: Mapping[str, Any], number: int, allow_mask: bool) -> Rec
             f"row {number} has the columns {', '.join(map(str, row))}, none of them called {', '.join(SEQUENCE)}; "
             'rename the sequence column, or in Python pass it alone, such as dataset["transcript"]'
         )
-    text = columns[column]
+    text = plain_item(columns[column])
     if is_missing(text):
         raise InputError(f"row {number}: {column} is empty; leave out this row")
     if not isinstance(text, str):
         raise InputError(f"row {number}: {column} is a {type(text).__name__}, not text")
-    name = next((str(columns[name]) for name in NAME if not is_missing(columns.get(name))), str(number))
+    name = next((str(plain_item(columns[name])) for name in NAME if not is_missing(columns.get(name))), str(number))
     return make_record(text, one_line(name), number=number, allow_mask=allow_mask)
 
 

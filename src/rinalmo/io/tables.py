@@ -69,7 +69,7 @@ def is_missing(value: Any) -> bool:
         return False
     try:
         return bool(value != value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # arrays and tensors have no single truth
         return type(value).__name__ in ("NAType", "NaTType")
 
 

@@ -29,7 +29,7 @@ import numpy as np
 from torch import Tensor
 
 from rinalmo.errors import InputError, SequenceError
-from rinalmo.io.sequences import NAME, SEQUENCE, make_record, plain_rows
+from rinalmo.io.sequences import NAME, SEQUENCE, make_record, plain_item, plain_rows
 from rinalmo.io.tables import TableReader, is_missing, open_table
 from rinalmo.model.packing import Layout
 from rinalmo.model.rinalmo import RiNALMo
@@ -314,6 +314,7 @@ def json_lines(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[bytes]:
     features = getattr(rows, "features", None) or {}
     labels = {column: names for column, feature in features.items() if (names := getattr(feature, "names", None))}
     for number, row in enumerate(plain_rows(rows), start=1):
+        row = plain_item(row)
         if not isinstance(row, Mapping):
             raise InputError(f"{name} example {number} is a {type(row).__name__}; expected a mapping of columns")
         cells = dict(row)
@@ -325,6 +326,7 @@ def json_lines(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[bytes]:
 
 def _to_json(value: Any) -> Any:
     """Numbers and arrays of numpy and torch as plain ones; everything else as text: no task learns from it."""
+    value = plain_item(value)
     if is_missing(value):
         return None
     return value.tolist() if hasattr(value, "tolist") else str(value)
