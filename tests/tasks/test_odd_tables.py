@@ -97,6 +97,19 @@ def test_numbers_that_name_classes(make_table, sequences):
     assert {example.target for example in NcrnaFamily.read(families, Columns())} == {"tRNA"}
 
 
+def test_one_number_in_two_spellings(make_table, sequences):
+    """01 beside 1 is the same number or another class: the user decides."""
+    for spellings in (["0", "1", "01"], ["2", "3", "002"]):
+        data = make_table(sequence=sequences, y=[spellings[n % 3] for n in range(60)])
+        with pytest.raises(InputError, match=r"y: has both '0+\d' and '\d'; write one .* options.kind=multiclass"):
+            Table.from_examples(Table.read(data, Columns()), {})
+        task = Table.from_examples(Table.read(data, Columns(target=("y",))), {"kind": "multiclass"})
+        assert sorted(task.classes) == sorted(spellings)
+    data = make_table(sequence=sequences, y=[["0", "1", "01"][n % 3] for n in range(60)])
+    task = Table.from_examples(Table.read(data, Columns(target=("y",))), {"kind": "binary"})
+    assert any("2 classes in 60 rows: '1' (40), '0' (20)" in note for note in task.notes)
+
+
 def test_cells_that_are_neither_number_nor_name(tmp_path, sequences):
     for cell in ({"a": 1}, [[1, 2], [3]]):
         path = tmp_path / "cells.jsonl"

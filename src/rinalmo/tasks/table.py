@@ -562,9 +562,25 @@ def infer_kind(
             )
         numbers.update(parsed.values())  # type: ignore[arg-type]  # none is None
     if numbers <= {0.0, 1.0}:
+        _check_spellings(columns)
         return "binary" if len(columns) == 1 else "multilabel"
     few = len(numbers) <= _FEW and rows >= _OFTEN * len(numbers) and len(columns) == 1 and per == "sequence"
-    return "multiclass" if few and all(map(float.is_integer, numbers)) else "regression"
+    if few and all(map(float.is_integer, numbers)):
+        _check_spellings(columns)
+        return "multiclass"
+    return "regression"
+
+
+def _check_spellings(columns: Mapping[str, ColumnValues]) -> None:
+    """Raise InputError for classes such as 01 beside 1: they are one number, but two names."""
+    for name, column in columns.items():
+        texts = {value.strip() for value in column.values if isinstance(value, str)}
+        for padded in sorted(text for text in texts if re.fullmatch(r"0+\d+", text)):
+            if (plain := str(int(padded))) in texts:
+                raise InputError(
+                    f"{name}: has both {padded!r} and {plain!r}; write one of them, or use --set "
+                    "options.kind=multiclass if they are different classes"
+                )
 
 
 def _check_names(name: str, column: ColumnValues, parsed: Mapping[Any, float | None], per: Per) -> None:
@@ -601,7 +617,10 @@ def _description(
     lacking = rows - len({*map(id, examples)})
     missing = f"; {lacking:,} {'rows have' if lacking > 1 else 'row has'} none" if lacking else ""
     if kind != "regression":
-        counts = Counter(map(class_name, values))
+        names = list(map(class_name, values))
+        if kind != "multiclass":  # 01 is 1
+            names = [re.sub(r"^0+(?=[01]$)", "", text) for text in names]
+        counts = Counter(names)
         classes = ", ".join(f"{_short(text)} ({count:,})" for text, count in counts.most_common(_DESCRIBED))
         more = f", … down to {min(counts.values()):,}" if len(counts) > _DESCRIBED else ""
         unit = "nucleotides" if per == "nucleotide" else "rows"
