@@ -86,7 +86,7 @@ def title_of(name: str, longest: int = 60) -> str:
 
 def need_matplotlib(purpose: str) -> None:
     """Raise MissingExtraError without matplotlib."""
-    import_extra("matplotlib.figure", "plots", purpose, "matplotlib")
+    import_extra("matplotlib", "plots", purpose)
 
 
 def check_figure(
