@@ -111,6 +111,8 @@ def map_packed(
         for batch in token_batches(list(map(len, window)), batch_tokens()):
             for i, result in zip(batch, run([window[i] for i in batch]), strict=True):
                 results[i] = result
+        if device.type == "cpu" and len(window) > 1:
+            _trim_heap()  # between the kernels that oneDNN keeps lie gaps as large as they
         yield from results  # type: ignore[misc]  # none of them is None now
 
 
@@ -152,6 +154,8 @@ def _overlapping(
                         wait([other for _, _, other in (*previous, *started)])
                         computed = run(ids, None)
                     results.update(zip(batch, computed, strict=True))
+                if shares_threads and len(results) > 1:
+                    _trim_heap()
                 yield from map(results.__getitem__, range(len(results)))
                 previous = started
                 if failure is not None:
@@ -395,9 +399,7 @@ class Engine:
         """The job on numbered items, in this process. A `RayEngine` does the same in many, and in any order."""
         compute = job(self, advance)
         for number, item in items:
-            result = compute(item)
-            _trim_heap()  # between kernels that oneDNN keeps lie gaps as large as they
-            yield number, result
+            yield number, compute(item)
 
     @torch.inference_mode()
     def hidden_states(self, ids: Tensor, layout: Layout, layers: Sequence[int]) -> list[Tensor]:
