@@ -105,7 +105,7 @@ def test_a_little_work_starts_no_process():
     with Decoder(2, patience=60) as decoder:
         assert [pairs for _, pairs in decoder.map(decodings(rnas(4), OPTIONS))] == expected
         assert decoder._started == []
-        decoder.patience = 1e-9
+    with Decoder(2, patience=1e-9) as decoder:
         assert [pairs for _, pairs in decoder.map(decodings(rnas(4), OPTIONS))] == expected
         assert decoder._started
 

@@ -240,7 +240,6 @@ class Engine:
         batch_tokens: The token budget as given, or the default.
         config: The encoder's sizes.
         alphabet: The tokens that the model's ids stand for.
-        threads: The number of CPU threads as given, or torch's default.
         head_model: The model whose heads are applied to the states; its encoder may be without weights.
 
     Raises:
@@ -283,7 +282,6 @@ class Engine:
         else:
             self.device = choose_device(device)
         self._source, self._threads = model, threads
-        self.threads = threads or torch.get_num_threads()
         self._adapter: str | Path | None = None
         self.precision: Precision = choose_precision(precision, self.device)
         self.batch_tokens = default_batch_tokens(self.device) if batch_tokens is None else batch_tokens
@@ -360,6 +358,11 @@ class Engine:
             self._encoder.encoder = with_adapter(self._encoder.encoder, changes)
         else:
             self.head_model.encoder = with_adapter(self.head_model.encoder, changes)
+
+    @property
+    def threads(self) -> int:
+        """The number of CPU threads as given, or torch's own."""
+        return self._threads or torch.get_num_threads()
 
     @property
     def model(self) -> RiNALMo:

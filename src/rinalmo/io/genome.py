@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from rinalmo.errors import InputError, MissingExtraError
+from rinalmo.errors import InputError, import_extra
 from rinalmo.io.files import read_lines, uncompressed_name
 from rinalmo.io.sequences import InputFile
 
@@ -37,10 +37,7 @@ _CACHED_TRANSCRIPTS = 64  # variants of one gene follow each other
 
 
 def _pysam(purpose: str) -> Any:
-    try:
-        import pysam
-    except ImportError:
-        raise MissingExtraError("pysam", "vcf", purpose) from None
+    pysam = import_extra("pysam", "vcf", purpose)
     pysam.set_verbosity(0)  # htslib prints what the exceptions say
     return pysam
 

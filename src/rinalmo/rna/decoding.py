@@ -231,11 +231,12 @@ class Decoder:
     """Calls functions for a stream of RNAs, such as `decode` and `ensemble`, in this process or in others.
 
     The others start when this one has called for `patience` seconds, and end with the `with` block. With 0 `processes`
-    this one does it all.
+    this one does it all. The attribute `processes` is the number of others that make calls now.
     """
 
     def __init__(self, processes: int = 0, patience: float = 0.0) -> None:
-        self.processes, self.patience = processes, patience
+        self.processes = processes if patience <= 0 else 0
+        self._later, self._patience = processes, patience
         self._pool: ThreadPoolExecutor | None = None
         self._threads, self._started = local(), list[_Process]()
 
@@ -257,11 +258,10 @@ class Decoder:
         """
         calls, waiting = iter(calls), deque[tuple[Item, Callable[[], R] | None, Future[R | None] | None]]()
         while True:
-            others = self.processes if self.patience <= 0 else 0
-            while len(waiting) <= _AHEAD * others and (following := next(calls, None)) is not None:
+            while len(waiting) <= _AHEAD * self.processes and (following := next(calls, None)) is not None:
                 item, call = following
                 future = None
-                if others and call is not None:
+                if self.processes and call is not None:
                     self._pool = self._pool or ThreadPoolExecutor(self.processes, "rinalmo-decoder")
                     future = self._pool.submit(self._ask, call)
                 waiting.append((item, call, future))
@@ -280,7 +280,9 @@ class Decoder:
             if answer is None and call is not None:
                 start = time.perf_counter()
                 answer = call()
-                self.patience -= time.perf_counter() - start
+                if self._patience > 0:
+                    self._patience -= time.perf_counter() - start
+                    self.processes = self._later if self._patience <= 0 else 0
             yield item, answer
 
     def _ask(self, call: Callable[[], R]) -> R | None:

@@ -616,11 +616,7 @@ def load(
         (320, 6)
     """
     checkpoint = read(source, adapter=adapter, num_attention_heads=num_attention_heads)
-    with torch.device("meta"):
-        model = RiNALMo(checkpoint.spec).eval().requires_grad_(False)
-    model.adapter_sha256 = checkpoint.adapter.sha256 if checkpoint.adapter else ""
-    for name, buffer in model.named_buffers():
-        _assign(model, name, torch.full(buffer.shape, float(name.endswith("std")), device=device))
+    model = _without_weights(checkpoint, device)
     names_of_block: dict[int | None, list[str]] = {}
     for name in checkpoint.plan:
         match = _BLOCK.match(name)
@@ -649,16 +645,23 @@ def with_heads_of(model: RiNALMo, adapter: LoraAdapter) -> RiNALMo:
         checkpoint = _checked(files, adapter, None)
     except CheckpointError as error:
         raise CheckpointError(f"{adapter.path}: {error}") from None
-    with torch.device("meta"):
-        changed = RiNALMo(checkpoint.spec).eval().requires_grad_(False)
-    changed.encoder, changed.adapter_sha256 = model.encoder, adapter.sha256
     device = model.encoder.embedding.weight.device
-    for name, buffer in changed.named_buffers():
-        _assign(changed, name, torch.full(buffer.shape, float(name.endswith("std")), device=device))
+    changed = _without_weights(checkpoint, device)
+    changed.encoder = model.encoder
     for name in checkpoint.plan:
         if not name.startswith("encoder."):
             _assign(changed, name, checkpoint.tensor(name).to(device, torch.float32))
     return changed
+
+
+def _without_weights(checkpoint: Checkpoint, device: torch.device | str) -> RiNALMo:
+    """The model with buffers as new ones have them; its parameters take no memory."""
+    with torch.device("meta"):
+        model = RiNALMo(checkpoint.spec).eval().requires_grad_(False)
+    model.adapter_sha256 = checkpoint.adapter.sha256 if checkpoint.adapter else ""
+    for name, buffer in model.named_buffers():
+        _assign(model, name, torch.full(buffer.shape, float(name.endswith("std")), device=device))
+    return model
 
 
 def _assign(model: RiNALMo, name: str, tensor: Tensor) -> None:
