@@ -8,7 +8,7 @@ import torch
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.rinalmo import ModelSpec, create
 from rinalmo.training.recipes import OptimizerRecipe, ScheduleRecipe, load_recipe
-from rinalmo.training.trainer import ParameterGroup, learning_rate, make_optimizer, moments, set_steps
+from rinalmo.training.trainer import ParameterGroup, learning_rate, make_optimizers, moments, set_steps
 
 
 def test_the_papers_schedule():
@@ -41,7 +41,7 @@ def model():
 
 
 def test_matrices_decay_and_vectors_do_not(model):
-    optimizer = make_optimizer([ParameterGroup(list(model.parameters()))], OptimizerRecipe(lr=0.5))
+    (optimizer,) = make_optimizers([ParameterGroup(list(model.parameters()))], OptimizerRecipe(lr=0.5), model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = [{names[id(p)] for p in group["params"]} for group in optimizer.param_groups]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
@@ -58,19 +58,48 @@ def test_matrices_decay_and_vectors_do_not(model):
         torch.testing.assert_close(parameter.detach(), expected)
 
 
-def test_moments_are_there_before_the_first_step_and_change_nothing(model):
+def test_muon_has_the_matrices_of_the_blocks_and_makes_updates_of_adamw_size(model):
+    group = ParameterGroup(list(model.parameters()), scale=0.1)
+    muon, adamw = make_optimizers([group], OptimizerRecipe(name="muon", lr=1e-2, weight_decay=0.0), model)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    mine = {names[id(p)] for part in muon.param_groups for p in part["params"]}
+    assert mine == {
+        f"encoder.blocks.0.{name}.weight" for name in ("attention.qkv", "attention.output", "ffn.gate_up", "ffn.down")
+    }
+    assert mine | {names[id(p)] for part in adamw.param_groups for p in part["params"]} == set(names.values())
+    assert {part["scale"] for part in muon.param_groups + adamw.param_groups} == {0.1}
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator) * 1e-3
+    muon.step()
+    for name, parameter in model.named_parameters():
+        update = (parameter.detach() - before[name]).float()
+        if name not in mine:
+            assert not update.any()
+            continue
+        # All singular values are equal up to the iteration's accuracy (0.7 to 1.2), whatever the gradient's size.
+        values = torch.linalg.svdvals(update) / (1e-2 * 0.2 * max(update.shape) ** 0.5)
+        assert values.min() > 0.5, name
+        assert values.max() < 1.3, name
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_moments_are_there_before_the_first_step_and_change_nothing(model, name):
     """A checkpoint is loaded into them; an optimizer that made its own must do the same."""
     steps = []
     for prepared in (False, True):
         copy = create(model.spec)
-        optimizer = make_optimizer([ParameterGroup(list(copy.parameters()))], OptimizerRecipe(lr=1e-2))
+        recipe = OptimizerRecipe(name=name, lr=1e-2)
+        optimizers = make_optimizers([ParameterGroup(list(copy.parameters()))], recipe, copy)
         if prepared:
-            assert set(moments(optimizer)) == {id(parameter) for parameter in copy.parameters()}
-            set_steps(optimizer, 0)
+            assert set(moments(optimizers)) == {id(parameter) for parameter in copy.parameters()}
+            set_steps(optimizers, 0)
         for seed in range(3):
             torch.manual_seed(seed)
             for parameter in copy.parameters():
                 parameter.grad = torch.randn_like(parameter)
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
         steps.append(copy.state_dict())
     assert all(torch.equal(steps[0][name], steps[1][name]) for name in steps[0])

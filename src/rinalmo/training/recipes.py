@@ -83,14 +83,16 @@ class TrainRecipe(Section):
 
 
 class OptimizerRecipe(Section):
-    """AdamW.
+    """AdamW, or Muon for the matrices of the encoder blocks and AdamW for everything else.
 
+    name            adamw or muon; their updates have the same size, so that `lr` means the same
     lr              peak learning rate
-    betas           decay rates of the two moments
-    eps             added to the denominator
+    betas           decay rates of AdamW's two moments
+    eps             added to AdamW's denominator
     weight_decay    decoupled weight decay, of matrices only
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     lr: PositiveFloat
     betas: tuple[float, float] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8

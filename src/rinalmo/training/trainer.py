@@ -1,15 +1,17 @@
 """The training loop: what one optimizer step does, and a whole run around it.
 
-    batches ─► loss and backward for each micro-batch ─► clip ─► AdamW ─► log line ─► validation ─► checkpoint
+    batches ─► loss and backward for each micro-batch ─► clip ─► optimizer ─► log line ─► validation ─► checkpoint
 
 Pre-training and fine-tuning differ only in their `TrainingTask`. The defaults are the paper's: weight decay 0.01,
 linear warm-up from 1e-7 over 2,000 steps, cosine to 1e-5, gradient norm clipped at 1.0. The paper names no optimizer;
-those who repeated it took AdamW.
+those who repeated it took AdamW. Muon replaces the update of a matrix by the nearest matrix with orthonormal rows or
+columns, scaled to the size of AdamW's updates.
 
 Weight decay applies to matrices only. A norm's gain and a swish's beta are factors around 1 and a bias is an offset:
 pulling them to 0 does not make the function simpler, only different.
 
-References: Penić et al. 2025 (arXiv:2403.00043), Loshchilov & Hutter 2019 (arXiv:1711.05101).
+References: Penić et al. 2025 (arXiv:2403.00043), Loshchilov & Hutter 2019 (arXiv:1711.05101), Liu et al. 2025
+(arXiv:2502.16982, Muon).
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 
 B = TypeVar("B")
 R = TypeVar("R", bound=RunRecipe)
-MOMENTS = ("exp_avg", "exp_avg_sq")
+_MOMENTS = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq"), torch.optim.Muon: ("momentum_buffer",)}
 _WEIGHTS = "model."  # prefix of the names of weights in a checkpoint
 _DROPOUT = 7  # purpose of this file's random keys; the data use other numbers
 _CTRL_C_SECONDS = 2.0  # a second Ctrl-C within this time is the first one again, passed on by torchrun
@@ -154,45 +156,60 @@ class Listener:
 NULL_LISTENER = Listener()
 
 
-def make_optimizer(groups: Sequence[ParameterGroup], recipe: OptimizerRecipe) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and none on vectors."""
-    split = [
-        {
-            "params": [p for p in group.parameters if (p.dim() >= 2) == decays],
-            "weight_decay": recipe.weight_decay if decays else 0.0,
-            "start": group.start,
-            "scale": group.scale,
-        }
-        for group in groups
-        for decays in (True, False)
-    ]
-    # Fused: one pass over memory per step; the default loop takes a dozen.
-    return torch.optim.AdamW(
-        [group for group in split if group["params"]], lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True
-    )
+def make_optimizers(
+    groups: Sequence[ParameterGroup], recipe: OptimizerRecipe, model: RiNALMo
+) -> list[torch.optim.Optimizer]:
+    """The optimizers of a run, with weight decay on matrices and none on vectors.
+
+    With `muon`, Muon has the matrices of the model's blocks, among them those of adapters, and AdamW the rest.
+    """
+    blocks = {id(p) for p in model.encoder.blocks.parameters()} if recipe.name == "muon" else set()
+    muon: list[dict[str, Any]] = []
+    adamw: list[dict[str, Any]] = []
+    for group in groups:
+        matrices = [p for p in group.parameters if p.dim() >= 2]
+        for own, parameters, decay in (
+            (muon, [p for p in matrices if id(p) in blocks], recipe.weight_decay),
+            (adamw, [p for p in matrices if id(p) not in blocks], recipe.weight_decay),
+            (adamw, [p for p in group.parameters if p.dim() < 2], 0.0),
+        ):
+            if parameters:
+                own.append({"params": parameters, "weight_decay": decay, "start": group.start, "scale": group.scale})
+    optimizers: list[torch.optim.Optimizer] = []
+    if muon:
+        optimizers.append(torch.optim.Muon(muon, lr=recipe.lr, adjust_lr_fn="match_rms_adamw"))
+    if adamw:
+        # Fused: one pass over memory per step; the default loop takes a dozen.
+        optimizers.append(torch.optim.AdamW(adamw, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True))
+    return optimizers
 
 
-def moments(optimizer: torch.optim.AdamW) -> dict[int, dict[str, Tensor]]:
-    """The optimizer's state by the `id` of the parameter, made here if no step has made it yet.
+def moments(optimizers: Sequence[torch.optim.Optimizer]) -> dict[int, dict[str, Tensor]]:
+    """The moments of each parameter by its `id`, made here if no step has made them yet.
 
     A checkpoint is loaded into these tensors in place.
     """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
+    found: dict[int, dict[str, Tensor]] = {}
+    for optimizer in optimizers:
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             state = optimizer.state[parameter]
-            for moment in MOMENTS:
+            for moment in _MOMENTS[type(optimizer)]:
                 if moment not in state:
                     state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state.setdefault("step", torch.zeros((), device=parameter.device))
-    return {id(parameter): state for parameter, state in optimizer.state.items()}
+                found.setdefault(id(parameter), {})[moment] = state[moment]
+            if isinstance(optimizer, torch.optim.AdamW):
+                state.setdefault("step", torch.zeros((), device=parameter.device))
+    return found
 
 
-def set_steps(optimizer: torch.optim.AdamW, steps: int) -> None:
+def set_steps(optimizers: Sequence[torch.optim.Optimizer], steps: int) -> None:
     """Set AdamW's step counts to those after `steps` steps of the run; a group that starts later has fewer."""
-    moments(optimizer)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter]["step"].fill_(max(0, steps - group["start"]))
+    moments(optimizers)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if "step" in (state := optimizer.state[parameter]):
+                    state["step"].fill_(max(0, steps - group["start"]))
 
 
 def learning_rate(step: int, peak: float, schedule: ScheduleRecipe, total_steps: int) -> float:
@@ -247,7 +264,7 @@ class Progress:
 
 
 class Trainer:
-    """A task, its model on all processes, and an optimizer."""
+    """A task, its model on all processes, and its optimizers."""
 
     def __init__(
         self,
@@ -257,13 +274,17 @@ class Trainer:
         checkpoints: Checkpoints,
         report: Callable[[Event], None] = NULL_LISTENER.event,
     ) -> None:
+        if recipe.optimizer.name == "muon" and recipe.train.precision == "fp16":
+            raise InputError(  # its products are bf16, and loss scaling skips a step in one optimizer only
+                "optimizer.name=muon does not work with train.precision=fp16; use bf16, fp32 or optimizer.name=adamw"
+            )
         self.task, self.recipe, self.ranks, self.checkpoints, self.report = task, recipe, ranks, checkpoints, report
         self.progress = Progress()
         staged = any(group.start for group in task.parameter_groups())
         with _memory_errors(ranks.device):
             self.parallel = ParallelModel(task.module, task.model, recipe.train, ranks, staged=staged)
         self.groups = task.parameter_groups()
-        self.optimizer = make_optimizer(self.groups, recipe.optimizer)
+        self.optimizers = make_optimizers(self.groups, recipe.optimizer, task.model)
         # Does nothing in other precisions than fp16.
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=recipe.train.precision == "fp16")
         self.peak = 0.0  # FLOP/s of all processes together, where known
@@ -277,7 +298,7 @@ class Trainer:
         if path is not None:
             state = self.checkpoints.restore(path, self._tensors())
             self.progress = Progress(**state["progress"])
-            set_steps(self.optimizer, self.progress.step)
+            set_steps(self.optimizers, self.progress.step)
             self.task.load_state_dict(state["task"])
             if scale := state.get("scaler"):
                 self.scaler.load_state_dict(scale)
@@ -307,7 +328,7 @@ class Trainer:
     def step(self) -> bool:
         """One optimizer step; returns whether any process has received a signal to stop."""
         started = time.perf_counter()
-        task, ranks, progress, optimizer = self.task, self.ranks, self.progress, self.optimizer
+        task, ranks, progress = self.task, self.ranks, self.progress
         for group in self.groups:
             for parameter in group.parameters:
                 parameter.requires_grad_(progress.step >= group.start)
@@ -336,7 +357,8 @@ class Trainer:
         total_loss, stop = ranks.all_gather([total.item(), len(self.signals)]).sum(dim=0).tolist()
         mean_loss = total_loss / max(1.0, targets)
 
-        self.scaler.unscale_(optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         self.norm = self.parallel.clip(self.recipe.train.clip)
         # An overflow of fp16 gradients is the scaler's to handle.
         if not (math.isfinite(mean_loss) and (self.scaler.is_enabled() or math.isfinite(self.norm))):
@@ -345,11 +367,12 @@ class Trainer:
                 "optimizer.lr or lengthen schedule.warmup_steps, and start from an earlier checkpoint"
             )
         self.rate = learning_rate(progress.step, self.recipe.optimizer.lr, self.recipe.schedule, task.steps)
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = self.rate * parameters["scale"]
-        self.scaler.step(optimizer)  # skips a step whose gradient has overflowed
+        for optimizer in self.optimizers:
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = self.rate * parameters["scale"]
+            self.scaler.step(optimizer)  # skips a step whose gradient has overflowed
+            optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
-        optimizer.zero_grad(set_to_none=True)
 
         seconds = time.perf_counter() - started
         progress.step += 1
@@ -402,12 +425,11 @@ class Trainer:
 
     def _tensors(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint by name: weights and optimizer."""
-        model, states = self.task.model, moments(self.optimizer)
+        model, states = self.task.model, moments(self.optimizers)
         tensors = {f"{_WEIGHTS}{name}": tensor for name, tensor in model.state_dict().items()}
-        for moment in MOMENTS:
-            for name, parameter in model.named_parameters():
-                if id(parameter) in states:
-                    tensors[f"{moment}.{name}"] = states[id(parameter)][moment]
+        for name, parameter in model.named_parameters():
+            for moment, tensor in states.get(id(parameter), {}).items():
+                tensors[f"{moment}.{name}"] = tensor
         return tensors
 
 
