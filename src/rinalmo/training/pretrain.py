@@ -155,6 +155,7 @@ def pretrain(
     restart: bool = False,
     listener: Listener = NULL_LISTENER,
     device: DeviceLike = None,
+    task: type[MaskedLMTask] = MaskedLMTask,
 ) -> Outcome:
     """Pre-train a model as the recipe says, into the folder `output`; the model is then in `output/model`.
 
@@ -169,6 +170,7 @@ def pretrain(
         listener: Callbacks for log lines and notes.
         device: "auto" (None; CUDA, then MPS, then the CPU), "cpu", "cuda", "cuda:N" or "mps"; of several processes on
             GPUs each takes its own.
+        task: A subclass with other batches or another loss.
 
     Returns:
         The last step, and the signal that stopped the run, if one did.
@@ -178,10 +180,17 @@ def pretrain(
         TrainingError: The run failed later.
     """
     with init_distributed(recipe.train.deadline, device) as ranks, preserved_state(ranks.device):
-        return _pretrain(recipe, RunFolder(output), ranks, (resume, restart), listener)
+        return _pretrain(recipe, RunFolder(output), ranks, (resume, restart), listener, task)
 
 
-def _pretrain(recipe: Recipe, folder: RunFolder, ranks: Ranks, kept: tuple[bool, bool], listener: Listener) -> Outcome:
+def _pretrain(
+    recipe: Recipe,
+    folder: RunFolder,
+    ranks: Ranks,
+    kept: tuple[bool, bool],
+    listener: Listener,
+    make_task: type[MaskedLMTask],
+) -> Outcome:
     # A frame of its own: what DDP holds must be gone when the process group ends.
     with ExitStack() as stack:
         recipe = with_precision(recipe, ranks.device)
@@ -200,7 +209,7 @@ def _pretrain(recipe: Recipe, folder: RunFolder, ranks: Ranks, kept: tuple[bool,
         ranks.on_rank_zero(lambda: folder.check(*kept))
         model, fresh = build_model(recipe)  # first, as `init` may be the run that is discarded
         notes = ranks.on_rank_zero(lambda: folder.begin(recipe, kept[1]))
-        task = MaskedLMTask(recipe, store, model, ranks)
+        task = make_task(recipe, store, model, ranks)
         counts = {key: store.manifest[key] for key in ("sequences", "clusters", "nucleotides", "sources")}
         facts = {"fingerprint": fingerprint, "train": len(store.sequence_range("train")), **counts}
         outcome = train_and_export(task, recipe, folder, ranks, listener, notes=[*notes, *fresh], store=facts)

@@ -1,0 +1,106 @@
+"""tools/train_nano.py: made-up RNA pairs as its structure says, and heads learn to attend to the partner."""
+
+import csv
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rinalmo.data.store import StoreWriter, TokenStore
+from rinalmo.rna.structure import pairs_of
+from rinalmo.training.distributed import Ranks
+from rinalmo.training.pretrain import build_model, pretrain
+from rinalmo.training.run_folder import read_log
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+    import train_nano
+
+    return train_nano
+
+
+def test_made_up_rna_pairs_as_its_structure_says(tool):
+    draw = random.Random(0)
+    kinds = {
+        "one": lambda: tool.with_flanks(draw, tool.perfect_stems(draw, 1)),
+        "more": lambda: tool.with_flanks(draw, tool.perfect_stems(draw, 3)),
+        "nested": lambda: tool.nested(draw, 120),
+        "redrawn": lambda: tool.redrawn(draw, ("GGGAAAUCCAAGC", "(((...)))..()")),
+    }
+    for name, make in kinds.items():
+        for _ in range(50):
+            sequence, structure = make()
+            assert len(sequence) == len(structure)
+            pairs = pairs_of(structure)
+            assert pairs, name
+            allowed = {"GC", "CG", "AU", "UA"} | (set() if name in ("one", "more") else {"GU", "UG"})
+            assert {sequence[i] + sequence[j] for i, j in pairs} <= allowed, name
+
+
+@pytest.fixture
+def hairpins(tool, tmp_path):
+    """A store of hairpins, and a table with the structures of most of them."""
+    draw = random.Random(1)
+    made = [tool.with_flanks(draw, tool.perfect_stems(draw, 1)) for _ in range(220)]
+    with StoreWriter(tmp_path / "store", sources=["one"]) as writer:
+        for number, (sequence, _) in enumerate(made):
+            writer.start_cluster("train" if number < 200 else "validation")
+            writer.add(str(number), sequence.encode(), 0)
+    with (tmp_path / "structures.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("sequence", "structure"), *made[:150]])
+    return tmp_path, dict(made[:150])
+
+
+def test_partners_are_those_of_the_table_in_whole_and_cropped_sequences(tool, hairpins, make_recipe):
+    folder, structures = hairpins
+    recipe = make_recipe(
+        data__store=str(folder / "store"),
+        data__sequences_per_batch=None,
+        data__tokens_per_batch=512,
+        data__micro_tokens=256,
+        data__fixed_tokens=True,
+        data__max_length=40,
+    )
+    task = tool.paired_task([folder / "structures.csv"], 1, 0.2, 0)(
+        recipe, TokenStore.open(folder / "store"), build_model(recipe)[0], Ranks()
+    )
+    known = cropped = 0
+    letters = {int(task.model.alphabet.encode(letter)[1]): letter for letter in "ACGU"}
+    for batch in task.batches():
+        ids = batch.ids.clone()
+        ids[batch.positions] = batch.targets
+        for start, length in zip(batch.layout.starts.tolist(), batch.layout.lengths, strict=True):
+            partners = batch.partners[start : start + length].numpy()
+            text = "".join(letters.get(int(token), "") for token in ids[start : start + length])
+            whole = text in structures
+            cropped += len(text) == length
+            (paired,) = np.nonzero(partners >= 0)
+            assert (partners[partners[paired]] == paired).all()
+            if whole:
+                expected = {p for pair in pairs_of(structures[text]) for p in pair}
+                assert {p - 1 for p in paired.tolist()} == expected
+                known += 1
+    assert known
+    assert cropped
+
+
+def test_heads_learn_to_attend_to_partners(tool, hairpins, make_recipe):
+    folder, _ = hairpins
+    recipe = make_recipe(
+        data__store=str(folder / "store"),
+        data__sequences_per_batch=None,
+        data__tokens_per_batch=1024,
+        data__micro_tokens=512,
+        data__fixed_tokens=True,
+        train__max_steps=30,
+        train__checkpoint_every=None,
+        validation__every=10,
+    )
+    task = tool.paired_task([folder / "structures.csv"], 1, 1.0, 5)
+    assert pretrain(recipe, folder / "run", task=task, device="cpu").finished
+    losses = [line["pairs/loss"] for line in read_log(folder / "run") if "pairs/loss" in line]
+    assert len(losses) == 3
+    assert losses[2] < losses[0]

@@ -1,0 +1,325 @@
+"""Train the bundled nano on, so that it knows base pairs.
+
+    python tools/train_nano.py made-up WORK --redraw folded.csv      # RNA that only its pairs predict
+    rinalmo data prepare STORE ncrna=ncrna.fa one=WORK/one.fa more=WORK/more.fa nested=WORK/nested.fa …
+    python tools/train_nano.py train RECIPE --structures WORK/structures.csv --structures rfam.csv --output RUN
+
+Masked language modeling alone does not teach a small model base pairs: nano predicts paired nucleotides no better than
+unpaired ones. Two things do (docs/log.md has the trials):
+
+made-up    RNA with one perfect stem at a random place, with two to four of them, with random nested structures (bulges,
+           GU pairs), and real structures with their letters drawn anew, from a table with the columns `sequence` and
+           `structure`. `structures.csv` has the structures of all of them.
+train      `rinalmo pretrain` with a second objective: some heads of the last block learn to attend to the partner of a
+           nucleotide, wherever a table (columns `sequence`, `structure`) has the sequence. Masked nucleotides count
+           five times, since it is they that the language model has to predict. At first the heads learn alone, from
+           fresh queries and keys, while the rest of the model is trained by the masked nucleotides only; then the
+           objective also trains what the heads read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rinalmo.data.batches import Batch, MaskedBatches, divided_exactly
+from rinalmo.data.sampling import Item
+from rinalmo.data.store import TokenStore
+from rinalmo.io.tables import read_rows
+from rinalmo.model.kernels import rotate
+from rinalmo.rna.structure import pairs_of
+from rinalmo.training.pretrain import MaskedLMTask, pretrain
+from rinalmo.training.recipes import load_recipe
+from rinalmo.training.trainer import Event, Listener
+
+PAIRS = ("GC",) * 26 + ("CG",) * 26 + ("AU",) * 18 + ("UA",) * 18 + ("GU",) * 6 + ("UG",) * 6
+UNPAIRED = {"A": 34, "C": 20, "G": 22, "U": 24}  # frequencies in loops, percent
+COMPLEMENT = dict(zip("ACGU", "UGCA", strict=True))
+MASKED_WEIGHT = 5.0
+
+RNA = tuple[str, str]
+"""A sequence and its structure in dot-bracket notation."""
+
+
+# Made-up RNA.
+
+
+def join(*parts: RNA) -> RNA:
+    return "".join(sequence for sequence, _ in parts), "".join(structure for _, structure in parts)
+
+
+def uniform(draw: random.Random, length: int) -> RNA:
+    return "".join(draw.choices("ACGU", k=length)), "." * length
+
+
+def loop(draw: random.Random, length: int) -> RNA:
+    return "".join(draw.choices(list(UNPAIRED), list(UNPAIRED.values()), k=length)), "." * length
+
+
+def perfect_stems(draw: random.Random, count: int) -> RNA:
+    """Stems of Watson-Crick pairs of uniform letters, beside or within each other: nothing but the pairs is known."""
+    if not count:
+        return uniform(draw, draw.randint(3, 9))
+    enclosed = draw.randint(0, count - 1) if draw.random() < 0.4 else 0
+    strand = "".join(draw.choices("ACGU", k=draw.randint(6, 14)))
+    inner = perfect_stems(draw, enclosed)
+    if enclosed:
+        inner = join(uniform(draw, draw.randint(0, 5)), inner, uniform(draw, draw.randint(0, 5)))
+    other = "".join(COMPLEMENT[letter] for letter in reversed(strand))
+    stem = join((strand, "(" * len(strand)), inner, (other, ")" * len(strand)))
+    rest = count - 1 - enclosed
+    return join(stem, uniform(draw, draw.randint(0, 12)), perfect_stems(draw, rest)) if rest else stem
+
+
+def stem(draw: random.Random, pairs: int, inner: RNA, bulge: float) -> RNA:
+    """A stem around `inner`, with GU pairs; before each pair, with probability `bulge`, a bulge or an internal loop."""
+    for _ in range(pairs):
+        if draw.random() < bulge:
+            kind, few, some = draw.random(), draw.randint(1, 2), (draw.randint(1, 3), draw.randint(1, 3))
+            left, right = (few, 0) if kind < 0.3 else (0, few) if kind < 0.6 else some
+            inner = join(loop(draw, left), inner, loop(draw, right))
+        first, second = draw.choice(PAIRS)
+        inner = join((first, "("), inner, (second, ")"))
+    return inner
+
+
+def nested(draw: random.Random, room: int) -> RNA:
+    """A random nested structure of about `room` nucleotides."""
+    parts: list[RNA] = []
+    while room > 14:
+        if room > 50 and draw.random() < 0.4:
+            inside = nested(draw, draw.randint(25, min(room - 12, 120)))
+            inside = join(loop(draw, draw.randint(0, 4)), inside, loop(draw, draw.randint(0, 4)))
+            parts.append(stem(draw, draw.randint(4, 8), inside, 0.06))
+        else:
+            pairs = draw.randint(4, min(22, max(4, (room - 4) // 2)))
+            parts.append(stem(draw, pairs, loop(draw, draw.randint(3, 8)), 0.1))
+        parts.append(loop(draw, min(int(draw.expovariate(0.2)), 20)))
+        room -= len(parts[-1][0]) + len(parts[-2][0])
+    return join(*parts)
+
+
+def redrawn(draw: random.Random, rna: RNA) -> RNA:
+    """A structure with new letters: all of them, or each pair and each unpaired letter with some probability."""
+    keep = draw.choice((0.0, 0.0, 0.3, 0.6))
+    letters = list(rna[0])
+    paired = dict(pairs_of(rna[1]))
+    for i, j in paired.items():
+        if draw.random() > keep:
+            letters[i], letters[j] = draw.choice(PAIRS)
+    for i in set(range(len(letters))) - paired.keys() - set(paired.values()):
+        if draw.random() > keep:
+            letters[i] = loop(draw, 1)[0]
+    return "".join(letters), rna[1]
+
+
+def with_flanks(draw: random.Random, rna: RNA) -> RNA:
+    return join(uniform(draw, draw.randint(0, 15)), rna, uniform(draw, draw.randint(0, 15)))
+
+
+def make_up(work: Path, redraw: Path | None, seed: int) -> None:
+    draw = random.Random(seed)
+    folded = [(row["sequence"], row["structure"]) for _, row in read_rows(redraw)] if redraw else []
+    kinds: dict[str, tuple[int, Any]] = {
+        "one": (60_000, lambda: with_flanks(draw, perfect_stems(draw, 1))),
+        "more": (80_000, lambda: with_flanks(draw, perfect_stems(draw, draw.randint(2, 4)))),
+        "nested": (60_000, lambda: nested(draw, draw.randint(30, 230))),
+        "redrawn": (60_000 if folded else 0, lambda: redrawn(draw, draw.choice(folded))),
+    }
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "structures.csv").open("w", newline="") as table:
+        writer = csv.writer(table)
+        writer.writerow(["sequence", "structure"])
+        for name, (count, make) in kinds.items():
+            made = [make() for _ in range(count)]
+            (work / f"{name}.fa").write_text("".join(f">{name}{n}\n{rna[0]}\n" for n, rna in enumerate(made)))
+            writer.writerows(made)
+            print(f"{work / name}.fa: {count:,} RNAs", flush=True)
+
+
+# The second objective.
+
+
+class Partners:
+    """The partner of every nucleotide of the sequences of a store whose structure is in one of the tables."""
+
+    def __init__(self, store: TokenStore, tables: Sequence[Path]) -> None:
+        structures: dict[bytes, str] = {}
+        for table in tables:
+            for _, row in read_rows(table):
+                sequence = row["sequence"].upper().replace("T", "U").encode()
+                if len(sequence) == len(row["structure"]):
+                    structures[sequence] = row["structure"]
+        self._partners: dict[int, np.ndarray] = {}
+        for index in range(len(store)):
+            structure = structures.get(store[index].tobytes())
+            if structure is not None:
+                partners = np.full(len(structure), -1, dtype=np.int16)
+                for i, j in pairs_of(structure):
+                    partners[i], partners[j] = j, i
+                self._partners[index] = partners
+
+    def __len__(self) -> int:
+        return len(self._partners)
+
+    def of(self, item: Item) -> np.ndarray:
+        """The place of each token's partner in the item, -1 if it has none there, or none is known."""
+        border = np.full(1, -1, dtype=np.int64)
+        found = np.full(item.length, -1, dtype=np.int64)
+        if (known := self._partners.get(item.sequence)) is not None:
+            found = known[item.start : item.start + item.length].astype(np.int64) - item.start
+            found[(found < 0) | (found >= item.length)] = -1
+            found[found >= 0] += item.whole
+        return np.concatenate([border, found, border]) if item.whole else found
+
+
+@dataclass(frozen=True)
+class PairedBatch(Batch):
+    """A batch with the partner of each token, as a place within its sequence; -1 if there is none."""
+
+    partners: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+
+class PairedBatches(MaskedBatches):
+    """Batches with partners; the recipe's `data.fixed_tokens` is true."""
+
+    partners: Partners
+
+    def _make(self, items: list[Item], rank: int, world: int) -> list[Batch]:
+        batches = super()._make(items, rank, world)
+        own = divided_exactly(items, self.data.micro_tokens)[rank::world]
+        places = [torch.from_numpy(np.concatenate([self.partners.of(item) for item in part])) for part in own]
+        places += [torch.full((batch.layout.total,), -1) for batch in batches[len(own) :]]
+        return [PairedBatch(**vars(b), partners=p) for b, p in zip(batches, places, strict=True)]
+
+
+def paired_task(tables: Sequence[Path], heads: int, weight: float, alone: int) -> type[MaskedLMTask]:
+    """The task with both objectives; in its first `alone` steps only the heads learn from the second one."""
+
+    class PairedTask(MaskedLMTask):
+        def __init__(self, recipe: Any, store: TokenStore, model: Any, ranks: Any) -> None:
+            super().__init__(recipe, store, model, ranks)
+            self.source.__class__ = PairedBatches
+            self.source.partners = Partners(store, tables)  # type: ignore[attr-defined]
+            attention = model.encoder.blocks[-1].attention
+            if alone:
+                fresh = torch.Generator().manual_seed(recipe.train.seed)
+                for part in attention.qkv.weight.data.unflatten(0, (3, -1))[:2]:
+                    rows = part[: heads * attention.head_size]
+                    rows.copy_(torch.randn(rows.shape, generator=fresh) * model.config.initializer_range)
+            # Within the block's own forward pass, where FSDP has gathered its weights.
+            attention.register_forward_pre_hook(self._attend)
+            self.places: Tensor | None = None
+            self.selected: Tensor | None = None
+            self.found = np.zeros(3)  # sum of losses, attended to most, all: of masked nucleotides with a partner
+            self.pair_loss: Tensor | float = 0.0
+            self.step = 0
+
+        def _attend(self, attention: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if self.places is None or self.selected is None:
+                return
+            x, layout, rope = inputs[:3]
+            if self.step < alone:
+                x = x.detach()
+            size = attention.head_size
+            weight_ = attention.qkv.weight.unflatten(0, (3, -1))[:2, : heads * size].flatten(0, 1)
+            q, k = F.linear(x, weight_).float().unflatten(-1, (2, heads, size)).unbind(1)
+            q, k = rotate(q, rope) * size**-0.5, rotate(k, rope)
+            total, count = x.new_zeros((), dtype=torch.float32), 0.0
+            for group in layout.groups:
+                span, shape = slice(group.start, group.stop), (group.count, group.length)
+                partner, selected = self.places[span].view(shape), self.selected[span].view(shape)
+                rows = (partner >= 0).any(dim=1)
+                if not rows.any():
+                    continue
+                partner, selected = partner[rows], selected[rows]
+                queries, keys = (t[span].unflatten(0, shape)[rows].transpose(1, 2) for t in (q, k))
+                attended = (queries @ keys.transpose(-1, -2)).log_softmax(dim=-1)
+                at = partner.clamp(min=0)[:, None, :, None].expand(-1, heads, -1, 1)
+                losses = -attended.gather(-1, at)[..., 0].mean(dim=1)
+                counts = (partner >= 0) * torch.where(selected, MASKED_WEIGHT, 1.0)
+                total, count = total + (losses * counts).sum(), count + float(counts.sum())
+                with torch.no_grad():
+                    here = (partner >= 0) & selected
+                    most = attended.exp().mean(dim=1).argmax(dim=-1) == partner
+                    self.found += [float(losses[here].sum()), float(most[here].sum()), float(here.sum())]
+            self.pair_loss = total / count if count else 0.0
+
+        def loss(self, module: nn.Module, batch: Batch) -> Tensor:
+            if not len(batch.targets):
+                return super().loss(module, batch)
+            self.places = batch.partners.to(batch.ids.device)  # type: ignore[attr-defined]
+            self.selected = torch.zeros_like(batch.ids, dtype=torch.bool)
+            self.selected[batch.positions] = True
+            masked = super().loss(module, batch)
+            self.places, loss = None, masked + weight * len(batch.targets) * self.pair_loss
+            return loss
+
+        def batches(self) -> Sequence[Batch]:
+            self.step = self.source.place.step
+            return super().batches()
+
+        def evaluate(self, module: nn.Module, ranks: Any) -> Iterator[tuple[str, float]]:
+            """As before, and how the heads did in training since the last validation."""
+            yield from super().evaluate(module, ranks)
+            losses, found, count = ranks.all_gather(self.found.tolist()).sum(dim=0).tolist()
+            self.found[:] = 0
+            if count:
+                yield "pairs/loss", losses / count
+                yield "pairs/found", found / count
+
+    return PairedTask
+
+
+def report(event: Event) -> None:
+    shown = {name: value for name, value in event.values.items() if name.count("/") < 2 and name != "seconds"}
+    print(f"step {event.step:,}  " + "  ".join(f"{n} {v:.4g}" for n, v in shown.items()), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, dest="command")
+    made = commands.add_parser("made-up", help="write FASTA files and structures of made-up RNA")
+    made.add_argument("work", type=Path)
+    made.add_argument("--redraw", type=Path, help="table of RNAs with structures")
+    made.add_argument("--seed", type=int, default=0)
+    train = commands.add_parser("train", help="pre-train with both objectives")
+    train.add_argument("recipe")
+    train.add_argument("--structures", type=Path, action="append", default=[], required=True)
+    train.add_argument("--output", type=Path, required=True)
+    train.add_argument("--set", action="append", default=[], dest="overrides")
+    train.add_argument("--resume", action="store_true")
+    train.add_argument("--heads", type=int, default=6, help="heads of the last block that learn partners")
+    train.add_argument(
+        "--weight", type=float, default=0.2, help="weight of their cross-entropy; 0: as rinalmo pretrain"
+    )
+    train.add_argument(
+        "--alone", type=int, default=0, help="steps in which only they learn, from fresh queries and keys"
+    )
+    options = parser.parse_args()
+    if options.command == "made-up":
+        make_up(options.work, options.redraw, options.seed)
+        return
+    recipe = load_recipe(options.recipe, options.overrides)
+    task = paired_task(options.structures, options.heads, options.weight, options.alone) if options.weight else None
+    pretrain(
+        recipe,
+        options.output,
+        resume=options.resume,
+        listener=Listener(event=report, note=print),
+        **({"task": task} if task else {}),
+    )
+
+
+if __name__ == "__main__":
+    main()
