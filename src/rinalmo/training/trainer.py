@@ -189,17 +189,17 @@ def moments(optimizers: Sequence[torch.optim.Optimizer]) -> dict[int, dict[str, 
 
     A checkpoint is loaded into these tensors in place.
     """
-    found: dict[int, dict[str, Tensor]] = {}
+    by_parameter: dict[int, dict[str, Tensor]] = {}
     for optimizer in optimizers:
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             state = optimizer.state[parameter]
             for moment in _MOMENTS[type(optimizer)]:
                 if moment not in state:
                     state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-                found.setdefault(id(parameter), {})[moment] = state[moment]
+                by_parameter.setdefault(id(parameter), {})[moment] = state[moment]
             if isinstance(optimizer, torch.optim.AdamW):
                 state.setdefault("step", torch.zeros((), device=parameter.device))
-    return found
+    return by_parameter
 
 
 def set_steps(optimizers: Sequence[torch.optim.Optimizer], steps: int) -> None:
