@@ -203,7 +203,7 @@ class PairedBatches(MaskedBatches):
         return [PairedBatch(**vars(b), partners=p) for b, p in zip(batches, places, strict=True)]
 
 
-def paired_task(tables: Sequence[Path], heads: int, weight: float, alone: int) -> type[MaskedLMTask]:
+def paired_task(tables: Sequence[Path], heads: Sequence[int], weight: float, alone: int) -> type[MaskedLMTask]:
     """The task with both objectives; in its first `alone` steps only the heads learn from the second one."""
 
     class PairedTask(MaskedLMTask):
@@ -214,9 +214,11 @@ def paired_task(tables: Sequence[Path], heads: int, weight: float, alone: int) -
             attention = model.encoder.blocks[-1].attention
             if alone:
                 fresh = torch.Generator().manual_seed(recipe.train.seed)
-                for part in attention.qkv.weight.data.unflatten(0, (3, -1))[:2]:
-                    rows = part[: heads * attention.head_size]
-                    rows.copy_(torch.randn(rows.shape, generator=fresh) * model.config.initializer_range)
+                rows = attention.qkv.weight.data.unflatten(0, (3, -1, attention.head_size))
+                for part in (0, 1):
+                    for head in heads:
+                        new = torch.randn(rows[part, head].shape, generator=fresh)
+                        rows[part, head] = new * model.config.initializer_range
             # Within the block's own forward pass, where FSDP has gathered its weights.
             attention.register_forward_pre_hook(self._attend)
             self.places: Tensor | None = None
@@ -232,20 +234,20 @@ def paired_task(tables: Sequence[Path], heads: int, weight: float, alone: int) -
             if self.step < alone:
                 x = x.detach()
             size = attention.head_size
-            weight_ = attention.qkv.weight.unflatten(0, (3, -1))[:2, : heads * size].flatten(0, 1)
-            q, k = F.linear(x, weight_).float().unflatten(-1, (2, heads, size)).unbind(1)
+            rows = attention.qkv.weight.unflatten(0, (3, -1, size))[:2, list(heads)].flatten(0, 2)
+            q, k = F.linear(x, rows).float().unflatten(-1, (2, len(heads), size)).unbind(1)
             q, k = rotate(q, rope) * size**-0.5, rotate(k, rope)
             total, count = x.new_zeros((), dtype=torch.float32), 0.0
             for group in layout.groups:
                 span, shape = slice(group.start, group.stop), (group.count, group.length)
                 partner, selected = self.places[span].view(shape), self.selected[span].view(shape)
-                rows = (partner >= 0).any(dim=1)
-                if not rows.any():
+                known = (partner >= 0).any(dim=1)
+                if not known.any():
                     continue
-                partner, selected = partner[rows], selected[rows]
-                queries, keys = (t[span].unflatten(0, shape)[rows].transpose(1, 2) for t in (q, k))
+                partner, selected = partner[known], selected[known]
+                queries, keys = (t[span].unflatten(0, shape)[known].transpose(1, 2) for t in (q, k))
                 attended = (queries @ keys.transpose(-1, -2)).log_softmax(dim=-1)
-                at = partner.clamp(min=0)[:, None, :, None].expand(-1, heads, -1, 1)
+                at = partner.clamp(min=0)[:, None, :, None].expand(-1, len(heads), -1, 1)
                 losses = -attended.gather(-1, at)[..., 0].mean(dim=1)
                 counts = (partner >= 0) * torch.where(selected, MASKED_WEIGHT, 1.0)
                 total, count = total + (losses * counts).sum(), count + float(counts.sum())
@@ -299,7 +301,13 @@ def main() -> None:
     train.add_argument("--output", type=Path, required=True)
     train.add_argument("--set", action="append", default=[], dest="overrides")
     train.add_argument("--resume", action="store_true")
-    train.add_argument("--heads", type=int, default=6, help="heads of the last block that learn partners")
+    train.add_argument(
+        "--heads",
+        type=int,
+        nargs="+",
+        default=[1, 3, 7, 11, 15, 17],
+        help="heads of the last block that learn partners",
+    )
     train.add_argument(
         "--weight", type=float, default=0.2, help="weight of their cross-entropy; 0: as rinalmo pretrain"
     )

@@ -64,7 +64,7 @@ def test_partners_are_those_of_the_table_in_whole_and_cropped_sequences(tool, ha
         data__fixed_tokens=True,
         data__max_length=40,
     )
-    task = tool.paired_task([folder / "structures.csv"], 1, 0.2, 0)(
+    task = tool.paired_task([folder / "structures.csv"], [0], 0.2, 0)(
         recipe, TokenStore.open(folder / "store"), build_model(recipe)[0], Ranks()
     )
     known = cropped = 0
@@ -99,7 +99,7 @@ def test_heads_learn_to_attend_to_partners(tool, hairpins, make_recipe):
         train__checkpoint_every=None,
         validation__every=10,
     )
-    task = tool.paired_task([folder / "structures.csv"], 1, 1.0, 5)
+    task = tool.paired_task([folder / "structures.csv"], [1], 1.0, 5)
     assert pretrain(recipe, folder / "run", task=task, device="cpu").finished
     losses = [line["pairs/loss"] for line in read_log(folder / "run") if "pairs/loss" in line]
     assert len(losses) == 3
