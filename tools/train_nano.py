@@ -11,10 +11,10 @@ made-up    RNA with one perfect stem at a random place, with two to four of them
            GU pairs), and real structures with their letters drawn anew, from a table with the columns `sequence` and
            `structure`. `structures.csv` has the structures of all of them.
 train      `rinalmo pretrain` with a second objective: some heads of the last block learn to attend to the partner of a
-           nucleotide, wherever a table (columns `sequence`, `structure`) has the sequence. Masked nucleotides count
-           five times, since it is they that the language model has to predict. At first the heads learn alone, from
-           fresh queries and keys, while the rest of the model is trained by the masked nucleotides only; then the
-           objective also trains what the heads read.
+           nucleotide, or to `<cls>` if it is unpaired, wherever a table (columns `sequence`, `structure`) has the
+           sequence. Masked nucleotides count five times, since it is they that the language model predicts. At first
+           the heads learn alone, from fresh queries and keys, while the rest of the model is trained by the masked
+           nucleotides only; then the objective also trains what the heads read.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from rinalmo.training.trainer import Event, Listener
 PAIRS = ("GC",) * 26 + ("CG",) * 26 + ("AU",) * 18 + ("UA",) * 18 + ("GU",) * 6 + ("UG",) * 6
 UNPAIRED = {"A": 34, "C": 20, "G": 22, "U": 24}  # frequencies in loops, percent
 COMPLEMENT = dict(zip("ACGU", "UGCA", strict=True))
-MASKED_WEIGHT = 5.0
+MASKED_WEIGHT, UNPAIRED_WEIGHT = 5.0, 0.7
 
 RNA = tuple[str, str]
 """A sequence and its structure in dot-bracket notation."""
@@ -173,19 +173,25 @@ class Partners:
         return len(self._partners)
 
     def of(self, item: Item) -> np.ndarray:
-        """The place of each token's partner in the item, -1 if it has none there, or none is known."""
-        border = np.full(1, -1, dtype=np.int64)
-        found = np.full(item.length, -1, dtype=np.int64)
-        if (known := self._partners.get(item.sequence)) is not None:
-            found = known[item.start : item.start + item.length].astype(np.int64) - item.start
-            found[(found < 0) | (found >= item.length)] = -1
-            found[found >= 0] += item.whole
-        return np.concatenate([border, found, border]) if item.whole else found
+        """What each token of the item should attend to: its partner, `<cls>` if it is unpaired, -1 if that is unknown.
+
+        A crop has no `<cls>`, and the partner may lie outside it: then the answer is -1, too.
+        """
+        known = self._partners.get(item.sequence)
+        if known is None:
+            return np.full(item.tokens, -1, dtype=np.int64)
+        partners = known[item.start : item.start + item.length].astype(np.int64)
+        places = partners - item.start + item.whole
+        places[(partners < item.start) | (partners >= item.start + item.length)] = -1
+        if not item.whole:
+            return places
+        places[partners < 0] = 0
+        return np.concatenate([[-1], places, [-1]])
 
 
 @dataclass(frozen=True)
 class PairedBatch(Batch):
-    """A batch with the partner of each token, as a place within its sequence; -1 if there is none."""
+    """A batch with what each token should attend to, as a place within its sequence, or -1."""
 
     partners: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 
@@ -223,7 +229,8 @@ def paired_task(tables: Sequence[Path], heads: Sequence[int], weight: float, alo
             attention.register_forward_pre_hook(self._attend)
             self.places: Tensor | None = None
             self.selected: Tensor | None = None
-            self.found = np.zeros(3)  # sum of losses, attended to most, all: of masked nucleotides with a partner
+            # Sum of losses and their number; of masked paired nucleotides: those that attend to the partner most, all.
+            self.sums = np.zeros(4)
             self.pair_loss: Tensor | float = 0.0
             self.step = 0
 
@@ -249,12 +256,14 @@ def paired_task(tables: Sequence[Path], heads: Sequence[int], weight: float, alo
                 attended = (queries @ keys.transpose(-1, -2)).log_softmax(dim=-1)
                 at = partner.clamp(min=0)[:, None, :, None].expand(-1, len(heads), -1, 1)
                 losses = -attended.gather(-1, at)[..., 0].mean(dim=1)
-                counts = (partner >= 0) * torch.where(selected, MASKED_WEIGHT, 1.0)
+                unpaired = torch.where(partner == 0, UNPAIRED_WEIGHT, 1.0)
+                counts = (partner >= 0) * unpaired * torch.where(selected, MASKED_WEIGHT, 1.0)
                 total, count = total + (losses * counts).sum(), count + float(counts.sum())
                 with torch.no_grad():
-                    here = (partner >= 0) & selected
+                    here = (partner > 0) & selected
                     most = attended.exp().mean(dim=1).argmax(dim=-1) == partner
-                    self.found += [float(losses[here].sum()), float(most[here].sum()), float(here.sum())]
+                    self.sums[2:] += [float(most[here].sum()), float(here.sum())]
+            self.sums[:2] += [float(total.detach()), count]
             self.pair_loss = total / count if count else 0.0
 
         def loss(self, module: nn.Module, batch: Batch) -> Tensor:
@@ -274,11 +283,12 @@ def paired_task(tables: Sequence[Path], heads: Sequence[int], weight: float, alo
         def evaluate(self, module: nn.Module, ranks: Any) -> Iterator[tuple[str, float]]:
             """As before, and how the heads did in training since the last validation."""
             yield from super().evaluate(module, ranks)
-            losses, found, count = ranks.all_gather(self.found.tolist()).sum(dim=0).tolist()
-            self.found[:] = 0
+            loss, count, found, paired = ranks.all_gather(self.sums.tolist()).sum(dim=0).tolist()
+            self.sums[:] = 0
             if count:
-                yield "pairs/loss", losses / count
-                yield "pairs/found", found / count
+                yield "pairs/loss", loss / count
+            if paired:
+                yield "pairs/found", found / paired
 
     return PairedTask
 

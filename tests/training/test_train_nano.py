@@ -77,11 +77,12 @@ def test_partners_are_those_of_the_table_in_whole_and_cropped_sequences(tool, ha
             text = "".join(letters.get(int(token), "") for token in ids[start : start + length])
             whole = text in structures
             cropped += len(text) == length
-            (paired,) = np.nonzero(partners >= 0)
+            (paired,) = np.nonzero(partners > (0 if text in structures else -1))  # 0 is <cls>, of an unpaired one
             assert (partners[partners[paired]] == paired).all()
             if whole:
                 expected = {p for pair in pairs_of(structures[text]) for p in pair}
                 assert {p - 1 for p in paired.tolist()} == expected
+                assert (partners[1:-1] >= 0).all()
                 known += 1
     assert known
     assert cropped
