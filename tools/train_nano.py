@@ -23,7 +23,7 @@ import argparse
 import csv
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rinalmo.data.batches import Batch, MaskedBatches, divided_exactly
+from rinalmo.cli.options import training_progress
+from rinalmo.data.batches import Batch, MaskedBatches
 from rinalmo.data.sampling import Item
 from rinalmo.data.store import TokenStore
 from rinalmo.io.tables import read_rows
 from rinalmo.model.kernels import rotate
-from rinalmo.rna.structure import pairs_of
+from rinalmo.rna.structure import Structure, pairs_of
 from rinalmo.training.pretrain import MaskedLMTask, pretrain
 from rinalmo.training.recipes import load_recipe
-from rinalmo.training.trainer import Event, Listener
+from rinalmo.training.trainer import Listener
 
 PAIRS = ("GC",) * 26 + ("CG",) * 26 + ("AU",) * 18 + ("UA",) * 18 + ("GU",) * 6 + ("UG",) * 6
 UNPAIRED = {"A": 34, "C": 20, "G": 22, "U": 24}  # frequencies in loops, percent
@@ -76,9 +77,9 @@ def perfect_stems(draw: random.Random, count: int) -> RNA:
     if enclosed:
         inner = join(uniform(draw, draw.randint(0, 5)), inner, uniform(draw, draw.randint(0, 5)))
     other = "".join(COMPLEMENT[letter] for letter in reversed(strand))
-    stem = join((strand, "(" * len(strand)), inner, (other, ")" * len(strand)))
+    helix = join((strand, "(" * len(strand)), inner, (other, ")" * len(strand)))
     rest = count - 1 - enclosed
-    return join(stem, uniform(draw, draw.randint(0, 12)), perfect_stems(draw, rest)) if rest else stem
+    return join(helix, uniform(draw, draw.randint(0, 12)), perfect_stems(draw, rest)) if rest else helix
 
 
 def stem(draw: random.Random, pairs: int, inner: RNA, bulge: float) -> RNA:
@@ -162,15 +163,10 @@ class Partners:
                     structures[sequence] = row["structure"]
         self._partners: dict[int, np.ndarray] = {}
         for index in range(len(store)):
-            structure = structures.get(store[index].tobytes())
-            if structure is not None:
-                partners = np.full(len(structure), -1, dtype=np.int16)
-                for i, j in pairs_of(structure):
-                    partners[i], partners[j] = j, i
-                self._partners[index] = partners
-
-    def __len__(self) -> int:
-        return len(self._partners)
+            letters = store[index].tobytes()
+            if (structure := structures.get(letters)) is not None:
+                partners = Structure.from_dot_bracket(store.name(index), letters.decode(), structure).partners()
+                self._partners[index] = np.array(partners, dtype=np.int16)
 
     def of(self, item: Item) -> np.ndarray:
         """What each token of the item should attend to: its partner, `<cls>` if it is unpaired, -1 if that is unknown.
@@ -193,17 +189,16 @@ class Partners:
 class PairedBatch(Batch):
     """A batch with what each token should attend to, as a place within its sequence, or -1."""
 
-    partners: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    partners: Tensor
 
 
 class PairedBatches(MaskedBatches):
-    """Batches with partners; the recipe's `data.fixed_tokens` is true."""
+    """Batches with partners."""
 
     partners: Partners
 
-    def _make(self, items: list[Item], rank: int, world: int) -> list[Batch]:
-        batches = super()._make(items, rank, world)
-        own = divided_exactly(items, self.data.micro_tokens)[rank::world]
+    def make(self, parts: Sequence[list[Item]], rank: int, world: int) -> list[Batch]:
+        batches, own = super().make(parts, rank, world), parts[rank::world]
         places = [torch.from_numpy(np.concatenate([self.partners.of(item) for item in part])) for part in own]
         places += [torch.full((batch.layout.total,), -1) for batch in batches[len(own) :]]
         return [PairedBatch(**vars(b), partners=p) for b, p in zip(batches, places, strict=True)]
@@ -213,9 +208,10 @@ def paired_task(tables: Sequence[Path], heads: Sequence[int], weight: float, alo
     """The task with both objectives; in its first `alone` steps only the heads learn from the second one."""
 
     class PairedTask(MaskedLMTask):
+        source_type = PairedBatches
+
         def __init__(self, recipe: Any, store: TokenStore, model: Any, ranks: Any) -> None:
             super().__init__(recipe, store, model, ranks)
-            self.source.__class__ = PairedBatches
             self.source.partners = Partners(store, tables)  # type: ignore[attr-defined]
             attention = model.encoder.blocks[-1].attention
             if alone:
@@ -293,11 +289,6 @@ def paired_task(tables: Sequence[Path], heads: Sequence[int], weight: float, alo
     return PairedTask
 
 
-def report(event: Event) -> None:
-    shown = {name: value for name, value in event.values.items() if name.count("/") < 2 and name != "seconds"}
-    print(f"step {event.step:,}  " + "  ".join(f"{n} {v:.4g}" for n, v in shown.items()), flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, dest="command")
@@ -329,14 +320,11 @@ def main() -> None:
         make_up(options.work, options.redraw, options.seed)
         return
     recipe = load_recipe(options.recipe, options.overrides)
-    task = paired_task(options.structures, options.heads, options.weight, options.alone) if options.weight else None
-    pretrain(
-        recipe,
-        options.output,
-        resume=options.resume,
-        listener=Listener(event=report, note=print),
-        **({"task": task} if task else {}),
-    )
+    task = MaskedLMTask
+    if options.weight:
+        task = paired_task(options.structures, options.heads, options.weight, options.alone)
+    with training_progress() as callbacks:
+        pretrain(recipe, options.output, resume=options.resume, listener=Listener(*callbacks), task=task)
 
 
 if __name__ == "__main__":

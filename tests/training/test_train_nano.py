@@ -54,16 +54,20 @@ def hairpins(tool, tmp_path):
     return tmp_path, dict(made[:150])
 
 
-def test_partners_are_those_of_the_table_in_whole_and_cropped_sequences(tool, hairpins, make_recipe):
+@pytest.fixture
+def recipe_of(hairpins, make_recipe):
+    """A recipe on the store of hairpins; keyword arguments change it."""
+
+    def make(**changes):
+        batches = {"data__sequences_per_batch": None, "data__fixed_tokens": True}
+        return make_recipe(data__store=str(hairpins[0] / "store"), **batches, **changes)
+
+    return make
+
+
+def test_partners_are_those_of_the_table_in_whole_and_cropped_sequences(tool, hairpins, recipe_of):
     folder, structures = hairpins
-    recipe = make_recipe(
-        data__store=str(folder / "store"),
-        data__sequences_per_batch=None,
-        data__tokens_per_batch=512,
-        data__micro_tokens=256,
-        data__fixed_tokens=True,
-        data__max_length=40,
-    )
+    recipe = recipe_of(data__tokens_per_batch=512, data__micro_tokens=256, data__max_length=40)
     task = tool.paired_task([folder / "structures.csv"], [0], 0.2, 0)(
         recipe, TokenStore.open(folder / "store"), build_model(recipe)[0], Ranks()
     )
@@ -88,14 +92,11 @@ def test_partners_are_those_of_the_table_in_whole_and_cropped_sequences(tool, ha
     assert cropped
 
 
-def test_heads_learn_to_attend_to_partners(tool, hairpins, make_recipe):
+def test_heads_learn_to_attend_to_partners(tool, hairpins, recipe_of):
     folder, _ = hairpins
-    recipe = make_recipe(
-        data__store=str(folder / "store"),
-        data__sequences_per_batch=None,
+    recipe = recipe_of(
         data__tokens_per_batch=1024,
         data__micro_tokens=512,
-        data__fixed_tokens=True,
         train__max_steps=30,
         train__checkpoint_every=None,
         validation__every=10,

@@ -254,6 +254,10 @@ class MaskedBatches:
             parts = divided_exactly(items, self.data.micro_tokens)
         else:
             parts = divided(items, self.data.micro_tokens, world)
+        return self.make(parts, rank, world)
+
+    def make(self, parts: Sequence[list[Item]], rank: int, world: int) -> list[Batch]:
+        """One rank's share of a step's micro-batches, given their items. A subclass may add to them here."""
         return make_batches(self.store, self.alphabet, parts, self.data.masking, rank, world)
 
     def __iter__(self) -> Iterator[list[Batch]]:

@@ -62,13 +62,17 @@ class MaskedLM(nn.Module):
 
 
 class MaskedLMTask(TrainingTask[Batch]):
-    """Masked language modeling on a token store."""
+    """Masked language modeling on a token store, whose training batches are those of `source_type`."""
+
+    source_type = MaskedBatches
 
     def __init__(self, recipe: Recipe, store: TokenStore, model: RiNALMo, ranks: Ranks) -> None:
         self.store, self.model, self.ranks = store, model, ranks
         self.module = MaskedLM(model)
         data = recipe.data
-        self.source = MaskedBatches(store, model.alphabet, data, recipe.train.seed, rank=ranks.rank, world=ranks.world)
+        self.source = self.source_type(
+            store, model.alphabet, data, recipe.train.seed, rank=ranks.rank, world=ranks.world
+        )
         self.held_out = FixedMasked(store, model.alphabet, data, recipe.validation.per_source)
         self.steps_per_epoch = max(1, self.source.steps_per_epoch())
         self.steps = recipe.train.max_steps or recipe.train.epochs * self.steps_per_epoch
