@@ -10,11 +10,13 @@ unpaired ones. Two things do (docs/log.md has the trials):
 made-up    RNA with one perfect stem at a random place, with two to four of them, with random nested structures (bulges,
            GU pairs), and real structures with their letters drawn anew, from a table with the columns `sequence` and
            `structure`. `structures.csv` has the structures of all of them.
-train      `rinalmo pretrain` with a second objective: some heads of the last block learn to attend to the partner of a
-           nucleotide, or to `<cls>` if it is unpaired, wherever a table (columns `sequence`, `structure`) has the
-           sequence. Masked nucleotides count five times, since it is they that the language model predicts. At first
-           the heads learn alone, from fresh queries and keys, while the rest of the model is trained by the masked
-           nucleotides only; then the objective also trains what the heads read.
+train      `rinalmo pretrain` with two additions wherever a table (columns `sequence`, `structure`) has the sequence.
+           Half of these sequences are redrawn: some or all of their pairs get other letters, the unpaired ones stay.
+           So the letters of a pair are known from the partner alone. And some heads of the last block learn to attend
+           to the partner of a nucleotide, or to `<cls>` if it is unpaired. Masked nucleotides count five times, since
+           it is they that the language model predicts. At first the heads learn alone, from fresh queries and keys,
+           while the rest of the model is trained by the masked nucleotides only; then the objective also trains what
+           the heads read.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import csv
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +35,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rinalmo.cli.options import training_progress
+from rinalmo.cli.options import print_note, training_progress
 from rinalmo.data.batches import Batch, MaskedBatches
 from rinalmo.data.sampling import Item
 from rinalmo.data.store import TokenStore
+from rinalmo.errors import InputError
 from rinalmo.io.tables import read_rows
 from rinalmo.model.kernels import rotate
 from rinalmo.rna.structure import Structure, pairs_of
@@ -157,16 +161,22 @@ class Partners:
     def __init__(self, store: TokenStore, tables: Sequence[Path]) -> None:
         structures: dict[bytes, str] = {}
         for table in tables:
-            for _, row in read_rows(table):
-                sequence = row["sequence"].upper().replace("T", "U").encode()
-                if len(sequence) == len(row["structure"]):
-                    structures[sequence] = row["structure"]
+            for where, row in read_rows(table):
+                sequence, structure = row["sequence"].upper().replace("T", "U"), row["structure"]
+                if len(sequence) != len(structure):
+                    raise InputError(f"{where}: {len(sequence)} nucleotides, but a structure of {len(structure)}")
+                structures[sequence.encode()] = structure
         self._partners: dict[int, np.ndarray] = {}
         for index in range(len(store)):
             letters = store[index].tobytes()
-            if (structure := structures.get(letters)) is not None:
-                partners = Structure.from_dot_bracket(store.name(index), letters.decode(), structure).partners()
+            if (known := structures.get(letters)) is not None:
+                partners = Structure.from_dot_bracket(store.name(index), letters.decode(), known).partners()
                 self._partners[index] = np.array(partners, dtype=np.int16)
+        if not self._partners:
+            raise InputError(f"{store.path}: none of its sequences is in {', '.join(map(str, tables))}")
+
+    def __len__(self) -> int:
+        return len(self._partners)
 
     def of(self, item: Item) -> np.ndarray:
         """What each token of the item should attend to: its partner, `<cls>` if it is unpaired, -1 if that is unknown.
@@ -193,18 +203,58 @@ class PairedBatch(Batch):
 
 
 class PairedBatches(MaskedBatches):
-    """Batches with partners."""
+    """Batches with partners, and with other letters in the pairs of a share of the items."""
 
     partners: Partners
+    redraw: float
 
     def make(self, parts: Sequence[list[Item]], rank: int, world: int) -> list[Batch]:
         batches, own = super().make(parts, rank, world), parts[rank::world]
-        places = [torch.from_numpy(np.concatenate([self.partners.of(item) for item in part])) for part in own]
-        places += [torch.full((batch.layout.total,), -1) for batch in batches[len(own) :]]
-        return [PairedBatch(**vars(b), partners=p) for b, p in zip(batches, places, strict=True)]
+        paired = []
+        for batch, items in zip(batches, own, strict=False):
+            places = [self.partners.of(item) for item in items]
+            self._redraw(batch, items, places)
+            paired.append(PairedBatch(**vars(batch), partners=torch.from_numpy(np.concatenate(places))))
+        for batch in batches[len(own) :]:
+            paired.append(PairedBatch(**vars(batch), partners=torch.full((batch.layout.total,), -1)))
+        return paired
+
+    def _redraw(self, batch: Batch, items: Sequence[Item], places: Sequence[np.ndarray]) -> None:
+        """Give canonical pairs new letters, in place: in `redraw` of the items, a share of the pairs drawn for each."""
+        ids, positions, targets = batch.ids.numpy(), batch.positions.numpy(), batch.targets.numpy()
+        original = ids.copy()
+        original[positions] = targets
+        kept = ids[positions] == targets
+        letters = original.copy()
+        for start, item, place in zip(batch.layout.starts.tolist(), items, places, strict=True):
+            draw = np.random.default_rng(item.key)
+            if draw.random() >= self.redraw:
+                continue
+            (i,) = np.nonzero(place > np.arange(len(place)))  # the 5' one of each pair
+            i, j = i + start, place[i] + start
+            known = np.array([(a, b) in self._pairs for a, b in zip(original[i], original[j], strict=True)], dtype=bool)
+            chosen = known & (draw.random(len(i)) < draw.uniform(0.2, 1.2))
+            new = self._drawn[draw.integers(len(self._drawn), size=chosen.sum())]
+            letters[i[chosen]], letters[j[chosen]] = new.T
+        unselected = np.ones(len(ids), dtype=bool)
+        unselected[positions] = False
+        ids[unselected] = letters[unselected]
+        targets[:] = letters[positions]
+        ids[positions[kept]] = targets[kept]
+
+    @cached_property
+    def _drawn(self) -> np.ndarray:
+        """The ids of the two letters of pairs, as often as they are drawn."""
+        return np.array([self.alphabet.encode(pair)[1:3] for pair in PAIRS])
+
+    @cached_property
+    def _pairs(self) -> set[tuple[int, int]]:
+        return {(first, second) for first, second in self._drawn.tolist()}
 
 
-def paired_task(tables: Sequence[Path], heads: Sequence[int], weight: float, alone: int) -> type[MaskedLMTask]:
+def paired_task(
+    tables: Sequence[Path], heads: Sequence[int], weight: float, alone: int, redraw: float
+) -> type[MaskedLMTask]:
     """The task with both objectives; in its first `alone` steps only the heads learn from the second one."""
 
     class PairedTask(MaskedLMTask):
@@ -212,7 +262,10 @@ def paired_task(tables: Sequence[Path], heads: Sequence[int], weight: float, alo
 
         def __init__(self, recipe: Any, store: TokenStore, model: Any, ranks: Any) -> None:
             super().__init__(recipe, store, model, ranks)
-            self.source.partners = Partners(store, tables)  # type: ignore[attr-defined]
+            partners = Partners(store, tables)
+            self.source.partners, self.source.redraw = partners, redraw  # type: ignore[attr-defined]
+            if not ranks.rank:
+                print_note(f"structures of {len(partners):,} of {len(store):,} sequences")
             attention = model.encoder.blocks[-1].attention
             if alone:
                 fresh = torch.Generator().manual_seed(recipe.train.seed)
@@ -312,6 +365,7 @@ def main() -> None:
     train.add_argument(
         "--weight", type=float, default=0.2, help="weight of their cross-entropy; 0: as rinalmo pretrain"
     )
+    train.add_argument("--redraw", type=float, default=0.5, help="share of the sequences whose pairs get new letters")
     train.add_argument(
         "--alone", type=int, default=0, help="steps in which only they learn, from fresh queries and keys"
     )
@@ -319,12 +373,15 @@ def main() -> None:
     if options.command == "made-up":
         make_up(options.work, options.redraw, options.seed)
         return
-    recipe = load_recipe(options.recipe, options.overrides)
-    task = MaskedLMTask
-    if options.weight:
-        task = paired_task(options.structures, options.heads, options.weight, options.alone)
-    with training_progress() as callbacks:
-        pretrain(recipe, options.output, resume=options.resume, listener=Listener(*callbacks), task=task)
+    try:
+        recipe = load_recipe(options.recipe, options.overrides)
+        task = MaskedLMTask
+        if options.weight:
+            task = paired_task(options.structures, options.heads, options.weight, options.alone, options.redraw)
+        with training_progress() as callbacks:
+            pretrain(recipe, options.output, resume=options.resume, listener=Listener(*callbacks), task=task)
+    except InputError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

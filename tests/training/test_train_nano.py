@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rinalmo.data.store import StoreWriter, TokenStore
+from rinalmo.errors import InputError
 from rinalmo.rna.structure import pairs_of
 from rinalmo.training.distributed import Ranks
 from rinalmo.training.pretrain import build_model, pretrain
@@ -68,7 +69,7 @@ def recipe_of(hairpins, make_recipe):
 def test_partners_are_those_of_the_table_in_whole_and_cropped_sequences(tool, hairpins, recipe_of):
     folder, structures = hairpins
     recipe = recipe_of(data__tokens_per_batch=512, data__micro_tokens=256, data__max_length=40)
-    task = tool.paired_task([folder / "structures.csv"], [0], 0.2, 0)(
+    task = tool.paired_task([folder / "structures.csv"], [0], 0.2, 0, 0.0)(
         recipe, TokenStore.open(folder / "store"), build_model(recipe)[0], Ranks()
     )
     known = cropped = 0
@@ -92,6 +93,46 @@ def test_partners_are_those_of_the_table_in_whole_and_cropped_sequences(tool, ha
     assert cropped
 
 
+def test_tables_that_do_not_fit_are_refused(tool, hairpins, tmp_path):
+    store = TokenStore.open(hairpins[0] / "store")
+    table = tmp_path / "table.csv"
+    table.write_text("sequence,structure\nGGGAAACCC,(((...)))\nGGGAAACCC,(((...))).\n")
+    with pytest.raises(InputError, match=r"table\.csv, line 3: 9 nucleotides, but a structure of 10"):
+        tool.Partners(store, [table])
+    table.write_text("sequence,structure\nGGGAAACCC,(((...)))\n")
+    with pytest.raises(InputError, match="none of its sequences is in"):
+        tool.Partners(store, [table])
+
+
+def test_redrawn_pairs_still_pair_and_unpaired_nucleotides_stay(tool, hairpins, recipe_of):
+    folder, _ = hairpins
+    recipe = recipe_of(data__tokens_per_batch=512, data__micro_tokens=256, data__max_length=100)
+
+    def originals(redraw):
+        """Letters, partners and masked places of each batch, with the masks undone."""
+        task = tool.paired_task([folder / "structures.csv"], [0], 0.2, 0, redraw)(
+            recipe, TokenStore.open(folder / "store"), build_model(recipe)[0], Ranks()
+        )
+        alphabet = task.model.alphabet
+        for batch in task.batches():
+            masked = (batch.ids == alphabet.mask_id).tolist()
+            ids = batch.ids.clone()
+            ids[batch.positions] = batch.targets
+            partners = batch.partners + batch.layout.starts[batch.layout.sequence_ids]
+            yield [alphabet.tokens[token] for token in ids.tolist()], partners.tolist(), masked
+
+    changed = 0
+    for (before, partners, masked), (after, _, masked_after) in zip(originals(0.0), originals(1.0), strict=True):
+        assert masked == masked_after
+        for place, partner in enumerate(partners):
+            if partners[partner] == place:
+                assert after[place] + after[partner] in {"GC", "CG", "AU", "UA", "GU", "UG"}
+                changed += before[place] != after[place]
+            else:
+                assert before[place] == after[place]
+    assert changed
+
+
 def test_heads_learn_to_attend_to_partners(tool, hairpins, recipe_of):
     folder, _ = hairpins
     recipe = recipe_of(
@@ -101,7 +142,7 @@ def test_heads_learn_to_attend_to_partners(tool, hairpins, recipe_of):
         train__checkpoint_every=None,
         validation__every=10,
     )
-    task = tool.paired_task([folder / "structures.csv"], [1], 1.0, 5)
+    task = tool.paired_task([folder / "structures.csv"], [1], 1.0, 5, 0.5)
     assert pretrain(recipe, folder / "run", task=task, device="cpu").finished
     losses = [line["pairs/loss"] for line in read_log(folder / "run") if "pairs/loss" in line]
     assert len(losses) == 3
