@@ -2,7 +2,8 @@
 
     python tools/train_nano.py made-up WORK --redraw folded.csv      # RNA that only its pairs predict
     rinalmo data prepare STORE ncrna=ncrna.fa one=WORK/one.fa more=WORK/more.fa nested=WORK/nested.fa …
-    python tools/train_nano.py train RECIPE --structures WORK/structures.csv --structures rfam.csv --output RUN
+    python tools/train_nano.py heads RECIPE --structures WORK/structures.csv --structures folded.csv --output HEADS
+    python tools/train_nano.py train RECIPE --set init=HEADS --structures … --output RUN
 
 Masked language modeling alone does not teach a small model base pairs: nano predicts paired nucleotides no better than
 unpaired ones. Two things do (docs/log.md has the trials):
@@ -10,13 +11,14 @@ unpaired ones. Two things do (docs/log.md has the trials):
 made-up    RNA with one perfect stem at a random place, with two to four of them, with random nested structures (bulges,
            GU pairs), and real structures with their letters drawn anew, from a table with the columns `sequence` and
            `structure`. `structures.csv` has the structures of all of them.
-train      `rinalmo pretrain` with two additions wherever a table (columns `sequence`, `structure`) has the sequence.
-           Half of these sequences are redrawn: some or all of their pairs get other letters, the unpaired ones stay.
-           So the letters of a pair are known from the partner alone. And some heads of the last block learn to attend
-           to the partner of a nucleotide, or to `<cls>` if it is unpaired. Masked nucleotides count five times, since
-           it is they that the language model predicts. At first the heads learn alone, from fresh queries and keys,
-           while the rest of the model is trained by the masked nucleotides only; then the objective also trains what
-           the heads read.
+heads      Some heads of the last block get fresh queries and keys and learn to attend to the partner of a nucleotide,
+           or to `<cls>` if it is unpaired, wherever a table (columns `sequence`, `structure`) has the sequence. Masked
+           nucleotides count five times, since it is they that the language model predicts. Nothing else changes.
+train      `rinalmo pretrain` with two additions for the sequences of the tables: that objective, which now also trains
+           what the heads read, and half of the sequences are redrawn: some or all of their pairs get other letters, the
+           unpaired ones stay, so that the letters of a pair are known from the partner alone.
+
+For nano the tables held ViennaRNA's structures only, so that no structure of a test set taught it.
 """
 
 from __future__ import annotations
@@ -43,14 +45,17 @@ from rinalmo.errors import InputError
 from rinalmo.io.tables import read_rows
 from rinalmo.model.kernels import rotate
 from rinalmo.rna.structure import Structure, pairs_of
-from rinalmo.training.pretrain import MaskedLMTask, pretrain
-from rinalmo.training.recipes import load_recipe
+from rinalmo.training.distributed import Ranks
+from rinalmo.training.pretrain import MaskedLMTask, build_model, pretrain
+from rinalmo.training.recipes import Recipe, load_recipe
 from rinalmo.training.trainer import Listener
+from rinalmo.weights.checkpoint import save
 
 PAIRS = ("GC",) * 26 + ("CG",) * 26 + ("AU",) * 18 + ("UA",) * 18 + ("GU",) * 6 + ("UG",) * 6
 UNPAIRED = {"A": 34, "C": 20, "G": 22, "U": 24}  # frequencies in loops, percent
 COMPLEMENT = dict(zip("ACGU", "UGCA", strict=True))
-MASKED_WEIGHT, UNPAIRED_WEIGHT = 5.0, 0.7
+MASKED_WEIGHT = 5.0
+HEADS_RATE = 3e-3  # learning rate of fresh heads
 
 RNA = tuple[str, str]
 """A sequence and its structure in dot-bracket notation."""
@@ -253,9 +258,9 @@ class PairedBatches(MaskedBatches):
 
 
 def paired_task(
-    tables: Sequence[Path], heads: Sequence[int], weight: float, alone: int, redraw: float
+    tables: Sequence[Path], heads: Sequence[int], weight: float, redraw: float, unpaired_weight: float
 ) -> type[MaskedLMTask]:
-    """The task with both objectives; in its first `alone` steps only the heads learn from the second one."""
+    """The task with both objectives."""
 
     class PairedTask(MaskedLMTask):
         source_type = PairedBatches
@@ -267,13 +272,6 @@ def paired_task(
             if not ranks.rank:
                 print_note(f"structures of {len(partners):,} of {len(store):,} sequences")
             attention = model.encoder.blocks[-1].attention
-            if alone:
-                fresh = torch.Generator().manual_seed(recipe.train.seed)
-                rows = attention.qkv.weight.data.unflatten(0, (3, -1, attention.head_size))
-                for part in (0, 1):
-                    for head in heads:
-                        new = torch.randn(rows[part, head].shape, generator=fresh)
-                        rows[part, head] = new * model.config.initializer_range
             # Within the block's own forward pass, where FSDP has gathered its weights.
             attention.register_forward_pre_hook(self._attend)
             self.places: Tensor | None = None
@@ -281,14 +279,11 @@ def paired_task(
             # Sum of losses and their number; of masked paired nucleotides: those that attend to the partner most, all.
             self.sums = np.zeros(4)
             self.pair_loss: Tensor | float = 0.0
-            self.step = 0
 
         def _attend(self, attention: nn.Module, inputs: tuple[Any, ...]) -> None:
             if self.places is None or self.selected is None:
                 return
             x, layout, rope = inputs[:3]
-            if self.step < alone:
-                x = x.detach()
             size = attention.head_size
             rows = attention.qkv.weight.unflatten(0, (3, -1, size))[:2, list(heads)].flatten(0, 2)
             q, k = F.linear(x, rows).float().unflatten(-1, (2, len(heads), size)).unbind(1)
@@ -305,7 +300,7 @@ def paired_task(
                 attended = (queries @ keys.transpose(-1, -2)).log_softmax(dim=-1)
                 at = partner.clamp(min=0)[:, None, :, None].expand(-1, len(heads), -1, 1)
                 losses = -attended.gather(-1, at)[..., 0].mean(dim=1)
-                unpaired = torch.where(partner == 0, UNPAIRED_WEIGHT, 1.0)
+                unpaired = torch.where(partner == 0, unpaired_weight, 1.0)
                 counts = (partner >= 0) * unpaired * torch.where(selected, MASKED_WEIGHT, 1.0)
                 total, count = total + (losses * counts).sum(), count + float(counts.sum())
                 with torch.no_grad():
@@ -325,10 +320,6 @@ def paired_task(
             self.places, loss = None, masked + weight * len(batch.targets) * self.pair_loss
             return loss
 
-        def batches(self) -> Sequence[Batch]:
-            self.step = self.source.place.step
-            return super().batches()
-
         def evaluate(self, module: nn.Module, ranks: Any) -> Iterator[tuple[str, float]]:
             """As before, and how the heads did in training since the last validation."""
             yield from super().evaluate(module, ranks)
@@ -342,6 +333,41 @@ def paired_task(
     return PairedTask
 
 
+def teach_heads(recipe: Recipe, tables: Sequence[Path], heads: Sequence[int], steps: int, output: Path) -> None:
+    """Write the model of `recipe.init` with fresh queries and keys of the heads, trained for the second objective."""
+    if output.exists():
+        raise InputError(f"{output} exists; choose another name")
+    model, _ = build_model(recipe)
+    # Only partners: with <cls> as a target from the start, the heads would learn nothing else.
+    task = paired_task(tables, heads, 1.0, 0.0, 0.0)(recipe, TokenStore.open(str(recipe.data.store)), model, Ranks())
+    attention = model.encoder.blocks[-1].attention
+    fresh = torch.Generator().manual_seed(recipe.train.seed)
+    rows = attention.qkv.weight.data.unflatten(0, (3, -1, attention.head_size))[:2]
+    for head in heads:
+        rows[:, head] = torch.randn(rows[:, head].shape, generator=fresh) * model.config.initializer_range
+    model.requires_grad_(False)
+    attention.qkv.weight.requires_grad_(True)
+    optimizer = torch.optim.AdamW([attention.qkv.weight], lr=HEADS_RATE, weight_decay=0.0)
+    falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    for step in range(1, steps + 1):
+        batches = task.batches()
+        for batch in batches:
+            with torch.autocast("cpu", torch.bfloat16):
+                task.loss(task.module, batch)
+            if isinstance(task.pair_loss, Tensor):  # type: ignore[attr-defined]
+                (task.pair_loss / len(batches)).backward()  # type: ignore[attr-defined]
+        optimizer.step()
+        falling.step()
+        optimizer.zero_grad()
+        if step % 10 == 0 or step == steps:
+            loss, count, found, paired = task.sums  # type: ignore[attr-defined]
+            print_note(
+                f"{step} of {steps} steps, loss {loss / count:.3f}, {found / paired:.1%} of masked partners found"
+            )
+            task.sums[:] = 0  # type: ignore[attr-defined]
+    save(model, output)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, dest="command")
@@ -349,35 +375,34 @@ def main() -> None:
     made.add_argument("work", type=Path)
     made.add_argument("--redraw", type=Path, help="table of RNAs with structures")
     made.add_argument("--seed", type=int, default=0)
+    taught = commands.add_parser("heads", help="teach fresh heads of a model to attend to partners")
+    taught.add_argument("--steps", type=int, default=300)
     train = commands.add_parser("train", help="pre-train with both objectives")
-    train.add_argument("recipe")
-    train.add_argument("--structures", type=Path, action="append", default=[], required=True)
-    train.add_argument("--output", type=Path, required=True)
-    train.add_argument("--set", action="append", default=[], dest="overrides")
+    for command in (taught, train):
+        command.add_argument("recipe")
+        command.add_argument("--structures", type=Path, action="append", default=[], required=True)
+        command.add_argument("--output", type=Path, required=True)
+        command.add_argument("--set", action="append", default=[], dest="overrides")
+        command.add_argument("--heads", type=int, nargs="+", default=[1, 3, 7, 11, 15, 17], help="of the last block")
     train.add_argument("--resume", action="store_true")
+    train.add_argument("--weight", type=float, default=0.2, help="weight of the heads' cross-entropy")
     train.add_argument(
-        "--heads",
-        type=int,
-        nargs="+",
-        default=[1, 3, 7, 11, 15, 17],
-        help="heads of the last block that learn partners",
-    )
-    train.add_argument(
-        "--weight", type=float, default=0.2, help="weight of their cross-entropy; 0: as rinalmo pretrain"
+        "--unpaired",
+        type=float,
+        default=0.7,
+        help="weight of unpaired nucleotides, in it; small until partners are found",
     )
     train.add_argument("--redraw", type=float, default=0.5, help="share of the sequences whose pairs get new letters")
-    train.add_argument(
-        "--alone", type=int, default=0, help="steps in which only they learn, from fresh queries and keys"
-    )
     options = parser.parse_args()
     if options.command == "made-up":
         make_up(options.work, options.redraw, options.seed)
         return
     try:
         recipe = load_recipe(options.recipe, options.overrides)
-        task = MaskedLMTask
-        if options.weight:
-            task = paired_task(options.structures, options.heads, options.weight, options.alone, options.redraw)
+        if options.command == "heads":
+            teach_heads(recipe, options.structures, options.heads, options.steps, options.output)
+            return
+        task = paired_task(options.structures, options.heads, options.weight, options.redraw, options.unpaired)
         with training_progress() as callbacks:
             pretrain(recipe, options.output, resume=options.resume, listener=Listener(*callbacks), task=task)
     except InputError as error:

@@ -2,10 +2,12 @@
 
 import csv
 import random
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from rinalmo.data.store import StoreWriter, TokenStore
 from rinalmo.errors import InputError
@@ -13,6 +15,7 @@ from rinalmo.rna.structure import pairs_of
 from rinalmo.training.distributed import Ranks
 from rinalmo.training.pretrain import build_model, pretrain
 from rinalmo.training.run_folder import read_log
+from rinalmo.weights.checkpoint import load
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def recipe_of(hairpins, make_recipe):
 def test_partners_are_those_of_the_table_in_whole_and_cropped_sequences(tool, hairpins, recipe_of):
     folder, structures = hairpins
     recipe = recipe_of(data__tokens_per_batch=512, data__micro_tokens=256, data__max_length=40)
-    task = tool.paired_task([folder / "structures.csv"], [0], 0.2, 0, 0.0)(
+    task = tool.paired_task([folder / "structures.csv"], [0], 0.2, 0.0, 0.7)(
         recipe, TokenStore.open(folder / "store"), build_model(recipe)[0], Ranks()
     )
     known = cropped = 0
@@ -110,7 +113,7 @@ def test_redrawn_pairs_still_pair_and_unpaired_nucleotides_stay(tool, hairpins, 
 
     def originals(redraw):
         """Letters, partners and masked places of each batch, with the masks undone."""
-        task = tool.paired_task([folder / "structures.csv"], [0], 0.2, 0, redraw)(
+        task = tool.paired_task([folder / "structures.csv"], [0], 0.2, redraw, 0.7)(
             recipe, TokenStore.open(folder / "store"), build_model(recipe)[0], Ranks()
         )
         alphabet = task.model.alphabet
@@ -133,17 +136,32 @@ def test_redrawn_pairs_still_pair_and_unpaired_nucleotides_stay(tool, hairpins, 
     assert changed
 
 
-def test_heads_learn_to_attend_to_partners(tool, hairpins, recipe_of):
+def test_heads_learn_to_attend_to_partners(tool, hairpins, recipe_of, capsys):
     folder, _ = hairpins
+    tables = [folder / "structures.csv"]
     recipe = recipe_of(
         data__tokens_per_batch=1024,
         data__micro_tokens=512,
-        train__max_steps=30,
+        train__max_steps=20,
         train__checkpoint_every=None,
         validation__every=10,
     )
-    task = tool.paired_task([folder / "structures.csv"], [1], 1.0, 5, 0.5)
-    assert pretrain(recipe, folder / "run", task=task, device="cpu").finished
-    losses = [line["pairs/loss"] for line in read_log(folder / "run") if "pairs/loss" in line]
+    model = build_model(recipe)[0]
+    before = model.state_dict()
+    tool.teach_heads(recipe, tables, [1], 30, folder / "taught")
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", capsys.readouterr().err)]
     assert len(losses) == 3
     assert losses[2] < losses[0]
+    after = load(folder / "taught").state_dict()
+    (changed,) = (name for name in before if not torch.equal(before[name], after[name]))
+    assert changed == "encoder.blocks.1.attention.qkv.weight"
+    rows = (before[changed] != after[changed]).any(dim=1).unflatten(0, (3, -1, model.config.head_size))
+    assert rows[:2, 1].all()
+    assert rows.sum() == rows[:2, 1].numel()
+
+    recipe = recipe.model_copy(update={"init": str(folder / "taught")})
+    task = tool.paired_task(tables, [1], 1.0, 0.5, 0.7)
+    assert pretrain(recipe, folder / "run", task=task, device="cpu").finished
+    losses = [line["pairs/loss"] for line in read_log(folder / "run") if "pairs/loss" in line]
+    assert len(losses) == 2
+    assert losses[1] < losses[0]

@@ -200,7 +200,7 @@ class MaskedBatches:
         if data.fixed_tokens and (tokens is None or tokens % data.micro_tokens):
             raise InputError(
                 f"fixed_tokens needs a tokens_per_batch that is a multiple of micro_tokens ({data.micro_tokens}), "
-                f"not {tokens}"
+                f"not {tokens}; or set data.fixed_tokens=false"
             )
         self.store, self.alphabet, self.data, self.rank, self.world = store, alphabet, data, rank, world
         self.sampler = ClusterSampler(store, seed, data.weights, max_length=data.max_length)
