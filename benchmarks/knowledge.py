@@ -8,6 +8,8 @@ columns `sequence` and `structure`, the consensus structure of the family laid o
 pairing     Up to `--positions` paired nucleotides of each RNA are predicted three times: masked alone, with the partner
             masked as well, and with the nucleotide masked that lies as far away on the other side (or another paired
             one of the RNA, if there is none). A model that uses base pairs loses most without the partner.
+contacts    Structures from attention alone (`rinalmo fold --zero-shot`) of up to two RNAs of each family with up to 200
+            nt and at least five pairs: mean F1 (±1) against the consensus, beside RNAfold.
 neighbors   Mean-pooled embeddings of up to 20 RNAs of each family: how often the nearest other RNA (cosine) is of the
             same family; beside it the frequencies of 4-mers.
 tRNA        Pseudo-log-likelihoods of yeast tRNA-Phe: a compensatory double mutant of each pair of the acceptor stem
@@ -21,17 +23,21 @@ from __future__ import annotations
 import argparse
 import random
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from itertools import product
 
 import numpy as np
+import RNA
 
 from rinalmo.engine.engine import Engine
 from rinalmo.inference.embed import embed_records
 from rinalmo.inference.fill_mask import NucleotideScorer
+from rinalmo.inference.fold import Decoding, fold
 from rinalmo.io.sequences import Record, read_fasta
 from rinalmo.io.tables import read_rows
+from rinalmo.metrics import bootstrap_interval, pair_scores
 from rinalmo.model.rinalmo import create
-from rinalmo.rna.structure import pairs_of
+from rinalmo.rna.structure import Pairs, pairs_of
 from rinalmo.weights.checkpoint import load
 
 MAX_LENGTH = 512
@@ -69,6 +75,14 @@ def pairing(records: list[Record], structures: dict[str, str], model: Nucleotide
     sample = np.random.default_rng(seed).choice(difference, (1000, len(difference))).mean(axis=1)
     low, high = np.quantile(sample, (0.025, 0.975))
     return f"{len(queries):,} | {' | '.join(cells)} | {difference.mean():+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def contacts(records: list[Record], structures: dict[str, str], predicted: Iterable[Pairs]) -> str:
+    """A table row: the mean F1 (±1) of predicted pairs, and its 95 % bootstrap interval."""
+    known = [pairs_of(structures[record.sequence]) for record in records]
+    f1 = [pair_scores(true, pairs, tolerance=1).f1 for true, pairs in zip(known, predicted, strict=True)]
+    low, high = bootstrap_interval(f1)
+    return f"{np.mean(f1):.3f} ({low:.3f} to {high:.3f})"
 
 
 def purity(vectors: np.ndarray, families: list[str]) -> float:
@@ -126,6 +140,16 @@ def main() -> None:
     for name, engine in engines.items():
         row = pairing(records, structures, NucleotideScorer(engine), options.positions, options.seed)
         print(f"| {name} | {row} |", flush=True)
+    folded: list[Record] = []
+    for group in groups.values():
+        known = [record for record in group if record.sequence in structures and len(record.sequence) <= 200]
+        folded += [record for record in known if len(pairs_of(structures[record.sequence])) >= 5][:2]
+    print(f"\nContacts: {len(folded):,} RNAs.\n\n| | F1 (±1) |\n|---|---|", flush=True)
+    for name, engine in engines.items():
+        predicted = fold(folded, engine, Decoding(zero_shot=True))
+        print(f"| {name} | {contacts(folded, structures, (each.pairs for each in predicted))} |", flush=True)
+    thermodynamic = (pairs_of(RNA.fold(record.sequence)[0]) for record in folded)
+    print(f"| RNAfold, minimum free energy | {contacts(folded, structures, thermodynamic)} |", flush=True)
     print(f"\nNearest neighbors: {len(few):,} RNAs of {len(set(families))} families.\n")
     print("| | same family |\n|---|---|", flush=True)
     for name, engine in engines.items():
