@@ -12,12 +12,12 @@ made-up    RNA with one perfect stem at a random place, with two to four of them
            GU pairs), and real structures with their letters drawn anew, from a table with the columns `sequence` and
            `structure`. `structures.csv` has the structures of all of them.
 heads      Some heads of the last block get fresh queries and keys and learn to attend to the partner of a paired
-           nucleotide, wherever a table (columns `sequence`, `structure`) has the sequence. Masked nucleotides count five
-           times, since it is they that the language model predicts. Nothing else changes.
+           nucleotide, wherever a table (columns `sequence`, `structure`) has the sequence. Masked nucleotides count
+           five times, since it is they that the language model predicts. Nothing else changes.
 train      `rinalmo pretrain` with two additions for the sequences of the tables. That objective now also trains what
-           the heads read, and unpaired nucleotides attend to `<cls>`. And half of the sequences are redrawn: some or all
-           of their pairs get other letters, the unpaired ones stay, so that the letters of a pair are known from the
-           partner alone.
+           the heads read, and unpaired nucleotides attend to `<cls>`. And half of the sequences are redrawn: some or
+           all of their pairs get other letters, the unpaired ones stay, so that the letters of a pair are known from
+           the partner alone.
 
 For nano the tables held ViennaRNA's structures only, so that no structure of a test set taught it.
 """
@@ -362,9 +362,8 @@ def teach_heads(recipe: Recipe, tables: Sequence[Path], heads: Sequence[int], st
         optimizer.zero_grad()
         if step % 10 == 0 or step == steps:
             loss, count, found, paired = task.sums  # type: ignore[attr-defined]
-            print_note(
-                f"{step} of {steps} steps, loss {loss / count:.3f}, {found / max(1, paired):.1%} of masked partners found"
-            )
+            share = found / max(1, paired)
+            print_note(f"{step} of {steps} steps, loss {loss / count:.3f}, {share:.1%} of masked partners found")
             task.sums[:] = 0  # type: ignore[attr-defined]
     save(model, output)
 
