@@ -51,6 +51,21 @@ def test_version(rinalmo_command):
     assert rinalmo_command("--version").out == f"rinalmo, version {rinalmo.__version__}\n"
 
 
+@pytest.mark.parametrize(("given", "kept"), [(None, "128"), ("7", "7")])
+def test_onednn_keeps_few_kernels_unless_told(given, kept):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    environment = {key: value for key, value in os.environ.items() if key != name} | ({name: given} if given else {})
+    code = (
+        "import os, sys; from rinalmo.cli import main\n"
+        "sys.argv = ['rinalmo', '--version']; main()\n"
+        f"assert 'torch' not in sys.modules; print(os.environ[{name!r}])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", check=True
+    )
+    assert done.stdout.splitlines()[-1] == kept
+
+
 def test_examples_are_copied_and_never_replace_a_file(rinalmo_command, tmp_path):
     names = ["known_structures.csv", "model_card_masks.fa", "sirnas.csv", "tRNA-Phe.fa", "well_known_rnas.fa"]
     folder = tmp_path / "new"
