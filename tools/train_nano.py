@@ -338,9 +338,11 @@ def teach_heads(recipe: Recipe, tables: Sequence[Path], heads: Sequence[int], st
     """Write the model of `recipe.init` with fresh queries and keys of the heads, trained for the second objective."""
     if output.exists():
         raise InputError(f"{output} exists; choose another name")
+    if recipe.data.store is None:
+        raise InputError("data.store is missing: use --set data.store=FOLDER with a store from `rinalmo data prepare`")
     model, _ = build_model(recipe)
     # Only partners: with <cls> as a target from the start, the heads would learn nothing else.
-    task = paired_task(tables, heads, 1.0, 0.0, 0.0)(recipe, TokenStore.open(str(recipe.data.store)), model, Ranks())
+    task = paired_task(tables, heads, 1.0, 0.0, 0.0)(recipe, TokenStore.open(recipe.data.store), model, Ranks())
     attention = model.encoder.blocks[-1].attention
     fresh = torch.Generator().manual_seed(recipe.train.seed)
     rows = attention.qkv.weight.data.unflatten(0, (3, -1, attention.head_size))[:2]

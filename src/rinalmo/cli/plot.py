@@ -89,7 +89,7 @@ def curves(runs: tuple[Path, ...], output: Path, names: tuple[str, ...]) -> None
     "--reference",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Accepted structures, matched by name: pairs are then shown as correct, extra or missed.",
+    help="Accepted structures, matched by name: pairs are then drawn as correct, extra or missed.",
 )
 @click.option(
     "--probabilities",
