@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from rinalmo.data.store import StoreWriter
 from rinalmo.model.config import ModelConfig
 from rinalmo.model.rinalmo import ModelSpec, create
 from rinalmo.weights.checkpoint import save
@@ -97,6 +98,19 @@ def test_variant_effects_of_a_small_scan(tmp_path):
     assert output.count("| scan | 2 | 1 | – |") == 2
     assert "| scan | all | 4 |" in output
     assert "| scan | all | 3 |" in output
+
+
+@pytest.mark.posix_only
+def test_masked_accuracy_by_source(tmp_path):
+    with StoreWriter(tmp_path / "store", sources=["one", "other"]) as writer:
+        for number, split in enumerate(("train", "validation", "validation")):
+            writer.start_cluster(split)
+            writer.add(str(number), b"GGGACUUAGCUCAGUUGGGAGAGCGCC", number % 2)
+    output = run("by_source.py", str(tmp_path / "store"), "--model", "nano", "--untrained")
+    assert "| source | nucleotides | nano | untrained |" in output
+    rows = [line.split("|") for line in output.splitlines()[2:]]
+    assert [row[1].strip() for row in rows] == ["one", "other", "all"]
+    assert int(rows[2][2]) == int(rows[0][2]) + int(rows[1][2])
 
 
 @pytest.mark.posix_only

@@ -8,19 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rinalmo.data.store import StoreWriter, TokenStore
 from rinalmo.errors import InputError
 from rinalmo.rna.structure import pairs_of
 from rinalmo.training.distributed import Ranks
 from rinalmo.training.pretrain import build_model, pretrain
+from rinalmo.training.recipes import load_recipe
 from rinalmo.training.run_folder import read_log
 from rinalmo.weights.checkpoint import load
+
+TOOLS = Path(__file__).parents[2] / "tools"
 
 
 @pytest.fixture
 def tool(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "tools"))
+    monkeypatch.syspath_prepend(str(TOOLS))
     import train_nano
 
     return train_nano
@@ -143,7 +147,7 @@ def test_heads_learn_to_attend_to_partners(tool, hairpins, recipe_of, capsys):
         data__tokens_per_batch=1024,
         data__micro_tokens=512,
         train__max_steps=20,
-        train__checkpoint_every=None,
+        train__checkpoint_every=10,
         validation__every=10,
     )
     model = build_model(recipe)[0]
@@ -165,3 +169,20 @@ def test_heads_learn_to_attend_to_partners(tool, hairpins, recipe_of, capsys):
     losses = [line["pairs/loss"] for line in read_log(folder / "run") if "pairs/loss" in line]
     assert len(losses) == 2
     assert losses[1] < losses[0]
+
+    tool.write_mean(folder / "run", 2, folder / "mean")
+    steps = [folder / "run" / "checkpoints" / f"step-{step:08}" for step in (10, 20)]
+    first, second = ({k: v for f in step.glob("*.safetensors") for k, v in load_file(f).items()} for step in steps)
+    mean = load(folder / "mean").state_dict()
+    for name in ("blocks.0.ffn_norm.bias", "blocks.1.attention.qkv.weight"):
+        expected = (first[f"model.encoder.{name}"] + second[f"model.encoder.{name}"]) / 2
+        torch.testing.assert_close(mean[f"encoder.{name}"], expected)
+    with pytest.raises(InputError, match=r"checkpoints: 2 checkpoints, not 3"):
+        tool.write_mean(folder / "run", 3, folder / "other")
+
+
+def test_its_recipes_load():
+    train, decay = (load_recipe(str(TOOLS / f"train_nano{part}.yaml"), []) for part in ("", "_decay"))
+    assert train.schedule.shape == "constant"
+    assert decay.schedule.shape == "linear"
+    assert decay.data.max_length > train.data.max_length
