@@ -33,7 +33,6 @@ import csv
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +57,7 @@ from rinalmo.training.trainer import Listener
 from rinalmo.weights.checkpoint import save
 
 PAIRS = ("GC",) * 26 + ("CG",) * 26 + ("AU",) * 18 + ("UA",) * 18 + ("GU",) * 6 + ("UG",) * 6
+PAIR_LETTERS = np.array([list(pair.encode()) for pair in PAIRS], dtype=np.uint8)
 UNPAIRED = {"A": 34, "C": 20, "G": 22, "U": 24}  # frequencies in loops, percent
 COMPLEMENT = dict(zip("ACGU", "UGCA", strict=True))
 MASKED_WEIGHT = 5.0
@@ -224,43 +224,26 @@ class PairedBatches(MaskedBatches):
         paired = []
         for batch, items in zip(batches, own, strict=False):
             places = [self.partners.of(item) for item in items]
-            self._redraw(batch, items, places)
             paired.append(PairedBatch(**vars(batch), partners=torch.from_numpy(np.concatenate(places))))
         for batch in batches[len(own) :]:
             paired.append(PairedBatch(**vars(batch), partners=torch.full((batch.layout.total,), -1)))
         return paired
 
-    def _redraw(self, batch: Batch, items: Sequence[Item], places: Sequence[np.ndarray]) -> None:
-        """Give canonical pairs new letters, in place: in `redraw` of the items, a share of the pairs drawn for each."""
-        ids, positions, targets = batch.ids.numpy(), batch.positions.numpy(), batch.targets.numpy()
-        original = ids.copy()
-        original[positions] = targets
-        kept = ids[positions] == targets
-        letters = original.copy()
-        for start, item, place in zip(batch.layout.starts.tolist(), items, places, strict=True):
-            draw = np.random.default_rng(item.key)
-            if draw.random() >= self.redraw:
-                continue
-            (i,) = np.nonzero(place > np.arange(len(place)))  # the 5' one of each pair
-            i, j = i + start, place[i] + start
-            known = np.array([(a, b) in self._pairs for a, b in zip(original[i], original[j], strict=True)], dtype=bool)
-            chosen = known & (draw.random(len(i)) < draw.uniform(0.2, 1.2))
-            new = self._drawn[draw.integers(len(self._drawn), size=chosen.sum())]
-            letters[i[chosen]], letters[j[chosen]] = new.T
-        unselected = np.ones(len(ids), dtype=bool)
-        unselected[positions] = False
-        ids[unselected] = letters[unselected]
-        targets[:] = letters[positions]
-        ids[positions[kept]] = targets[kept]
-
-    @cached_property
-    def _drawn(self) -> np.ndarray:
-        """The ids of the two letters of pairs, as often as they are drawn."""
-        return np.array([self.alphabet.encode(pair)[1:3] for pair in PAIRS])
-
-    @cached_property
-    def _pairs(self) -> set[tuple[int, int]]:
-        return {(first, second) for first, second in self._drawn.tolist()}
+    def letters(self, store: TokenStore, item: Item) -> np.ndarray:
+        """The nucleotides of an item; in `redraw` of the items, canonical pairs, a share drawn for each, are new."""
+        letters = super().letters(store, item)
+        draw = np.random.default_rng(item.key)
+        if draw.random() >= self.redraw:
+            return letters
+        places = self.partners.of(item)[item.whole : item.whole + item.length] - item.whole
+        (i,) = np.nonzero(places > np.arange(item.length))  # the 5' one of each pair
+        j = places[i]
+        first, second = (letters[at].tobytes().decode() for at in (i, j))
+        canonical = np.array([a + b in PAIRS for a, b in zip(first, second, strict=True)], dtype=bool)
+        chosen = canonical & (draw.random(len(i)) < draw.uniform(0.2, 1.2))
+        letters = letters.copy()
+        letters[i[chosen]], letters[j[chosen]] = PAIR_LETTERS[draw.integers(len(PAIRS), size=chosen.sum())].T
+        return letters
 
 
 def paired_task(

@@ -8,7 +8,7 @@ with no position selected, which adds nothing to loss or gradient.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from operator import attrgetter
@@ -59,8 +59,19 @@ class Batch:
         return replace(self, positions=self.positions[:0], targets=self.targets[:0])
 
 
+def letters_of(store: TokenStore, item: Item) -> np.ndarray:
+    """The nucleotides of an item, as ASCII."""
+    return store[item.sequence][item.start : item.start + item.length]
+
+
 def make_batches(
-    store: TokenStore, alphabet: Alphabet, parts: Sequence[list[Item]], masking: Masking, rank: int, world: int
+    store: TokenStore,
+    alphabet: Alphabet,
+    parts: Sequence[list[Item]],
+    masking: Masking,
+    rank: int,
+    world: int,
+    letters: Callable[[TokenStore, Item], np.ndarray] = letters_of,
 ) -> list[Batch]:
     """One rank's share of the micro-batches; the same number on every rank."""
     own = list(parts[rank::world])
@@ -72,8 +83,8 @@ def make_batches(
         border = np.zeros(1, dtype=np.uint8)  # room for <cls> and <eos>
         pieces: list[np.ndarray] = []
         for item in items:
-            letters = store[item.sequence][item.start : item.start + item.length]
-            pieces += (border, letters, border) if item.whole else (letters,)
+            nucleotides = letters(store, item)
+            pieces += (border, nucleotides, border) if item.whole else (nucleotides,)
         ids = alphabet.table[np.concatenate(pieces)]
         ids[(ends - lengths)[whole]], ids[ends[whole] - 1] = alphabet.cls_id, alphabet.eos_id
         keys = np.array([item.key for item in items], dtype=np.uint64)
@@ -258,7 +269,11 @@ class MaskedBatches:
 
     def make(self, parts: Sequence[list[Item]], rank: int, world: int) -> list[Batch]:
         """One rank's share of a step's micro-batches, given their items. A subclass may add to them here."""
-        return make_batches(self.store, self.alphabet, parts, self.data.masking, rank, world)
+        return make_batches(self.store, self.alphabet, parts, self.data.masking, rank, world, self.letters)
+
+    def letters(self, store: TokenStore, item: Item) -> np.ndarray:
+        """The nucleotides of an item, before masking. A subclass may change them here."""
+        return letters_of(store, item)
 
     def __iter__(self) -> Iterator[list[Batch]]:
         if not self.data.workers:
