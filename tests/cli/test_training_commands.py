@@ -26,6 +26,7 @@ def store(tmp_path):
 def run(rinalmo_command, store, tmp_path):
     """A finished run through the command."""
     settings = ("train.max_steps=4", "validation.every=2", "data.tokens_per_batch=256", "data.micro_tokens=256")
+    settings += ("data.weights.source={rfam: 2}",)
     sets = [part for value in (*settings, f"data.store={store}", "logging.every=1") for part in ("--set", value)]
     result = rinalmo_command("pretrain", "pretrain-tiny", "-o", tmp_path / "run", *sets)
     assert result.code == 0, result.err
@@ -57,6 +58,7 @@ def test_the_card_of_a_run(rinalmo_command, run):
         "# our nano",
         "| 3 | 64 | 2 | 256 |",
         "24 sequences (1,200 nt) in 24 clusters, 20 sequences of them for training, from: rfam.",
+        "Clusters are drawn with weights: by source (rfam 2.0)",
         "15% of the nucleotides, of which 80% are masked, 10% replaced by another nucleotide, 10% kept",
         "4 steps of 256 tokens, 1,024 tokens",
         "learning rate 1e-07 to 0.002 over 20 steps, then cosine to 0.0001",
