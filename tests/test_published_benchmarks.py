@@ -303,7 +303,8 @@ def test_the_audit_gets_states_of_all_layers(monkeypatch):
 
 
 def test_random_weights_are_a_baseline(tmp_path):
-    rows = [[mutant(change), n] for n, change in enumerate(["G1A", "G2C", "C20U", "A5G", "A6G", "C8U"])]
+    changes = ["G1A", "G1C", "G2C", "G2U", "G3A", "C20U", "C20A", "A5G", "A5C", "A6G", "A6U", "C8U", "C8G", "U10A"]
+    rows = [[mutant(change), n] for n, change in enumerate(changes)]
     path = table(tmp_path / "assay.csv", ["sequence", "fitness"], *rows)
     (trained,), (baseline,), (again,) = (run("nabench", path, random_weights=flag) for flag in (False, True, True))
     assert baseline["spearman"] == again["spearman"] != trained["spearman"]

@@ -19,6 +19,8 @@ def rinalmo_command(capfd, monkeypatch):
     def run(*arguments):
         capfd.readouterr()
         monkeypatch.setattr("sys.argv", ["rinalmo", *map(str, arguments)])
+        # Else click takes the program for a part of `python -m pytest`.
+        monkeypatch.setattr("__main__.__package__", None)
         code = 0
         try:
             main()

@@ -99,7 +99,7 @@ def fill_mask(
         >>> import rinalmo
         >>> ((candidates,),) = rinalmo.fill_mask("GGUC<mask>CUCUGGUUAGACCAGAUCUGAGCCU", top_k=2)
         >>> candidates[0].token_str, candidates[0].position
-        ('G', 5)
+        ('U', 5)
     """
     engine = as_engine(model, device)
     with name_source_in_errors(sequences):

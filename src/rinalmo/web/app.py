@@ -198,8 +198,8 @@ def _about(model: str) -> str:
     if model != "nano":
         return f"{about}."
     return (
-        f"{about}, the small bundled model. It knows common RNA families; on unseen families it is little better than "
-        f"guessing by nucleotide frequency. For research, start the app with "
+        f"{about}, the small bundled model. It knows common RNA families and base pairs, but on unseen families it "
+        f"predicts only one nucleotide in three. For research, start the app with "
         f"{_code('rinalmo web --model giga')}."
     )
 
