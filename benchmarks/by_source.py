@@ -31,7 +31,7 @@ def sums(model: RiNALMo, store: TokenStore, options: argparse.Namespace) -> np.n
         with torch.autocast("cpu", torch.bfloat16):
             hidden = model.encoder(batch.ids, batch.layout).last_hidden_state
             logits = model.lm_head(hidden[batch.positions])[:, letters].float()
-        truth = torch.searchsorted(letters, batch.targets)
+        truth = (batch.targets[:, None] == letters).int().argmax(dim=1)
         losses = F.cross_entropy(logits, truth, reduction="none")
         right = (logits.argmax(dim=1) == truth).float()
         values = torch.stack([losses, right, torch.ones_like(right)], dim=1)

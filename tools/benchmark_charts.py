@@ -20,7 +20,7 @@ SUMMARY = ROOT / "benchmarks" / "results" / "summary.csv"
 IMAGES = ROOT / "docs" / "images"
 CHARTS = {  # label, title, digits
     "folding": ("F1, ±1", "Secondary structures", 3),
-    "tasks": ("metric, higher is better", "A head on the frozen nano, k-mers and a CNN", 3),
+    "tasks": ("metric, higher is better", "nano, k-mers and a CNN", 3),
     "speed": ("times as fast as multimolecule", "Embedding ncRNA of real lengths, two CPU cores", 2),
     "tables": ("metric, higher is better", "Tables of 800 rows: linear models", 3),
 }

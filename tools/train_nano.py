@@ -8,8 +8,8 @@
 
 `train_nano.yaml` and `train_nano_decay.yaml` beside this file are the recipes of the bundled nano.
 
-Masked language modeling alone does not teach a small model base pairs: nano predicts paired nucleotides no better than
-unpaired ones. Two things do (docs/log.md has the trials):
+Masked language modeling alone does not teach a small model base pairs: after its first stage nano predicted paired
+nucleotides no better than unpaired ones. Two things do (docs/log.md has the trials):
 
 made-up    RNA with one perfect stem at a random place, with two to four of them, with random nested structures (bulges,
            GU pairs), and real structures with their letters drawn anew, from a table with the columns `sequence` and
@@ -23,7 +23,7 @@ train      `rinalmo pretrain` with two additions for the sequences of the tables
            the partner alone.
 mean       The mean of a run's last checkpoints: at a constant learning rate, single ones differ by a point of accuracy.
 
-For nano the tables held ViennaRNA's structures only, so that no structure of a test set taught it.
+For nano the tables held ViennaRNA's structures and those of made-up RNA only: no structure of a test set taught it.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from rinalmo.cli.options import print_note, training_progress
 from rinalmo.data.batches import Batch, MaskedBatches
 from rinalmo.data.sampling import Item
 from rinalmo.data.store import TokenStore
-from rinalmo.errors import InputError
+from rinalmo.errors import InputError, RinalmoError
 from rinalmo.io.tables import read_rows
 from rinalmo.model.kernels import rotate
 from rinalmo.rna.structure import Structure, pairs_of
-from rinalmo.training.checkpoint import Checkpoints, listed
+from rinalmo.training.checkpoint import Checkpoints, damage, listed
 from rinalmo.training.distributed import Ranks
 from rinalmo.training.pretrain import MaskedLMTask, build_model, pretrain
 from rinalmo.training.recipes import Recipe, load_recipe
@@ -364,8 +364,11 @@ def write_mean(run: Path, last: int, output: Path) -> None:
         raise InputError(f"{output} exists; choose another name")
     folder = run / "checkpoints"
     steps = listed(folder)[-last:]
-    if len(steps) < last:
-        raise InputError(f"{folder}: {len(steps)} checkpoints, not {last}")
+    if not 0 < last <= len(steps):
+        raise InputError(f"{folder}: {len(steps)} checkpoints; the mean of {last} cannot be taken")
+    for step in steps:
+        if reason := damage(step):
+            raise InputError(f"{step}: {reason}")
     model, _ = build_model(load_recipe(str(run / "recipe.yaml")))
     total: dict[str, Tensor] = {}
     for step in steps:
@@ -422,7 +425,7 @@ def main() -> None:
         task = paired_task(options.structures, options.heads, options.weight, options.redraw, options.unpaired)
         with training_progress() as callbacks:
             pretrain(recipe, options.output, resume=options.resume, listener=Listener(*callbacks), task=task)
-    except InputError as error:
+    except RinalmoError as error:
         parser.error(str(error))
 
 

@@ -58,7 +58,7 @@ def test_the_card_of_a_run(rinalmo_command, run):
         "# our nano",
         "| 3 | 64 | 2 | 256 |",
         "24 sequences (1,200 nt) in 24 clusters, 20 sequences of them for training, from: rfam.",
-        "Clusters are drawn with weights: by source (rfam 2.0)",
+        "Clusters are drawn with weights: by source (rfam 2)",
         "15% of the nucleotides, of which 80% are masked, 10% replaced by another nucleotide, 10% kept",
         "4 steps of 256 tokens, 1,024 tokens",
         "learning rate 1e-07 to 0.002 over 20 steps, then cosine to 0.0001",

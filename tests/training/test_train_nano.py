@@ -177,8 +177,12 @@ def test_heads_learn_to_attend_to_partners(tool, hairpins, recipe_of, capsys):
     for name in ("blocks.0.ffn_norm.bias", "blocks.1.attention.qkv.weight"):
         expected = (first[f"model.encoder.{name}"] + second[f"model.encoder.{name}"]) / 2
         torch.testing.assert_close(mean[f"encoder.{name}"], expected)
-    with pytest.raises(InputError, match=r"checkpoints: 2 checkpoints, not 3"):
+    with pytest.raises(InputError, match=r"checkpoints: 2 checkpoints; the mean of 3 cannot be taken"):
         tool.write_mean(folder / "run", 3, folder / "other")
+    for shard in steps[0].glob("*.safetensors"):
+        shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match=r"step-00000010: "):
+        tool.write_mean(folder / "run", 2, folder / "other")
 
 
 def test_its_recipes_load():

@@ -199,7 +199,7 @@ def _about(model: str) -> str:
         return f"{about}."
     return (
         f"{about}, the small bundled model. It knows common RNA families and base pairs, but on unseen families it "
-        f"predicts only one nucleotide in three. For research, start the app with "
+        f"gets only one masked nucleotide in three right. For research, start the app with "
         f"{_code('rinalmo web --model giga')}."
     )
 
