@@ -9,34 +9,27 @@ nt, otherwise crops; fixed seed). Cross-entropy in nats and accuracy are over A,
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
 from rinalmo.data.batches import DataRecipe, FixedMasked
 from rinalmo.data.sampling import Masking
 from rinalmo.data.store import TokenStore
-from rinalmo.model.rinalmo import RiNALMo, create
+from rinalmo.model.rinalmo import create
+from rinalmo.training.distributed import Ranks
+from rinalmo.training.pretrain import MaskedLM, sums_by_source
 from rinalmo.weights.checkpoint import load
 
 
-@torch.no_grad()
-def sums(model: RiNALMo, store: TokenStore, options: argparse.Namespace) -> np.ndarray:
-    """Cross-entropy, correct predictions and masked nucleotides of each source, `(sources, 3)`."""
-    data = DataRecipe(max_length=options.length, masking=Masking(selected=0.15))
-    letters = torch.tensor(model.alphabet.nucleotide_ids)
-    found = np.zeros((len(store.sources), 3))
-    for batch in FixedMasked(store, model.alphabet, data, options.per_source).batches():
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden = model.encoder(batch.ids, batch.layout).last_hidden_state
-            logits = model.lm_head(hidden[batch.positions])[:, letters].float()
-        truth = (batch.targets[:, None] == letters).int().argmax(dim=1)
-        losses = F.cross_entropy(logits, truth, reduction="none")
-        right = (logits.argmax(dim=1) == truth).float()
-        values = torch.stack([losses, right, torch.ones_like(right)], dim=1)
-        np.add.at(found, batch.target_sources.numpy(), values.double().numpy())
-    return found
+class OverNucleotides(MaskedLM):
+    """Predictions of A, C, G and U alone."""
+
+    def forward(self, *inputs: Any) -> Tensor:
+        logits = super().forward(*inputs).float()
+        nucleotides = torch.tensor(self.model.alphabet.nucleotide_ids)
+        return torch.full_like(logits, -torch.inf).index_copy(1, nucleotides, logits[:, nucleotides])
 
 
 def main() -> None:
@@ -53,11 +46,16 @@ def main() -> None:
     models = {name: load(name).eval() for name in options.model}
     if options.untrained:
         models["untrained"] = create(models[options.model[0]].spec, 0).eval()
-    tables = {name: sums(model, store, options) for name, model in models.items()}
+    data = DataRecipe(max_length=options.length, masking=Masking(selected=0.15))
+    tables = {}
+    for name, model in models.items():
+        held_out = FixedMasked(store, model.alphabet, data, options.per_source)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            tables[name] = sums_by_source(OverNucleotides(model), held_out, Ranks())
     print("| source | nucleotides | " + " | ".join(tables) + " |")
     print("|---" * (2 + len(tables)) + "|")
     for source, name in [(slice(n, n + 1), name) for n, name in enumerate(store.sources)] + [(slice(None), "all")]:
-        rows = [table[source].sum(axis=0) for table in tables.values()]
+        rows = [table[source].sum(dim=0).tolist() for table in tables.values()]
         if rows[0][2]:
             values = " | ".join(f"{loss / count:.3f} ({100 * right / count:.1f} %)" for loss, right, count in rows)
             print(f"| {name} | {rows[0][2]:,.0f} | {values} |")

@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rinalmo.cli.options import print_note, training_progress
-from rinalmo.data.batches import Batch, MaskedBatches
+from rinalmo.data.batches import Batch, MaskedBatches, letters_of, make_batches
 from rinalmo.data.sampling import Item
 from rinalmo.data.store import TokenStore
 from rinalmo.errors import InputError, RinalmoError
@@ -220,7 +220,8 @@ class PairedBatches(MaskedBatches):
     redraw: float
 
     def make(self, parts: Sequence[list[Item]], rank: int, world: int) -> list[Batch]:
-        batches, own = super().make(parts, rank, world), parts[rank::world]
+        batches = make_batches(self.store, self.alphabet, parts, self.data.masking, rank, world, self._letters)
+        own = parts[rank::world]
         paired = []
         for batch, items in zip(batches, own, strict=False):
             places = [self.partners.of(item) for item in items]
@@ -229,9 +230,9 @@ class PairedBatches(MaskedBatches):
             paired.append(PairedBatch(**vars(batch), partners=torch.full((batch.layout.total,), -1)))
         return paired
 
-    def letters(self, store: TokenStore, item: Item) -> np.ndarray:
+    def _letters(self, store: TokenStore, item: Item) -> np.ndarray:
         """The nucleotides of an item; in `redraw` of the items, canonical pairs, a share drawn for each, are new."""
-        letters = super().letters(store, item)
+        letters = letters_of(store, item)
         draw = np.random.default_rng(item.key)
         if draw.random() >= self.redraw:
             return letters
@@ -370,14 +371,11 @@ def write_mean(run: Path, last: int, output: Path) -> None:
         if reason := damage(step):
             raise InputError(f"{step}: {reason}")
     model, _ = build_model(load_recipe(str(run / "recipe.yaml")))
-    total: dict[str, Tensor] = {}
+    mean = torch.optim.swa_utils.AveragedModel(model)
     for step in steps:
-        weights = {f"model.{name}": torch.empty_like(tensor) for name, tensor in model.state_dict().items()}
-        Checkpoints(folder, Ranks()).restore(step, weights)
-        for name, tensor in weights.items():
-            total[name] = total.get(name, 0.0) + tensor.double()
-    model.load_state_dict({name.removeprefix("model."): (value / last).float() for name, value in total.items()})
-    save(model, output)
+        Checkpoints(folder, Ranks()).restore(step, {f"model.{name}": t for name, t in model.state_dict().items()})
+        mean.update_parameters(model)
+    save(mean.module, output)
     print_note(f"{output}: the mean of {', '.join(step.name for step in steps)}")
 
 

@@ -26,8 +26,8 @@ def store(tmp_path):
 def run(rinalmo_command, store, tmp_path):
     """A finished run through the command."""
     settings = ("train.max_steps=4", "validation.every=2", "data.tokens_per_batch=256", "data.micro_tokens=256")
-    settings += ("data.weights.source={rfam: 2}",)
-    sets = [part for value in (*settings, f"data.store={store}", "logging.every=1") for part in ("--set", value)]
+    more = ("data.weights.source={rfam: 2}", f"data.store={store}", "logging.every=1")
+    sets = [part for value in (*settings, *more) for part in ("--set", value)]
     result = rinalmo_command("pretrain", "pretrain-tiny", "-o", tmp_path / "run", *sets)
     assert result.code == 0, result.err
     assert "4 of 4 steps (100 %)  loss" in result.err

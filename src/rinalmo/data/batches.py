@@ -269,11 +269,7 @@ class MaskedBatches:
 
     def make(self, parts: Sequence[list[Item]], rank: int, world: int) -> list[Batch]:
         """One rank's share of a step's micro-batches, given their items. A subclass may add to them here."""
-        return make_batches(self.store, self.alphabet, parts, self.data.masking, rank, world, self.letters)
-
-    def letters(self, store: TokenStore, item: Item) -> np.ndarray:
-        """The nucleotides of an item, before masking. A subclass may change them here."""
-        return letters_of(store, item)
+        return make_batches(self.store, self.alphabet, parts, self.data.masking, rank, world)
 
     def __iter__(self) -> Iterator[list[Batch]]:
         if not self.data.workers:

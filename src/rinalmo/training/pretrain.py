@@ -95,15 +95,7 @@ class MaskedLMTask(TrainingTask[Batch]):
 
     def evaluate(self, module: nn.Module, ranks: Ranks) -> Iterator[tuple[str, float]]:
         """Loss, accuracy and perplexity over the validation split, then for each source in it."""
-        sums = torch.zeros(len(self.store.sources), 3, dtype=sum_dtype(ranks.device), device=ranks.device)
-        for batch in self.held_out.batches(ranks.rank, ranks.world):
-            batch = _to_device(batch, ranks.device)
-            logits = module(batch.ids, batch.layout, batch.positions)
-            losses = F.cross_entropy(logits, batch.targets, reduction="none")
-            correct = logits.argmax(dim=-1) == batch.targets
-            rows = torch.stack([losses, correct, torch.ones_like(losses)], dim=1).to(sums.dtype)
-            sums.index_add_(0, batch.target_sources, rows)
-        total = ranks.all_gather(sums.flatten().tolist()).sum(dim=0).view(sums.shape)
+        total = sums_by_source(module, self.held_out, ranks)
         names = ["validation", *(f"validation/{source}" for source in self.store.sources)]
         for name, row in zip(names, (total.sum(dim=0), *total), strict=True):
             loss, right, count = row.tolist()
@@ -120,6 +112,19 @@ class MaskedLMTask(TrainingTask[Batch]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.source.load_state_dict(state)
+
+
+def sums_by_source(module: nn.Module, held_out: FixedMasked, ranks: Ranks) -> Tensor:
+    """Loss, correct predictions and masked tokens of each source, of all ranks together `(sources, 3)`."""
+    sums = torch.zeros(len(held_out.store.sources), 3, dtype=sum_dtype(ranks.device), device=ranks.device)
+    for batch in held_out.batches(ranks.rank, ranks.world):
+        batch = _to_device(batch, ranks.device)
+        logits = module(batch.ids, batch.layout, batch.positions)
+        losses = F.cross_entropy(logits, batch.targets, reduction="none")
+        correct = logits.argmax(dim=-1) == batch.targets
+        rows = torch.stack([losses, correct, torch.ones_like(losses)], dim=1).to(sums.dtype)
+        sums.index_add_(0, batch.target_sources, rows)
+    return ranks.all_gather(sums.flatten().tolist()).sum(dim=0).view(sums.shape)
 
 
 def build_model(recipe: Recipe) -> tuple[RiNALMo, list[str]]:
