@@ -400,7 +400,8 @@ def main() -> None:
     parser.add_argument("--model", default="nano-fold", help="model to add a combiner to")
     parser.add_argument("--output", type=Path, required=True, help="folder for the model with the combiner")
     parser.add_argument("--held-out", type=Path, help="folder for a model that knows no family of ArchiveII")
-    parser.add_argument("--steps", type=int, default=780, help="of the training of each head")
+    parser.add_argument("--steps", type=int, default=1450, help="of the second head: two passes, as nano-fold's head")
+    parser.add_argument("--held-out-steps", type=int, default=700, help="of the head without ArchiveII's families")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--channels", type=int, default=32)
@@ -436,7 +437,7 @@ def main() -> None:
     if chosen.held_out:
         short = first["sequence"].str.len() <= LONGEST_OF_ARCHIVE_HEAD
         first, validation = first[short & ~first["archive"]], validation[~validation["archive"]]
-        head = trained_head("archive", first, validation, chosen.work, chosen.steps)
+        head = trained_head("archive", first, validation, chosen.work, chosen.held_out_steps)
         combiner = fit([case for case in every if not case.archive], chosen)
         save(with_combiner(load(head), combiner), chosen.held_out, overwrite=True)
 
