@@ -113,10 +113,7 @@ TEXTBOOK = {
 def test_textbook_structures(engine, name):
     known = Structure.from_dot_bracket(name, *TEXTBOOK[name])
     ((structure, _),) = fold_records([Record(name, "", known.sequence)], engine)
-    scores = pair_scores(known.pairs, structure.pairs)
-    assert scores.precision >= 0.95
-    # The adenine riboswitch lacks three outer pairs.
-    assert scores.f1 >= (0.9 if name == "add riboswitch" else 0.95)
+    assert pair_scores(known.pairs, structure.pairs).f1 >= 0.95
 
 
 def test_the_default_is_one_for_all_ways_to_fold(engine, tmp_path):
@@ -152,11 +149,11 @@ def test_the_combiners_numbers(engine):
     """The acceptor stem of tRNA-Phe, and the helices P1 to P3 of the add riboswitch, as first measured."""
     _, found = folded(engine, Decoding())
     stem = [found[i, 71 - i] for i in range(7)]
-    np.testing.assert_allclose(stem, [0.978, 0.994, 0.994, 0.991, 0.991, 0.981, 0.922], atol=0.01)
+    np.testing.assert_allclose(stem, [0.941, 0.992, 0.992, 0.990, 0.988, 0.979, 0.915], atol=0.01)
     known = Structure.from_dot_bracket("add", *TEXTBOOK["add riboswitch"])
     ((_, found),) = fold_records([Record("add", "", known.sequence)], engine)
-    expected = [0.233, 0.930, 0.956, 0.957, 0.956, 0.951, 0.933, 0.883, 0.848]
-    expected += [0.165, 0.284, 0.300, 0.271, 0.263, 0.237, 0.614, 0.712, 0.703, 0.783, 0.728, 0.584]
+    expected = [0.248, 0.845, 0.967, 0.956, 0.951, 0.957, 0.931, 0.827, 0.760]
+    expected += [0.308, 0.411, 0.281, 0.416, 0.410, 0.334, 0.638, 0.731, 0.772, 0.803, 0.789, 0.678]
     np.testing.assert_allclose(found[tuple(np.array(known.pairs).T)], expected, atol=0.02)
 
 

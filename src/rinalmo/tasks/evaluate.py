@@ -304,7 +304,7 @@ def evaluate(
 
     Examples:
         >>> import rinalmo
-        >>> rows = [{"sequence": "GGCUAGCGAAAGCUAGCC", "structure": "(((((((....)))))))"}]
+        >>> rows = [{"sequence": "GGGGCGAAAGCCCC", "structure": "(((((....)))))"}]
         >>> evaluation = rinalmo.evaluate(rows, "nano-fold", thermodynamics=0)
         >>> evaluation.count, evaluation.metrics["f1"].value
         (1, 1.0)

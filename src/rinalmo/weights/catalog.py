@@ -207,7 +207,7 @@ CATALOG: dict[str, CatalogEntry] = {
         ),
         _bundled(
             "nano-fold",
-            "nano, trained further to fold, on bpRNA TR0",
+            "nano of version 0.1, trained further to fold, on bpRNA TR0",
             7.9,
             task="secondary-structure",
             trained_on="bpRNA TR0",
