@@ -1,7 +1,7 @@
-"""Train the combiner of a folding model (`rinalmo.model.structure_heads`) with one command.
+"""Train nano-fold, its head and its combiner (`rinalmo.model.structure_heads`), with one command.
 
-    python tools/train_combiner.py DATA WORK --output nano-fold
-    python tools/train_combiner.py DATA WORK --output nano-fold --held-out archive-fold    # and one without ArchiveII
+    python tools/train_fold.py DATA WORK --output nano-fold
+    python tools/train_fold.py DATA WORK --output nano-fold --held-out archive-fold    # and one without ArchiveII
 
 DATA holds `bprna-spot` (TR0, VL0, TS0), `rfam-14.2-seed`, `bprna-new`, `archiveII` and `pdb-rna`. WORK keeps
 finished steps, so that an interrupted run resumes. Steps:
@@ -9,15 +9,17 @@ finished steps, so that an interrupted run resumes. Steps:
 1. Families. TR0 and VL0 are assigned to families by Rfam accession (where a sequence is a seed), by source (tmRNA, SRP,
    RNase P, tRNA of their databases) and by MMseqs2 hits of any length (E < 1e-3). 35 % of the families, in strata of
    size, are held out, and a tenth of the RNAs of the others.
-2. A second head is trained on the rest with the recipe finetune-secondary-structure-cpu. Its predictions for the
-   held-out families show how a head behaves on new families; those for the tenth, how it behaves on known ones.
-3. The model itself predicts RNAs that it was not trained on: VL0, seeds of Rfam families that TR0 has, and of
-   families that neither TR0 nor a test set has (except long non-coding RNAs and CD-box snoRNAs, whose consensus
-   structures have few pairs or none). Excluded are RNAs similar to one of a test set or, for known families, of TR0 (80
-   % identity over 80 % of the shorter one), and new families with any hit to TR0 or a test set.
-4. A combiner is trained on about half of these families and evaluated on the others. The final one is trained in the
+2. The model: `nano` is trained on TR0 with the recipe finetune-secondary-structure-cpu. TR0 has few RNAs under 50 nt,
+   so each head also learns 600 short ones that ViennaRNA folds as designed.
+3. A second head is trained in the same way on the families that are not held out. Its predictions for the held-out
+   families show how a head behaves on new families; those for the tenth, how it behaves on known ones.
+4. The model predicts RNAs that it was not trained on: VL0, seeds of Rfam families that TR0 has, and of families that
+   neither TR0 nor a test set has (except long non-coding RNAs and CD-box snoRNAs, whose consensus structures have few
+   pairs or none), and other designed RNAs. Excluded are RNAs similar to one of a test set or, for known families, of
+   TR0 (80 % identity over 80 % of the shorter one), and new families with any hit to TR0 or a test set.
+5. A combiner is trained on about half of these families and evaluated on the others. The final one is trained in the
    same way on all of them. Test sets are never folded here.
-5. With --held-out, a head is trained on TR0 without any family that ArchiveII has: without every RNA that MMseqs2 finds
+6. With --held-out, a head is trained on TR0 without any family that ArchiveII has: without every RNA that MMseqs2 finds
    similar to one of ArchiveII, and all others of its family. Its combiner learned from none of these families either.
    `benchmarks/folding.py archiveII.csv.gz --model archive-fold` then measures families that nothing has seen.
 """
@@ -39,6 +41,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from train_nano import join, loop, nested, stem
 
 from rinalmo.data.cluster import MMseqs
 from rinalmo.engine.engine import Engine
@@ -62,6 +65,8 @@ TESTS = {
 FAMILY_DATABASES = ("SPR", "SRP", "tmRNA", "RNP")  # sources of bpRNA with a single family each
 HELD_OUT, KNOWN = 0.35, 0.1
 LONGEST = 500
+DESIGNED = 600
+STRUCTURES_PER_STEP = 8  # of the recipe
 LONGEST_OF_ARCHIVE_HEAD = 250  # three quarters of the nucleotides of TR0
 SEED = 20261129
 SHARES = {  # share of the draws in training
@@ -71,6 +76,7 @@ SHARES = {  # share of the draws in training
     "TR0, new": 0.30,
     "Rfam, known": 0.06,
     "Rfam, new": 0.16,
+    "designed": 0.03,
 }
 JUDGING = {"VL0": 0.5, "Rfam": 0.4, "TR0": 0.15}  # of the families of each set, that the first one is judged by
 UNSTRUCTURED = "lncRNA|CD-box"
@@ -203,17 +209,39 @@ def report_overlap(every: pd.DataFrame, hits: pd.DataFrame) -> None:
         print(f"{name}: {len(rows):,} RNAs, {counts}")
 
 
-def trained_head(name: str, train: pd.DataFrame, validation: pd.DataFrame, work: Path, steps: int) -> Path:
-    """A head trained on some RNAs of TR0, unless it exists."""
+# Heads.
+
+
+def designed(number: int, seed: int) -> pd.DataFrame:
+    """Short RNAs that ViennaRNA folds as designed: hairpins of 3 to 12 pairs, and nested structures up to 100 nt."""
+    draw, made = random.Random(seed), dict[str, str]()
+    while len(made) < number:
+        if draw.random() < 0.5:
+            hairpin = stem(draw, draw.randint(3, 12), loop(draw, draw.randint(3, 8)), 0.03)
+            flanks = [loop(draw, draw.choice((0, 0, draw.randint(1, 8)))) for _ in range(2)]
+            sequence, structure = join(flanks[0], hairpin, flanks[1])
+        else:
+            sequence, structure = nested(draw, draw.randint(20, 85))
+        if len(sequence) <= 100 and ensemble(sequence).mfe_structure == structure:
+            made[sequence] = structure
+    table = pd.DataFrame(made.items(), columns=["sequence", "structure"])
+    names = "designed-" + table.index.astype(str)
+    return table.assign(set="designed", id=names, family=None, cluster=names, part="new", head="model", archive=False)
+
+
+def trained_head(name: str, train: pd.DataFrame, validation: pd.DataFrame, work: Path, passes: float) -> Path:
+    """A head trained on these RNAs and designed ones, unless it exists."""
     run = work / name
     if not (run / "model").exists():
         columns, files = ["id", "sequence", "structure"], (work / f"{name}.csv", work / f"{name}-validation.csv")
+        train = pd.concat([train, designed(DESIGNED, 0)])
         for path, rnas in zip(files, (train, validation.sample(120, random_state=0)), strict=True):
             rnas[columns].to_csv(path, index=False)
+        steps = round(passes * len(train) / STRUCTURES_PER_STEP)
         arguments = ["finetune", "secondary-structure", str(files[0]), "--output", str(run)]
         arguments += ["--validation", str(files[1]), "--threads", "1"]
         arguments += ["--recipe", "finetune-secondary-structure-cpu", "--set", f"train.max_steps={steps}"]
-        arguments += ["--set", "train.epochs=20", "--set", "validation.every=650"]
+        arguments += ["--set", "train.epochs=20", "--set", f"validation.every={steps // 3}"]
         resume = ["--resume"] if run.exists() else []
         subprocess.run([sys.executable, "-m", "rinalmo", *arguments, *resume], check=True)
     return run / "model"
@@ -397,11 +425,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--model", default="nano-fold", help="model to add a combiner to")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the model with the combiner")
+    parser.add_argument("--output", type=Path, required=True, help="folder for nano-fold")
     parser.add_argument("--held-out", type=Path, help="folder for a model that knows no family of ArchiveII")
-    parser.add_argument("--steps", type=int, default=1450, help="of the second head: two passes, as nano-fold's head")
-    parser.add_argument("--held-out-steps", type=int, default=700, help="of the head without ArchiveII's families")
+    parser.add_argument("--passes", type=float, default=2.8, help="of a head over its RNAs")
+    parser.add_argument("--held-out-passes", type=float, default=1.2, help="of the head without ArchiveII's families")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--channels", type=int, default=32)
@@ -414,9 +441,11 @@ def main() -> None:
     chosen.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     rnas = split(chosen.data, chosen.work)
-    by_model = kept_cases("model", rnas[rnas["head"] == "model"], chosen.model, chosen.work)
     first, validation = rnas[rnas["set"] == "TR0"], rnas[rnas["set"] == "VL0"]
-    head = trained_head("second", first[first["part"] == "train"], validation, chosen.work, chosen.steps)
+    model = trained_head("model", first, validation, chosen.work, chosen.passes)
+    unseen = pd.concat([rnas[rnas["head"] == "model"], designed(DESIGNED, 1)], ignore_index=True)
+    by_model = kept_cases("model", unseen, model, chosen.work)
+    head = trained_head("second", first[first["part"] == "train"], validation, chosen.work, chosen.passes)
     held = rnas[(rnas["head"] == "second") & (rnas["part"] != "train")]
     of_family = held[held["part"] == "new"].sample(frac=1, random_state=3).groupby("cluster").cumcount()
     held = held.drop(of_family.index[of_family >= MOST_OF_A_FAMILY])
@@ -432,12 +461,12 @@ def main() -> None:
         for count, mean, right in calibration(combiner, cases):
             print(f"{name}: {count:,} candidates of mean probability {mean:.3f}, {right:.3f} of them right")
     combiner = fit(every, chosen)
-    save(with_combiner(load(chosen.model), combiner), chosen.work / "combined", overwrite=True)
+    save(with_combiner(load(model), combiner), chosen.work / "combined", overwrite=True)
     convert(chosen.work / "combined", chosen.output, half=True, overwrite=True)
     if chosen.held_out:
         short = first["sequence"].str.len() <= LONGEST_OF_ARCHIVE_HEAD
         first, validation = first[short & ~first["archive"]], validation[~validation["archive"]]
-        head = trained_head("archive", first, validation, chosen.work, chosen.held_out_steps)
+        head = trained_head("archive", first, validation, chosen.work, chosen.held_out_passes)
         combiner = fit([case for case in every if not case.archive], chosen)
         save(with_combiner(load(head), combiner), chosen.held_out, overwrite=True)
 
