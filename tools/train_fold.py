@@ -9,8 +9,9 @@ finished steps, so that an interrupted run resumes. Steps:
 1. Families. TR0 and VL0 are assigned to families by Rfam accession (where a sequence is a seed), by source (tmRNA, SRP,
    RNase P, tRNA of their databases) and by MMseqs2 hits of any length (E < 1e-3). 35 % of the families, in strata of
    size, are held out, and a tenth of the RNAs of the others.
-2. The model: `nano` is trained on TR0 with the recipe finetune-secondary-structure-cpu. TR0 has few RNAs under 50 nt,
-   so each head also learns 600 short ones that ViennaRNA folds as designed.
+2. The model: `nano` is trained on TR0 with the recipe finetune-secondary-structure-cpu. So that it learns pairs rather
+   than families, each head sees as many RNAs with the same structures and other letters; and 600 short RNAs that
+   ViennaRNA folds as designed, since TR0 has few under 50 nt.
 3. A second head is trained in the same way on the families that are not held out. Its predictions for the held-out
    families show how a head behaves on new families; those for the tenth, how it behaves on known ones.
 4. The model predicts RNAs that it was not trained on: VL0, seeds of Rfam families that TR0 has, and of families that
@@ -41,7 +42,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from train_nano import join, loop, nested, stem
+from train_nano import join, loop, nested, redrawn, stem
 
 from rinalmo.data.cluster import MMseqs
 from rinalmo.engine.engine import Engine
@@ -76,7 +77,7 @@ SHARES = {  # share of the draws in training
     "TR0, new": 0.30,
     "Rfam, known": 0.06,
     "Rfam, new": 0.16,
-    "designed": 0.03,
+    "designed, new": 0.03,
 }
 JUDGING = {"VL0": 0.5, "Rfam": 0.4, "TR0": 0.15}  # of the families of each set, that the first one is judged by
 UNSTRUCTURED = "lncRNA|CD-box"
@@ -229,12 +230,20 @@ def designed(number: int, seed: int) -> pd.DataFrame:
     return table.assign(set="designed", id=names, family=None, cluster=names, part="new", head="model", archive=False)
 
 
+def with_other_letters(rnas: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """The same structures with all or some of the pairs and unpaired letters drawn anew."""
+    draw = random.Random(seed)
+    made = [redrawn(draw, rna) for rna in zip(rnas["sequence"], rnas["structure"], strict=True)]
+    sequences, structures = zip(*made, strict=True)
+    return rnas.assign(id="redrawn-" + rnas["id"], sequence=sequences, structure=structures)
+
+
 def trained_head(name: str, train: pd.DataFrame, validation: pd.DataFrame, work: Path, passes: float) -> Path:
-    """A head trained on these RNAs and designed ones, unless it exists."""
+    """A head trained on these RNAs, redrawn and designed ones, unless it exists."""
     run = work / name
     if not (run / "model").exists():
         columns, files = ["id", "sequence", "structure"], (work / f"{name}.csv", work / f"{name}-validation.csv")
-        train = pd.concat([train, designed(DESIGNED, 0)])
+        train = pd.concat([train, with_other_letters(train, 0), designed(DESIGNED, 0)])
         for path, rnas in zip(files, (train, validation.sample(120, random_state=0)), strict=True):
             rnas[columns].to_csv(path, index=False)
         steps = round(passes * len(train) / STRUCTURES_PER_STEP)
@@ -359,8 +368,8 @@ def sampling_weights(train: Sequence[Case]) -> np.ndarray:
     sizes = Counter((case.kind, case.cluster) for case in train)
     weights = np.array([sizes[case.kind, case.cluster] ** -0.5 for case in train])
     kinds = np.array([case.kind for case in train])
-    for kind, share in SHARES.items():
-        weights[kinds == kind] *= share / weights[kinds == kind].sum()
+    for kind in set(kinds):
+        weights[kinds == kind] *= SHARES[kind] / weights[kinds == kind].sum()
     return weights / weights.sum()
 
 
@@ -427,8 +436,8 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--output", type=Path, required=True, help="folder for nano-fold")
     parser.add_argument("--held-out", type=Path, help="folder for a model that knows no family of ArchiveII")
-    parser.add_argument("--passes", type=float, default=2.8, help="of a head over its RNAs")
-    parser.add_argument("--held-out-passes", type=float, default=1.2, help="of the head without ArchiveII's families")
+    parser.add_argument("--passes", type=float, default=1.6, help="of a head over its RNAs and the redrawn ones")
+    parser.add_argument("--held-out-passes", type=float, default=0.8, help="of the head without ArchiveII's families")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--channels", type=int, default=32)
