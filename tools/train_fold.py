@@ -2,6 +2,7 @@
 
     python tools/train_fold.py DATA WORK --output nano-fold
     python tools/train_fold.py DATA WORK --output nano-fold --held-out archive-fold    # and one without ArchiveII
+    python tools/train_fold.py DATA WORK --output combined --model RUN/model           # a combiner for a trained model
 
 DATA holds `bprna-spot` (TR0, VL0, TS0), `rfam-14.2-seed`, `bprna-new`, `archiveII` and `pdb-rna`. WORK keeps
 finished steps, so that an interrupted run resumes. Steps:
@@ -54,6 +55,7 @@ from rinalmo.rna.structure import pairs_of
 from rinalmo.rna.thermodynamics import Ensemble, ensemble
 from rinalmo.tasks.base import Example
 from rinalmo.tasks.evaluate import outputs, task_of
+from rinalmo.training.recipes import recipe_for
 from rinalmo.weights.checkpoint import convert, load, save
 
 TESTS = {
@@ -67,7 +69,7 @@ FAMILY_DATABASES = ("SPR", "SRP", "tmRNA", "RNP")  # sources of bpRNA with a sin
 HELD_OUT, KNOWN = 0.35, 0.1
 LONGEST = 500
 DESIGNED = 600
-STRUCTURES_PER_STEP = 8  # of the recipe
+RECIPE = "finetune-secondary-structure-cpu"
 LONGEST_OF_ARCHIVE_HEAD = 250  # three quarters of the nucleotides of TR0
 SEED = 20261129
 SHARES = {  # share of the draws in training
@@ -246,10 +248,11 @@ def trained_head(name: str, train: pd.DataFrame, validation: pd.DataFrame, work:
         train = pd.concat([train, with_other_letters(train, 0), designed(DESIGNED, 0)])
         for path, rnas in zip(files, (train, validation.sample(120, random_state=0)), strict=True):
             rnas[columns].to_csv(path, index=False)
-        steps = round(passes * len(train) / STRUCTURES_PER_STEP)
+        per_step = recipe_for("secondary-structure", files[0], RECIPE).data.sequences_per_batch
+        steps = round(passes * len(train) / per_step)
         arguments = ["finetune", "secondary-structure", str(files[0]), "--output", str(run)]
         arguments += ["--validation", str(files[1]), "--threads", "1"]
-        arguments += ["--recipe", "finetune-secondary-structure-cpu", "--set", f"train.max_steps={steps}"]
+        arguments += ["--recipe", RECIPE, "--set", f"train.max_steps={steps}"]
         arguments += ["--set", "train.epochs=20", "--set", f"validation.every={steps // 3}"]
         resume = ["--resume"] if run.exists() else []
         subprocess.run([sys.executable, "-m", "rinalmo", *arguments, *resume], check=True)
@@ -434,7 +437,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--output", type=Path, required=True, help="folder for nano-fold")
+    parser.add_argument("--model", help="a model trained on TR0 that gets a combiner [default: one is trained]")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the model with the combiner")
     parser.add_argument("--held-out", type=Path, help="folder for a model that knows no family of ArchiveII")
     parser.add_argument("--passes", type=float, default=1.6, help="of a head over its RNAs and the redrawn ones")
     parser.add_argument("--held-out-passes", type=float, default=0.8, help="of the head without ArchiveII's families")
@@ -451,7 +455,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rnas = split(chosen.data, chosen.work)
     first, validation = rnas[rnas["set"] == "TR0"], rnas[rnas["set"] == "VL0"]
-    model = trained_head("model", first, validation, chosen.work, chosen.passes)
+    model = chosen.model or trained_head("model", first, validation, chosen.work, chosen.passes)
     unseen = pd.concat([rnas[rnas["head"] == "model"], designed(DESIGNED, 1)], ignore_index=True)
     by_model = kept_cases("model", unseen, model, chosen.work)
     head = trained_head("second", first[first["part"] == "train"], validation, chosen.work, chosen.passes)
